@@ -1,0 +1,104 @@
+"""The lag-one correlation ρ and what follows from it, without cancellation near |ρ| = 1."""
+
+from __future__ import annotations
+
+import functools
+
+import numpy as np
+import tensorflow as tf
+import tensorflow_probability as tfp
+
+
+@tf.custom_gradient
+def _tanh(u: tf.Tensor) -> tf.Tensor:
+    # The gradient of tf.tanh is 1 - tanh(u)², which float32 rounds to 0 from |u| = 9 on.
+    return tf.math.tanh(
+        u
+    ), lambda dy: dy * 4.0 * tf.math.sigmoid(2.0 * u) * tf.math.sigmoid(-2.0 * u)
+
+
+@tf.custom_gradient
+def _log_cosh(u: tf.Tensor) -> tf.Tensor:
+    # As in TFP, except that the second derivative survives where tanh(u) rounds to 1.
+    return tfp.math.log_cosh(u), lambda dy: dy * _tanh(u)
+
+
+class LagOneCorrelation:
+    """Tensors that follow from ρ, or from its Fisher z-transform u = atanh ρ, computed on demand.
+
+    Everything has the shape of the parameter that was given. With `fisher_z` all of it keeps full
+    relative accuracy where ρ itself rounds to ±1, as logits do for probabilities. An instance
+    reads its parameter once, when it is made; make one for each computation.
+
+    Args:
+      correlation: floating-point tensor, ρ in (-1, 1). Exactly one of `correlation` and `fisher_z`.
+      fisher_z: floating-point tensor, u = atanh ρ, any finite value.
+
+    Raises:
+      ValueError: if both or none of `correlation` and `fisher_z` are given.
+    """
+
+    def __init__(self, correlation: tf.Tensor | None = None, fisher_z: tf.Tensor | None = None):
+        check_one_given(correlation, fisher_z)
+        self._rho = None if correlation is None else tf.convert_to_tensor(correlation)
+        self._u = None if fisher_z is None else tf.convert_to_tensor(fisher_z)
+        self.dtype = (self._u if self._rho is None else self._rho).dtype
+
+    @functools.cached_property
+    def value(self) -> tf.Tensor:
+        """The correlation ρ itself."""
+        return _tanh(self._u) if self._rho is None else self._rho
+
+    @functools.cached_property
+    def sign(self) -> tf.Tensor:
+        """The sign of ρ, where 0 counts as positive; -1 or 1, without gradient."""
+        given = self._u if self._rho is None else self._rho
+        return tf.where(given < 0, -tf.ones_like(given), tf.ones_like(given))
+
+    @functools.cached_property
+    def complement(self) -> tf.Tensor:
+        """`sign - ρ`, in (-1, 1]: the distance to the nearer end, with its sign."""
+        if self._rho is None:
+            return self.sign * 2.0 * tf.math.sigmoid(-2.0 * self.sign * self._u)
+        return self.sign - self._rho
+
+    @functools.cached_property
+    def log_innovation_variance(self) -> tf.Tensor:
+        """`log(1 - ρ²)`: the log-variance of a step given the one before, at marginal scale 1."""
+        if self._rho is None:
+            return -2.0 * _log_cosh(self._u)
+        return tf.math.log1p(-self._rho) + tf.math.log1p(self._rho)
+
+    @functools.cached_property
+    def innovation_scale(self) -> tf.Tensor:
+        """`√(1 - ρ²)`."""
+        if self._rho is None:
+            return tf.math.exp(-_log_cosh(self._u))
+        return tf.math.sqrt((1.0 - self._rho) * (1.0 + self._rho))
+
+    @functools.cached_property
+    def innovation_precision_scale(self) -> tf.Tensor:
+        """`1 / √(1 - ρ²)`, at most the largest finite number, so that its product with 0 is 0."""
+        if self._rho is None:
+            largest = 0.999 * np.log(np.finfo(self.dtype.as_numpy_dtype).max)
+            return tf.math.exp(tf.math.minimum(_log_cosh(self._u), tf.cast(largest, self.dtype)))
+        return tf.math.rsqrt((1.0 - self._rho) * (1.0 + self._rho))
+
+    @functools.cached_property
+    def log_abs(self) -> tf.Tensor:
+        """`log |ρ|`, without gradient; `-inf` at ρ = 0."""
+        log_abs = tf.math.log(tf.math.abs(tf.stop_gradient(self.value)))
+        if self._rho is None:
+            distance = tf.stop_gradient(tf.math.abs(self.complement))
+            log_abs = tf.where(distance < 0.5, tf.math.log1p(-distance), log_abs)
+        return log_abs
+
+
+def check_one_given(correlation: object, fisher_z: object) -> None:
+    """Raises `ValueError` unless exactly one of the two parametrizations is given."""
+    if (correlation is None) == (fisher_z is None):
+        given = "neither" if correlation is None else "both"
+        raise ValueError(
+            f"Pass exactly one of `correlation` and `fisher_z` (= atanh of the correlation); "
+            f"got {given}."
+        )
