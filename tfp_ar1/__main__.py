@@ -1,0 +1,8 @@
+"""`python -m tfp_ar1`: the command line."""
+
+import sys
+
+from tfp_ar1.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,87 @@
+"""Distributions as plain configurations (JSON), so that models with a prior can be saved safely."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+import tensorflow_probability as tfp
+
+from tfp_ar1.mvn_ar1 import MultivariateNormalAR1
+
+tfd = tfp.distributions
+
+__all__ = ["from_config", "standard_normal", "to_config"]
+
+_CLASSES = {
+    cls.__name__: cls
+    for cls in (
+        MultivariateNormalAR1,
+        tfd.Independent,
+        tfd.MultivariateNormalDiag,
+        tfd.MultivariateNormalTriL,
+        tfd.Normal,
+        tfd.Sample,
+    )
+}
+
+
+def standard_normal(event_size: int, dtype: Any = tf.float32) -> tfd.MultivariateNormalDiag:
+    """N(0, I) over vectors of `event_size`: the prior that a VAE has unless told otherwise."""
+    return tfd.MultivariateNormalDiag(loc=tf.zeros([event_size], dtype))
+
+
+def to_config(distribution: tfd.Distribution) -> dict[str, Any]:
+    """The class and the parameters of a distribution, as dictionaries, lists, numbers and strings.
+
+    Args:
+      distribution: a `MultivariateNormalAR1`, or one of `tfd.MultivariateNormalDiag`,
+        `MultivariateNormalTriL`, `Normal`, `Independent` and `Sample`, nested or not.
+
+    Returns:
+      A configuration for `from_config`. Variables are stored by their present value.
+
+    Raises:
+      ValueError: if the distribution, or one inside it, is of another class.
+    """
+    name = type(distribution).__name__
+    if type(distribution) is not _CLASSES.get(name):
+        raise ValueError(
+            f"A prior of class `{name}` cannot be saved; use one of {sorted(_CLASSES)}."
+        )
+    return {
+        "distribution": name,
+        "parameters": {k: _value_to_config(v) for k, v in distribution.parameters.items()},
+    }
+
+
+def from_config(config: Mapping[str, Any]) -> tfd.Distribution:
+    """Makes the distribution again from what `to_config` returned.
+
+    Raises:
+      ValueError: if the configuration names a class that is not known.
+    """
+    name = config.get("distribution")
+    if name not in _CLASSES:
+        raise ValueError(f"Unknown prior {name!r}; expected one of {sorted(_CLASSES)}.")
+    parameters = {k: _value_from_config(v) for k, v in config["parameters"].items()}
+    return _CLASSES[name](**parameters)
+
+
+def _value_to_config(value: Any) -> Any:
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, tfd.Distribution):
+        return to_config(value)
+    array = np.asarray(tf.convert_to_tensor(value))
+    return {"dtype": array.dtype.name, "values": array.tolist()}
+
+
+def _value_from_config(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        if "distribution" in value:
+            return from_config(value)
+        return tf.constant(np.asarray(value["values"], value["dtype"]))
+    return value

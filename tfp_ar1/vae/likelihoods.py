@@ -1,0 +1,125 @@
+"""Likelihoods p(x | z): how the decoder's output becomes a distribution over data."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+import tensorflow_probability as tfp
+
+tfd = tfp.distributions
+
+__all__ = ["LIKELIHOODS", "Bernoulli", "Gaussian", "Likelihood", "get"]
+
+
+class Likelihood(keras.layers.Layer):
+    """Base class: a layer, so that a likelihood can have weights. Computes in float32 or float64.
+
+    `call(outputs)` is the mean of the distribution. Subclasses define `distribution`, and may
+    define `log_prob` where there is a cheaper way and `check` for the data they accept.
+    """
+
+    def distribution(self, outputs: tf.Tensor) -> tfd.Distribution:
+        """The distribution for decoder outputs `[..., *data_shape]`, independent over `data_shape`.
+
+        The first axis of `outputs` is the batch; the others belong to one observation.
+        """
+        raise NotImplementedError(f"`{type(self).__name__}` must define `distribution`.")
+
+    def log_prob(self, x: tf.Tensor, outputs: tf.Tensor) -> tf.Tensor:
+        """`log p(x | z)` in nats per example, `[batch]`."""
+        return self.distribution(outputs).log_prob(x)
+
+    def check(self, x: np.ndarray) -> None:
+        """Raises `ValueError` if the data cannot be what this likelihood describes."""
+        if not np.all(np.isfinite(x)):
+            raise ValueError(f"The data hold {np.sum(~np.isfinite(x))} values that are not finite.")
+
+    def call(self, outputs: tf.Tensor) -> tf.Tensor:
+        """The mean of the distribution."""
+        return self.distribution(outputs).mean()
+
+
+@keras.saving.register_keras_serializable(package="tfp_ar1")
+class Bernoulli(Likelihood):
+    """Binary data, or intensities in [0, 1] taken as probabilities; decoder outputs are logits."""
+
+    def distribution(self, outputs: tf.Tensor) -> tfd.Distribution:
+        """Independent Bernoulli distributions with these logits."""
+        return tfd.Independent(
+            tfd.Bernoulli(logits=outputs, dtype=outputs.dtype), outputs.shape.rank - 1
+        )
+
+    def log_prob(self, x: tf.Tensor, outputs: tf.Tensor) -> tf.Tensor:
+        """The negative cross-entropy, summed over an observation."""
+        log_probs = -tf.nn.sigmoid_cross_entropy_with_logits(labels=x, logits=outputs)
+        return tf.reduce_sum(log_probs, axis=list(range(1, outputs.shape.rank)))
+
+    def check(self, x: np.ndarray) -> None:
+        """Raises `ValueError` unless all values lie in [0, 1]."""
+        super().check(x)
+        outside = int(np.sum((x < 0) | (x > 1)))
+        if outside:
+            raise ValueError(
+                f"A Bernoulli likelihood needs data in [0, 1]; {outside} values lie outside "
+                f"(range {x.min():g} to {x.max():g}). Rescale them, for example by 1/255, or use "
+                f"the Gaussian likelihood."
+            )
+
+
+@keras.saving.register_keras_serializable(package="tfp_ar1")
+class Gaussian(Likelihood):
+    """Real-valued data; decoder outputs are means, with one standard deviation for all values.
+
+    Args:
+      scale: the standard deviation, or `None` to learn it with the model (at least 1e-3).
+      **kwargs: arguments of `keras.layers.Layer`.
+
+    Raises:
+      ValueError: if `scale` is not positive.
+    """
+
+    def __init__(self, scale: float | None = None, **kwargs):
+        super().__init__(**kwargs)
+        if scale is not None and not scale > 0:
+            raise ValueError(f"`scale` must be positive, or `None` to learn it; got {scale}.")
+        self.fixed_scale = scale
+
+    def build(self, input_shape: Any = None) -> None:
+        """Makes the weight for a scale that is learned."""
+        if self.fixed_scale is None:
+            self.raw_scale = self.add_weight(shape=(), initializer="zeros", name="raw_scale")
+
+    def scale(self) -> tf.Tensor:
+        """The standard deviation, a scalar."""
+        if self.fixed_scale is not None:
+            return tf.constant(self.fixed_scale, self.variable_dtype)
+        # Bounded below, or data that are reproduced exactly would drive it to 0.
+        return 1e-3 + tf.math.softplus(self.raw_scale.value)
+
+    def distribution(self, outputs: tf.Tensor) -> tfd.Distribution:
+        """Independent normals around these means."""
+        scale = tf.cast(self.scale(), outputs.dtype)
+        return tfd.Independent(tfd.Normal(outputs, scale), outputs.shape.rank - 1)
+
+    def get_config(self) -> dict[str, Any]:
+        """The arguments of the constructor."""
+        return {**super().get_config(), "scale": self.fixed_scale}
+
+
+LIKELIHOODS = {"bernoulli": Bernoulli, "gaussian": Gaussian}
+
+
+def get(likelihood: str | Likelihood) -> Likelihood:
+    """The likelihood of that name, or the one that is given.
+
+    Raises:
+      ValueError: if there is none of that name; the message lists the names.
+    """
+    if isinstance(likelihood, Likelihood):
+        return likelihood
+    if likelihood not in LIKELIHOODS:
+        raise ValueError(f"Unknown likelihood {likelihood!r}; expected one of {list(LIKELIHOODS)}.")
+    return LIKELIHOODS[likelihood]()

@@ -1,0 +1,345 @@
+"""`RhoVAE`: a variational autoencoder whose posterior is chosen by one argument."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+import tensorflow_probability as tfp
+
+from tfp_ar1 import params as ar1_params
+from tfp_ar1 import priors
+from tfp_ar1.layers import SeededMixin, checked_prior
+from tfp_ar1.vae import evaluation, likelihoods, objectives, posteriors
+
+tfd = tfp.distributions
+
+__all__ = ["RhoVAE"]
+
+
+@keras.saving.register_keras_serializable(package="tfp_ar1")
+class RhoVAE(SeededMixin, keras.Model):
+    """A variational autoencoder, by default with the AR(1) posterior of the ρ-VAE paper.
+
+    The encoder's features go through one dense layer to the parameters of the posterior q(z | x);
+    a sample z goes through the decoder to the likelihood p(x | z). Train it with `compile` and
+    `fit`, without a loss or targets:
+
+    ```python
+    encoder, decoder = tfp_ar1.vae.architectures.mlp(data_shape=(28, 28), latent_dim=10)
+    vae = tfp_ar1.RhoVAE(encoder, decoder, latent_dim=10, seed=0)
+    vae.compile(optimizer=keras.optimizers.Adam(1e-3))
+    vae.fit(x_train, epochs=15, batch_size=128, validation_data=(x_test,))
+    vae.generate(16)
+    ```
+
+    `fit` and `evaluate` report, in nats per example: `loss`, what is minimized; `reconstruction`,
+    -E_q[log p(x | z)] from one sample; `kl`, KL(q ‖ prior), exact and summed over dimensions; and
+    `correlation`, the mean lag-one correlation of the posteriors. The negative ELBO is
+    `reconstruction + kl`.
+
+    Distributions are computed in float32 (float64 under that policy), also under mixed precision.
+
+    Args:
+      encoder: Keras model from data `[batch, *data_shape]` to features `[batch, units]`.
+      decoder: Keras model from latent vectors `[batch, latent_dim]` to `[batch, *data_shape]`:
+        logits for a Bernoulli likelihood, means for a Gaussian one.
+      latent_dim: size d of the latent vectors, at least 1.
+      posterior: `"ar1"` (one variance and one correlation, the ρ-VAE), `"diag"` (a variance for
+        each dimension, the standard VAE), `"isotropic"` (one variance) or `"full"` (any covariance,
+        by its Cholesky factor).
+      prior: distribution over vectors of size d, with constant parameters; default N(0, I).
+      objective: what to minimize, see `tfp_ar1.vae.objectives`; default `ELBO()`. For the β-VAE:
+        `ELBO(beta=4.0)`.
+      likelihood: `"bernoulli"`, `"gaussian"`, or a `tfp_ar1.vae.likelihoods.Likelihood`.
+      seed: integer seed of the noise, or `None` for a random one.
+      **kwargs: arguments of `keras.Model`, such as `name` and `dtype`.
+
+    Raises:
+      ValueError: if a name is unknown, `latent_dim` is not a positive integer or the prior does not
+        fit; and, when the model is built, if encoder or decoder have unfit shapes.
+    """
+
+    def __init__(
+        self,
+        encoder: keras.Model,
+        decoder: keras.Model,
+        latent_dim: int,
+        posterior: str = "ar1",
+        prior: tfd.Distribution | None = None,
+        objective: objectives.ELBO | None = None,
+        likelihood: str | likelihoods.Likelihood = "bernoulli",
+        seed: int | None = None,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        self.latent_dim = ar1_params.checked_event_size(latent_dim)
+        self.posterior_name = posterior
+        self.posterior = posteriors.get(posterior)
+        self.distribution_dtype = tf.float64 if self.compute_dtype == "float64" else tf.float32
+        self.prior = checked_prior(prior, self.latent_dim, self.distribution_dtype)
+        if self.prior is None:
+            self.prior = priors.standard_normal(self.latent_dim, self.distribution_dtype)
+        self.objective = objectives.ELBO() if objective is None else objective
+        self.encoder = encoder
+        self.decoder = decoder
+        self.likelihood = likelihoods.get(likelihood)
+        self.seed = seed
+        self.seed_generator = keras.random.SeedGenerator(seed)
+        self.posterior_head = keras.layers.Dense(
+            self.posterior.params_size(self.latent_dim),
+            dtype=self.distribution_dtype.name,
+            name="posterior_parameters",
+        )
+        self.term_metrics = {
+            name: keras.metrics.Mean(name=name) for name in objectives.Terms._fields
+        }
+
+    def build(self, input_shape: Any) -> None:
+        """Builds the parts for data of this shape, and checks that they fit together.
+
+        Args:
+          input_shape: `(batch or None, *data_shape)`.
+
+        Raises:
+          ValueError: if the encoder does not give vectors, or the decoder not the data's shape.
+        """
+        if not self.encoder.built:
+            self.encoder.build(input_shape)
+        features = self.encoder.compute_output_shape(input_shape)
+        if len(features) != 2 or features[-1] is None:
+            raise ValueError(
+                f"The encoder must give features of shape (batch, units); it gives {features} for "
+                f"data of shape {tuple(input_shape)}. End it with a Flatten or a pooling layer."
+            )
+        if not self.posterior_head.built:
+            self.posterior_head.build(features)
+        latent_shape = (None, self.latent_dim)
+        if not self.decoder.built:
+            self.decoder.build(latent_shape)
+        outputs = self.decoder.compute_output_shape(latent_shape)
+        if tuple(outputs[1:]) != tuple(input_shape[1:]):
+            raise ValueError(
+                f"The decoder must give outputs of the data's shape {tuple(input_shape[1:])}; it "
+                f"gives {tuple(outputs[1:])}."
+            )
+        if not self.likelihood.built:
+            self.likelihood.build(outputs)
+        self.built = True
+
+    def encode(self, x: Any, training: bool = False) -> tfd.Distribution:
+        """The posterior q(z | x): batch shape `[batch]`, event shape `[latent_dim]`.
+
+        Args:
+          x: data `[batch, *data_shape]`.
+          training: passed on to the encoder.
+        """
+        x = keras.ops.convert_to_tensor(x)
+        if not self.built:
+            self.build(tuple(x.shape))
+        features = self.encoder(x, training=training)
+        params = self.posterior_head(tf.cast(features, self.distribution_dtype))
+        return self.posterior.new(params, self.latent_dim)
+
+    def decoder_outputs(self, z: Any, training: bool = False) -> tf.Tensor:
+        """What the decoder gives for latent vectors `[batch, latent_dim]`, in full precision."""
+        if not self.built:
+            raise ValueError(
+                "The model is not built yet; call it on data, or `build` it, before it decodes."
+            )
+        outputs = self.decoder(tf.cast(z, self.compute_dtype), training=training)
+        return tf.cast(outputs, self.distribution_dtype)
+
+    def decode(self, z: Any, training: bool = False) -> tfd.Distribution:
+        """The likelihood p(x | z): batch shape `[batch]`, event shape `data_shape`.
+
+        Args:
+          z: latent vectors `[batch, latent_dim]`.
+          training: passed on to the decoder.
+        """
+        return self.likelihood.distribution(self.decoder_outputs(z, training=training))
+
+    def reconstruct(self, x: Any) -> tf.Tensor:
+        """The mean of p(x | z) at the posterior's mean z, for data `[batch, *data_shape]`."""
+        return self.decode(self.encode(x).mean()).mean()
+
+    def generate(self, n: int, seed: int | None = None) -> tf.Tensor:
+        """New data: the mean of p(x | z) for n draws z of the prior.
+
+        Args:
+          n: how many.
+          seed: integer for the same data each time, or `None` to go on with the model's own seed.
+
+        Returns:
+          Tensor `[n, *data_shape]`.
+        """
+        z = self.prior.sample(n, seed=self.next_seed() if seed is None else [seed, 0])
+        return self.decode(z).mean()
+
+    def correlation(self, x: Any, batch_size: int = 128) -> np.ndarray:
+        """The mean lag-one correlation of each example's posterior, an array `[N]`.
+
+        ρ itself for the AR(1) posterior, 0 for a diagonal one.
+        """
+        return evaluation.correlation(self, x, batch_size=batch_size)
+
+    def log_likelihood(self, x: Any, num_samples: int = 100, batch_size: int = 128) -> np.ndarray:
+        """Importance-weighted estimate of log p(x), in nats per example.
+
+        `log 1/K Σ_k p(x | z_k) p(z_k) / q(z_k | x)` with K draws of the posterior: on average a
+        lower bound, which approaches log p(x) as K grows (Burda et al., arXiv:1509.00519).
+
+        Args:
+          x: data `[N, *data_shape]`.
+          num_samples: K, at least 1.
+          batch_size: examples at a time. Samples are drawn in portions, so that memory stays
+            bounded whatever N and K.
+
+        Returns:
+          Array `[N]`.
+        """
+        return evaluation.log_likelihood(self, x, num_samples=num_samples, batch_size=batch_size)
+
+    @tf.function(reduce_retracing=True)
+    def importance_terms(
+        self, x: tf.Tensor, seed: tf.Tensor, num_samples: int
+    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]:
+        """What the estimates of `tfp_ar1.vae.evaluation` are made of, for K draws of q(z | x).
+
+        Args:
+          x: data `[batch, *data_shape]`.
+          seed: int32 tensor `[2]`.
+          num_samples: K.
+
+        Returns:
+          log p(x | z) and log p(x | z) p(z) / q(z | x), both `[K, batch]`; KL(q ‖ prior) and the
+          mean lag-one correlation of q, both `[batch]`.
+        """
+        posterior = self.encode(x)
+        # The density of a draw from the noise that made it, not from its rounded coordinates.
+        z, log_q = posterior.experimental_sample_and_log_prob(num_samples, seed=seed)
+        outputs = self.decoder_outputs(tf.reshape(z, [-1, self.latent_dim]))
+        x = tf.cast(x, outputs.dtype)
+        targets = tf.tile(x, [num_samples] + [1] * (x.shape.rank - 1))
+        log_p = tf.reshape(self.likelihood.log_prob(targets, outputs), tf.shape(log_q))
+        log_weights = log_p + self.prior.log_prob(z) - log_q
+        kl = tfd.kl_divergence(posterior, self.prior)
+        return log_p, log_weights, kl, self.posterior.correlation(posterior)
+
+    @tf.function(reduce_retracing=True)
+    def mean_correlation(self, x: tf.Tensor) -> tf.Tensor:
+        """The mean lag-one correlation of the posteriors of a batch, `[batch]`."""
+        return self.posterior.correlation(self.encode(x))
+
+    def call(self, x: Any, training: bool = False) -> tf.Tensor:
+        """The mean of p(x | z), with z the posterior's mean, or a sample of it in training."""
+        posterior = self.encode(x, training=training)
+        z = posterior.sample(seed=self.next_seed()) if training else posterior.mean()
+        return self.likelihood(self.decoder_outputs(z, training=training))
+
+    def compute_output_shape(self, input_shape: Any) -> tuple[int | None, ...]:
+        """The shape of the data."""
+        return tuple(input_shape)
+
+    @property
+    def metrics(self) -> list[keras.metrics.Metric]:
+        """The tracked means: `loss`, `reconstruction`, `kl` and `correlation`."""
+        return list(self.term_metrics.values())
+
+    def compile(self, optimizer: Any = "adam", **kwargs) -> None:
+        """Configures training: as `keras.Model.compile`, without `loss` and `metrics`.
+
+        Args:
+          optimizer: a Keras optimizer, or its name.
+          **kwargs: `jit_compile`, `run_eagerly`, `steps_per_execution`, `auto_scale_loss`.
+
+        Raises:
+          ValueError: if a loss or metrics are given.
+        """
+        for name in ("loss", "loss_weights", "metrics", "weighted_metrics"):
+            if kwargs.get(name) is not None:
+                raise ValueError(
+                    f"`RhoVAE` has a loss and metrics of its own; `{name}={kwargs[name]!r}` would "
+                    f"be ignored. Use the argument `objective` of `RhoVAE` to change the loss."
+                )
+        super().compile(optimizer=optimizer, **kwargs)
+
+    def compile_from_config(self, config: dict[str, Any]) -> None:
+        """Compiles a model that is being loaded as it was compiled when it was saved."""
+        self.compile(**keras.saving.deserialize_keras_object(config))
+        if self.built:
+            self.optimizer.build(self.trainable_variables)
+
+    def fit(self, x: Any = None, y: Any = None, *args, **kwargs) -> keras.callbacks.History:
+        """Trains the model: as `keras.Model.fit`, where targets `y` are ignored.
+
+        Args:
+          x: array `[N, *data_shape]`, `tf.data.Dataset`, or anything else that Keras takes.
+          y: not needed.
+          *args: as in Keras.
+          **kwargs: as in Keras; `validation_data` may be `(x_test,)`.
+
+        Raises:
+          ValueError: if x is an array with values that the likelihood does not allow.
+        """
+        if isinstance(x, np.ndarray):
+            self.likelihood.check(x)
+        return super().fit(x, y, *args, **kwargs)
+
+    def train_step(self, data: Any) -> dict[str, tf.Tensor]:
+        """One step of the optimizer on a batch."""
+        x, _, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+        with tf.GradientTape() as tape:
+            loss = self._loss(x, sample_weight, training=True)
+            scaled_loss = self.optimizer.scale_loss(loss)
+        variables = self.trainable_variables
+        gradients = tape.gradient(scaled_loss, [v.value for v in variables])
+        self.optimizer.apply_gradients(zip(gradients, variables, strict=True))
+        return {metric.name: metric.result() for metric in self.metrics}
+
+    def test_step(self, data: Any) -> dict[str, tf.Tensor]:
+        """Updates the metrics with a batch."""
+        x, _, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+        self._loss(x, sample_weight, training=False)
+        return {metric.name: metric.result() for metric in self.metrics}
+
+    def _loss(self, x: tf.Tensor, sample_weight: tf.Tensor | None, training: bool) -> tf.Tensor:
+        """The mean loss of a batch, with what the layers add; updates the metrics."""
+        terms = self.objective(self, x, training=training)
+        penalties = tf.add_n([tf.cast(p, terms.loss.dtype) for p in self.losses] or [0.0])
+        terms = terms._replace(loss=terms.loss + penalties)
+        for name, metric in self.term_metrics.items():
+            metric.update_state(getattr(terms, name), sample_weight=sample_weight)
+        loss = terms.loss
+        if sample_weight is not None:
+            loss *= tf.cast(sample_weight, loss.dtype)
+        # Gradients are summed over replicas.
+        return tf.reduce_mean(loss) / tf.distribute.get_strategy().num_replicas_in_sync
+
+    def get_config(self) -> dict[str, Any]:
+        """The arguments of the constructor, in a form that Keras can save."""
+        serialize = keras.saving.serialize_keras_object
+        return {
+            **super().get_config(),
+            "encoder": serialize(self.encoder),
+            "decoder": serialize(self.decoder),
+            "latent_dim": self.latent_dim,
+            "posterior": self.posterior_name,
+            "prior": priors.to_config(self.prior),
+            "objective": serialize(self.objective),
+            "likelihood": serialize(self.likelihood),
+            "seed": self.seed,
+        }
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any], custom_objects: Any = None) -> RhoVAE:
+        """Makes the model again from `get_config`, with fresh weights."""
+        config = dict(config)
+        for part in ("encoder", "decoder", "objective", "likelihood"):
+            config[part] = keras.saving.deserialize_keras_object(
+                config[part], custom_objects=custom_objects
+            )
+        return cls(**config)

@@ -1,0 +1,117 @@
+"""The families of approximate posteriors that `RhoVAE` knows, by name."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import tensorflow as tf
+import tensorflow_probability as tfp
+
+from tfp_ar1 import params as ar1_params
+
+tfd = tfp.distributions
+
+__all__ = ["POSTERIORS", "Posterior", "get"]
+
+
+class Posterior(Protocol):
+    """A family of normals over vectors, and how a network's output chooses one of them."""
+
+    def params_size(self, event_size: int) -> int:
+        """The number of outputs that the network needs."""
+
+    def new(self, params: tf.Tensor, event_size: int) -> tfd.Distribution:
+        """The distribution for outputs `[..., params_size(event_size)]`."""
+
+    def correlation(self, distribution: tfd.Distribution) -> tf.Tensor:
+        """The mean correlation `[...]` of neighbouring coordinates."""
+
+
+class _AR1:
+    """One variance and one lag-one correlation: the ρ-VAE (equation 4 of the paper)."""
+
+    def params_size(self, event_size: int) -> int:
+        return ar1_params.params_size(event_size)
+
+    def new(self, params: tf.Tensor, event_size: int) -> tfd.Distribution:
+        return ar1_params.new(params, event_size)
+
+    def correlation(self, distribution: tfd.Distribution) -> tf.Tensor:
+        return distribution.correlation_parameter()
+
+
+class _Diagonal:
+    """A variance for each coordinate: the standard VAE (equation 3). Packed `[loc, log s]`."""
+
+    def params_size(self, event_size: int) -> int:
+        return 2 * ar1_params.checked_event_size(event_size)
+
+    def new(self, params: tf.Tensor, event_size: int) -> tfd.Distribution:
+        params = ar1_params.checked_params(params, self.params_size(event_size), event_size)
+        scale = ar1_params.scale_from_log_variance(params[..., event_size:])
+        return tfd.MultivariateNormalDiag(
+            loc=ar1_params.bounded(params[..., :event_size], ar1_params.LOC_BOUND),
+            scale_diag=tf.broadcast_to(scale, tf.shape(params[..., :event_size])),
+        )
+
+    def correlation(self, distribution: tfd.Distribution) -> tf.Tensor:
+        return tf.zeros(distribution.batch_shape_tensor(), distribution.dtype)
+
+
+class _Isotropic(_Diagonal):
+    """One variance for all coordinates: AR(1) with ρ = 0. Packed `[loc, log s]`."""
+
+    def params_size(self, event_size: int) -> int:
+        return ar1_params.checked_event_size(event_size) + 1
+
+
+class _Full:
+    """Any covariance, by its Cholesky factor: O(d²) parameters.
+
+    Packed `[loc (d), factor (d (d+1)/2)]`, the factor as `tfp.math.fill_triangular` takes it, with
+    `log s` on its diagonal.
+    """
+
+    def params_size(self, event_size: int) -> int:
+        d = ar1_params.checked_event_size(event_size)
+        return d + d * (d + 1) // 2
+
+    def new(self, params: tf.Tensor, event_size: int) -> tfd.Distribution:
+        params = ar1_params.checked_params(params, self.params_size(event_size), event_size)
+        factor = tfp.math.fill_triangular(params[..., event_size:])
+        # tf.linalg.set_diag would do, but XLA cannot compile its gradient for an unknown batch size.
+        scale_tril = tf.where(
+            tf.eye(event_size, dtype=tf.bool),
+            ar1_params.scale_from_log_variance(factor),
+            ar1_params.bounded(factor, ar1_params.LOC_BOUND),
+        )
+        return tfd.MultivariateNormalTriL(
+            loc=ar1_params.bounded(params[..., :event_size], ar1_params.LOC_BOUND),
+            scale_tril=scale_tril,
+        )
+
+    def correlation(self, distribution: tfd.Distribution) -> tf.Tensor:
+        factor = distribution.scale.to_dense()
+        rows = factor / tf.norm(factor, axis=-1, keepdims=True)
+        neighbours = tf.reduce_sum(rows[..., 1:, :] * rows[..., :-1, :], axis=-1)
+        pairs = tf.cast(tf.maximum(tf.shape(neighbours)[-1], 1), factor.dtype)
+        return tf.reduce_sum(neighbours, axis=-1) / pairs
+
+
+POSTERIORS: dict[str, Posterior] = {
+    "ar1": _AR1(),
+    "diag": _Diagonal(),
+    "isotropic": _Isotropic(),
+    "full": _Full(),
+}
+
+
+def get(name: str) -> Posterior:
+    """The family of that name.
+
+    Raises:
+      ValueError: if there is none; the message lists the names.
+    """
+    if name not in POSTERIORS:
+        raise ValueError(f"Unknown posterior {name!r}; expected one of {list(POSTERIORS)}.")
+    return POSTERIORS[name]
