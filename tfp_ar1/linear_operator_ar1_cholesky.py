@@ -168,6 +168,10 @@ class LinearOperatorAR1Cholesky(tf.linalg.LinearOperator):
         rho = LagOneCorrelation(read(self._correlation), read(self._fisher_z))
         return rho, read(self._marginal_scale)
 
+    def _size(self) -> Any:
+        """The number of rows, as a Python integer where it is known."""
+        return self._num_rows if self._num_rows_static is None else self._num_rows_static
+
     def _given_correlation(self) -> Any:
         return self._fisher_z if self._correlation is None else self._correlation
 
@@ -213,7 +217,7 @@ class LinearOperatorAR1Cholesky(tf.linalg.LinearOperator):
 
     def _log_abs_determinant(self) -> tf.Tensor:
         rho, scale = self.read_parameters()
-        return log_abs_determinant(self._num_rows, rho, scale)
+        return log_abs_determinant(self._size(), rho, scale)
 
     def _determinant(self) -> tf.Tensor:
         return tf.math.exp(self._log_abs_determinant())
@@ -227,7 +231,8 @@ class LinearOperatorAR1Cholesky(tf.linalg.LinearOperator):
 
     def _trace(self) -> tf.Tensor:
         rho, scale = self.read_parameters()
-        return scale * (1.0 + tf.cast(self._num_rows - 1, self.dtype) * rho.innovation_scale)
+        first = tf.cast(ps.minimum(self._size(), 1), self.dtype)
+        return scale * (first + num_later(self._size(), self.dtype) * rho.innovation_scale)
 
     def _to_dense(self) -> tf.Tensor:
         return self._matmul(tf.eye(self._num_rows, dtype=self.dtype))
@@ -281,8 +286,14 @@ def solvevec(
 
 def log_abs_determinant(num_rows: Any, rho: LagOneCorrelation, scale: tf.Tensor) -> tf.Tensor:
     """`log |det L| = d log σ + ½ (d - 1) log(1 - ρ²)` (equation 5 of the paper)."""
-    size = tf.cast(num_rows, scale.dtype)
-    return size * tf.math.log(scale) + 0.5 * (size - 1.0) * rho.log_innovation_variance
+    steps = num_later(num_rows, scale.dtype)
+    log_scale = tf.cast(num_rows, scale.dtype) * tf.math.log(scale)
+    return log_scale + 0.5 * steps * rho.log_innovation_variance
+
+
+def num_later(num_rows: Any, dtype: tf.DType) -> tf.Tensor:
+    """The number of coordinates after the first, `d - 1` (0 for d = 0), as a float tensor."""
+    return tf.cast(ps.maximum(num_rows - 1, 0), dtype)
 
 
 def _scale_coordinates(x: tf.Tensor, first: tf.Tensor, later: tf.Tensor) -> tf.Tensor:

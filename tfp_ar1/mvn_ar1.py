@@ -377,10 +377,6 @@ def _per_coordinate(x: tf.Tensor, size: Any) -> Any:
     return tf.cast(size // ps.shape(x)[-1], x.dtype)
 
 
-def _later_coordinates(p: MultivariateNormalAR1) -> tf.Tensor:
-    return tf.cast(p._event_size() - 1, p.dtype)
-
-
 @tfd.RegisterKL(MultivariateNormalAR1, MultivariateNormalAR1)
 def _kl_ar1_ar1(
     p: MultivariateNormalAR1, q: MultivariateNormalAR1, name: str | None = None
@@ -401,9 +397,9 @@ def _kl_ar1_ar1(
         # ρ_p - ρ_q from the distances to the nearer end, which keep their accuracy there.
         rho_difference = (rho_p.sign - rho_q.sign) - (rho_p.complement - rho_q.complement)
         drift = rho_difference * (scale_p / scale_q) * rho_q.innovation_precision_scale
-        covariance_terms = 0.5 * _excess(log_ratio) + 0.5 * _later_coordinates(p) * (
-            _excess(log_step_ratio) + tf.square(drift)
-        )
+        covariance_terms = 0.5 * _excess(log_ratio) + 0.5 * ar1_cholesky.num_later(
+            p._event_size(), p.dtype
+        ) * (_excess(log_step_ratio) + tf.square(drift))
         return covariance_terms + _half_square(
             ar1_cholesky.solvevec(_loc(p) - _loc(q), rho_q, scale_q)
         )
@@ -418,7 +414,7 @@ def _kl_ar1_diagonal(p: MultivariateNormalAR1, q: _DiagonalNormal) -> tf.Tensor:
     log_ratio = 2.0 * (tf.math.log(scale)[..., tf.newaxis] - q.log_scale)
     return (
         0.5 * _per_coordinate(log_ratio, p._event_size()) * tf.reduce_sum(_excess(log_ratio), -1)
-        - 0.5 * _later_coordinates(p) * rho.log_innovation_variance
+        - 0.5 * ar1_cholesky.num_later(p._event_size(), p.dtype) * rho.log_innovation_variance
         + _half_square((_loc(p) - q.loc) * tf.math.exp(-q.log_scale))
     )
 
@@ -442,7 +438,7 @@ def _kl_diagonal_ar1(p: _DiagonalNormal, q: MultivariateNormalAR1) -> tf.Tensor:
         repeats = 1.0
     else:
         first, later, earlier = log_ratio[..., 0], log_ratio, log_ratio
-        repeats = _later_coordinates(q)
+        repeats = ar1_cholesky.num_later(q._event_size(), q.dtype)
     step = _excess(later - rho.log_innovation_variance[..., tf.newaxis])
     drift = (
         tf.math.exp(earlier)

@@ -79,7 +79,7 @@ class _Full:
     def new(self, params: tf.Tensor, event_size: int) -> tfd.Distribution:
         params = ar1_params.checked_params(params, self.params_size(event_size), event_size)
         factor = tfp.math.fill_triangular(params[..., event_size:])
-        # tf.linalg.set_diag would do, but XLA cannot compile its gradient for an unknown batch size.
+        # Not tf.linalg.set_diag, whose gradient XLA cannot compile for an unknown batch size.
         scale_tril = tf.where(
             tf.eye(event_size, dtype=tf.bool),
             ar1_params.scale_from_log_variance(factor),
