@@ -5,31 +5,27 @@ Keras. `layers`, `vae` and `RhoVAE` need Keras 3 on its TensorFlow backend.
 """
 
 import importlib
+import pathlib
 import sys
 from typing import Any
 
-from tfp_ar1 import params, priors
-from tfp_ar1.linear_operator_ar1_cholesky import LinearOperatorAR1Cholesky
-from tfp_ar1.mvn_ar1 import MultivariateNormalAR1
 from tfp_ar1.version import __version__
 
-__all__ = [
-    "LinearOperatorAR1Cholesky",
-    "MultivariateNormalAR1",
-    "RhoVAE",
-    "__version__",
-    "layers",
-    "params",
-    "priors",
-    "vae",
-]
+_MODULE_OF_CLASS = {
+    "LinearOperatorAR1Cholesky": "tfp_ar1.linear_operator_ar1_cholesky",
+    "MultivariateNormalAR1": "tfp_ar1.mvn_ar1",
+    "RhoVAE": "tfp_ar1.vae",
+}
+_MODULES = ("layers", "params", "priors", "vae")
+
+__all__ = [*_MODULE_OF_CLASS, *_MODULES, "__version__"]
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("layers", "vae"):
+    if name in _MODULES:
         return importlib.import_module(f"tfp_ar1.{name}")
-    if name == "RhoVAE":
-        return importlib.import_module("tfp_ar1.vae").RhoVAE
+    if name in _MODULE_OF_CLASS:
+        return getattr(importlib.import_module(_MODULE_OF_CLASS[name]), name)
     raise AttributeError(f"module 'tfp_ar1' has no attribute {name!r}")
 
 
@@ -37,8 +33,19 @@ def __dir__() -> list[str]:
     return sorted(__all__)
 
 
-# TensorFlow has imported Keras already, as a rule. The classes are registered with it now, so that
-# a saved model can be loaded after nothing more than `import tfp_ar1`.
-_keras_config = getattr(sys.modules.get("keras"), "config", None)
-if _keras_config is not None and _keras_config.backend() == "tensorflow":
-    importlib.import_module("tfp_ar1.vae")
+def _import_parts() -> None:
+    """Imports the core, which registers its KLs, and the Keras classes where Keras is in use.
+
+    TensorFlow imports Keras itself, as a rule. The classes are registered with Keras right away, so
+    that a saved model can be loaded after nothing more than `import tfp_ar1`.
+    """
+    importlib.import_module("tfp_ar1.priors")
+    keras_config = getattr(sys.modules.get("keras"), "config", None)
+    if keras_config is not None and keras_config.backend() == "tensorflow":
+        importlib.import_module("tfp_ar1.vae")
+
+
+# The command line (`tfp-ar1`, or `python -m tfp_ar1`, where Python sets argv[0] to "-m" until it
+# has found the program) checks its arguments before it spends seconds on TensorFlow.
+if pathlib.Path((getattr(sys, "argv", None) or [""])[0]).stem not in ("-m", "tfp-ar1"):
+    _import_parts()

@@ -57,9 +57,10 @@ class MultivariateNormalAR1(tfd.MultivariateNormalLinearOperator):
     `tfd.kl_divergence` is analytic, under batch broadcasting, between this distribution and, on
     either side: itself; `tfd.MultivariateNormalDiag` and any `MultivariateNormalLinearOperator`
     with a diagonal scale; `tfd.Independent(tfd.Normal(...), 1)`; `tfd.Sample(tfd.Normal(...), d)`:
-    all O(d). With any other `tfd.MultivariateNormalLinearOperator` (such as
-    `MultivariateNormalTriL`) it costs O(d²) when that is the left side, and what solving with its
-    d × d scale costs when it is the right side.
+    all O(d). With a scale that is diagonal plus an update of rank r, such as that of
+    `tfd.MultivariateNormalDiagPlusLowRank`, it costs O(d r²). With any other
+    `tfd.MultivariateNormalLinearOperator`, such as `MultivariateNormalTriL`, it costs O(d²) when
+    that is the left side, and d solves with its scale when it is the right side.
 
     #### Examples
 
@@ -454,16 +455,82 @@ def _kl_diagonal_ar1(p: _DiagonalNormal, q: MultivariateNormalAR1) -> tf.Tensor:
 def _kl_through_factors(
     p: tfd.MultivariateNormalLinearOperator, q: tfd.MultivariateNormalLinearOperator
 ) -> tf.Tensor:
-    """KL of two normals by tr(C_q⁻¹ C_p) = |L_q⁻¹ L_p|²: neither covariance is formed.
+    """KL of two normals by tr(C_q⁻¹ C_p) = |L_q⁻¹ L_p|², one of them AR(1).
 
-    Costs a solve with q's scale for each of the d columns of p's: O(d²) if q is AR(1).
+    Neither covariance is formed. O(d r²) where the other scale is diagonal plus an update of rank
+    r; otherwise a solve with q's scale for each of the d columns of p's: O(d²) if q is AR(1).
     """
     p_scale, q_scale = (d.scale._convert_variables_to_tensors() for d in (p, q))
-    trace = tf.reduce_sum(tf.square(q_scale.solve(p_scale.to_dense())), axis=[-2, -1])
+    if _is_diagonal_plus_low_rank(p_scale):
+        trace = _trace_low_rank_ar1(p_scale, q_scale)
+    elif _is_diagonal_plus_low_rank(q_scale):
+        trace = _trace_ar1_low_rank(p_scale, q_scale)
+    else:
+        trace = _squared_norm(q_scale.solve(p_scale.to_dense()))
     size = tf.cast(p_scale.domain_dimension_tensor(), p.dtype)
     log_dets = q_scale.log_abs_determinant() - p_scale.log_abs_determinant()
-    shift = tf.broadcast_to(_loc(p) - _loc(q), ps.shape(_loc(p) - _loc(q)))
-    return 0.5 * (trace - size) + log_dets + _half_square(q_scale.solvevec(shift))
+    return 0.5 * (trace - size) + log_dets + _half_square(q_scale.solvevec(_loc(p) - _loc(q)))
+
+
+def _squared_norm(matrix: tf.Tensor) -> tf.Tensor:
+    return tf.reduce_sum(tf.square(matrix), axis=[-2, -1])
+
+
+def _is_diagonal_plus_low_rank(scale: tf.linalg.LinearOperator) -> bool:
+    return isinstance(scale, tf.linalg.LinearOperatorLowRankUpdate) and isinstance(
+        scale.base_operator,
+        tf.linalg.LinearOperatorDiag
+        | tf.linalg.LinearOperatorIdentity
+        | tf.linalg.LinearOperatorScaledIdentity,
+    )
+
+
+def _trace_low_rank_ar1(
+    p_scale: tf.linalg.LinearOperatorLowRankUpdate, q_scale: LinearOperatorAR1Cholesky
+) -> tf.Tensor:
+    """|L⁻¹ (D + U M Vᵀ)|² with L of AR(1), D diagonal, and U, V of r columns: O(d r²)."""
+    rho, scale = q_scale.read_parameters()
+    diagonal, update = p_scale.base_operator.diag_part(), p_scale.diag_operator.matmul
+    # Column t of L⁻¹ D has the entries D_t / σ (t = 0) or D_t / √v, and -ρ D_t / √v below.
+    relative = tf.square(diagonal / scale[..., tf.newaxis])
+    later = tf.reduce_sum(relative[..., 1:], -1) + tf.square(rho.value) * tf.reduce_sum(
+        relative[..., :-1], -1
+    )
+    of_diagonal = relative[..., 0] + later * tf.square(rho.innovation_precision_scale)
+    solved = q_scale.solve(p_scale.u)
+    mixed = q_scale.solve(solved, adjoint=True) * diagonal[..., tf.newaxis]
+    v = tf.linalg.matrix_transpose(update(p_scale.v, adjoint_arg=True))
+    cross = tf.reduce_sum(mixed * v, axis=[-2, -1])
+    of_update = _sum_of_product_of_grams(solved, v)
+    return of_diagonal + 2.0 * cross + of_update
+
+
+def _trace_ar1_low_rank(
+    p_scale: LinearOperatorAR1Cholesky, q_scale: tf.linalg.LinearOperatorLowRankUpdate
+) -> tf.Tensor:
+    """|(D + U M Vᵀ)⁻¹ L|² by the Woodbury identity, with L of AR(1): O(d r²).
+
+    With Y = D⁻¹ V and K = M⁻¹ + Yᵀ U, the inverse is D⁻¹ - D⁻¹ U K⁻¹ Yᵀ.
+    """
+    diagonal = q_scale.base_operator.diag_part()[..., tf.newaxis]
+    _, scale = p_scale.read_parameters()
+    of_diagonal = tf.reduce_sum(tf.square(scale[..., tf.newaxis] / diagonal[..., 0]), axis=-1)
+    y = q_scale.v / diagonal
+    capacitance = tf.linalg.matmul(y, q_scale.u, transpose_a=True)
+    capacitance += q_scale.diag_operator.inverse().to_dense()
+    # D⁻¹ U K⁻¹, from its transpose.
+    correction = tf.linalg.matrix_transpose(
+        tf.linalg.solve(capacitance, tf.linalg.matrix_transpose(q_scale.u / diagonal), adjoint=True)
+    )
+    projected = p_scale.matmul(y, adjoint=True)
+    cross = tf.reduce_sum(p_scale.matmul(correction / diagonal, adjoint=True) * projected, [-2, -1])
+    return of_diagonal - 2.0 * cross + _sum_of_product_of_grams(correction, projected)
+
+
+def _sum_of_product_of_grams(x: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
+    """|x yᵀ|² for x and y `[..., d, r]`, in O(d r²)."""
+    gram = (tf.linalg.matmul(z, z, transpose_a=True) for z in (x, y))
+    return tf.reduce_sum(tf.math.multiply(*gram), axis=[-2, -1])
 
 
 @tfd.RegisterKL(MultivariateNormalAR1, _Independent)
