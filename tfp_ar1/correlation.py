@@ -11,7 +11,7 @@ import tensorflow_probability as tfp
 
 @tf.custom_gradient
 def _tanh(u: tf.Tensor) -> tf.Tensor:
-    # The gradient of tf.tanh is 1 - tanh(u)², which float32 rounds to 0 from |u| = 9 on.
+    # The gradient of tf.tanh is 1 - tanh(u)², which float32 rounds to 0 from |u| = 8 on.
     return tf.math.tanh(
         u
     ), lambda dy: dy * 4.0 * tf.math.sigmoid(2.0 * u) * tf.math.sigmoid(-2.0 * u)
@@ -19,8 +19,10 @@ def _tanh(u: tf.Tensor) -> tf.Tensor:
 
 @tf.custom_gradient
 def _log_cosh(u: tf.Tensor) -> tf.Tensor:
-    # As in TFP, except that the second derivative survives where tanh(u) rounds to 1.
-    return tfp.math.log_cosh(u), lambda dy: dy * _tanh(u)
+    # TFP's own loses relative accuracy near 0, and its second derivative where tanh(u) rounds to 1.
+    near_zero = -0.5 * tf.math.log1p(-tf.math.square(tf.math.tanh(u)))
+    value = tf.where(tf.math.abs(u) < 0.5, near_zero, tfp.math.log_cosh(u))
+    return value, lambda dy: dy * _tanh(u)
 
 
 class LagOneCorrelation:
@@ -67,7 +69,10 @@ class LagOneCorrelation:
         """`log(1 - ρ²)`: the log-variance of a step given the one before, at marginal scale 1."""
         if self._rho is None:
             return -2.0 * _log_cosh(self._u)
-        return tf.math.log1p(-self._rho) + tf.math.log1p(self._rho)
+        # The sum is accurate near ±1, where the square is not, and the other way round near 0.
+        near_zero = tf.math.log1p(-tf.math.square(self._rho))
+        near_one = tf.math.log1p(-self._rho) + tf.math.log1p(self._rho)
+        return tf.where(tf.math.abs(self._rho) < 0.5, near_zero, near_one)
 
     @functools.cached_property
     def innovation_scale(self) -> tf.Tensor:

@@ -50,7 +50,7 @@ class MultivariateNormalAR1(tfd.MultivariateNormalLinearOperator):
 
     `fisher_z = atanh ρ` is to `correlation` what `logits` is to `probs`: every real number is
     valid, and log-determinants, samples, and KL divergences keep full accuracy where ρ itself
-    rounds to ±1 (in float32 from `fisher_z` = 9 on).
+    rounds to ±1 (in float32 from `fisher_z` = 8 on).
 
     #### KL divergences
 
