@@ -91,6 +91,7 @@ class RhoVAE(SeededMixin, keras.Model):
         self.seed_generator = keras.random.SeedGenerator(seed)
         self.posterior_head = keras.layers.Dense(
             self.posterior.params_size(self.latent_dim),
+            kernel_initializer=self._initial_head_kernel,
             dtype=self.distribution_dtype.name,
             name="posterior_parameters",
         )
@@ -129,6 +130,12 @@ class RhoVAE(SeededMixin, keras.Model):
         if not self.likelihood.built:
             self.likelihood.build(outputs)
         self.built = True
+
+    def _initial_head_kernel(self, shape: tuple[int, int], dtype: Any = None) -> tf.Tensor:
+        """Random for the mean, which all families have first; 0 for the covariance: that of N(0, I)."""
+        units, size = shape
+        loc = keras.initializers.GlorotUniform()((units, self.latent_dim), dtype)
+        return tf.concat([loc, tf.zeros((units, size - self.latent_dim), loc.dtype)], axis=-1)
 
     def encode(self, x: Any, training: bool = False) -> tfd.Distribution:
         """The posterior q(z | x): batch shape `[batch]`, event shape `[latent_dim]`.
