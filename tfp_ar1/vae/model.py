@@ -132,7 +132,7 @@ class RhoVAE(SeededMixin, keras.Model):
         self.built = True
 
     def _initial_head_kernel(self, shape: tuple[int, int], dtype: Any = None) -> tf.Tensor:
-        """Random for the mean, which all families have first; 0, as of N(0, I), for the covariance."""
+        """Random for the mean, which all families have first; 0 for the covariance: I at first."""
         units, size = shape
         loc = keras.initializers.GlorotUniform()((units, self.latent_dim), dtype)
         return tf.concat([loc, tf.zeros((units, size - self.latent_dim), loc.dtype)], axis=-1)

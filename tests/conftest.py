@@ -1,0 +1,29 @@
+"""What every test needs: quiet TensorFlow, parsed flags, a fixed seed, reproducible hypothesis."""
+
+import os
+
+# Before TensorFlow and NumPy are imported anywhere. One thread for NumPy's linear algebra, whose
+# threads spin while they wait: the workers of pytest-xdist would take the cores from each other.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+import hypothesis
+import pytest
+import tensorflow as tf
+from absl import flags
+
+# TensorFlow's own test classes read absl flags, which nobody parses under pytest.
+if not flags.FLAGS.is_parsed():
+    flags.FLAGS.mark_as_parsed()
+
+# The same examples on every run; no deadline, because an example may trace a TensorFlow graph.
+hypothesis.settings.register_profile(
+    "reproducible", derandomize=True, database=None, deadline=None, max_examples=40
+)
+hypothesis.settings.load_profile("reproducible")
+
+
+@pytest.fixture(autouse=True)
+def fixed_seed():
+    """A seed for whatever a test draws without one of its own."""
+    tf.random.set_seed(20190618)

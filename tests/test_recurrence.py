@@ -1,0 +1,195 @@
+"""`recurrence` and `difference` against a loop, for every scheme that a size may select."""
+
+import functools
+
+import numpy as np
+import oracles
+import pytest
+import tensorflow as tf
+
+from tfp_ar1 import recurrence as rec
+from tfp_ar1.correlation import LagOneCorrelation
+
+# One, the block of 32 and the switch from doubling to blocks at 512, and what lies next to them;
+# 4097 leaves a ragged last block, and 20000 more blocks than the largest size for doubling.
+SIZES = (1, 2, 3, 31, 32, 33, 127, 128, 129, 511, 512, 513, 1000, 4097, 20000)
+FUNCTIONS = {"recurrence": rec.recurrence, "difference": rec.difference}
+RHO = np.array([-0.95, -0.3, 0.0, 0.6, 0.99])
+
+
+def loop(name, x, rho, reverse=False):
+    """The definition, coordinate by coordinate."""
+    x = np.asarray(x, np.float64)
+    rho = np.asarray(rho, np.float64)
+    if reverse:
+        return loop(name, x[..., ::-1], rho)[..., ::-1]
+    y = [x[..., 0] + 0 * rho]
+    for t in range(1, x.shape[-1]):
+        y.append(
+            x[..., t] + rho * y[-1] if name == "recurrence" else x[..., t] - rho * x[..., t - 1]
+        )
+    return np.stack(y, axis=-1)
+
+
+def tf_loop(x, rho, reverse):
+    """`loop` for the recurrence, differentiable."""
+    if reverse:
+        return tf_loop(x[..., ::-1], rho, False)[..., ::-1]
+    y = [x[..., 0]]
+    for t in range(1, x.shape[-1]):
+        y.append(x[..., t] + rho * y[-1])
+    return tf.stack(y, axis=-1)
+
+
+def draw(seed, *shape, dtype="float64"):
+    return np.random.default_rng(seed).normal(size=shape).astype(dtype)
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("name", FUNCTIONS)
+@pytest.mark.parametrize("dtype", oracles.DTYPES)
+@pytest.mark.parametrize("size", SIZES)
+def test_values(size, dtype, name, reverse):
+    x, rho = draw(size, 5, size, dtype=dtype), RHO.astype(dtype)
+    actual = FUNCTIONS[name](tf.constant(x), LagOneCorrelation(rho), reverse=reverse)
+    assert actual.dtype == dtype
+    oracles.assert_close(actual, loop(name, x, rho, reverse), event_ndims=1)
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_unknown_size(name, reverse):
+    @tf.function(input_signature=[tf.TensorSpec(None, "float64"), tf.TensorSpec(None, "float64")])
+    def values_and_gradients(x, rho):
+        with tf.GradientTape() as tape:
+            tape.watch([x, rho])
+            y = FUNCTIONS[name](x, LagOneCorrelation(rho), reverse=reverse)
+        return y, *tape.gradient(y, [x, rho])
+
+    for size in SIZES[:-1]:
+        x = draw(size, 5, size)
+        y, dx, drho = values_and_gradients(x, RHO)
+        oracles.assert_close(y, loop(name, x, RHO, reverse), event_ndims=1)
+        # For a sum, the gradient is the transposed matrix times ones.
+        adjoint = loop(name, np.ones_like(x), RHO, not reverse)
+        oracles.assert_close(dx, adjoint, "gradient", event_ndims=1)
+        with tf.GradientTape() as tape:
+            known_rho = tf.constant(RHO)
+            tape.watch(known_rho)
+            known = FUNCTIONS[name](tf.constant(x), LagOneCorrelation(known_rho), reverse=reverse)
+        # A size of one leaves rho without influence: None, or zeros.
+        known = tape.gradient(known, known_rho, unconnected_gradients="zero")
+        oracles.assert_close(drho, known, "gradient")
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("size", [1, 2, 33, 700])
+def test_gradients(size, reverse):
+    x, weights = draw(0, 5, size), draw(1, 5, size)
+    arguments = (x, RHO)
+    actual = oracles.tf_gradients(
+        lambda x, rho: rec.recurrence(x, LagOneCorrelation(rho), reverse=reverse),
+        arguments,
+        weights,
+    )
+    # The loop ignores rho at size one; adding it times zero makes the gradient exist.
+    expected = oracles.tf_gradients(
+        lambda x, rho: tf_loop(x, rho, reverse) + 0 * rho[:, None], arguments, weights
+    )
+    oracles.assert_close(actual[0], expected[0], "gradient", event_ndims=1)
+    oracles.assert_close(actual[1], expected[1], "gradient")
+
+
+@pytest.mark.parametrize("order", [2, 3])
+@pytest.mark.parametrize("size", [4, 40, 520])
+def test_higher_derivatives(size, order):
+    """Along one direction, mixing x and rho: the k-th derivative of t ↦ f(x + t v, rho + t r)."""
+    x, v, weights = draw(0, 5, size), draw(1, 5, size), draw(2, 5, size)
+    r = draw(3, 5) * 0.1
+
+    def along_line(function, t):
+        return tf.reduce_sum(weights * function(x + t[:, None] * v, RHO + t * r), axis=-1)
+
+    def derivative(function, t, order):
+        if order == 0:
+            return along_line(function, t)
+        with tf.GradientTape() as tape:
+            tape.watch(t)
+            below = derivative(function, t, order - 1)
+        return tape.gradient(below, t)
+
+    start = tf.zeros(5, "float64")
+    actual = derivative(lambda x, rho: rec.recurrence(x, LagOneCorrelation(rho)), start, order)
+    expected = derivative(functools.partial(tf_loop, reverse=False), start, order)
+    oracles.assert_close(actual, expected, "second derivative")
+
+
+@pytest.mark.parametrize(
+    ("x_shape", "rho_shape"),
+    [((), (3,)), ((3,), ()), ((2, 1), (4,)), ((4,), (2, 1)), ((1,), (3,)), ((5, 1, 3), (2, 1))],
+)
+@pytest.mark.parametrize("name", FUNCTIONS)
+@pytest.mark.parametrize("size", [1, 6, 600])
+def test_broadcasting(size, name, x_shape, rho_shape):
+    """Values, and gradients summed over what was broadcast."""
+    x = draw(0, *x_shape, size)
+    rho = np.random.default_rng(1).uniform(-0.9, 0.9, rho_shape)
+    full_shape = np.broadcast_shapes(x_shape, rho_shape)
+    wide = (np.broadcast_to(x, (*full_shape, size)), np.broadcast_to(rho, full_shape))
+    weights = draw(2, *full_shape, size)
+
+    def function(x, rho):
+        return FUNCTIONS[name](x, LagOneCorrelation(rho))
+
+    oracles.assert_close(
+        function(tf.constant(x), tf.constant(rho)), loop(name, *wide), event_ndims=1
+    )
+
+    def broadcast_first(x, rho):
+        return function(tf.broadcast_to(x, wide[0].shape), tf.broadcast_to(rho, full_shape))
+
+    actual = oracles.tf_gradients(function, (x, rho), weights)
+    expected = oracles.tf_gradients(broadcast_first, (x, rho), weights)
+    oracles.assert_close(actual[0], expected[0], "gradient", event_ndims=1)
+    oracles.assert_close(actual[1], expected[1], "gradient")
+
+
+@pytest.mark.parametrize("size", [6, 600])
+def test_vectorized_map_and_xla_agree_with_eager(size):
+    x, rho = draw(0, 4, size), np.array([-0.9, 0.0, 0.5, 0.99])
+
+    def value_and_gradients(x, rho):
+        with tf.GradientTape() as tape:
+            tape.watch([x, rho])
+            y = rec.recurrence(x, LagOneCorrelation(rho))
+            total = tf.reduce_sum(y**2, axis=-1)
+        return y, *tape.gradient(total, [x, rho])
+
+    eager = value_and_gradients(tf.constant(x), tf.constant(rho))
+    mapped = tf.vectorized_map(lambda args: value_and_gradients(*args), (tf.constant(x), rho))
+    compiled = tf.function(value_and_gradients, jit_compile=True)(tf.constant(x), tf.constant(rho))
+    for other in (mapped, compiled):
+        for ours, theirs, event_ndims in zip(eager, other, (1, 1, 0), strict=True):
+            oracles.assert_close(theirs, ours, "same computation", event_ndims)
+
+
+@pytest.mark.parametrize("sign", [-1, 1])
+@pytest.mark.parametrize("size", [64, 4097])
+def test_powers_where_float32_rounds_the_correlation_to_one(size, sign):
+    """At u = 8 the correlation is 1 - 2.25e-7, a third of the way between float32 numbers."""
+    u = np.float32(8 * sign)
+    x = np.zeros(size, "float32")
+    x[0] = 1
+    actual = rec.recurrence(tf.constant(x), LagOneCorrelation(fisher_z=tf.constant(u)))
+    expected = np.tanh(np.float64(u)) ** np.arange(size)
+    np.testing.assert_allclose(actual, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("u", [20.0, -20.0])
+def test_difference_of_equal_neighbours_does_not_cancel(u):
+    """`1 - tanh(20)` is 8.5e-18, what remains of a constant vector."""
+    alternating = np.where(np.arange(5) % 2, np.sign(u), 1.0).astype("float32")
+    rho = LagOneCorrelation(fisher_z=tf.constant(np.float32(u)))
+    actual = rec.difference(tf.constant(alternating), rho).numpy()
+    expected = 2 / (np.exp(2 * abs(u)) + 1) * alternating[1:]
+    np.testing.assert_allclose(actual[1:], expected, rtol=1e-5)

@@ -1,0 +1,307 @@
+"""The images that the command line trains on: where they come from, and what is asked of them.
+
+Everything here is NumPy; Keras is imported only to download. What is wrong with a file or an array
+is a `UserError` whose message names the file, what was found, and what to do.
+"""
+
+import contextlib
+import dataclasses
+import gzip
+import hashlib
+import math
+import pathlib
+import sys
+import zlib
+
+import click
+import numpy as np
+
+from tfp_ar1.cli import startup
+from tfp_ar1.cli.errors import UserError
+
+IDX_DATASETS = ("mnist", "fashion_mnist")
+CHOICES = "digits, mnist, fashion_mnist, npz:FILE or npy:FILE"
+_IDX_FILES = {
+    "x_train": "train-images-idx3-ubyte",
+    "y_train": "train-labels-idx1-ubyte",
+    "x_test": "t10k-images-idx3-ubyte",
+    "y_test": "t10k-labels-idx1-ubyte",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+    """Train and test images, float32 `[N, *image_shape]`, and the test labels if known."""
+
+    x_train: np.ndarray
+    x_test: np.ndarray
+    y_test: np.ndarray | None = None
+
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        """The shape of one image: `(H, W)`, `(H, W, C)` or `(D,)`."""
+        return self.x_train.shape[1:]
+
+    def fingerprint(self) -> dict:
+        """What identifies the data in a run's config."""
+        digest = hashlib.sha256()
+        for x in (self.x_train, self.x_test):
+            digest.update(repr(x.shape).encode())
+            digest.update(np.ascontiguousarray(x).data)
+        return {
+            "image_shape": list(self.image_shape),
+            "num_train": len(self.x_train),
+            "num_test": len(self.x_test),
+            "range": [float(self.x_train.min()), float(self.x_train.max())],
+            "sha256": digest.hexdigest(),
+        }
+
+
+def resolve(spec: str) -> str:
+    """Checks the form of a `--dataset` value and makes its path absolute.
+
+    Args:
+      spec: `digits`, `mnist`, `fashion_mnist`, `npz:FILE` or `npy:FILE`.
+
+    Returns:
+      The value, with an absolute path if it has one.
+
+    Raises:
+      click.BadParameter: If it is none of these.
+    """
+    kind, colon, file = spec.partition(":")
+    if kind in ("npz", "npy") and file:
+        return f"{kind}:{pathlib.Path(file).expanduser().absolute()}"
+    if kind in ("digits", *IDX_DATASETS) and not colon:
+        return spec
+    raise click.BadParameter(f"there is no dataset {spec!r}; choose {CHOICES}.")
+
+
+def short_name(spec: str) -> str:
+    """A `--dataset` value as a name for folders and titles: `digits`, or the stem of the file."""
+    kind, _, file = spec.partition(":")
+    return pathlib.Path(file).stem if file else kind
+
+
+def load(spec: str, data_dir: str | None = None, likelihood: str = "bernoulli") -> Dataset:
+    """Reads a dataset and checks that a model can be trained on it.
+
+    Args:
+      spec: A `--dataset` value (see `resolve`).
+      data_dir: Folder of IDX files for `mnist` and `fashion_mnist`; None downloads them.
+      likelihood: With `"bernoulli"` every value must lie within [0, 1].
+
+    Returns:
+      The `Dataset`. Data that come without a test set are split 80/20, always in the same way.
+
+    Raises:
+      UserError: If something is wrong with the data.
+    """
+    kind, _, file = spec.partition(":")
+    if data_dir is not None and kind not in IDX_DATASETS:
+        raise UserError(
+            f"--data-dir is for {' and '.join(IDX_DATASETS)}, not for {spec}; leave it out."
+        )
+    if kind == "digits":
+        arrays, source = _digits(), "digits"
+    elif file:
+        arrays, source = _read_numpy(pathlib.Path(file), kind), file
+    elif data_dir is not None:
+        arrays, source = _read_idx_folder(pathlib.Path(data_dir), kind), data_dir
+    else:
+        arrays, source = _download(kind), kind
+
+    images = {
+        name: _as_images(arrays[name], f"{source}: {name}", likelihood)
+        for name in ("x_train", "x_test", "x")
+        if name in arrays
+    }
+    labels = {
+        name[1:]: _as_labels(arrays[name], len(images["x" + name[1:]]), f"{source}: {name}")
+        for name in ("y_train", "y_test", "y")
+        if name in arrays
+    }
+    if "x" in images:
+        return _split(images["x"], labels.get(""))
+    train, test = images["x_train"], images["x_test"]
+    if train.shape[1:] != test.shape[1:]:
+        raise UserError(
+            f"{source}: training images have shape {_shape(train.shape[1:])} but test images "
+            f"{_shape(test.shape[1:])}; they must be alike."
+        )
+    return Dataset(train, test, labels.get("_test"))
+
+
+def _split(x: np.ndarray, y: np.ndarray | None) -> Dataset:
+    # The seed is fixed, so that runs with different --seed are compared on the same test images.
+    order = np.random.default_rng(0).permutation(len(x))
+    num_test = max(1, round(0.2 * len(x)))
+    test, train = order[:num_test], order[num_test:]
+    return Dataset(x[train], x[test], None if y is None else y[test])
+
+
+def _shape(shape: tuple[int, ...]) -> str:
+    return "x".join(map(str, shape)) or "()"
+
+
+def _as_images(array: np.ndarray, what: str, likelihood: str) -> np.ndarray:
+    if array.dtype.kind not in "buif":
+        raise UserError(
+            f"{what} has dtype {array.dtype}; images must be uint8 (0 to 255) or floating-point."
+        )
+    if array.ndim not in (2, 3, 4):
+        raise UserError(
+            f"{what} has shape {array.shape}; expected [N, H, W], [N, H, W, C] or [N, D]."
+        )
+    if len(array) < 2:
+        raise UserError(f"{what} has shape {array.shape}; at least 2 images are needed.")
+    if array.size == 0:
+        raise UserError(f"{what} has shape {array.shape}; images must have at least 1 pixel.")
+    if array.dtype == np.uint8:
+        return array.astype(np.float32) / 255
+    with np.errstate(over="ignore"):
+        x = array.astype(np.float32)
+    if bad := np.count_nonzero(~np.isfinite(x)):
+        raise UserError(
+            f"{what}: {bad} of {x.size} values are NaN or infinite (in float32); replace them."
+        )
+    if likelihood == "bernoulli" and (outside := np.count_nonzero((x < 0) | (x > 1))):
+        raise UserError(
+            f"{what}: {outside} of {x.size} values lie outside [0, 1] (they range from "
+            f"{x.min():.6g} to {x.max():.6g}); rescale them, store 0 to 255 as uint8, or use "
+            "--likelihood gaussian."
+        )
+    return x
+
+
+def _as_labels(array: np.ndarray, count: int, what: str) -> np.ndarray:
+    if array.shape not in ((count,), (count, 1)):
+        raise UserError(
+            f"{what} has shape {array.shape}; expected one label for each of the {count} images."
+        )
+    return array.reshape(count)
+
+
+def _digits() -> dict[str, np.ndarray]:
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    return {"x": (digits.images / 16).astype(np.float32), "y": digits.target}
+
+
+def _download(name: str) -> dict[str, np.ndarray]:
+    startup.import_tensorflow()
+    import keras
+
+    try:
+        # Keras draws its download bar on stdout, which belongs to the results.
+        with contextlib.redirect_stdout(sys.stderr):
+            train, test = getattr(keras.datasets, name).load_data()
+    except Exception as error:
+        raise UserError(
+            f"the download of {name} failed ({error}); give the folder of its four IDX files with "
+            "--data-dir."
+        ) from error
+    return dict(zip(("x_train", "y_train", "x_test", "y_test"), (*train, *test), strict=True))
+
+
+def _read_numpy(path: pathlib.Path, kind: str) -> dict[str, np.ndarray]:
+    magic = {"npz": b"PK", "npy": b"\x93NUMPY"}[kind]
+    with path.open("rb") as file:
+        start = file.read(len(magic))
+    if start != magic:
+        raise UserError(
+            f"{path}: is not an .{kind} file; write one with numpy.save{'z' * (kind == 'npz')}."
+        )
+    try:
+        # Never unpickle: a pickle runs whatever code its author put in.
+        loaded = np.load(path, allow_pickle=False)
+        if kind == "npy":
+            return {"x": loaded}
+        with loaded:
+            names = _choose_arrays(loaded.files, path)
+            return {ours: np.asarray(loaded[theirs]) for ours, theirs in names.items()}
+    except UserError:
+        raise
+    except Exception as error:  # Foreign bytes: zip, zlib, header and memory errors of many kinds.
+        raise UserError(f"{path}: cannot be read as .{kind}: {error}") from error
+
+
+def _choose_arrays(files: list[str], path: pathlib.Path) -> dict[str, str]:
+    """Which arrays of an .npz file are the images and labels: our name -> name in the file."""
+    if {"x_train", "x_test"} <= set(files):
+        wanted = ("x_train", "x_test", "y_train", "y_test")
+        return {name: name for name in wanted if name in files}
+    for images, labels in (("x", "y"), ("images", "labels")):
+        if images in files:
+            return {"x": images} | ({"y": labels} if labels in files else {})
+    if len(files) == 1:
+        return {"x": files[0]}
+    raise UserError(
+        f"{path}: holds the arrays {', '.join(sorted(files)) or '(none)'}; expected x_train and "
+        "x_test, or one array x (or images)."
+    )
+
+
+def _read_idx_folder(folder: pathlib.Path, dataset: str) -> dict[str, np.ndarray]:
+    arrays, paths = {}, {}
+    for name, file in _IDX_FILES.items():
+        candidates = (folder / f"{file}.gz", folder / file)
+        paths[name] = next((path for path in candidates if path.is_file()), None)
+        if paths[name] is None:
+            raise UserError(
+                f"{candidates[0]}: no such file (nor {file} without .gz); --data-dir must name the "
+                f"folder of the four IDX files of {dataset}."
+            )
+        arrays[name] = read_idx(paths[name], ndim=3 if name.startswith("x") else 1)
+    for part in ("train", "test"):
+        images, labels = len(arrays[f"x_{part}"]), len(arrays[f"y_{part}"])
+        if images != labels:
+            raise UserError(
+                f"{paths[f'y_{part}']}: holds {labels} labels for {images} images; the files do "
+                "not belong together."
+            )
+    return arrays
+
+
+def read_idx(path: pathlib.Path, ndim: int) -> np.ndarray:
+    """Reads one IDX file of unsigned bytes, gzipped if its name ends in `.gz`.
+
+    Args:
+      path: The file.
+      ndim: How many dimensions it must have: 3 for images, 1 for labels.
+
+    Returns:
+      A uint8 array.
+
+    Raises:
+      UserError: If the magic number, the header or the length is not what it must be.
+    """
+    again = "download it again"
+    try:
+        with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as file:
+            content = file.read()
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise UserError(f"{path}: truncated or damaged gzip file ({error}); {again}.") from error
+    header = 4 + 4 * ndim
+    if len(content) < header:
+        raise UserError(
+            f"{path}: truncated: expected a header of {header} bytes, found {len(content)} bytes; "
+            f"{again}."
+        )
+    magic = int.from_bytes(content[:4], "big")
+    expected_magic = 0x0800 + ndim
+    if magic != expected_magic:
+        raise UserError(
+            f"{path}: wrong magic number: expected {expected_magic} (IDX "
+            f"{'images' if ndim == 3 else 'labels'}), found {magic}; it is another kind of file."
+        )
+    shape = tuple(np.frombuffer(content, ">u4", ndim, offset=4).tolist())
+    expected, found = math.prod(shape), len(content) - header
+    if found != expected:
+        problem = "truncated" if found < expected else "too long"
+        raise UserError(
+            f"{path}: {problem}: expected {expected} bytes for {_shape(shape)} values, found "
+            f"{found}; {again}."
+        )
+    return np.frombuffer(content, np.uint8, offset=header).reshape(shape)

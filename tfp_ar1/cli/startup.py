@@ -1,0 +1,63 @@
+"""The import of TensorFlow: late, quiet, and with the right Keras backend."""
+
+import contextlib
+import logging
+import os
+import re
+import sys
+import tempfile
+from collections.abc import Iterator
+
+from tfp_ar1.cli.errors import UserError
+
+
+def set_environment() -> None:
+    """Sets what TensorFlow and Keras read when they are imported, unless the user has set it."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+
+
+def check_backend() -> None:
+    """Checks that the user has not chosen a Keras backend that the models cannot use.
+
+    Raises:
+      UserError: If so.
+    """
+    backend = os.environ["KERAS_BACKEND"]
+    if backend != "tensorflow":
+        raise UserError(
+            f"the environment variable KERAS_BACKEND is {backend!r}, but the models need "
+            "'tensorflow'; set it to that or unset it."
+        )
+
+
+def import_tensorflow() -> None:
+    """Imports TensorFlow and starts its devices without the notices that it prints."""
+    with _errors_only_on_stderr():
+        import tensorflow as tf
+
+        tf.config.list_logical_devices()
+    for name in ("absl", "tensorflow"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+@contextlib.contextmanager
+def _errors_only_on_stderr() -> Iterator[None]:
+    """Holds back what C++ code writes to stderr, and lets only its errors through.
+
+    TensorFlow logs some lines before it reads TF_CPP_MIN_LOG_LEVEL, straight to the descriptor.
+    """
+    sys.stderr.flush()
+    stderr = os.dup(2)
+    with tempfile.TemporaryFile() as held:
+        os.dup2(held.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(stderr, 2)
+            os.close(stderr)
+            held.seek(0)
+            for line in held:
+                # A machine without a GPU is no error, though TensorFlow calls it one.
+                if re.match(rb"[EF]\d{4} ", line) and b"cuInit" not in line:
+                    os.write(2, line)
