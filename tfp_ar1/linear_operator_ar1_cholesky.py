@@ -188,11 +188,13 @@ class LinearOperatorAR1Cholesky(tf.linalg.LinearOperator):
         return tf.concat([batch_shape, [self._num_rows, self._num_rows]], axis=0)
 
     def _assert_non_singular(self) -> tf.Operation | None:
-        rho, scale = self.read_parameters()
-        return tf.debugging.assert_greater(
-            tf.math.abs(scale) * rho.innovation_scale,
-            tf.zeros([], self.dtype),
-            message="Singular operator: `marginal_scale` is 0 or `correlation` is -1 or 1.",
+        # Of the parameters, and not of √(1 - ρ²), which underflows for a large `fisher_z`.
+        distance = tf.math.abs(self._marginal_scale)
+        if self._correlation is not None:
+            distance = tf.minimum(distance, 1.0 - tf.math.abs(self._correlation))
+        return tf.debugging.assert_positive(
+            distance,
+            message="Singular operator: `marginal_scale` is 0 or `correlation` not in (-1, 1).",
         )
 
     def _matvec(self, x: tf.Tensor, adjoint: bool = False) -> tf.Tensor:

@@ -19,8 +19,10 @@ from tensorflow_probability.python.internal import prefer_static as ps
 
 from tfp_ar1 import linear_operator_ar1_cholesky as ar1_cholesky
 from tfp_ar1 import recurrence
+from tfp_ar1.conditional import ConditionalAR1
 from tfp_ar1.correlation import check_one_given
 from tfp_ar1.linear_operator_ar1_cholesky import LinearOperatorAR1Cholesky
+from tfp_ar1.linear_operator_ar1_precision import LinearOperatorAR1Precision
 
 tfb = tfp.bijectors
 tfd = tfp.distributions
@@ -158,6 +160,100 @@ class MultivariateNormalAR1(tfd.MultivariateNormalLinearOperator):
         with self._name_and_control_scope(name):
             rho, _ = self.scale.read_parameters()
             return tf.identity(rho.value)
+
+    def precision(self, name: str = "precision") -> LinearOperatorAR1Precision:
+        """The inverse of the covariance, as a tridiagonal operator of shape `[..., d, d]`.
+
+        A `tf.linalg.LinearOperatorTridiag` whose `matmul` and `solve` cost O(d) per column and
+        whose `determinant` costs O(1).
+        """
+        with self._name_and_control_scope(name):
+            return LinearOperatorAR1Precision(self.scale)
+
+    def marginal(
+        self, start: int = 0, stop: int | None = None, step: int = 1, name: str = "marginal"
+    ) -> MultivariateNormalAR1:
+        """The distribution of every `step`-th coordinate of a range: AR(1) again, with ρ^step.
+
+        Args:
+          start: first coordinate of the range; negative counts from the end, as in a Python slice.
+          stop: end of the range, exclusive; `None` for all that follow.
+          step: distance between the coordinates that are kept, at least 1.
+          name: name prefixed to operations created by this method.
+
+        Returns:
+          `MultivariateNormalAR1` over the coordinates `[start:stop:step]`, of the same batch shape.
+
+        Raises:
+          ValueError: if `step` is not a positive integer, or no coordinate is left.
+        """
+        if int(step) != step or step < 1:
+            raise ValueError(f"`step` must be a positive integer; got {step!r}.")
+        with self._name_and_control_scope(name):
+            loc = tf.convert_to_tensor(self.loc)[..., start:stop:step]
+            if tf.compat.dimension_value(loc.shape[-1]) == 0:
+                raise ValueError(
+                    f"The range start={start}, stop={stop}, step={step} has no coordinate of a "
+                    f"distribution of event shape {self.event_shape}."
+                )
+            parameters = {"correlation": self.correlation, "fisher_z": self.fisher_z}
+            if step > 1:
+                rho, _ = self.scale.read_parameters()
+                power, remainder = rho.power(tf.constant(step))
+                # atanh(p) with 1 - p² given: nothing cancels where p is nearly ±1.
+                fisher_z = tf.math.log1p(tf.math.abs(power)) - 0.5 * tf.math.log(remainder)
+                parameters = {"fisher_z": tf.where(power < 0, -fisher_z, fisher_z)}
+            return MultivariateNormalAR1(
+                loc,
+                marginal_scale=self.marginal_scale,
+                validate_args=self.validate_args,
+                allow_nan_stats=self.allow_nan_stats,
+                **parameters,
+            )
+
+    def conditional(self, value: Any, observed: Any) -> ConditionalAR1:
+        """What is known of all coordinates once some are observed: missing values, in O(d).
+
+        Args:
+          value: floating-point tensor `[..., d]`, broadcast against the batch shape. Entries that
+            are not observed are ignored, and may be NaN.
+          observed: boolean tensor `[..., d]`, `True` where `value` is known.
+
+        Returns:
+          A `ConditionalAR1`, with `mean`, `variance`, `stddev`, `sample` and the log-likelihood of
+          what is observed.
+        """
+        return ConditionalAR1(self, value, observed)
+
+    @classmethod
+    def _maximum_likelihood_parameters(cls, value: tf.Tensor) -> dict[str, tf.Tensor]:
+        """The exact maximum-likelihood estimate from independent draws along axis 0.
+
+        With w the draws minus their mean, A = Σ w_t², B = Σ w_t w_{t-1} and C the part of A without
+        the first and last coordinates, the likelihood with σ at its best for each ρ has its maximum
+        at the one root in (-1, 1) of
+
+            (d - 1) C ρ³ - (d - 2) B ρ² - (A + d C) ρ + d B = 0
+
+        (Beach and MacKinnon, 1978, who fit a single series; here the draws' sums take its place).
+        """
+        loc = tf.reduce_mean(value, axis=0)
+        w = value - loc
+        size = tf.cast(ps.shape(w)[-1], w.dtype)
+        squares = tf.reduce_mean(tf.square(w), axis=0)
+        a = tf.reduce_sum(squares, axis=-1)
+        b = tf.reduce_sum(tf.reduce_mean(w[..., 1:] * w[..., :-1], axis=0), axis=-1)
+        c = tf.reduce_sum(squares[..., 1:-1], axis=-1)
+
+        def derivative(rho: tf.Tensor) -> tf.Tensor:
+            cubic = (size - 1.0) * c * rho - (size - 2.0) * b
+            return (cubic * rho - (a + size * c)) * rho + size * b
+
+        # Its sign changes between the ends, where it is (x_t ± x_{t-1})² summed up.
+        one = tf.ones_like(a)
+        rho = tfp.math.find_root_chandrupatla(derivative, low=-one, high=one).estimated_root
+        variance = (a - 2.0 * b * rho + c * tf.square(rho)) / (size * (1.0 - rho) * (1.0 + rho))
+        return {"loc": loc, "marginal_scale": tf.math.sqrt(variance), "correlation": rho}
 
     @classmethod
     def _parameter_properties(
