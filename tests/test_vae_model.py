@@ -87,8 +87,21 @@ def test_fit_lowers_the_loss(posterior, beta, options):
 
 
 def test_eager_training_equals_graph_training():
-    eager, graph = (compiled(make(), run_eagerly=run_eagerly) for run_eagerly in (True, False))
-    assert_same_weights(fitted(eager, X), fitted(graph, X), exactly=False)
+    models = []
+    for run_eagerly in (True, False):
+        model = compiled(make(), run_eagerly=run_eagerly)
+        model.build((None, 8, 8))
+        models.append(fitted(model, X))
+    assert_same_weights(*models, exactly=False)
+
+
+@pytest.mark.xfail(reason="those of the head are drawn when it is built", strict=True)
+def test_initial_weights_are_drawn_when_the_model_is_made():
+    """As everywhere in Keras; or it would matter what happens before the first batch."""
+    models = [make(), make()]
+    for model in models:
+        model.build((None, 8, 8))
+    assert_same_weights(*models)
 
 
 def test_training_is_reproducible():
@@ -122,7 +135,7 @@ def test_validation_data_in_every_form():
 
 
 def test_evaluate_and_predict():
-    model = compiled(make(), run_eagerly=True)
+    model = fitted(compiled(make(), run_eagerly=True), X)
     before = model.seed_generator.state.numpy()
     figures = model.evaluate(X_TEST, verbose=0, return_dict=True)
     assert set(figures) == set(KEYS)
@@ -245,13 +258,13 @@ def test_training_flag():
 
 def test_regularizer():
     factor, rate = 0.5, 1e-3
-    models = [
-        compiled(
+    models = []
+    for regularizer in (None, keras.regularizers.L2(factor)):
+        model = compiled(
             convolutional(regularizer), keras.optimizers.SGD, learning_rate=rate, run_eagerly=True
         )
-        for regularizer in (None, keras.regularizers.L2(factor))
-    ]
-    models[1](X)
+        model.build((None, 8, 8))
+        models.append(model)
     kernel = models[1].encoder.layers[1].kernel.numpy()
     options = {"batch_size": len(X), "shuffle": False, "verbose": 0}
     histories = [m.fit(X, **options).history for m in models]
@@ -293,6 +306,13 @@ def test_subclassed_encoder():
 
 
 # --- Distributions -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("posterior", ["ar1", "diag", "isotropic", "full"])
+def test_the_first_covariance_is_the_identity(posterior):
+    q = make(posterior).encode(X)
+    np.testing.assert_array_equal(q.covariance(), np.broadcast_to(np.eye(D), (64, D, D)))
+    assert np.all(np.std(q.mean(), axis=0) > 0)
 
 
 def test_encode_and_decode():
@@ -492,6 +512,7 @@ for strategy in (tf.distribute.get_strategy(), tf.distribute.MirroredStrategy(["
         encoder, decoder = architectures.mlp((4,), 3, (8,))
         vae = tfp_ar1.RhoVAE(encoder, decoder, 3, objective=OnlyKL(), seed=0)
         vae.compile(keras.optimizers.SGD(0.1), jit_compile=False)
+        vae.build((None, 4))
     vae.fit(x, batch_size=16, verbose=0)
     weights.append(vae.get_weights())
 for a, b in zip(*weights):

@@ -1,0 +1,75 @@
+"""Marginals over ranges of coordinates, and the maximum-likelihood estimate."""
+
+import numpy as np
+import oracles
+import pytest
+import scipy.optimize
+import tensorflow as tf
+
+import tfp_ar1
+
+LOC = np.random.default_rng(0).normal(size=(3, 9))
+SCALE, CORRELATION = np.array([0.7, 1.0, 2.0]), np.array([0.8, -0.6, 0.0])
+
+
+@pytest.mark.parametrize("where", [(0, None, 1), (2, 7, 1), (1, None, 2), (0, -1, 3), (4, 5, 1)])
+@pytest.mark.parametrize("parameter", ["correlation", "fisher_z"])
+def test_marginal_is_the_submatrix(where, parameter):
+    value = {"correlation": CORRELATION, "fisher_z": np.arctanh(CORRELATION)}[parameter]
+    distribution = tfp_ar1.MultivariateNormalAR1(LOC, SCALE, **{parameter: value})
+    marginal = distribution.marginal(*where)
+    kept = slice(*where)
+    covariance = oracles.ar1_covariance(SCALE, CORRELATION, 9)[:, kept, kept]
+    oracles.assert_close(marginal.mean(), LOC[:, kept], event_ndims=1)
+    oracles.assert_close(marginal.covariance(), covariance, event_ndims=2)
+
+
+def test_marginal_keeps_accuracy_where_correlation_rounds_to_one():
+    marginal = tfp_ar1.MultivariateNormalAR1(tf.zeros(9), fisher_z=15.0).marginal(step=2)
+    # 1 - ρ² of two steps is twice that of one, to first order: a shift of u by log(2)/2.
+    np.testing.assert_allclose(marginal.fisher_z, 15.0 - np.log(2) / 2, rtol=1e-6)
+
+
+def test_marginal_has_gradients():
+    with tf.GradientTape() as tape:
+        rho = tf.Variable(0.6, dtype=tf.float64)
+        marginal = tfp_ar1.MultivariateNormalAR1(np.zeros(9), correlation=rho).marginal(step=3)
+        y = marginal.correlation_parameter()
+    np.testing.assert_allclose(tape.gradient(y, rho), 3 * 0.6**2, rtol=1e-12)
+
+
+def test_marginal_refuses_an_empty_range():
+    distribution = tfp_ar1.MultivariateNormalAR1(tf.zeros(3), correlation=0.5)
+    with pytest.raises(ValueError, match="start=2, stop=2, step=1 has no coordinate"):
+        distribution.marginal(2, 2)
+    with pytest.raises(ValueError, match="`step` must be a positive integer; got 0"):
+        distribution.marginal(step=0)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 20])
+@pytest.mark.parametrize("correlation", [-0.95, 0.0, 0.7])
+def test_fit_is_the_maximum_of_the_likelihood(size, correlation):
+    truth = tfp_ar1.MultivariateNormalAR1(np.ones(size), 1.7, correlation=np.float64(correlation))
+    x = truth.sample(30, seed=1).numpy()
+    fitted = tfp_ar1.MultivariateNormalAR1.experimental_fit(x)
+    np.testing.assert_allclose(fitted.loc, x.mean(axis=0), rtol=1e-12)
+
+    def negative_log_likelihood(parameters):
+        covariance = oracles.ar1_covariance(np.exp(parameters[0]), np.tanh(parameters[1]), size)
+        w = x - x.mean(axis=0)
+        quadratic = np.sum(w * np.linalg.solve(covariance, w.T).T)
+        return 0.5 * (quadratic + len(x) * np.linalg.slogdet(covariance)[1])
+
+    found = np.array([np.log(fitted.marginal_scale), np.arctanh(fitted.correlation)])
+    best = scipy.optimize.minimize(negative_log_likelihood, [0.0, 0.0], method="Nelder-Mead")
+    assert negative_log_likelihood(found) <= best.fun + 1e-6
+    if size == 1:
+        assert fitted.correlation == 0
+
+
+def test_fit_of_a_batch():
+    truth = tfp_ar1.MultivariateNormalAR1(LOC, SCALE, correlation=CORRELATION)
+    fitted = tfp_ar1.MultivariateNormalAR1.experimental_fit(truth.sample(5000, seed=2))
+    assert fitted.batch_shape == [3]
+    np.testing.assert_allclose(fitted.correlation, CORRELATION, atol=0.02)
+    np.testing.assert_allclose(fitted.marginal_scale, SCALE, rtol=0.03)
