@@ -336,7 +336,7 @@ class TestOperatorSuite(linear_operator_test_util.SquareLinearOperatorDerivedCla
     @staticmethod
     def operator_shapes_infos():
         info = linear_operator_test_util.OperatorShapesInfo
-        return [info((1, 1)), info((2, 1, 4, 4))]
+        return [info((0, 0)), info((1, 1)), info((2, 1, 4, 4))]
 
     @staticmethod
     def skip_these_tests():

@@ -308,7 +308,8 @@ def test_static_shapes_are_kept_where_known(loc_shape, parameter_shape, batch_sh
         ar1 = MultivariateNormalAR1(loc, scale, correlation=rho)
         assert ar1.batch_shape.as_list() == batch_shape
         assert ar1.event_shape.as_list() == event_shape
-        return ar1.log_prob(ar1.sample(seed=(0, 1)))
+        sample = ar1.sample(seed=(0, 1))
+        return sample, ar1.log_prob(sample), ar1.entropy(), ar1.stddev(), ar1.covariance()
 
     function.get_concrete_function()
 
