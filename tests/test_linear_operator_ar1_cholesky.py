@@ -334,11 +334,6 @@ class TestOperatorSuite(linear_operator_test_util.SquareLinearOperatorDerivedCla
         return [tf.float32, tf.float64]
 
     @staticmethod
-    def operator_shapes_infos():
-        info = linear_operator_test_util.OperatorShapesInfo
-        return [info((0, 0)), info((1, 1)), info((2, 1, 4, 4))]
-
-    @staticmethod
     def skip_these_tests():
         # They are for self-adjoint operators.
         return ["cholesky", "eigvalsh"]

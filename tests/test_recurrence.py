@@ -1,4 +1,4 @@
-"""`recurrence` and `difference` against a loop, for every scheme that a size may select."""
+"""`recurrence` and `whiten` against a loop, for every scheme that a size may select."""
 
 import functools
 
@@ -13,7 +13,7 @@ from tfp_ar1.correlation import LagOneCorrelation
 # One, the block of 32 and the switch from doubling to blocks at 512, and what lies next to them;
 # 4097 leaves a ragged last block, and 20000 more blocks than the largest size for doubling.
 SIZES = (1, 2, 3, 31, 32, 33, 127, 128, 129, 511, 512, 513, 1000, 4097, 20000)
-FUNCTIONS = {"recurrence": rec.recurrence, "difference": rec.difference}
+FUNCTIONS = {"recurrence": rec.recurrence, "whiten": rec.whiten}
 RHO = np.array([-0.95, -0.3, 0.0, 0.6, 0.99])
 
 
@@ -21,13 +21,18 @@ def loop(name, x, rho, reverse=False):
     """The definition, coordinate by coordinate."""
     x = np.asarray(x, np.float64)
     rho = np.asarray(rho, np.float64)
-    if reverse:
+    if name == "recurrence" and reverse:
         return loop(name, x[..., ::-1], rho)[..., ::-1]
-    y = [x[..., 0] + 0 * rho]
-    for t in range(1, x.shape[-1]):
-        y.append(
-            x[..., t] + rho * y[-1] if name == "recurrence" else x[..., t] - rho * x[..., t - 1]
-        )
+    y = [x[..., t] + 0 * rho for t in range(x.shape[-1])]
+    step = np.sqrt(1 - rho**2)
+    for t in range(1, len(y)):
+        if name == "recurrence":
+            y[t] = x[..., t] + rho * y[t - 1]
+        elif reverse:
+            y[t] = x[..., t] / step
+            y[t - 1] = y[t - 1] - rho * y[t]
+        else:
+            y[t] = (x[..., t] - rho * x[..., t - 1]) / step
     return np.stack(y, axis=-1)
 
 
@@ -185,11 +190,10 @@ def test_powers_where_float32_rounds_the_correlation_to_one(size, sign):
     np.testing.assert_allclose(actual, expected, rtol=1e-5)
 
 
-@pytest.mark.parametrize("u", [20.0, -20.0])
-def test_difference_of_equal_neighbours_does_not_cancel(u):
-    """`1 - tanh(20)` is 8.5e-18, what remains of a constant vector."""
+@pytest.mark.parametrize("u", [20.0, -20.0, 60.0])
+def test_whitening_equal_neighbours_does_not_cancel(u):
+    """`(1 - ρ) / √(1 - ρ²) = e^-|u|` is what remains of a constant vector."""
     alternating = np.where(np.arange(5) % 2, np.sign(u), 1.0).astype("float32")
     rho = LagOneCorrelation(fisher_z=tf.constant(np.float32(u)))
-    actual = rec.difference(tf.constant(alternating), rho).numpy()
-    expected = 2 / (np.exp(2 * abs(u)) + 1) * alternating[1:]
-    np.testing.assert_allclose(actual[1:], expected, rtol=1e-5)
+    actual = rec.whiten(tf.constant(alternating), rho).numpy()
+    np.testing.assert_allclose(actual[1:], np.exp(-abs(u)) * alternating[1:], rtol=1e-5)

@@ -91,6 +91,13 @@ class LagOneCorrelation:
         return tf.math.rsqrt((1.0 - self._rho) * (1.0 + self._rho))
 
     @functools.cached_property
+    def relative_complement(self) -> tf.Tensor:
+        """`(sign - ρ) / √(1 - ρ²) = sign e^(-|u|)`; does not underflow before e^(-|u|) does."""
+        if self._rho is None:
+            return self.sign * tf.math.exp(-self.sign * self._u)
+        return self.complement * self.innovation_precision_scale
+
+    @functools.cached_property
     def log_abs(self) -> tf.Tensor:
         """`log |ρ|`, without gradient; `-inf` at ρ = 0."""
         log_abs = tf.math.log(tf.math.abs(tf.stop_gradient(self.value)))

@@ -275,15 +275,8 @@ def solvevec(
     x: tf.Tensor, rho: LagOneCorrelation, scale: tf.Tensor, adjoint: bool = False
 ) -> tf.Tensor:
     """`L⁻¹ x`, or `L⁻ᵀ x`, for x of shape `[..., d]`."""
-    # Division by σ comes first: (x_t - ρ x_{t-1})/√(1-ρ²) is of order 1 then, and neither it nor
-    # its square leaves the range of the dtype where σ or √(1-ρ²) is very small.
-    x = x / scale[..., tf.newaxis]
-    one = tf.ones([], x.dtype)
-    if adjoint:
-        return recurrence.difference(
-            _scale_coordinates(x, one, rho.innovation_precision_scale), rho, reverse=True
-        )
-    return _scale_coordinates(recurrence.difference(x, rho), one, rho.innovation_precision_scale)
+    # Division by σ comes last: it would round neighbours that are nearly equal apart.
+    return recurrence.whiten(x, rho, reverse=adjoint) / scale[..., tf.newaxis]
 
 
 def log_abs_determinant(num_rows: Any, rho: LagOneCorrelation, scale: tf.Tensor) -> tf.Tensor:

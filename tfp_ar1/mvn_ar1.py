@@ -348,7 +348,7 @@ class MultivariateNormalAR1(tfd.MultivariateNormalLinearOperator):
 
     def _static_or_dynamic_batch_shape(self) -> Any:
         if tensorshape_util.is_fully_defined(self.batch_shape):
-            return tensorshape_util.as_list(self.batch_shape)
+            return np.array(tensorshape_util.as_list(self.batch_shape), np.int32)
         return self.batch_shape_tensor()
 
     def _parameter_control_dependencies(self, is_init: bool) -> list[Any]:
@@ -442,7 +442,9 @@ def _loc_and_scale_of_iid_or_independent(
     loc, scale = tf.convert_to_tensor(normal.loc), tf.convert_to_tensor(normal.scale)
     if kind == "Sample":
         return loc[..., tf.newaxis], scale[..., tf.newaxis]
-    return loc, scale if scale.shape.rank else scale[tf.newaxis]
+    if scale.shape.rank is None:
+        scale = tf.broadcast_to(scale, normal.batch_shape_tensor())
+    return loc, scale[tf.newaxis] if scale.shape.rank == 0 else scale
 
 
 def _loc(distribution: tfd.MultivariateNormalLinearOperator) -> tf.Tensor:

@@ -1,8 +1,8 @@
 """The recurrence `y_t = ρ y_{t-1} + x_t` in O(d), its inverse, and their exact gradients.
 
-With S the shift by one coordinate, `recurrence` is multiplication by `(I - ρ S)⁻¹` and `difference`
-multiplication by `I - ρ S`; `reverse=True` takes the transposed matrices. Both work along the last
-axis, for one ρ per batch member.
+With S the shift by one coordinate and K = diag(1, √(1-ρ²), √(1-ρ²), …), `recurrence` is
+multiplication by `(I - ρ S)⁻¹` and `whiten` multiplication by `K⁻¹ (I - ρ S)`; `reverse=True` takes
+the transposed matrices. Both work along the last axis, for one ρ per batch member.
 
 How `recurrence` is evaluated is decided in `_recurrence_value` alone; the gradient does not depend
 on it, because the gradient of the recurrence is the same recurrence run backwards:
@@ -43,27 +43,35 @@ def recurrence(x: tf.Tensor, rho: LagOneCorrelation, reverse: bool = False) -> t
     return _recurrence(x, coefficient, tf.stop_gradient(rho.sign), rho.log_abs, reverse)
 
 
-def difference(x: tf.Tensor, rho: LagOneCorrelation, reverse: bool = False) -> tf.Tensor:
-    """`y_t = x_t - ρ x_{t-1}` with `y_0 = x_0`: the inverse of `recurrence`.
+def whiten(x: tf.Tensor, rho: LagOneCorrelation, reverse: bool = False) -> tf.Tensor:
+    """The innovations of a path at marginal scale 1: `(x_t - ρ x_{t-1}) / √(1-ρ²)`, and `x_0`.
 
-    Evaluated as `(x_t - sign x_{t-1}) + (sign - ρ) x_{t-1}`: where neighbours are nearly equal and
-    ρ is nearly ±1, the first difference is exact in floating point and nothing cancels.
+    Evaluated as `(x_t - sign x_{t-1}) / √(1-ρ²) + sign e^(-|u|) x_{t-1}`, with u = atanh ρ: where
+    neighbours are nearly equal and ρ is nearly ±1, the first difference is exact in floating point
+    and nothing cancels.
 
     Args:
       x: floating-point tensor of shape `[..., d]`.
       rho: correlation of shape `[...]`, broadcast against `x.shape[:-1]`.
-      reverse: if `True`, the transposed matrix: `y_t = x_t - ρ x_{t+1}`, `y_{d-1} = x_{d-1}`.
+      reverse: if `True`, the transposed matrix: `(x_t - ρ x_{t+1}) / √(1-ρ²)` with `x_d = 0`, but
+        `x_0 - ρ x_1 / √(1-ρ²)` for t = 0.
 
     Returns:
       y: tensor of the broadcast shape `[..., d]`.
     """
     x = _broadcast_to_batch(x, rho)
-    sign, complement = rho.sign[..., tf.newaxis], rho.complement[..., tf.newaxis]
+    sign, inverse_scale, remainder = (
+        t[..., tf.newaxis]
+        for t in (rho.sign, rho.innovation_precision_scale, rho.relative_complement)
+    )
     if reverse:
-        earlier, later = x[..., :-1], x[..., 1:]
-        return tf.concat([(earlier - sign * later) + complement * later, x[..., -1:]], axis=-1)
+        later = tf.concat([x[..., 1:], tf.zeros_like(x[..., :1])], axis=-1)
+        y = (x - sign * later) * inverse_scale + remainder * later
+        first = x[..., :1] - rho.value[..., tf.newaxis] * inverse_scale * later[..., :1]
+        return tf.concat([first, y[..., 1:]], axis=-1)
     earlier, later = x[..., :-1], x[..., 1:]
-    return tf.concat([x[..., :1], (later - sign * earlier) + complement * earlier], axis=-1)
+    y = (later - sign * earlier) * inverse_scale + remainder * earlier
+    return tf.concat([x[..., :1], y], axis=-1)
 
 
 def _broadcast_to_batch(x: tf.Tensor, rho: LagOneCorrelation) -> tf.Tensor:
