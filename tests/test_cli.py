@@ -705,3 +705,11 @@ def test_other_posteriors_and_shapes(cli, posterior, likelihood, latent_dim, sha
     assert (metrics["rho_mean"] == 0) == (posterior == "isotropic")
     code, _, _ = cli("sample", folder, "-n", 3, "--out", "new.npy")
     assert np.load("new.npy").shape == (3, *shape)
+
+
+def test_the_next_commands_can_be_called_where_the_program_is_not_on_the_path(monkeypatch):
+    monkeypatch.setattr("sys.argv", ["/venv/bin/tfp-ar1", "train"])
+    monkeypatch.setenv("PATH", "")
+    assert commands._program() == "/venv/bin/tfp-ar1"
+    monkeypatch.setattr("sys.argv", ["/package/__main__.py", "train"])
+    assert commands._program() == "tfp-ar1"

@@ -11,6 +11,7 @@ import math
 import os
 import pathlib
 import shlex
+import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -58,6 +59,13 @@ def _fail(message: str, code: int) -> int:
     kind = "" if code == Interrupted.exit_code else "error: "
     click.echo(f"tfp-ar1: {kind}{' '.join(message.split())}", err=True)
     return code
+
+
+def _program() -> str:
+    """The program as it can be called again: with its path if it is not on the user's PATH."""
+    called = pathlib.Path(sys.argv[0])
+    on_path = shutil.which("tfp-ar1")
+    return str(called) if called.name == "tfp-ar1" and on_path is None else "tfp-ar1"
 
 
 def _describe(error: OSError) -> str:
@@ -213,7 +221,7 @@ def train(ctx: click.Context, out: pathlib.Path | None, **options: Any) -> None:
     config = runs.new_config(options, data.fingerprint())
     name = f"{datasets.short_name(dataset)}-{options['posterior']}"
     with runs.claim(out, name, config) as run:
-        argv = ["tfp-ar1", *ctx.obj, *(() if out else ("--out", str(run.folder)))]
+        argv = [_program(), *ctx.obj, *(() if out else ("--out", str(run.folder)))]
         with _told_how_to_resume(run, shlex.join(argv)):
             _train(run, data)
 
@@ -258,9 +266,11 @@ def _train(run: runs.Run, data: datasets.Dataset) -> None:
     for picture in pictures:
         click.echo(f"  {picture}")
     folder, logs = shlex.quote(str(run.folder)), shlex.quote(str(run.logs))
+    program = shlex.quote(_program())
+    tensorboard = program.removesuffix("tfp-ar1") + "tensorboard"
     click.echo(
-        f"Go on with:\n  tfp-ar1 sample {folder}\n  tfp-ar1 evaluate {folder}\n"
-        f"  tensorboard --logdir {logs}"
+        f"Go on with:\n  {program} sample {folder}\n  {program} evaluate {folder}\n"
+        f"  {tensorboard} --logdir {logs}"
     )
 
 
