@@ -48,7 +48,6 @@ def test_survives_json(name, dtype):
     oracles.assert_close(copy.log_prob(value), distribution.log_prob(value), "same computation")
 
 
-@pytest.mark.xfail(reason="np.float64 is a float, so it is stored without its dtype", strict=True)
 def test_numpy_scalars_keep_their_dtype():
     distribution = tfd.Normal(np.float64(0.1), np.float64(1.0))
     assert through_json(distribution).dtype == tf.float64

@@ -226,21 +226,12 @@ def test_correlation(posterior):
     np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-7)
 
 
-BATCH_SIZE_ZERO = pytest.param(
-    {"batch_size": 0},
-    "`batch_size` must be at least 1; got 0",
-    marks=pytest.mark.xfail(
-        raises=ZeroDivisionError, reason="used before it is checked", strict=True
-    ),
-)
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ({"num_samples": 0}, "number of samples must be at least 1; got 0"),
         ({"num_samples": -3}, "number of samples must be at least 1; got -3"),
-        BATCH_SIZE_ZERO,
+        ({"batch_size": 0}, "`batch_size` must be at least 1; got 0"),
         ({"batch_size": -1}, "`batch_size` must be at least 1; got -1"),
         ({"x": np.zeros([0, SIZE], "float32")}, r"N at least 1; got \(0, 4\)"),
         ({"x": np.zeros([SIZE], "float32")}, r"shape \[N, \*data_shape\].*got \(4,\)"),

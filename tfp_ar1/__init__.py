@@ -16,7 +16,7 @@ _MODULE_OF_CLASS = {
     "MultivariateNormalAR1": "tfp_ar1.mvn_ar1",
     "RhoVAE": "tfp_ar1.vae",
 }
-_MODULES = ("layers", "params", "priors", "vae")
+_MODULES = ("layers", "params", "priors", "tfpl", "vae")
 
 __all__ = [*_MODULE_OF_CLASS, *_MODULES, "__version__"]
 

@@ -135,7 +135,7 @@ class MultivariateNormalAR1(SeededMixin, keras.layers.Layer):
     ):
         # Autocasting would round the parameters to half precision before they are used.
         super().__init__(autocast=False, **kwargs)
-        if kl_weight < 0:
+        if not kl_weight >= 0:
             raise ValueError(f"`kl_weight` must not be negative; got {kl_weight}.")
         self.event_size = ar1_params.checked_event_size(event_size)
         self.prior = checked_prior(prior, self.event_size, self._distribution_dtype)
@@ -167,6 +167,8 @@ class MultivariateNormalAR1(SeededMixin, keras.layers.Layer):
 
     def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
         """The input shape with its last dimension replaced by `event_size`."""
+        size = ar1_params.params_size(self.event_size)
+        ar1_params.check_params_shape(input_shape, size, self.event_size)
         return (*input_shape[:-1], self.event_size)
 
     def get_config(self) -> dict[str, Any]:

@@ -82,9 +82,15 @@ def checked_event_size(event_size: int) -> int:
 def checked_params(params: Any, size: int, event_size: int) -> tf.Tensor:
     """Returns `params` as a tensor, or raises `ValueError` if its last dimension is not `size`."""
     params = tf.convert_to_tensor(params, name="params")
-    if params.shape.rank == 0 or not params.shape[-1:].is_compatible_with([size]):
+    check_params_shape(params.shape, size, event_size)
+    return params
+
+
+def check_params_shape(shape: Any, size: int, event_size: int) -> None:
+    """Raises `ValueError` if the last dimension of a shape of `params` is not `size`."""
+    shape = tf.TensorShape(shape)
+    if shape.rank == 0 or not shape[-1:].is_compatible_with([size]):
         raise ValueError(
             f"`params` must have {size} entries along its last axis for `event_size={event_size}`; "
-            f"got shape {params.shape}."
+            f"got shape {shape}."
         )
-    return params

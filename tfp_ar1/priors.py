@@ -8,12 +8,14 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
+from tensorflow_probability.python.distributions.independent import _Independent
+from tensorflow_probability.python.distributions.sample import _Sample
 
 from tfp_ar1.mvn_ar1 import MultivariateNormalAR1
 
 tfd = tfp.distributions
 
-__all__ = ["from_config", "standard_normal", "to_config"]
+__all__ = ["as_multivariate_normal", "from_config", "standard_normal", "to_config"]
 
 _CLASSES = {
     cls.__name__: cls
@@ -31,6 +33,18 @@ _CLASSES = {
 def standard_normal(event_size: int, dtype: Any = tf.float32) -> tfd.MultivariateNormalDiag:
     """N(0, I) over vectors of `event_size`: the prior that a VAE has unless told otherwise."""
     return tfd.MultivariateNormalDiag(loc=tf.zeros([event_size], dtype))
+
+
+def as_multivariate_normal(distribution: tfd.Distribution) -> tfd.Distribution:
+    """A vector of independent `tfd.Normal`s as the `MultivariateNormalDiag` that it is.
+
+    TFP has KL divergences between multivariate normals, but none from these to an `Independent` or
+    a `Sample`, which are usual spellings of a prior. Any other distribution is returned as it is.
+    """
+    independent = isinstance(distribution, _Independent | _Sample)
+    if independent and isinstance(distribution.distribution, tfd.Normal):
+        return tfd.MultivariateNormalDiag(distribution.mean(), distribution.stddev())
+    return distribution
 
 
 def to_config(distribution: tfd.Distribution) -> dict[str, Any]:
@@ -71,7 +85,9 @@ def from_config(config: Mapping[str, Any]) -> tfd.Distribution:
 
 
 def _value_to_config(value: Any) -> Any:
-    if value is None or isinstance(value, bool | int | float | str):
+    # NumPy's float64 is a float to Python, but it has a dtype to keep.
+    plain = isinstance(value, bool | int | float | str) and not isinstance(value, np.generic)
+    if value is None or plain:
         return value
     if isinstance(value, tfd.Distribution):
         return to_config(value)

@@ -89,6 +89,7 @@ def _posterior_terms(
     """Yields reconstruction, KL, importance-weighted log-likelihood and ρ for each batch."""
     if num_samples < 1:
         raise ValueError(f"The number of samples must be at least 1; got {num_samples}.")
+    _check_batch_size(batch_size)
     portion = max(1, min(num_samples, _MAX_OUTPUTS // (batch_size * x[0].size)))
     done = 0
     for index, batch in enumerate(_batches(x, batch_size)):
@@ -118,9 +119,13 @@ def _checked_data(x: Any) -> np.ndarray:
     return x
 
 
-def _batches(x: np.ndarray, batch_size: int) -> Iterator[np.ndarray]:
+def _check_batch_size(batch_size: int) -> None:
     if batch_size < 1:
         raise ValueError(f"`batch_size` must be at least 1; got {batch_size}.")
+
+
+def _batches(x: np.ndarray, batch_size: int) -> Iterator[np.ndarray]:
+    _check_batch_size(batch_size)
     for start in range(0, len(x), batch_size):
         yield x[start : start + batch_size]
 

@@ -98,6 +98,10 @@ class RhoVAE(SeededMixin, keras.Model):
         self.term_metrics = {
             name: keras.metrics.Mean(name=name) for name in objectives.Terms._fields
         }
+        # Where the encoder knows the shape of its data, all weights are made here and now.
+        data_shape = getattr(encoder, "input_shape", None) if encoder.built else None
+        if isinstance(data_shape, tuple) and None not in data_shape[1:]:
+            self.build(data_shape)
 
     def build(self, input_shape: Any) -> None:
         """Builds the parts for data of this shape, and checks that they fit together.
@@ -108,9 +112,8 @@ class RhoVAE(SeededMixin, keras.Model):
         Raises:
           ValueError: if the encoder does not give vectors, or the decoder not the data's shape.
         """
-        if not self.encoder.built:
-            self.encoder.build(input_shape)
-        features = self.encoder.compute_output_shape(input_shape)
+        # Symbolic calls, since a subclassed model need not know how to compute its output's shape.
+        features = self.encoder(keras.KerasTensor((None, *input_shape[1:]))).shape
         if len(features) != 2 or features[-1] is None:
             raise ValueError(
                 f"The encoder must give features of shape (batch, units); it gives {features} for "
@@ -118,10 +121,13 @@ class RhoVAE(SeededMixin, keras.Model):
             )
         if not self.posterior_head.built:
             self.posterior_head.build(features)
-        latent_shape = (None, self.latent_dim)
-        if not self.decoder.built:
-            self.decoder.build(latent_shape)
-        outputs = self.decoder.compute_output_shape(latent_shape)
+        latents = getattr(self.decoder, "input_shape", None) if self.decoder.built else None
+        if isinstance(latents, tuple) and latents[1:] not in ((self.latent_dim,), (None,)):
+            raise ValueError(
+                f"The decoder must take latent vectors of size {self.latent_dim}; it takes inputs "
+                f"of shape {latents}."
+            )
+        outputs = self.decoder(keras.KerasTensor((None, self.latent_dim))).shape
         if tuple(outputs[1:]) != tuple(input_shape[1:]):
             raise ValueError(
                 f"The decoder must give outputs of the data's shape {tuple(input_shape[1:])}; it "
@@ -129,6 +135,7 @@ class RhoVAE(SeededMixin, keras.Model):
             )
         if not self.likelihood.built:
             self.likelihood.build(outputs)
+        self.data_shape = tuple(input_shape[1:])
         self.built = True
 
     def _initial_head_kernel(self, shape: tuple[int, int], dtype: Any = None) -> tf.Tensor:
@@ -147,6 +154,11 @@ class RhoVAE(SeededMixin, keras.Model):
         x = keras.ops.convert_to_tensor(x)
         if not self.built:
             self.build(tuple(x.shape))
+        if not tf.TensorShape(self.data_shape).is_compatible_with(x.shape[1:]):
+            raise ValueError(
+                f"The model is for data of shape (batch, {str(self.data_shape)[1:-1]}); got "
+                f"{tuple(x.shape)}."
+            )
         features = self.encoder(x, training=training)
         params = self.posterior_head(tf.cast(features, self.distribution_dtype))
         return self.posterior.new(params, self.latent_dim)
@@ -168,6 +180,10 @@ class RhoVAE(SeededMixin, keras.Model):
           training: passed on to the decoder.
         """
         return self.likelihood.distribution(self.decoder_outputs(z, training=training))
+
+    def kl_to_prior(self, posterior: tfd.Distribution) -> tf.Tensor:
+        """KL(q(z | x) ‖ p(z)), exact, in nats per example."""
+        return tfd.kl_divergence(posterior, priors.as_multivariate_normal(self.prior))
 
     def reconstruct(self, x: Any) -> tf.Tensor:
         """The mean of p(x | z) at the posterior's mean z, for data `[batch, *data_shape]`."""
@@ -233,7 +249,7 @@ class RhoVAE(SeededMixin, keras.Model):
         targets = tf.tile(x, [num_samples] + [1] * (x.shape.rank - 1))
         log_p = tf.reshape(self.likelihood.log_prob(targets, outputs), tf.shape(log_q))
         log_weights = log_p + self.prior.log_prob(z) - log_q
-        kl = tfd.kl_divergence(posterior, self.prior)
+        kl = self.kl_to_prior(posterior)
         return log_p, log_weights, kl, self.posterior.correlation(posterior)
 
     @tf.function(reduce_retracing=True)
@@ -294,7 +310,11 @@ class RhoVAE(SeededMixin, keras.Model):
         """
         if isinstance(x, np.ndarray):
             self.likelihood.check(x)
-        return super().fit(x, y, *args, **kwargs)
+        return super().fit(x, _targets(x, y, kwargs), *args, **kwargs)
+
+    def evaluate(self, x: Any = None, y: Any = None, *args, **kwargs) -> Any:
+        """Evaluates the model: as `keras.Model.evaluate`, where targets `y` are ignored."""
+        return super().evaluate(x, _targets(x, y, kwargs), *args, **kwargs)
 
     def train_step(self, data: Any) -> dict[str, tf.Tensor]:
         """One step of the optimizer on a batch."""
@@ -316,15 +336,18 @@ class RhoVAE(SeededMixin, keras.Model):
     def _loss(self, x: tf.Tensor, sample_weight: tf.Tensor | None, training: bool) -> tf.Tensor:
         """The mean loss of a batch, with what the layers add; updates the metrics."""
         terms = self.objective(self, x, training=training)
-        penalties = tf.add_n([tf.cast(p, terms.loss.dtype) for p in self.losses] or [0.0])
-        terms = terms._replace(loss=terms.loss + penalties)
-        for name, metric in self.term_metrics.items():
-            metric.update_state(getattr(terms, name), sample_weight=sample_weight)
         loss = terms.loss
         if sample_weight is not None:
             loss *= tf.cast(sample_weight, loss.dtype)
+        penalties = [tf.cast(penalty, loss.dtype) for penalty in self.losses]
+        if penalties:
+            terms = terms._replace(loss=terms.loss + tf.add_n(penalties))
+        for name, metric in self.term_metrics.items():
+            metric.update_state(getattr(terms, name), sample_weight=sample_weight)
         # Gradients are summed over replicas.
-        return tf.reduce_mean(loss) / tf.distribute.get_strategy().num_replicas_in_sync
+        return tf.add_n([tf.reduce_mean(loss), *penalties]) / (
+            tf.distribute.get_strategy().num_replicas_in_sync
+        )
 
     def get_config(self) -> dict[str, Any]:
         """The arguments of the constructor, in a form that Keras can save."""
@@ -350,3 +373,8 @@ class RhoVAE(SeededMixin, keras.Model):
                 config[part], custom_objects=custom_objects
             )
         return cls(**config)
+
+
+def _targets(x: Any, y: Any, kwargs: Mapping[str, Any]) -> Any:
+    # Keras drops sample weights where there are no targets, and says nothing.
+    return x if y is None and kwargs.get("sample_weight") is not None else y

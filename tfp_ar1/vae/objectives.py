@@ -6,12 +6,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import keras
 import tensorflow as tf
-import tensorflow_probability as tfp
 
 if TYPE_CHECKING:
     from tfp_ar1.vae.model import RhoVAE
-
-tfd = tfp.distributions
 
 __all__ = ["ELBO", "Terms"]
 
@@ -50,7 +47,7 @@ class ELBO:
         z = posterior.sample(seed=model.next_seed())
         outputs = model.decoder_outputs(z, training=training)
         reconstruction = -model.likelihood.log_prob(tf.cast(x, outputs.dtype), outputs)
-        kl = tfd.kl_divergence(posterior, model.prior)
+        kl = model.kl_to_prior(posterior)
         return Terms(
             loss=reconstruction + self.beta * kl,
             reconstruction=reconstruction,
