@@ -554,6 +554,7 @@ def test_float64(set_policy):
         ({"posterior": "diagonal"}, r"Unknown posterior 'diagonal'; expected one of \['ar1', 'dia"),
         ({"likelihood": "normal"}, r"Unknown likelihood 'normal'; expected one of \['bernoulli'"),
         ({"latent_dim": 0}, "must be a positive integer; got 0"),
+        ({"latent_dim": None}, "must be a positive integer; got None"),
         ({"latent_dim": 1.5}, "must be a positive integer; got 1.5"),
         ({"latent_dim": 4, "prior": VARIANTS["diag"]["prior"]}, r"size 4; .*event shape \(3,\)"),
     ],
@@ -604,6 +605,17 @@ def test_fit_refuses(data, message):
     model = compiled(make(), run_eagerly=True)
     with pytest.raises(ValueError, match=message):
         model.fit(data, verbose=0)
+
+
+def test_prior_that_is_no_distribution():
+    with pytest.raises(TypeError, match=r"must be a `tfd.Distribution`, or `None`; got 'normal'"):
+        make(prior="normal")
+
+
+def test_estimates_refuse_data_outside_the_likelihood():
+    for estimate in (compiled(make()).evaluate, lambda x: make().log_likelihood(x, 2)):
+        with pytest.raises(ValueError, match=r"needs data in \[0, 1\]"):
+            estimate(16 * X)
 
 
 def test_nan_under_the_gaussian_likelihood():

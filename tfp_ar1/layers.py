@@ -29,7 +29,8 @@ class SeededMixin:
     """For a Keras layer or model that draws noise: its seed, saved and loaded with its weights.
 
     Keras does not save the state of a `SeedGenerator`; with it, training that is resumed draws
-    the noise that uninterrupted training would have drawn.
+    the noise that uninterrupted training would have drawn. The seeds of `Dropout` layers in a
+    model are Keras's own, and are not saved.
     """
 
     seed_generator: keras.random.SeedGenerator
@@ -63,6 +64,7 @@ def checked_prior(
     """A prior as given or from its configuration, or an error if it does not fit.
 
     Raises:
+      TypeError: if the prior is not a distribution.
       ValueError: if the prior is not over vectors of `event_size`, has a batch that is not empty,
         is of another dtype, or holds variables, which Keras would not see.
     """
@@ -70,6 +72,8 @@ def checked_prior(
         prior = priors.from_config(prior)
     if prior is None:
         return None
+    if not isinstance(prior, tfd.Distribution):
+        raise TypeError(f"The prior must be a `tfd.Distribution`, or `None`; got {prior!r}.")
     if prior.event_shape != [event_size] or prior.batch_shape.rank != 0:
         raise ValueError(
             f"The prior must be one distribution over vectors of size {event_size}; got batch "

@@ -6,6 +6,7 @@ and the Fisher z-transform `atanh ρ` of the correlation. A vector of zeros is t
 
 from __future__ import annotations
 
+import numbers
 from typing import Any
 
 import tensorflow as tf
@@ -74,7 +75,8 @@ def scale_from_log_variance(log_variance: tf.Tensor) -> tf.Tensor:
 
 def checked_event_size(event_size: int) -> int:
     """Returns `event_size`, or raises `ValueError` if it is not a positive integer."""
-    if int(event_size) != event_size or event_size < 1:
+    whole = isinstance(event_size, numbers.Real) and int(event_size) == event_size
+    if not whole or event_size < 1:
         raise ValueError(f"`event_size` must be a positive integer; got {event_size!r}.")
     return int(event_size)
 

@@ -47,7 +47,7 @@ def evaluate(
       and `num_importance_samples`, `rho_mean` (mean lag-one correlation of the posteriors) and
       `num_examples`.
     """
-    x = _checked_data(x)
+    x = _checked_data(model, x)
     reconstruction, kl, log_likelihoods, rho = _concatenate(
         _posterior_terms(model, x, num_importance_samples, batch_size, seed, progress)
     )
@@ -66,13 +66,13 @@ def log_likelihood(
     model: RhoVAE, x: Any, num_samples: int, batch_size: int = 128, seed: int = 0
 ) -> np.ndarray:
     """Importance-weighted estimate of log p(x) for each example; see `RhoVAE.log_likelihood`."""
-    x = _checked_data(x)
+    x = _checked_data(model, x)
     return _concatenate(_posterior_terms(model, x, num_samples, batch_size, seed))[2]
 
 
 def correlation(model: RhoVAE, x: Any, batch_size: int = 128) -> np.ndarray:
     """The mean lag-one correlation of each example's posterior, an array `[N]`."""
-    x = _checked_data(x)
+    x = _checked_data(model, x)
     return np.concatenate(
         [model.mean_correlation(batch).numpy() for batch in _batches(x, batch_size)]
     )
@@ -112,10 +112,11 @@ def _posterior_terms(
             progress(done, len(x))
 
 
-def _checked_data(x: Any) -> np.ndarray:
+def _checked_data(model: RhoVAE, x: Any) -> np.ndarray:
     x = keras.ops.convert_to_numpy(x)
     if x.ndim < 2 or not x.size:
         raise ValueError(f"Expected data of shape [N, *data_shape], N at least 1; got {x.shape}.")
+    model.likelihood.check(x)
     return x
 
 

@@ -89,6 +89,8 @@ class RhoVAE(SeededMixin, keras.Model):
         self.likelihood = likelihoods.get(likelihood)
         self.seed = seed
         self.seed_generator = keras.random.SeedGenerator(seed)
+        # Made now, as every other initializer is, so that equal seeds give equal weights.
+        self._loc_initializer = keras.initializers.GlorotUniform()
         self.posterior_head = keras.layers.Dense(
             self.posterior.params_size(self.latent_dim),
             kernel_initializer=self._initial_head_kernel,
@@ -141,7 +143,7 @@ class RhoVAE(SeededMixin, keras.Model):
     def _initial_head_kernel(self, shape: tuple[int, int], dtype: Any = None) -> tf.Tensor:
         """Random for the mean, which all families have first; 0 for the covariance: I at first."""
         units, size = shape
-        loc = keras.initializers.GlorotUniform()((units, self.latent_dim), dtype)
+        loc = self._loc_initializer((units, self.latent_dim), dtype)
         return tf.concat([loc, tf.zeros((units, size - self.latent_dim), loc.dtype)], axis=-1)
 
     def encode(self, x: Any, training: bool = False) -> tfd.Distribution:
@@ -313,7 +315,13 @@ class RhoVAE(SeededMixin, keras.Model):
         return super().fit(x, _targets(x, y, kwargs), *args, **kwargs)
 
     def evaluate(self, x: Any = None, y: Any = None, *args, **kwargs) -> Any:
-        """Evaluates the model: as `keras.Model.evaluate`, where targets `y` are ignored."""
+        """Evaluates the model: as `keras.Model.evaluate`, where targets `y` are ignored.
+
+        Raises:
+          ValueError: if x is an array with values that the likelihood does not allow.
+        """
+        if isinstance(x, np.ndarray):
+            self.likelihood.check(x)
         return super().evaluate(x, _targets(x, y, kwargs), *args, **kwargs)
 
     def train_step(self, data: Any) -> dict[str, tf.Tensor]:

@@ -37,7 +37,9 @@ class _AR1:
         return ar1_params.new(params, event_size)
 
     def correlation(self, distribution: tfd.Distribution) -> tf.Tensor:
-        return distribution.correlation_parameter()
+        rho = distribution.correlation_parameter()
+        # A single coordinate has no neighbour, whatever ρ is.
+        return tf.zeros_like(rho) if distribution.event_shape == [1] else rho
 
 
 class _Diagonal:
