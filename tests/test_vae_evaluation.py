@@ -62,7 +62,7 @@ def make(posterior):
     rest = np.float64(covariance_params(posterior))
     model.posterior_head.set_weights(
         [
-            np.concatenate([GAIN.T, np.zeros([SIZE, len(rest)])], axis=-1),
+            np.concatenate([GAIN.T, np.zeros([SIZE, np.size(rest)])], axis=-1),
             np.concatenate([-GAIN @ BIAS, rest]),
         ]
     )
