@@ -59,10 +59,10 @@ def make(posterior):
     )
     model.build((None, SIZE))
     model.decoder.set_weights([WEIGHTS, BIAS])
-    rest = np.float64(covariance_params(posterior))
+    rest = np.asarray(covariance_params(posterior), np.float64)
     model.posterior_head.set_weights(
         [
-            np.concatenate([GAIN.T, np.zeros([SIZE, np.size(rest)])], axis=-1),
+            np.concatenate([GAIN.T, np.zeros([SIZE, len(rest)])], axis=-1),
             np.concatenate([-GAIN @ BIAS, rest]),
         ]
     )
