@@ -101,7 +101,9 @@ class MultivariateNormalAR1(tfp.layers.DistributionLambda):
         }
 
     @classmethod
-    def from_config(cls, config: Mapping[str, Any], custom_objects: Any = None) -> tf.Module:
+    def from_config(
+        cls, config: Mapping[str, Any], custom_objects: Any = None
+    ) -> MultivariateNormalAR1:
         """Makes the layer again from `get_config`."""
         config = dict(config)
         regularizer = config.pop("activity_regularizer", None)

@@ -46,6 +46,10 @@ def evaluate(
 
       and `num_importance_samples`, `rho_mean` (mean lag-one correlation of the posteriors) and
       `num_examples`.
+
+    Raises:
+      ValueError: if a number is less than 1, there are no data, or the likelihood does not allow
+        their values.
     """
     x = _checked_data(model, x)
     reconstruction, kl, log_likelihoods, rho = _concatenate(

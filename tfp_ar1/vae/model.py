@@ -59,8 +59,10 @@ class RhoVAE(SeededMixin, keras.Model):
       **kwargs: arguments of `keras.Model`, such as `name` and `dtype`.
 
     Raises:
-      ValueError: if a name is unknown, `latent_dim` is not a positive integer or the prior does not
-        fit; and, when the model is built, if encoder or decoder have unfit shapes.
+      TypeError: if the prior is not a distribution.
+      ValueError: if a name is unknown, `latent_dim` is not a positive integer, the prior does not
+        fit, or encoder and decoder have unfit shapes (for an encoder that does not know the shape
+        of its data yet: when the model is built).
     """
 
     def __init__(
