@@ -53,13 +53,34 @@ def test_numpy_scalars_keep_their_dtype():
     assert through_json(distribution).dtype == tf.float64
 
 
-def test_variables_are_stored_by_their_present_value():
-    loc = tf.Variable([0.0, 0.0])
-    distribution = tfd.MultivariateNormalDiag(loc)
+def test_variables_stay_variables():
+    loc = tf.Variable([0.0, 0.0], name="centre")
+    scale = tf.Variable([1.0, 2.0], trainable=False)
+    distribution = tfd.MultivariateNormalDiag(loc, scale)
     loc.assign([3.0, 4.0])
     copy = through_json(distribution)
     np.testing.assert_array_equal(copy.mean(), [3.0, 4.0])
-    assert not copy.variables
+    assert len(copy.variables) == 2
+    assert [v.name for v in copy.trainable_variables] == [loc.name]
+
+
+def test_transformed_variables_are_refused():
+    scale = tfp.util.TransformedVariable(1.0, tfp.bijectors.Softplus())
+    with pytest.raises(ValueError, match="transformed variable cannot be saved"):
+        priors.to_config(tfd.Normal(0.0, scale))
+
+
+def test_kl_divergence_between_spellings():
+    diag, tril = DISTRIBUTIONS["diag"](np.float64), DISTRIBUTIONS["tril"](np.float64)
+    independent = DISTRIBUTIONS["independent"](np.float64)
+    for posterior in (diag, tril, independent, DISTRIBUTIONS["ar1 by correlation"](np.float64)):
+        np.testing.assert_allclose(
+            priors.kl_divergence(posterior, independent),
+            priors.kl_divergence(posterior, diag),
+            rtol=1e-12,
+        )
+    image = tfd.Independent(tfd.Normal(tf.zeros([2, 3]), 1.0), 2)
+    assert priors.kl_divergence(image, image).shape == []
 
 
 class MultivariateNormalDiag(tfd.MultivariateNormalDiag):

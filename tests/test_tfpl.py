@@ -36,11 +36,25 @@ def encoder(prior, style="sequential", **kwargs):
     return tf_keras.Model(inputs, layer(dense(inputs))), dense
 
 
+def encoder_with_add_loss(prior, style="sequential", **kwargs):
+    tf_keras.utils.set_random_seed(1)
+    dense = tf_keras.layers.Dense(tfpl.MultivariateNormalAR1.params_size(D))
+    layers = [tfpl.MultivariateNormalAR1(D), tfpl.KLDivergenceAddLoss(prior, **kwargs)]
+    inputs = tf_keras.Input((5,))
+    if style == "sequential":
+        return tf_keras.Sequential([inputs, dense, *layers]), dense
+    return tf_keras.Model(inputs, layers[1](layers[0](dense(inputs)))), dense
+
+
+ENCODERS = {"regularizer": encoder, "add loss": encoder_with_add_loss}
+
+
 @pytest.mark.parametrize("style", ["sequential", "functional"])
 @pytest.mark.parametrize("prior", PRIORS)
-def test_the_kl_counts_once_also_after_saving_and_loading(prior, style, tmp_path):
+@pytest.mark.parametrize("by", ENCODERS)
+def test_the_kl_counts_once_also_after_saving_and_loading(by, prior, style, tmp_path):
     prior = PRIORS[prior]()
-    model, dense = encoder(prior, style, weight=0.5)
+    model, dense = ENCODERS[by](prior, style, weight=0.5)
     posterior = tfp_ar1.params.new(dense(X), D)
     expected = 0.5 * np.mean(tfd.kl_divergence(posterior, prior))
     model(X)
@@ -51,6 +65,12 @@ def test_the_kl_counts_once_also_after_saving_and_loading(prior, style, tmp_path
         distribution = loaded(X)
         np.testing.assert_allclose(sum(loaded.losses), expected, rtol=1e-6, err_msg=name)
         np.testing.assert_allclose(distribution.mean(), posterior.mean(), rtol=1e-6)
+        # What was called, saved or loaded can still be put to work in another model.
+        for each in (model, loaded):
+            inputs = tf_keras.Input((5,))
+            whole = tf_keras.Model(inputs, tf_keras.layers.Dense(5)(each(inputs)))
+            whole.compile("sgd")
+            np.testing.assert_allclose(whole.test_on_batch(X), expected, rtol=1e-6)
 
 
 def test_monte_carlo_kl_is_unbiased():
@@ -99,7 +119,56 @@ def test_same_numbers_as_the_keras_3_layer():
     np.testing.assert_allclose(sum(old.losses), sum(new.losses), rtol=1e-6)
 
 
+@pytest.mark.parametrize("by", ENCODERS)
+def test_variables_of_the_prior_are_trained_and_saved(by, tmp_path):
+    fisher_z = tf.Variable(0.0, name="prior_fisher_z")
+    prior = tfp_ar1.MultivariateNormalAR1(tf.zeros(D), fisher_z=fisher_z)
+    model, _ = ENCODERS[by](prior)
+    assert any(v is fisher_z for v in model.trainable_variables)
+    model.compile(tf_keras.optimizers.Adam(0.1))
+    model.fit(X, epochs=3, verbose=0)
+    assert fisher_z.numpy() != 0.0
+    losses = model.evaluate(X, verbose=0)
+    for name in ("model.keras", "model.h5", "model"):
+        model.save(tmp_path / name)
+        loaded = tf_keras.models.load_model(tmp_path / name)
+        assert any(np.array_equal(v, fisher_z) for v in loaded.trainable_variables), name
+        np.testing.assert_allclose(loaded.evaluate(X, verbose=0), losses, rtol=1e-6)
+    # Weights alone, into a model whose prior starts elsewhere.
+    model.save_weights(tmp_path / "weights.h5")
+    prior = tfp_ar1.MultivariateNormalAR1(tf.zeros(D), fisher_z=tf.Variable(1.0))
+    other, _ = ENCODERS[by](prior)
+    other.load_weights(tmp_path / "weights.h5")
+    np.testing.assert_array_equal(prior.fisher_z, fisher_z)
+
+
+def test_add_loss_behind_layers_of_tfp():
+    prior = tfd.Independent(tfd.Normal(tf.zeros(D), 1.0), 1)
+    for layer in (tfp.layers.MultivariateNormalTriL(D), tfp.layers.IndependentNormal(D)):
+        model = tf_keras.Sequential(
+            [
+                tf_keras.layers.Dense(layer.params_size(D)),
+                layer,
+                tfpl.KLDivergenceAddLoss(prior),
+            ]
+        )
+        posterior = model(X)
+        mean, covariance = posterior.mean().numpy(), posterior.variance()
+        if isinstance(layer, tfp.layers.MultivariateNormalTriL):
+            covariance = posterior.covariance().numpy()
+            log_det, trace = (
+                np.linalg.slogdet(covariance)[1],
+                np.trace(covariance, axis1=1, axis2=2),
+            )
+        else:
+            log_det, trace = np.log(covariance).sum(-1), np.sum(covariance, axis=-1)
+        expected = 0.5 * (trace + np.square(mean).sum(-1) - D - log_det)
+        np.testing.assert_allclose(sum(model.losses), expected.mean(), rtol=1e-5)
+
+
 def test_refuses_what_does_not_fit():
+    with pytest.raises(TypeError, match="must follow a layer that returns a distribution"):
+        tfpl.KLDivergenceAddLoss(PRIORS["Sample"]())(tf.zeros([2, D]))
     with pytest.raises(ValueError, match="`convert_to_tensor_fn` must be one of"):
         tfpl.MultivariateNormalAR1(D, convert_to_tensor_fn=lambda d: d.mean())
     with pytest.raises(ValueError, match="`event_size` must be a positive integer; got 0"):

@@ -15,7 +15,7 @@ from tfp_ar1.mvn_ar1 import MultivariateNormalAR1
 
 tfd = tfp.distributions
 
-__all__ = ["as_multivariate_normal", "from_config", "standard_normal", "to_config"]
+__all__ = ["from_config", "kl_divergence", "standard_normal", "to_config"]
 
 _CLASSES = {
     cls.__name__: cls
@@ -35,14 +35,30 @@ def standard_normal(event_size: int, dtype: Any = tf.float32) -> tfd.Multivariat
     return tfd.MultivariateNormalDiag(loc=tf.zeros([event_size], dtype))
 
 
-def as_multivariate_normal(distribution: tfd.Distribution) -> tfd.Distribution:
-    """A vector of independent `tfd.Normal`s as the `MultivariateNormalDiag` that it is.
+def kl_divergence(posterior: tfd.Distribution, prior: tfd.Distribution) -> tf.Tensor:
+    """KL(posterior ‖ prior) in nats, analytic, for every pair of normals over vectors.
 
-    TFP has KL divergences between multivariate normals, but none from these to an `Independent` or
-    a `Sample`, which are usual spellings of a prior. Any other distribution is returned as it is.
+    TFP has KL divergences between multivariate normals, but none between these and an `Independent`
+    or a `Sample`, which are usual spellings of a prior.
+
+    Args:
+      posterior: distribution of batch shape `[...]`.
+      prior: distribution over the same events.
+
+    Returns:
+      Tensor `[...]`.
+
+    Raises:
+      NotImplementedError: if no KL divergence is known for the two.
     """
+    return tfd.kl_divergence(_as_multivariate_normal(posterior), _as_multivariate_normal(prior))
+
+
+def _as_multivariate_normal(distribution: tfd.Distribution) -> tfd.Distribution:
+    """A vector of independent `tfd.Normal`s as the `MultivariateNormalDiag` that it is."""
     independent = isinstance(distribution, _Independent | _Sample)
-    if independent and isinstance(distribution.distribution, tfd.Normal):
+    vector = independent and distribution.event_shape.rank == 1
+    if vector and isinstance(distribution.distribution, tfd.Normal):
         return tfd.MultivariateNormalDiag(distribution.mean(), distribution.stddev())
     return distribution
 
@@ -55,10 +71,12 @@ def to_config(distribution: tfd.Distribution) -> dict[str, Any]:
         `MultivariateNormalTriL`, `Normal`, `Independent` and `Sample`, nested or not.
 
     Returns:
-      A configuration for `from_config`. Variables are stored by their present value.
+      A configuration for `from_config`. A `tf.Variable` is stored by its present value, and as a
+      variable.
 
     Raises:
-      ValueError: if the distribution, or one inside it, is of another class.
+      ValueError: if the distribution, or one inside it, is of another class, or a parameter is a
+        transformed variable.
     """
     name = type(distribution).__name__
     if type(distribution) is not _CLASSES.get(name):
@@ -91,13 +109,24 @@ def _value_to_config(value: Any) -> Any:
         return value
     if isinstance(value, tfd.Distribution):
         return to_config(value)
+    if isinstance(value, tfp.util.DeferredTensor):
+        raise ValueError(
+            f"A prior with a transformed variable cannot be saved; got {value!r}. Use a parameter "
+            f"that needs no constraint, such as `fisher_z` as a `tf.Variable`."
+        )
     array = np.asarray(tf.convert_to_tensor(value))
-    return {"dtype": array.dtype.name, "values": array.tolist()}
+    config = {"dtype": array.dtype.name, "values": array.tolist()}
+    if isinstance(value, tf.Variable):
+        config |= {"trainable": value.trainable, "name": value.name.split(":")[0]}
+    return config
 
 
 def _value_from_config(value: Any) -> Any:
     if isinstance(value, Mapping):
         if "distribution" in value:
             return from_config(value)
-        return tf.constant(np.asarray(value["values"], value["dtype"]))
+        array = np.asarray(value["values"], value["dtype"])
+        if "trainable" in value:
+            return tf.Variable(array, trainable=value["trainable"], name=value["name"])
+        return tf.constant(array)
     return value

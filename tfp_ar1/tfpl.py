@@ -16,13 +16,14 @@ from typing import Any
 import tensorflow as tf
 import tensorflow_probability as tfp
 import tf_keras
+from tf_keras.src.engine import base_layer_utils
 
 from tfp_ar1 import params as ar1_params
 from tfp_ar1 import priors
 
 tfd = tfp.distributions
 
-__all__ = ["KLDivergenceRegularizer", "MultivariateNormalAR1"]
+__all__ = ["KLDivergenceAddLoss", "KLDivergenceRegularizer", "MultivariateNormalAR1"]
 
 _CONVERSIONS = ("sample", "mean", "mode", "stddev", "variance")
 
@@ -75,6 +76,9 @@ class MultivariateNormalAR1(tfp.layers.DistributionLambda):
             convert_to_tensor_fn=getattr(tfd.Distribution, name),
             **kwargs,
         )
+        # tf_keras finds variables that are attributes of a layer, not those of its regularizer.
+        prior = getattr(self.activity_regularizer, "distribution_b", None)
+        self._prior_variables = list(prior.variables) if prior is not None else []
 
     @staticmethod
     def new(params: Any, event_size: int, validate_args: bool = False) -> tfd.Distribution:
@@ -124,11 +128,15 @@ class KLDivergenceRegularizer(tf_keras.regularizers.Regularizer):
     (`tfp.layers.KLDivergenceRegularizer` counts twice on a `DistributionLambda`: tf_keras calls the
     regularizer on the distribution and on its value, and TFP's answers to both; TFP issue 1215.)
 
+    The prior's parameters may be `tf.Variable`s: on a `tfpl.MultivariateNormalAR1` layer they are
+    trained and saved with the model. (tf_keras does not see them from any other layer; put a
+    `KLDivergenceAddLoss` behind it.)
+
     Args:
-      distribution_b: the prior; its parameters must be constants for the model to be saved.
+      distribution_b: the prior: a `MultivariateNormalAR1`, or a normal in any of TFP's spellings.
       use_exact_kl: if `True`, `tfd.kl_divergence`; if `False`, a Monte Carlo estimate with the
         layer's own sample.
-      weight: factor of the KL.
+      weight: factor of the KL, at least 0.
 
     Raises:
       ValueError: if `weight` is negative.
@@ -148,19 +156,23 @@ class KLDivergenceRegularizer(tf_keras.regularizers.Regularizer):
         self.use_exact_kl = use_exact_kl
         self.weight = weight
 
-    def _kl(self, distribution_a: tfd.Distribution) -> tf.Tensor:
+    def mean_kl(self, distribution_a: tfd.Distribution) -> tf.Tensor:
+        """`weight` times the KL divergence of `distribution_a`, averaged over its batch."""
         if self.use_exact_kl:
-            return tfd.kl_divergence(distribution_a, self.distribution_b)
-        x = tf.convert_to_tensor(distribution_a)
-        return distribution_a.log_prob(x) - self.distribution_b.log_prob(x)
+            # What layers return is a wrapper, which also converts to a tensor.
+            wrapped = getattr(distribution_a, "tensor_distribution", distribution_a)
+            kl = priors.kl_divergence(wrapped, self.distribution_b)
+        else:
+            x = tf.convert_to_tensor(distribution_a)
+            kl = distribution_a.log_prob(x) - self.distribution_b.log_prob(x)
+        return self.weight * tf.reduce_mean(kl)
 
     def __call__(self, output: Any) -> tf.Tensor:
         """The KL summed over axis 0, by whose size tf_keras divides; 0 for anything but a law."""
         if not isinstance(output, tfd.Distribution):
             return tf.zeros([], self.distribution_b.dtype)
-        kl = self._kl(output)
-        size = tf.cast(tf.shape(tf.convert_to_tensor(output))[0], kl.dtype)
-        return self.weight * tf.reduce_mean(kl) * size
+        mean_kl = self.mean_kl(output)
+        return mean_kl * tf.cast(tf.shape(tf.convert_to_tensor(output))[0], mean_kl.dtype)
 
     def get_config(self) -> dict[str, Any]:
         """The arguments of the constructor, the prior as a plain configuration."""
@@ -169,3 +181,59 @@ class KLDivergenceRegularizer(tf_keras.regularizers.Regularizer):
             "use_exact_kl": self.use_exact_kl,
             "weight": self.weight,
         }
+
+
+@tf_keras.saving.register_keras_serializable(package="tfp_ar1")
+class KLDivergenceAddLoss(tf_keras.layers.Layer):
+    """Passes a distribution on, and adds its KL divergence to a prior to the model's losses.
+
+    As `tfp.layers.KLDivergenceAddLoss`, which sums over the batch where this averages, and whose
+    KL is by default a Monte Carlo estimate. It follows a layer of `tfp.layers` or of this module:
+
+    ```python
+    encoder = tf_keras.Sequential([
+        tf_keras.layers.Dense(tfp_ar1.tfpl.MultivariateNormalAR1.params_size(8)),
+        tfp_ar1.tfpl.MultivariateNormalAR1(8),
+        tfp_ar1.tfpl.KLDivergenceAddLoss(prior),
+    ])
+    ```
+
+    Args:
+      distribution_b: the prior, as for `KLDivergenceRegularizer`; its variables are trained and
+        saved with the model.
+      use_exact_kl: as for `KLDivergenceRegularizer`.
+      weight: factor of the KL, at least 0.
+      **kwargs: arguments of `tf_keras.layers.Layer`, such as `name`.
+
+    Raises:
+      ValueError: if `weight` is negative.
+      TypeError: if called on anything but a distribution.
+    """
+
+    def __init__(
+        self,
+        distribution_b: tfd.Distribution | Mapping[str, Any],
+        use_exact_kl: bool = True,
+        weight: float = 1.0,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        self._regularizer = KLDivergenceRegularizer(distribution_b, use_exact_kl, weight)
+        self._prior_variables = list(self._regularizer.distribution_b.variables)
+
+    def call(self, distribution_a: tfd.Distribution) -> tfd.Distribution:
+        """Adds the loss, and returns `distribution_a`."""
+        if isinstance(distribution_a, tfd.Distribution):
+            self.add_loss(self._regularizer.mean_kl(distribution_a))
+        # To save in TensorFlow's format, tf_keras traces each layer by itself, on a tensor. What
+        # it traces is not used where this class is known, and could have no KL where it is not.
+        elif not base_layer_utils.call_context().saving:
+            raise TypeError(
+                f"`KLDivergenceAddLoss` must follow a layer that returns a distribution, such as "
+                f"`tfpl.MultivariateNormalAR1`; got {distribution_a!r}."
+            )
+        return distribution_a
+
+    def get_config(self) -> dict[str, Any]:
+        """The arguments of the constructor, the prior as a plain configuration."""
+        return {**super().get_config(), **self._regularizer.get_config()}

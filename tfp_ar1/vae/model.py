@@ -187,7 +187,7 @@ class RhoVAE(SeededMixin, keras.Model):
 
     def kl_to_prior(self, posterior: tfd.Distribution) -> tf.Tensor:
         """KL(q(z | x) ‖ p(z)), exact, in nats per example."""
-        return tfd.kl_divergence(posterior, priors.as_multivariate_normal(self.prior))
+        return priors.kl_divergence(posterior, self.prior)
 
     def reconstruct(self, x: Any) -> tf.Tensor:
         """The mean of p(x | z) at the posterior's mean z, for data `[batch, *data_shape]`."""
