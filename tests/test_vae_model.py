@@ -95,6 +95,12 @@ def test_eager_training_equals_graph_training():
     assert_same_weights(*models, exactly=False)
 
 
+def test_several_steps_per_execution():
+    one = fitted(compiled(make()), X, epochs=2)
+    both = fitted(compiled(make(), steps_per_execution=2), X, epochs=2)
+    assert_same_weights(both, one, exactly=False)
+
+
 def test_initial_weights_are_drawn_when_the_model_is_made():
     """As everywhere in Keras; or it would matter what happens before the first batch."""
     models = [make(), make()]

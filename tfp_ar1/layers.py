@@ -1,11 +1,12 @@
-"""Keras 3: a layer that samples from an AR(1) normal."""
+"""Keras 3: a layer that samples from an AR(1) normal, and one that is a prior to be learned."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
 from tensorflow_probability.python.internal import samplers
@@ -15,7 +16,7 @@ from tfp_ar1 import priors
 
 tfd = tfp.distributions
 
-__all__ = ["MultivariateNormalAR1", "SeededMixin"]
+__all__ = ["MultivariateNormalAR1", "MultivariateNormalAR1Prior", "SeededMixin"]
 
 if keras.config.backend() != "tensorflow":
     raise ImportError(
@@ -58,36 +59,128 @@ class SeededMixin:
             self.seed_generator.state.assign(store["seed_state"])
 
 
+@keras.saving.register_keras_serializable(package="tfp_ar1")
+class MultivariateNormalAR1Prior(keras.layers.Layer):
+    """A prior with first-order autoregressive covariance that is learned with the model.
+
+    To be given as `prior` to `RhoVAE` or to the layer `MultivariateNormalAR1`, whose weights it
+    joins; it takes no input. It starts as N(0, I) unless `correlation` says otherwise.
+
+    A decoder that may rotate and scale its latent space makes most priors equal; where the latent
+    coordinates have an order that the decoder must respect, the correlation matters.
+
+    Args:
+      event_size: number of coordinates d, at least 1.
+      learn: which of `"loc"`, `"marginal_scale"` and `"correlation"` are trained.
+      correlation: ρ at the start, in (-1, 1).
+      **kwargs: arguments of `keras.layers.Layer`, such as `name` and `dtype`.
+
+    Raises:
+      ValueError: if `event_size` is not a positive integer, `learn` names something else, or
+        `correlation` is not in (-1, 1).
+    """
+
+    def __init__(
+        self,
+        event_size: int,
+        learn: Sequence[str] = ("correlation",),
+        correlation: float = 0.0,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        self.event_size = ar1_params.checked_event_size(event_size)
+        self.learn = [learn] if isinstance(learn, str) else list(learn)
+        unknown = sorted(set(self.learn) - {"loc", "marginal_scale", "correlation"})
+        if unknown:
+            raise ValueError(
+                f"`learn` may name 'loc', 'marginal_scale' and 'correlation'; got {unknown}."
+            )
+        if not -1.0 < correlation < 1.0:
+            raise ValueError(f"`correlation` must lie strictly in (-1, 1); got {correlation}.")
+        self.correlation = float(correlation)
+
+        def weight(name: str, shape: tuple[int, ...], value: float, learned: str) -> Any:
+            return self.add_weight(
+                name=name,
+                shape=shape,
+                initializer=keras.initializers.Constant(value),
+                trainable=learned in self.learn,
+                # Half a precision is not enough for a covariance.
+                autocast=False,
+            )
+
+        self.loc = weight("loc", (self.event_size,), 0.0, "loc")
+        self.log_s = weight("log_s", (1,), 0.0, "marginal_scale")
+        self.fisher_z = weight("fisher_z", (1,), np.arctanh(self.correlation), "correlation")
+        self.built = True
+
+    def distribution(self) -> tfd.Distribution:
+        """The prior for the present weights."""
+        packed = keras.ops.concatenate([self.loc, self.log_s, self.fisher_z])
+        return ar1_params.new(packed, self.event_size)
+
+    def get_config(self) -> dict[str, Any]:
+        """The arguments of the constructor."""
+        return {
+            **super().get_config(),
+            "event_size": self.event_size,
+            "learn": self.learn,
+            "correlation": self.correlation,
+        }
+
+
+Prior = tfd.Distribution | keras.layers.Layer
+
+
+def current_prior(prior: Prior) -> tfd.Distribution:
+    """The prior as a distribution: itself, or what a layer that learns it makes it now."""
+    return prior.distribution() if isinstance(prior, keras.layers.Layer) else prior
+
+
+def prior_to_config(prior: Prior) -> dict[str, Any]:
+    """The prior in a form that Keras can save, and `checked_prior` takes."""
+    if isinstance(prior, keras.layers.Layer):
+        return keras.saving.serialize_keras_object(prior)
+    return priors.to_config(prior)
+
+
 def checked_prior(
-    prior: tfd.Distribution | Mapping[str, Any] | None, event_size: int, dtype: tf.DType
-) -> tfd.Distribution | None:
+    prior: Prior | Mapping[str, Any] | None, event_size: int, dtype: tf.DType
+) -> Prior | None:
     """A prior as given or from its configuration, or an error if it does not fit.
 
     Raises:
-      TypeError: if the prior is not a distribution.
+      TypeError: if the prior is neither a distribution nor a layer with a method `distribution`.
       ValueError: if the prior is not over vectors of `event_size`, has a batch that is not empty,
         is of another dtype, or holds variables, which Keras would not see.
     """
     if isinstance(prior, Mapping):
-        prior = priors.from_config(prior)
+        is_layer = "class_name" in prior
+        prior = (keras.saving.deserialize_keras_object if is_layer else priors.from_config)(prior)
     if prior is None:
         return None
-    if not isinstance(prior, tfd.Distribution):
-        raise TypeError(f"The prior must be a `tfd.Distribution`, or `None`; got {prior!r}.")
-    if prior.event_shape != [event_size] or prior.batch_shape.rank != 0:
+    learned = isinstance(prior, keras.layers.Layer) and hasattr(prior, "distribution")
+    if not isinstance(prior, tfd.Distribution) and not learned:
+        raise TypeError(
+            f"The prior must be a `tfd.Distribution`, a layer that learns one, such as "
+            f"`MultivariateNormalAR1Prior`, or `None`; got {prior!r}."
+        )
+    distribution = current_prior(prior)
+    if distribution.event_shape != [event_size] or distribution.batch_shape.rank != 0:
         raise ValueError(
             f"The prior must be one distribution over vectors of size {event_size}; got batch "
-            f"shape {prior.batch_shape} and event shape {prior.event_shape}."
+            f"shape {distribution.batch_shape} and event shape {distribution.event_shape}."
         )
-    if prior.dtype != dtype:
+    if distribution.dtype != dtype:
         raise ValueError(
-            f"The prior must be of dtype {dtype.name}; got {prior.dtype.name}. (NumPy arrays are "
-            f"float64 unless they are told otherwise.)"
+            f"The prior must be of dtype {dtype.name}; got {distribution.dtype.name}. (NumPy "
+            f"arrays are float64 unless they are told otherwise.)"
         )
-    if prior.variables:
+    if distribution.variables:
         raise ValueError(
-            f"The prior holds variables ({[v.name for v in prior.variables]}), which Keras would "
-            f"neither train nor save. Give it constants."
+            f"The prior holds variables ({[v.name for v in distribution.variables]}), which Keras "
+            f"would neither train nor save. Give it constants, or let a layer own its weights: "
+            f"`tfp_ar1.layers.MultivariateNormalAR1Prior`."
         )
     return prior
 
@@ -119,7 +212,8 @@ class MultivariateNormalAR1(SeededMixin, keras.layers.Layer):
     Args:
       event_size: number of coordinates d, at least 1.
       prior: a `tfd.Distribution` over vectors of size d, with constant parameters and a registered
-        KL divergence (N(0, I) in any of its TFP spellings, AR(1), …), or `None` for no KL.
+        KL divergence (N(0, I) in any of its TFP spellings, AR(1), …); a layer that learns one
+        (`MultivariateNormalAR1Prior`); or `None` for no KL.
       kl_weight: factor of the KL in the losses (β of the β-VAE), at least 0.
       seed: integer seed of the noise, or `None` for a random one.
       **kwargs: arguments of `keras.layers.Layer`, such as `name` and `dtype`.
@@ -132,7 +226,7 @@ class MultivariateNormalAR1(SeededMixin, keras.layers.Layer):
     def __init__(
         self,
         event_size: int,
-        prior: tfd.Distribution | None = None,
+        prior: Prior | None = None,
         kl_weight: float = 1.0,
         seed: int | None = None,
         **kwargs,
@@ -165,7 +259,7 @@ class MultivariateNormalAR1(SeededMixin, keras.layers.Layer):
         """Returns a sample for each example, and adds the KL to the losses if there is a prior."""
         distribution = self.distribution(params)
         if self.prior is not None:
-            kl = tf.reduce_mean(tfd.kl_divergence(distribution, self.prior))
+            kl = tf.reduce_mean(tfd.kl_divergence(distribution, current_prior(self.prior)))
             self.add_loss(self.kl_weight * kl)
         return tf.cast(distribution.sample(seed=self.next_seed()), self.compute_dtype)
 
@@ -180,7 +274,7 @@ class MultivariateNormalAR1(SeededMixin, keras.layers.Layer):
         return {
             **super().get_config(),
             "event_size": self.event_size,
-            "prior": None if self.prior is None else priors.to_config(self.prior),
+            "prior": None if self.prior is None else prior_to_config(self.prior),
             "kl_weight": self.kl_weight,
             "seed": self.seed,
         }

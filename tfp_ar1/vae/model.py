@@ -12,7 +12,7 @@ import tensorflow_probability as tfp
 
 from tfp_ar1 import params as ar1_params
 from tfp_ar1 import priors
-from tfp_ar1.layers import SeededMixin, checked_prior
+from tfp_ar1.layers import Prior, SeededMixin, checked_prior, current_prior, prior_to_config
 from tfp_ar1.vae import evaluation, likelihoods, objectives, posteriors
 
 tfd = tfp.distributions
@@ -51,7 +51,8 @@ class RhoVAE(SeededMixin, keras.Model):
       posterior: `"ar1"` (one variance and one correlation, the ρ-VAE), `"diag"` (a variance for
         each dimension, the standard VAE), `"isotropic"` (one variance) or `"full"` (any covariance,
         by its Cholesky factor).
-      prior: distribution over vectors of size d, with constant parameters; default N(0, I).
+      prior: distribution over vectors of size d, with constant parameters, or a layer that learns
+        one (`tfp_ar1.layers.MultivariateNormalAR1Prior`); default N(0, I).
       objective: what to minimize, see `tfp_ar1.vae.objectives`; default `ELBO()`. For the β-VAE:
         `ELBO(beta=4.0)`.
       likelihood: `"bernoulli"`, `"gaussian"`, or a `tfp_ar1.vae.likelihoods.Likelihood`.
@@ -71,7 +72,7 @@ class RhoVAE(SeededMixin, keras.Model):
         decoder: keras.Model,
         latent_dim: int,
         posterior: str = "ar1",
-        prior: tfd.Distribution | None = None,
+        prior: Prior | None = None,
         objective: objectives.ELBO | None = None,
         likelihood: str | likelihoods.Likelihood = "bernoulli",
         seed: int | None = None,
@@ -82,9 +83,9 @@ class RhoVAE(SeededMixin, keras.Model):
         self.posterior_name = posterior
         self.posterior = posteriors.get(posterior)
         self.distribution_dtype = tf.float64 if self.compute_dtype == "float64" else tf.float32
-        self.prior = checked_prior(prior, self.latent_dim, self.distribution_dtype)
-        if self.prior is None:
-            self.prior = priors.standard_normal(self.latent_dim, self.distribution_dtype)
+        self._prior = checked_prior(prior, self.latent_dim, self.distribution_dtype)
+        if self._prior is None:
+            self._prior = priors.standard_normal(self.latent_dim, self.distribution_dtype)
         self.objective = objectives.ELBO() if objective is None else objective
         self.encoder = encoder
         self.decoder = decoder
@@ -147,6 +148,11 @@ class RhoVAE(SeededMixin, keras.Model):
         units, size = shape
         loc = self._loc_initializer((units, self.latent_dim), dtype)
         return tf.concat([loc, tf.zeros((units, size - self.latent_dim), loc.dtype)], axis=-1)
+
+    @property
+    def prior(self) -> tfd.Distribution:
+        """The prior p(z), for the present weights where it is learned."""
+        return current_prior(self._prior)
 
     def encode(self, x: Any, training: bool = False) -> tfd.Distribution:
         """The posterior q(z | x): batch shape `[batch]`, event shape `[latent_dim]`.
@@ -359,6 +365,61 @@ class RhoVAE(SeededMixin, keras.Model):
             tf.distribute.get_strategy().num_replicas_in_sync
         )
 
+    def export(
+        self, filepath: Any, format: str = "tf_saved_model", verbose: bool | None = None, **kwargs
+    ) -> None:
+        """Writes the model for use without this package: as `keras.Model.export`.
+
+        The SavedModel, which TensorFlow alone can load and serve, has these endpoints; all take any
+        number of examples:
+
+        * `serve(x)` and `reconstruct(x)`: as `RhoVAE.reconstruct`;
+        * `encode(x)`: a dictionary with `mean` and `stddev`, `[batch, latent_dim]`, and
+          `correlation`, `[batch]`, of the posterior;
+        * `decode(z)`: the mean of p(x | z);
+        * `generate(n, seed)`: new data, for an int32 scalar n and an int32 vector `[2]`; the
+          same seed gives the same data.
+
+        Args:
+          filepath: folder to write.
+          format: `"tf_saved_model"`; any other format has `serve` alone.
+          verbose: whether to print the endpoints.
+          **kwargs: as in Keras.
+
+        Raises:
+          ValueError: if the model is not built.
+        """
+        if not self.built:
+            raise ValueError("The model is not built yet; call it on data before it is exported.")
+        if format != "tf_saved_model":
+            super().export(filepath, format=format, verbose=verbose, **kwargs)
+            return
+        dtype = self.distribution_dtype
+        data = tf.TensorSpec([None, *self.data_shape], dtype, name="x")
+        latents = tf.TensorSpec([None, self.latent_dim], dtype, name="z")
+
+        def encode(x: tf.Tensor) -> dict[str, tf.Tensor]:
+            posterior = self.encode(x)
+            return {
+                "mean": posterior.mean(),
+                "stddev": posterior.stddev(),
+                "correlation": self.posterior.correlation(posterior),
+            }
+
+        def generate(n: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+            return self.decode(self.prior.sample(n, seed=seed)).mean()
+
+        archive = keras.export.ExportArchive()
+        archive.track(self)
+        archive.add_endpoint("serve", self.reconstruct, [data], **kwargs)
+        archive.add_endpoint("reconstruct", self.reconstruct, [data], **kwargs)
+        archive.add_endpoint("encode", encode, [data], **kwargs)
+        archive.add_endpoint("decode", lambda z: self.decode(z).mean(), [latents], **kwargs)
+        number = tf.TensorSpec([], tf.int32, name="n")
+        seed = tf.TensorSpec([2], tf.int32, name="seed")
+        archive.add_endpoint("generate", generate, [number, seed], **kwargs)
+        archive.write_out(filepath, verbose=True if verbose is None else verbose)
+
     def get_config(self) -> dict[str, Any]:
         """The arguments of the constructor, in a form that Keras can save."""
         serialize = keras.saving.serialize_keras_object
@@ -368,7 +429,7 @@ class RhoVAE(SeededMixin, keras.Model):
             "decoder": serialize(self.decoder),
             "latent_dim": self.latent_dim,
             "posterior": self.posterior_name,
-            "prior": priors.to_config(self.prior),
+            "prior": prior_to_config(self._prior),
             "objective": serialize(self.objective),
             "likelihood": serialize(self.likelihood),
             "seed": self.seed,

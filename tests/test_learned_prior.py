@@ -1,0 +1,168 @@
+"""A prior that is learned with a Keras model."""
+
+import keras
+import numpy as np
+import oracles
+import pytest
+import tensorflow as tf
+import tensorflow_probability as tfp
+
+import tfp_ar1
+from tfp_ar1.vae import architectures
+
+D = 4
+Prior = tfp_ar1.layers.MultivariateNormalAR1Prior
+DATA = np.random.default_rng(0).uniform(size=(64, 6)).astype("float32")
+
+
+def autoencoder(prior):
+    """The posterior comes from one dense layer, the prior is `prior`."""
+    keras.utils.set_random_seed(1)
+    return keras.Sequential(
+        [
+            keras.Input((6,)),
+            keras.layers.Dense(D + 2),
+            tfp_ar1.layers.MultivariateNormalAR1(D, prior=prior, seed=0),
+            keras.layers.Dense(6),
+        ]
+    )
+
+
+def vae(prior, **kwargs):
+    keras.utils.set_random_seed(1)
+    return tfp_ar1.RhoVAE(*architectures.mlp((6,), D, (8,)), D, prior=prior, seed=0, **kwargs)
+
+
+def test_starts_where_it_is_told():
+    np.testing.assert_allclose(Prior(D).distribution().covariance(), np.eye(D), rtol=1e-6)
+    prior = Prior(D, correlation=0.75).distribution()
+    expected = oracles.ar1_covariance(1.0, 0.75, D)
+    np.testing.assert_allclose(prior.covariance(), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("learn", "names"),
+    [
+        ((), []),
+        ("correlation", ["fisher_z"]),
+        (["loc", "marginal_scale"], ["loc", "log_s"]),
+        (["loc", "marginal_scale", "correlation"], ["loc", "log_s", "fisher_z"]),
+    ],
+)
+def test_learns_what_it_is_told(learn, names):
+    prior = Prior(D, learn=learn)
+    assert [v.name for v in prior.trainable_variables] == names
+    model = autoencoder(prior)
+    model.compile(keras.optimizers.Adam(0.1), "mse")
+    before = {v.name: np.array(v) for v in prior.variables}
+    model.fit(DATA, DATA, epochs=2, verbose=0)
+    for v in prior.variables:
+        assert np.any(np.array(v) != before[v.name]) == (v.name in names), v.name
+
+
+def test_finds_the_prior_that_the_posteriors_average_to():
+    """KL(q ‖ p) averaged over posteriors q of mean 0 has its minimum at their common law."""
+    prior = Prior(D, learn=["loc", "marginal_scale", "correlation"])
+    layer = tfp_ar1.layers.MultivariateNormalAR1(D, prior=prior)
+    params = tf.constant([[1.0, -0.5, 0.0, 2.0, np.log(0.25), np.arctanh(0.6)]], tf.float32)
+    optimizer = keras.optimizers.Adam(0.1)
+    for _ in range(300):
+        with tf.GradientTape() as tape:
+            layer(params)
+            (loss,) = layer.losses
+        gradients = tape.gradient(loss, [v.value for v in prior.trainable_variables])
+        optimizer.apply_gradients(zip(gradients, prior.trainable_variables, strict=True))
+    learned = prior.distribution()
+    np.testing.assert_allclose(learned.mean(), [1.0, -0.5, 0.0, 2.0], atol=1e-3)
+    np.testing.assert_allclose(learned.covariance(), oracles.ar1_covariance(0.5, 0.6, D), atol=1e-3)
+
+
+@pytest.mark.parametrize("posterior", ["ar1", "diag", "full"])
+def test_in_a_vae(posterior, tmp_path):
+    model = vae(Prior(D, correlation=0.5), posterior=posterior)
+    posteriors = model.encode(DATA)
+    expected = oracles.Dense(np.zeros(D), oracles.ar1_covariance(1.0, 0.5, D))
+    q = oracles.Dense(np.float64(posteriors.mean()), np.float64(posteriors.covariance()))
+    np.testing.assert_allclose(model.kl_to_prior(posteriors), q.kl(expected), rtol=1e-4)
+
+    model.compile(keras.optimizers.Adam(0.01))
+    model.fit(DATA, epochs=2, verbose=0)
+    fisher_z = float(model.prior.fisher_z)
+    assert fisher_z != pytest.approx(np.arctanh(0.5))
+    model.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    assert float(loaded.prior.fisher_z) == fisher_z
+    np.testing.assert_array_equal(loaded.generate(3, seed=1), model.generate(3, seed=1))
+    # Training goes on exactly, with the prior and its optimizer state.
+    for each in (model, loaded):
+        each.fit(DATA, epochs=1, shuffle=False, verbose=0)
+    assert float(loaded.prior.fisher_z) == float(model.prior.fisher_z) != fisher_z
+
+
+def test_saved_with_the_layer(tmp_path):
+    model = autoencoder(Prior(D, learn=["loc"], correlation=0.3))
+    model.compile(keras.optimizers.Adam(0.1), "mse")
+    model.fit(DATA, DATA, verbose=0)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    for a, b in zip(model.get_weights(), loaded.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert loaded.evaluate(DATA, DATA, verbose=0) == model.evaluate(DATA, DATA, verbose=0)
+
+
+def test_full_precision_under_a_half_precision_policy():
+    before = keras.config.dtype_policy()
+    try:
+        keras.config.set_dtype_policy("mixed_bfloat16")
+        model = vae(Prior(D, correlation=0.999))
+        model.compile(keras.optimizers.Adam(0.01))
+        model.fit(DATA, verbose=0)
+        assert model.prior.dtype == tf.float32
+        assert all(v.dtype == "float32" for v in model.variables if "prior" in v.path)
+    finally:
+        keras.config.set_dtype_policy(before)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Prior(0), "`event_size` must be a positive integer; got 0"),
+        (lambda: Prior(D, learn=["rho"]), r"`learn` may name .*; got \['rho'\]"),
+        (lambda: Prior(D, correlation=1.0), r"`correlation` must lie strictly in \(-1, 1\)"),
+        (lambda: autoencoder(Prior(D + 1)), f"distribution over vectors of size {D}"),
+        (lambda: autoencoder(Prior(D, dtype="float64")), "must be of dtype float32; got float64"),
+        (lambda: vae(Prior(D, dtype="float64")), "must be of dtype float32; got float64"),
+    ],
+)
+def test_bad_arguments(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_other_layers_are_refused():
+    with pytest.raises(TypeError, match="a layer that learns one, such as"):
+        vae(keras.layers.Dense(3))
+
+
+def test_variables_in_a_distribution_are_refused_with_advice():
+    prior = tfp_ar1.MultivariateNormalAR1(tf.zeros(D), fisher_z=tf.Variable(0.0))
+    with pytest.raises(ValueError, match="let a layer own its weights"):
+        vae(prior)
+
+
+def test_a_layer_of_the_users_own():
+    class Diagonal(keras.layers.Layer):
+        def __init__(self):
+            super().__init__()
+            self.log_scale = self.add_weight(shape=(D,), initializer="zeros")
+            self.built = True
+
+        def distribution(self):
+            scale = tf.exp(tf.convert_to_tensor(self.log_scale))
+            return tfp.distributions.MultivariateNormalDiag(tf.zeros(D), scale)
+
+    prior = Diagonal()
+    model = vae(prior)
+    model.compile(keras.optimizers.Adam(0.01))
+    model.fit(DATA, verbose=0)
+    assert np.all(np.array(prior.log_scale) != 0)
