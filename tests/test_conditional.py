@@ -30,7 +30,7 @@ def dense(loc, covariance, x, observed):
     gain = covariance[np.ix_(missing, observed)] @ np.linalg.inv(
         covariance[np.ix_(observed, observed)]
     )
-    mean, conditional = x.copy(), np.zeros((D, D))
+    mean, conditional = x.copy(), np.zeros((len(x), len(x)))
     mean[missing] = loc[missing] + gain @ (x - loc)[observed]
     conditional[np.ix_(missing, missing)] = (
         covariance[np.ix_(missing, missing)] - gain @ covariance[np.ix_(observed, missing)]
@@ -61,6 +61,21 @@ def test_agrees_with_dense_algebra(mask, parameter):
         # Five standard errors of an empirical covariance.
         bound = 5 * np.sqrt((np.outer(variance, variance) + covariance**2) / 20_000) + 1e-12
         assert np.all(np.abs(np.cov(samples[:, i].T) - covariance) <= bound)
+
+
+@pytest.mark.parametrize("size", [127, 128, 129, 400, 2100])
+@pytest.mark.parametrize("rate", [0.02, 0.5])
+def test_many_coordinates(size, rate):
+    """From here on neighbours are searched in blocks."""
+    rng = np.random.default_rng(size)
+    x, loc, observed = rng.normal(size=size), rng.normal(size=size), rng.uniform(size=size) < rate
+    distribution = tfp_ar1.MultivariateNormalAR1(loc, 1.5, correlation=-0.97)
+    conditional = distribution.conditional(x, observed)
+    covariance = oracles.ar1_covariance(1.5, -0.97, size)
+    mean, covariance, log_prob = dense(loc, covariance, x, observed)
+    oracles.assert_close(conditional.mean(), mean, event_ndims=1)
+    oracles.assert_close(conditional.variance(), np.diag(covariance), event_ndims=1)
+    oracles.assert_close(conditional.observed_log_prob(), log_prob)
 
 
 @pytest.mark.parametrize("mask", ["scattered", "first", "last"])

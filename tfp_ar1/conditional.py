@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
 from tensorflow_probability.python.internal import distribution_util, samplers
 from tensorflow_probability.python.internal import prefer_static as ps
+
+from tfp_ar1.correlation import LagOneCorrelation
 
 if TYPE_CHECKING:
     from tfp_ar1.mvn_ar1 import MultivariateNormalAR1
@@ -55,54 +57,32 @@ class ConditionalAR1:
         self._loc = tf.convert_to_tensor(distribution.loc)
         self._operator = distribution.scale._convert_variables_to_tensors()
         self._rho, self._scale = self._operator.read_parameters(for_columns=True)
-        shape = ps.broadcast_shape(ps.shape(value), ps.shape(observed))
-        batch_and_event = ps.concat(
-            [distribution.batch_shape_tensor(), distribution.event_shape_tensor()], axis=0
+        event_shape = distribution.event_shape_tensor()
+        self._observed = tf.broadcast_to(
+            observed, ps.broadcast_shape(ps.shape(observed), event_shape)
         )
-        shape = ps.broadcast_shape(shape, batch_and_event)
-        self.observed = tf.broadcast_to(observed, shape)
+        self._left, self._right = _neighbours(self._observed)
+        batch_and_event = ps.concat([distribution.batch_shape_tensor(), event_shape], axis=0)
+        shape = ps.broadcast_shape(ps.shape(value), ps.shape(self._observed))
+        self.observed = tf.broadcast_to(self._observed, ps.broadcast_shape(shape, batch_and_event))
         # What is missing must not reach a product, since 0 · NaN is NaN; nor a gradient.
         self.value = tf.where(self.observed, value, self._loc)
-        self._find_neighbours(shape)
-
-    def _find_neighbours(self, shape: Any) -> None:
-        size = shape[-1]
-        position = tf.broadcast_to(tf.range(size), shape)
-        left = tf.where(self.observed, position, -1)
-        right = tf.where(self.observed, position, size)
-
-        def last_so_far(indices: tf.Tensor) -> tf.Tensor:
-            return tfp.math.scan_associative(tf.maximum, indices, axis=indices.shape.rank - 1)
-
-        left = last_so_far(left)
-        right = -tf.reverse(last_so_far(tf.reverse(-right, axis=[-1])), axis=[-1])
-        self._has_left, self._has_right = left >= 0, right < size
-        self._left, self._right = tf.maximum(left, 0), tf.minimum(right, size - 1)
-        self._left_distance, self._right_distance = position - self._left, self._right - position
 
     def _weights(self) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         """The weights of the two neighbours, and the variance at marginal scale 1."""
-        zero, one = tf.zeros([], self.value.dtype), tf.ones([], self.value.dtype)
-        left, left_rest = self._rho.power(self._left_distance)
-        right, right_rest = self._rho.power(self._right_distance)
-        _, rest = self._rho.power(self._left_distance + self._right_distance)
-        left, left_rest = (
-            tf.where(self._has_left, left, zero),
-            tf.where(self._has_left, left_rest, one),
-        )
-        right, right_rest = (
-            tf.where(self._has_right, right, zero),
-            tf.where(self._has_right, right_rest, one),
-        )
-        # At an observed coordinate both distances are 0; its result is replaced by the value.
-        two_sided = self._has_left & self._has_right & ~self.observed
-        rest = tf.where(two_sided, rest, one)
-        return left * right_rest / rest, right * left_rest / rest, left_rest * right_rest / rest
+        left, left_rest = self._left.influence(self._rho)
+        right, right_rest = self._right.influence(self._rho)
+        # 1 - ρ^(2(a+b)), without a difference. 0 at an observed coordinate, whose result is
+        # replaced by the value.
+        rest = left_rest + right_rest * (1.0 - left_rest)
+        rest = tf.where(self._observed, tf.ones([], rest.dtype), rest)
+        right_share = left_rest / rest
+        return left * (right_rest / rest), right * right_share, right_share * right_rest
 
     def _interpolate(self, w: tf.Tensor) -> tf.Tensor:
         """The weighted sum of the two neighbours' entries in `w`, for each coordinate."""
         left_weight, right_weight, _ = self._weights()
-        return left_weight * _take(w, self._left) + right_weight * _take(w, self._right)
+        return left_weight * self._left.take(w) + right_weight * self._right.take(w)
 
     def mean(self) -> tf.Tensor:
         """The conditional mean `[..., d]`; the value itself where it was observed."""
@@ -122,27 +102,18 @@ class ConditionalAR1:
 
     def observed_log_prob(self) -> tf.Tensor:
         """The log-density `[...]` of the observed coordinates; 0 where there are none."""
-
         # Of each observed coordinate given the observed one before it.
-        def before(x: tf.Tensor, fill: Any) -> tf.Tensor:
-            first = tf.fill(ps.concat([ps.shape(x)[:-1], [1]], axis=0), tf.cast(fill, x.dtype))
-            return tf.concat([first, x[..., :-1]], axis=-1)
-
-        has_previous = before(self._has_left, False)
-        gap = tf.where(has_previous, before(self._left_distance, 0) + 1, 1)
+        before = self._left.one_step_earlier()
+        power, variance = before.influence(self._rho)
         w = self.value - self._loc
-        previous = _take(w, before(self._left, 0))
-        power, rest = self._rho.power(gap)
-        zero, one = tf.zeros([], w.dtype), tf.ones([], w.dtype)
-        variance = tf.where(has_previous, rest, one)
-        residual = (w - tf.where(has_previous, power, zero) * previous) / self._scale
+        residual = (w - power * before.take(w)) / self._scale
         log_prob = -0.5 * (
             tf.square(residual) / variance
             + tf.math.log(variance)
             + 2.0 * tf.math.log(self._scale)
             + np.log(2.0 * np.pi)
         )
-        return tf.reduce_sum(tf.where(self.observed, log_prob, zero), axis=-1)
+        return tf.reduce_sum(tf.where(self.observed, log_prob, tf.zeros([], w.dtype)), axis=-1)
 
     def sample(self, sample_shape: Any = (), seed: Any = None) -> tf.Tensor:
         """Draws `[*sample_shape, ..., d]` that have the observed values where there are such.
@@ -163,6 +134,89 @@ class ConditionalAR1:
         return tf.where(self.observed, self.value, x + self._interpolate(self.value - x))
 
 
-def _take(x: tf.Tensor, index: tf.Tensor) -> tf.Tensor:
-    index = tf.broadcast_to(index, ps.shape(x))
-    return tf.gather(x, index, axis=-1, batch_dims=x.shape.rank - 1)
+class _Neighbour(NamedTuple):
+    """For each coordinate, the nearest observed one on one side; tensors `[..., d]`.
+
+    `exists` is whether there is one, `index` where it is (any valid index if there is none), and
+    `distance` how far away.
+    """
+
+    exists: tf.Tensor
+    index: tf.Tensor
+    distance: tf.Tensor
+
+    def influence(self, rho: LagOneCorrelation) -> tuple[tf.Tensor, tf.Tensor]:
+        """Its correlation with the coordinate, and the variance that it leaves: 0, 1 for none."""
+        power, rest = rho.power(self.distance)
+        zero, one = tf.zeros([], power.dtype), tf.ones([], power.dtype)
+        return tf.where(self.exists, power, zero), tf.where(self.exists, rest, one)
+
+    def take(self, x: tf.Tensor) -> tf.Tensor:
+        """The neighbour's entry in `x` of shape `[..., d]`."""
+        if self.index.shape.rank == 1:
+            return tf.gather(x, self.index, axis=-1)
+        index = tf.broadcast_to(self.index, ps.broadcast_shape(ps.shape(self.index), ps.shape(x)))
+        x = tf.broadcast_to(x, ps.shape(index))
+        return tf.gather(x, index, axis=-1, batch_dims=x.shape.rank - 1)
+
+    def one_step_earlier(self) -> _Neighbour:
+        """For each coordinate, the neighbour of the one before it; none for the first."""
+
+        def shifted(x: tf.Tensor, first: Any) -> tf.Tensor:
+            return tf.concat(
+                [tf.fill(tf.shape(x[..., :1]), tf.cast(first, x.dtype)), x[..., :-1]], -1
+            )
+
+        return _Neighbour(
+            shifted(self.exists, False),
+            shifted(self.index, 0),
+            1 + shifted(self.distance, 0),
+        )
+
+
+def _neighbours(observed: tf.Tensor) -> tuple[_Neighbour, _Neighbour]:
+    """The nearest observed coordinates on the left and on the right of each, or itself."""
+    size = ps.shape(observed)[-1]
+    position = tf.range(size)
+    both = tf.stack([observed, tf.reverse(observed, axis=[-1])])
+    last = _running_maximum(tf.where(both, position, -1))
+    exists, last = last >= 0, tf.maximum(last, 0)
+    left, right = last[0], size - 1 - tf.reverse(last[1], axis=[-1])
+    return (
+        _Neighbour(exists[0], left, position - left),
+        _Neighbour(tf.reverse(exists[1], axis=[-1]), right, right - position),
+    )
+
+
+def _running_maximum(x: tf.Tensor) -> tf.Tensor:
+    """The maximum of each entry and all before it along the last axis, for non-negatives and -1.
+
+    Doubling for small sizes; else blocks of 16, one step after the other in all of them at once,
+    and the running maximum of what each carries on. Twice as fast as `scan_associative`, which is
+    left for a size that is not known until the graph runs.
+    """
+    size = tf.compat.dimension_value(x.shape[-1])
+    if size is None:
+        return tfp.math.scan_associative(tf.maximum, x, axis=x.shape.rank - 1)
+    if size <= 128:
+        shift = 1
+        while shift < size:
+            x = tf.concat([x[..., :shift], tf.maximum(x[..., shift:], x[..., :-shift])], axis=-1)
+            shift *= 2
+        return x
+    padding = -size % 16
+    shape = ps.shape(x)
+    none = tf.fill(ps.concat([shape[:-1], [padding]], axis=0), tf.constant(-1, x.dtype))
+    padded = tf.concat([x, none], axis=-1) if padding else x
+    blocks = tf.reshape(padded, ps.concat([shape[:-1], [-1, 16]], axis=0))
+    steps = tf.unstack(blocks, axis=-1)
+    for j in range(1, 16):
+        steps[j] = tf.maximum(steps[j], steps[j - 1])
+    carried = _running_maximum(steps[-1])
+    carried = tf.concat(
+        [tf.fill(tf.shape(carried[..., :1]), tf.constant(-1, x.dtype)), carried[..., :-1]], -1
+    )
+    # A transposition is faster than a stack along the last axis.
+    y = tf.maximum(tf.stack(steps), carried)
+    y = tf.transpose(y, [*range(1, y.shape.rank), 0])
+    return tf.reshape(y, ps.shape(padded))[..., :size]

@@ -131,9 +131,12 @@ def _power(
 ) -> tuple[tf.Tensor, tf.Tensor]:
     # 0 · log 0 is not a number, but ρ^0 is 1.
     log_power = tf.math.multiply_no_nan(log_abs, exponent)
-    odd = tf.equal(tf.math.floormod(exponent, 2.0), 1.0)
-    power = tf.where(odd, sign, tf.ones_like(sign)) * tf.math.exp(log_power)
-    remainder = -tf.math.expm1(2.0 * log_power)
+    power = tf.math.exp(log_power)
+    # 1 - e^(2x) = -tanh(x) (1 + e^(2x)); several times as fast as expm1, and as accurate.
+    remainder = -tf.math.tanh(log_power) * (1.0 + tf.math.square(power))
+    # floormod would be slower than all the rest.
+    odd = exponent - 2.0 * tf.math.floor(0.5 * exponent)
+    power *= 1.0 + odd * (sign - 1.0)
 
     # By hand, since the derivative of log |ρ| is infinite at ρ = 0, where that of ρ^k is not.
     @tf.custom_gradient
