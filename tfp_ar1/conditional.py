@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
-import tensorflow_probability as tfp
 from tensorflow_probability.python.internal import distribution_util, samplers
 from tensorflow_probability.python.internal import prefer_static as ps
 
+from tfp_ar1 import linear_operator_ar1_cholesky as ar1_cholesky
 from tfp_ar1.correlation import LagOneCorrelation
 
 if TYPE_CHECKING:
@@ -55,14 +55,15 @@ class ConditionalAR1:
                 )
         self.distribution = distribution
         self._loc = tf.convert_to_tensor(distribution.loc)
-        self._operator = distribution.scale._convert_variables_to_tensors()
+        self._operator = ar1_cholesky.with_tensors(distribution.scale)
         self._rho, self._scale = self._operator.read_parameters(for_columns=True)
-        event_shape = distribution.event_shape_tensor()
+        event_shape = ps.reshape(distribution._event_size(), [1])
         self._observed = tf.broadcast_to(
             observed, ps.broadcast_shape(ps.shape(observed), event_shape)
         )
         self._left, self._right = _neighbours(self._observed)
-        batch_and_event = ps.concat([distribution.batch_shape_tensor(), event_shape], axis=0)
+        batch_shape = distribution._static_or_dynamic_batch_shape()
+        batch_and_event = ps.concat([batch_shape, event_shape], axis=0)
         shape = ps.broadcast_shape(ps.shape(value), ps.shape(self._observed))
         self.observed = tf.broadcast_to(self._observed, ps.broadcast_shape(shape, batch_and_event))
         # What is missing must not reach a product, since 0 · NaN is NaN; nor a gradient.
@@ -98,7 +99,8 @@ class ConditionalAR1:
         """The conditional standard deviation `[..., d]`."""
         _, _, variance = self._weights()
         # The root of the 0 that stands for an observed coordinate would have no gradient.
-        return tf.where(self.observed, tf.zeros_like(variance), tf.sqrt(variance) * self._scale)
+        root = tf.sqrt(tf.where(self._observed, tf.ones_like(variance), variance))
+        return tf.where(self.observed, tf.zeros_like(variance), root * self._scale)
 
     def observed_log_prob(self) -> tf.Tensor:
         """The log-density `[...]` of the observed coordinates; 0 where there are none."""
@@ -157,7 +159,9 @@ class _Neighbour(NamedTuple):
             return tf.gather(x, self.index, axis=-1)
         index = tf.broadcast_to(self.index, ps.broadcast_shape(ps.shape(self.index), ps.shape(x)))
         x = tf.broadcast_to(x, ps.shape(index))
-        return tf.gather(x, index, axis=-1, batch_dims=x.shape.rank - 1)
+        shape = ps.shape(x)
+        x, index = (tf.reshape(each, [-1, shape[-1]]) for each in (x, index))
+        return tf.reshape(tf.gather(x, index, axis=-1, batch_dims=1), shape)
 
     def one_step_earlier(self) -> _Neighbour:
         """For each coordinate, the neighbour of the one before it; none for the first."""
@@ -192,12 +196,24 @@ def _running_maximum(x: tf.Tensor) -> tf.Tensor:
     """The maximum of each entry and all before it along the last axis, for non-negatives and -1.
 
     Doubling for small sizes; else blocks of 16, one step after the other in all of them at once,
-    and the running maximum of what each carries on. Twice as fast as `scan_associative`, which is
-    left for a size that is not known until the graph runs.
+    and the running maximum of what each carries on.
     """
     size = tf.compat.dimension_value(x.shape[-1])
     if size is None:
-        return tfp.math.scan_associative(tf.maximum, x, axis=x.shape.rank - 1)
+        size = tf.shape(x)[-1]
+
+        def step(shift: tf.Tensor, x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+            # Entries that have nothing `shift` places before them are compared with themselves.
+            shifted = tf.concat([x[..., :shift], x[..., : size - shift]], axis=-1)
+            return 2 * shift, tf.maximum(x, shifted)
+
+        _, x = tf.while_loop(
+            lambda shift, _: shift < size,
+            step,
+            (tf.constant(1), x),
+            shape_invariants=(tf.TensorShape([]), x.shape),
+        )
+        return x
     if size <= 128:
         shift = 1
         while shift < size:

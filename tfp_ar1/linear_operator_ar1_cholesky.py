@@ -256,6 +256,16 @@ class LinearOperatorAR1Cholesky(tf.linalg.LinearOperator):
 LinearOperatorAR1Cholesky = make_composite_tensor(LinearOperatorAR1Cholesky, module_name="tfp_ar1")
 
 
+def with_tensors(operator: tf.linalg.LinearOperator) -> tf.linalg.LinearOperator:
+    """The operator with every variable read once; deferred tensors too, which TensorFlow leaves."""
+    read = {
+        k: tf.convert_to_tensor(v) for k, v in operator.parameters.items() if tensor_util.is_ref(v)
+    }
+    if read:
+        operator = type(operator)(**{**operator.parameters, **read})
+    return operator._convert_variables_to_tensors()
+
+
 # The same products for parameters that have been read already; the distribution and its KLs use
 # them too. `rho` and `scale` have shapes that broadcast to the batch shape of `x`, `[..., d]`.
 

@@ -6,7 +6,7 @@ import tensorflow as tf
 from tensorflow.python.ops.linalg.linear_operator import make_composite_tensor
 from tensorflow_probability.python.internal import prefer_static as ps
 
-from tfp_ar1.linear_operator_ar1_cholesky import LinearOperatorAR1Cholesky
+from tfp_ar1.linear_operator_ar1_cholesky import LinearOperatorAR1Cholesky, with_tensors
 
 __all__ = ["LinearOperatorAR1Precision"]
 
@@ -50,7 +50,7 @@ class LinearOperatorAR1Precision(tf.linalg.LinearOperatorTridiag):
             "is_square": is_square,
         }
         with tf.name_scope(name):
-            self._scale = scale._convert_variables_to_tensors()
+            self._scale = with_tensors(scale)
             super().__init__(
                 diagonals=_diagonals(self._scale), diagonals_format="compact", name=name, **hints
             )
@@ -61,6 +61,10 @@ class LinearOperatorAR1Precision(tf.linalg.LinearOperatorTridiag):
     def scale(self) -> LinearOperatorAR1Cholesky:
         """The Cholesky factor of the covariance."""
         return self._scale
+
+    def _shape(self) -> tf.TensorShape:
+        # More than the diagonals tell, where the size is unknown.
+        return self._scale.shape
 
     def _matmul(self, x: tf.Tensor, adjoint: bool = False, adjoint_arg: bool = False) -> tf.Tensor:
         # As L⁻ᵀ L⁻¹ x: tf.linalg.tridiagonal_matmul does not broadcast.

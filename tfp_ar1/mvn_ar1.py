@@ -260,19 +260,24 @@ class MultivariateNormalAR1(tfd.MultivariateNormalLinearOperator):
         cls, dtype: Any, num_classes: int | None = None
     ) -> dict[str, tfp.util.ParameterProperties]:
         eps = dtype_util.eps(dtype)
+
+        def scalar(**properties) -> tfp.util.ParameterProperties:
+            # One for each member of the batch: without the event dimension of a sample.
+            return tfp.util.ParameterProperties(shape_fn=lambda shape: shape[:-1], **properties)
+
         return {
             "loc": tfp.util.ParameterProperties(event_ndims=1),
-            "marginal_scale": tfp.util.ParameterProperties(
+            "marginal_scale": scalar(
                 default_constraining_bijector_fn=lambda: tfb.Softplus(low=eps)
             ),
-            "correlation": tfp.util.ParameterProperties(
+            "correlation": scalar(
                 # Where tanh rounds to 1, the correlation must still be less.
                 default_constraining_bijector_fn=lambda: tfb.Chain(
                     [tfb.Scale(np.asarray(1.0 - 2.0 * eps, eps.dtype)), tfb.Tanh()]
                 ),
                 is_preferred=False,
             ),
-            "fisher_z": tfp.util.ParameterProperties(),
+            "fisher_z": scalar(),
         }
 
     def _call_sample_n(self, sample_shape: Any, seed: Any) -> tf.Tensor:
@@ -319,6 +324,11 @@ class MultivariateNormalAR1(tfd.MultivariateNormalLinearOperator):
         entropy += ar1_cholesky.log_abs_determinant(size, rho, scale)
         return tf.broadcast_to(entropy, self._static_or_dynamic_batch_shape())
 
+    def _mean(self) -> tf.Tensor:
+        shape = ps.concat([self._static_or_dynamic_batch_shape(), [self._event_size()]], axis=0)
+        mean = tf.broadcast_to(self.loc, shape)
+        return tf.ensure_shape(mean, self.batch_shape.concatenate(self.event_shape))
+
     def _variance(self) -> tf.Tensor:
         return self._broadcast_to_event(tf.square(self.marginal_scale))
 
@@ -349,7 +359,8 @@ class MultivariateNormalAR1(tfd.MultivariateNormalLinearOperator):
     def _static_or_dynamic_batch_shape(self) -> Any:
         if tensorshape_util.is_fully_defined(self.batch_shape):
             return np.array(tensorshape_util.as_list(self.batch_shape), np.int32)
-        return self.batch_shape_tensor()
+        # Not `self.batch_shape_tensor()`, which would check the parameters once more.
+        return ps.broadcast_shape(ps.shape(self.loc)[:-1], self.scale.batch_shape_tensor())
 
     def _parameter_control_dependencies(self, is_init: bool) -> list[Any]:
         if not self.validate_args:
@@ -558,7 +569,7 @@ def _kl_through_factors(
     Neither covariance is formed. O(d r²) where the other scale is diagonal plus an update of rank
     r; otherwise a solve with q's scale for each of the d columns of p's: O(d²) if q is AR(1).
     """
-    p_scale, q_scale = (d.scale._convert_variables_to_tensors() for d in (p, q))
+    p_scale, q_scale = (ar1_cholesky.with_tensors(d.scale) for d in (p, q))
     if _is_diagonal_plus_low_rank(p_scale):
         trace = _trace_low_rank_ar1(p_scale, q_scale)
     elif _is_diagonal_plus_low_rank(q_scale):
