@@ -1,18 +1,16 @@
 """The README's Python examples run as they are printed."""
 
-import pathlib
-import re
-
 import pytest
+from test_docs import ROOT, fenced_blocks, run
 
-README = (pathlib.Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
-EXAMPLES = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+EXAMPLES = [block.code for block in fenced_blocks(README) if block.language == "python"]
 
 
 @pytest.mark.parametrize("number", range(len(EXAMPLES)))
 def test_example_runs(number, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    exec(compile(EXAMPLES[number], f"README.md, example {number}", "exec"), {"__name__": "readme"})
+    run(EXAMPLES[number], tmp_path / f"readme_{number}.py")
 
 
 def test_there_are_examples_for_tfp_and_for_keras():

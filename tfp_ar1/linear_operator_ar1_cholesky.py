@@ -259,7 +259,9 @@ LinearOperatorAR1Cholesky = make_composite_tensor(LinearOperatorAR1Cholesky, mod
 def with_tensors(operator: tf.linalg.LinearOperator) -> tf.linalg.LinearOperator:
     """The operator with every variable read once; deferred tensors too, which TensorFlow leaves."""
     read = {
-        k: tf.convert_to_tensor(v) for k, v in operator.parameters.items() if tensor_util.is_ref(v)
+        name: tf.convert_to_tensor(value)
+        for name, value in operator.parameters.items()
+        if tensor_util.is_ref(value) and not isinstance(value, tf.linalg.LinearOperator)
     }
     if read:
         operator = type(operator)(**{**operator.parameters, **read})
