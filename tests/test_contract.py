@@ -686,6 +686,75 @@ def test_vectorized_map():
         oracles.assert_close(actual, expected, "same computation", event_ndims, err_msg=name)
 
 
+def gradients_of_map(function, parameters, mapped):
+    """Of the sum of `function` over the leading axis, taken of the map, not within it."""
+    members = list(zip(*map(tf.unstack, parameters), strict=True))
+    with tf.GradientTape() as tape:
+        tape.watch([*parameters, *(p for member in members for p in member)])
+        if mapped:
+            value = tf.reduce_sum(tf.vectorized_map(lambda p: function(*p), tuple(parameters)))
+        else:
+            value = tf.add_n([function(*member) for member in members])
+    if mapped:
+        return tape.gradient(value, parameters, unconnected_gradients="zero")
+    gradients = tape.gradient(value, members, unconnected_gradients="zero")
+    return [tf.stack(each) for each in zip(*gradients, strict=True)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [5, 600])
+@each_spelling
+def test_gradients_of_vectorized_map(by, size):
+    """`tf.vectorized_map` drops custom gradients, so auto-batched NUTS goes without them."""
+    x, weights = draw(size), draw(size, seed=1)
+    mask = np.arange(size) % 3 == 0
+    corr = tf.constant([0.0, 0.4, -0.97, 1.9 if by == "fisher_z" else 0.9], tf.float64)
+    scale = tf.constant([1.0, 2.0, 0.5, 1.3], tf.float64)
+
+    def everything(corr, scale):
+        p = MultivariateNormalAR1(0.1 * x, scale, **{by: corr})
+        q = MultivariateNormalAR1(x, 0.9, **{by: tf.constant(0.3, tf.float64)})
+        diag = tfd.MultivariateNormalDiag(x)
+        conditional = p.conditional(x, mask)
+        vectors = (
+            p.scale.matvec(weights),
+            p.scale.matvec(weights, adjoint=True),
+            p.scale.solvevec(weights),
+            p.scale.solvevec(weights, adjoint=True),
+            p.covariance()[1],
+            p.precision().matvec(weights),
+            conditional.mean(),
+            conditional.stddev(),
+        )
+        scalars = (
+            p.log_prob(x),
+            p.entropy(),
+            p.marginal(0, None, 2).log_prob(x[::2]),
+            conditional.observed_log_prob(),
+            *(tfd.kl_divergence(*pair) for pair in ((p, q), (q, p), (p, diag), (diag, p))),
+        )
+        return tf.stack([*(tf.reduce_sum(weights * v) for v in vectors), *scalars])
+
+    factors = draw(16, seed=2)
+    actual, expected = (
+        gradients_of_map(lambda *p: tf.reduce_sum(factors * everything(*p)), [corr, scale], mapped)
+        for mapped in (True, False)
+    )
+    for a, b in zip(actual, expected, strict=True):
+        oracles.assert_close(a, b, "gradient", event_ndims=1)
+
+
+def test_auto_batched_joint_distribution_has_the_right_gradient():
+    model = tfd.JointDistributionSequentialAutoBatched(
+        [tfd.Normal(0.0, 1.0), lambda u: MultivariateNormalAR1(tf.zeros(5), fisher_z=u)]
+    )
+    u, x = tf.constant([0.0, 1.0, 3.0, 12.0]), tf.ones([4, 5])
+    _, gradient = tfp.math.value_and_gradient(lambda u: model.log_prob([u, x]), u)
+    # The first coordinate is 1, all innovations are (1 - ρ) / √(1 - ρ²) = e^-u.
+    expected = -u + 4 * tf.exp(-2 * u) + 4 * tf.tanh(u)
+    np.testing.assert_allclose(gradient, expected, rtol=1e-5)
+
+
 def test_vectorized_map_over_values():
     """As chains of MCMC do it, and without falling back to a loop."""
     values = tf.constant(draw(5, *BATCH_SHAPE, SIZE))

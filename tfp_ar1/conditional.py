@@ -106,16 +106,21 @@ class ConditionalAR1:
         """The log-density `[...]` of the observed coordinates; 0 where there are none."""
         # Of each observed coordinate given the observed one before it.
         before = self._left.one_step_earlier()
-        power, variance = before.influence(self._rho)
+        power = self._rho.power(before.distance)
+        zero, one = tf.zeros([], self.value.dtype), tf.ones([], self.value.dtype)
+        variance = tf.where(before.exists, power.remainder, one)
         w = self.value - self._loc
-        residual = (w - power * before.take(w)) / self._scale
+        previous = tf.where(before.exists, before.take(w), zero)
+        # w - ρ^k previous by differences that are exact for nearly equal neighbours; see `whiten`.
+        sign = tf.stop_gradient(tf.math.sign(power.value + power.complement))
+        residual = (w - sign * previous + power.complement * previous) / self._scale
         log_prob = -0.5 * (
             tf.square(residual) / variance
             + tf.math.log(variance)
             + 2.0 * tf.math.log(self._scale)
             + np.log(2.0 * np.pi)
         )
-        return tf.reduce_sum(tf.where(self.observed, log_prob, tf.zeros([], w.dtype)), axis=-1)
+        return tf.reduce_sum(tf.where(self.observed, log_prob, zero), axis=-1)
 
     def sample(self, sample_shape: Any = (), seed: Any = None) -> tf.Tensor:
         """Draws `[*sample_shape, ..., d]` that have the observed values where there are such.
@@ -149,9 +154,12 @@ class _Neighbour(NamedTuple):
 
     def influence(self, rho: LagOneCorrelation) -> tuple[tf.Tensor, tf.Tensor]:
         """Its correlation with the coordinate, and the variance that it leaves: 0, 1 for none."""
-        power, rest = rho.power(self.distance)
-        zero, one = tf.zeros([], power.dtype), tf.ones([], power.dtype)
-        return tf.where(self.exists, power, zero), tf.where(self.exists, rest, one)
+        power = rho.power(self.distance)
+        zero, one = tf.zeros([], rho.dtype), tf.ones([], rho.dtype)
+        return (
+            tf.where(self.exists, power.value, zero),
+            tf.where(self.exists, power.remainder, one),
+        )
 
     def take(self, x: tf.Tensor) -> tf.Tensor:
         """The neighbour's entry in `x` of shape `[..., d]`."""

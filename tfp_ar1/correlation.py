@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import functools
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
-import tensorflow_probability as tfp
 from tensorflow_probability.python.internal import prefer_static as ps
+
+# `tf.vectorized_map`, and so TFP's auto-batched joint distributions, drops custom gradients and
+# differentiates the operations beneath. These therefore have gradients that are finite, and right
+# to rounding; the custom ones are more accurate, or cheaper.
 
 
 @tf.custom_gradient
@@ -21,9 +25,13 @@ def _tanh(u: tf.Tensor) -> tf.Tensor:
 @tf.custom_gradient
 def _log_cosh(u: tf.Tensor) -> tf.Tensor:
     # TFP's own loses relative accuracy near 0, and its second derivative where tanh(u) rounds to 1.
-    near_zero = -0.5 * tf.math.log1p(-tf.math.square(tf.math.tanh(u)))
-    value = tf.where(tf.math.abs(u) < 0.5, near_zero, tfp.math.log_cosh(u))
-    return value, lambda dy: dy * _tanh(u)
+    # Each branch gets a harmless number where it is not chosen, or its gradient could be NaN.
+    is_small = tf.math.abs(u) < 0.5
+    small = tf.where(is_small, u, tf.zeros_like(u))
+    near_zero = -0.5 * tf.math.log1p(-tf.math.square(tf.math.tanh(small)))
+    large = tf.where(is_small, tf.ones_like(u), tf.math.abs(u))
+    away = large + tf.math.softplus(-2.0 * large) - np.log(2.0)
+    return tf.where(is_small, near_zero, away), lambda dy: dy * _tanh(u)
 
 
 class LagOneCorrelation:
@@ -99,56 +107,75 @@ class LagOneCorrelation:
 
     @functools.cached_property
     def log_abs(self) -> tf.Tensor:
-        """`log |ρ|`, without gradient; `-inf` at ρ = 0."""
-        log_abs = tf.math.log(tf.math.abs(tf.stop_gradient(self.value)))
+        """`log |ρ|`; for ρ = 0, that of the smallest normal number, whose square is 0."""
+        tiny = np.finfo(self.dtype.as_numpy_dtype).tiny
+        log_abs = tf.math.log(tf.math.maximum(tf.math.abs(self.value), tiny))
         if self._rho is None:
-            distance = tf.stop_gradient(tf.math.abs(self.complement))
-            log_abs = tf.where(distance < 0.5, tf.math.log1p(-distance), log_abs)
+            distance = tf.math.abs(self.complement)
+            near_one = tf.math.log1p(-tf.math.minimum(distance, 0.5))
+            log_abs = tf.where(distance < 0.5, near_one, log_abs)
         return log_abs
 
-    def power(self, exponent: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """`ρ^k` and `1 - ρ^(2k)`: the correlation at lag k and the variance it leaves unexplained.
+    def power(self, exponent: tf.Tensor) -> PowerOfCorrelation:
+        """ρ^k: the correlation at lag k, and what follows from it.
 
         Args:
           exponent: integer tensor of non-negative lags k, broadcast against ρ.
 
         Returns:
-          Two tensors of the broadcast shape, each with full relative accuracy, also where ρ^k is
-          nearly 1.
+          Three tensors of the broadcast shape, each with full relative accuracy, also where ρ^k is
+          nearly 1 or -1.
         """
         shape = ps.broadcast_shape(ps.shape(exponent), ps.shape(self.sign))
         exponent = tf.cast(tf.broadcast_to(exponent, shape), self.dtype)
         return _power(
             tf.broadcast_to(self.value, shape),
-            tf.broadcast_to(tf.stop_gradient(self.sign), shape),
+            tf.broadcast_to(self.sign, shape),
             tf.broadcast_to(self.log_abs, shape),
             exponent,
         )
 
 
+class PowerOfCorrelation(NamedTuple):
+    """`value` = ρ^k, its distance to ±1 `complement` = sign^k - ρ^k, and `remainder` = 1 - ρ^(2k).
+
+    The remainder is the variance that is left unexplained at lag k.
+    """
+
+    value: tf.Tensor
+    complement: tf.Tensor
+    remainder: tf.Tensor
+
+
 def _power(
     rho: tf.Tensor, sign: tf.Tensor, log_abs: tf.Tensor, exponent: tf.Tensor
-) -> tuple[tf.Tensor, tf.Tensor]:
-    # 0 · log 0 is not a number, but ρ^0 is 1.
-    log_power = tf.math.multiply_no_nan(log_abs, exponent)
-    power = tf.math.exp(log_power)
+) -> PowerOfCorrelation:
+    log_power = log_abs * exponent
+    size = tf.math.exp(log_power)
     # 1 - e^(2x) = -tanh(x) (1 + e^(2x)); several times as fast as expm1, and as accurate.
-    remainder = -tf.math.tanh(log_power) * (1.0 + tf.math.square(power))
+    remainder = -tf.math.tanh(log_power) * (1.0 + tf.math.square(size))
     # floormod would be slower than all the rest.
     odd = exponent - 2.0 * tf.math.floor(0.5 * exponent)
-    power *= 1.0 + odd * (sign - 1.0)
+    sign_of_power = 1.0 + odd * (sign - 1.0)
+    power = tf.where(tf.equal(exponent, 1.0), rho, size * sign_of_power)
+    complement = sign_of_power * remainder / (1.0 + size)
 
-    # By hand, since the derivative of log |ρ| is infinite at ρ = 0, where that of ρ^k is not.
+    # In terms of powers of ρ, not of log |ρ|: right at ρ = 0 too, and accurate next to it.
     @tf.custom_gradient
-    def with_gradient(rho: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        def gradient(d_power: tf.Tensor, d_remainder: tf.Tensor) -> tf.Tensor:
-            lower, _ = _power(rho, sign, log_abs, tf.maximum(exponent - 1.0, 0.0))
-            lower_of_square, _ = _power(rho, sign, log_abs, tf.maximum(2.0 * exponent - 1.0, 0.0))
-            return exponent * (d_power * lower - 2.0 * d_remainder * lower_of_square)
+    def with_gradient(rho: tf.Tensor) -> tuple[tuple[tf.Tensor, ...], Any]:
+        def gradient(
+            d_power: tf.Tensor, d_complement: tf.Tensor, d_remainder: tf.Tensor
+        ) -> tf.Tensor:
+            lower = _power(rho, sign, log_abs, tf.maximum(exponent - 1.0, 0.0)).value
+            lower_of_square = _power(
+                rho, sign, log_abs, tf.maximum(2.0 * exponent - 1.0, 0.0)
+            ).value
+            d_value = (d_power - d_complement) * lower
+            return exponent * (d_value - 2.0 * d_remainder * lower_of_square)
 
-        return (tf.identity(power), tf.identity(remainder)), gradient
+        return tuple(map(tf.identity, (power, complement, remainder))), gradient
 
-    return with_gradient(rho)
+    return PowerOfCorrelation(*with_gradient(rho))
 
 
 def check_one_given(correlation: object, fisher_z: object) -> None:

@@ -280,15 +280,14 @@ def matvec(
         return _scale_coordinates(
             recurrence.recurrence(x, rho, reverse=True), scale, scale * rho.innovation_scale
         )
-    return recurrence.recurrence(_scale_coordinates(x, scale, scale * rho.innovation_scale), rho)
+    return recurrence.color(x, rho, scale)
 
 
 def solvevec(
     x: tf.Tensor, rho: LagOneCorrelation, scale: tf.Tensor, adjoint: bool = False
 ) -> tf.Tensor:
     """`L⁻¹ x`, or `L⁻ᵀ x`, for x of shape `[..., d]`."""
-    # Division by σ comes last: it would round neighbours that are nearly equal apart.
-    return recurrence.whiten(x, rho, reverse=adjoint) / scale[..., tf.newaxis]
+    return recurrence.whiten(x, rho, scale, reverse=adjoint)
 
 
 def log_abs_determinant(num_rows: Any, rho: LagOneCorrelation, scale: tf.Tensor) -> tf.Tensor:

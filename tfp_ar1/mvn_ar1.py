@@ -199,10 +199,11 @@ class MultivariateNormalAR1(tfd.MultivariateNormalLinearOperator):
             parameters = {"correlation": self.correlation, "fisher_z": self.fisher_z}
             if step > 1:
                 rho, _ = self.scale.read_parameters()
-                power, remainder = rho.power(tf.constant(step))
+                power = rho.power(tf.constant(step))
                 # atanh(p) with 1 - p² given: nothing cancels where p is nearly ±1.
-                fisher_z = tf.math.log1p(tf.math.abs(power)) - 0.5 * tf.math.log(remainder)
-                parameters = {"fisher_z": tf.where(power < 0, -fisher_z, fisher_z)}
+                fisher_z = tf.math.log1p(tf.math.abs(power.value))
+                fisher_z -= 0.5 * tf.math.log(power.remainder)
+                parameters = {"fisher_z": tf.where(power.value < 0, -fisher_z, fisher_z)}
             return MultivariateNormalAR1(
                 loc,
                 marginal_scale=self.marginal_scale,
@@ -301,18 +302,21 @@ class MultivariateNormalAR1(tfd.MultivariateNormalLinearOperator):
         noise = self._noise(sample_shape, seed)
         rho, scale = self.scale.read_parameters()
         sample = self.loc + ar1_cholesky.matvec(noise, rho, scale)
-        return sample, self._log_prob_of_noise(noise, rho, scale)
+        squared_norm = recurrence.sum_of_squares(noise)
+        return sample, self._log_prob_of_squared_norm(squared_norm, rho, scale)
 
     def _log_prob(self, x: tf.Tensor) -> tf.Tensor:
         rho, scale = self.scale.read_parameters()
-        noise = ar1_cholesky.solvevec(x - self.loc, rho, scale)
-        return self._log_prob_of_noise(noise, rho, scale)
+        squared_norm = recurrence.squared_norm_of_whitened(x - self.loc, rho, scale)
+        return self._log_prob_of_squared_norm(squared_norm, rho, scale)
 
-    def _log_prob_of_noise(self, noise: tf.Tensor, rho: Any, scale: tf.Tensor) -> tf.Tensor:
+    def _log_prob_of_squared_norm(
+        self, squared_norm: tf.Tensor, rho: Any, scale: tf.Tensor
+    ) -> tf.Tensor:
         size = self._event_size()
         normalization = 0.5 * np.log(2.0 * np.pi) * tf.cast(size, self.dtype)
         log_det = ar1_cholesky.log_abs_determinant(size, rho, scale)
-        return -0.5 * tf.reduce_sum(tf.square(noise), axis=-1) - (log_det + normalization)
+        return -0.5 * squared_norm - (log_det + normalization)
 
     def _prob(self, x: tf.Tensor) -> tf.Tensor:
         return tf.math.exp(self._log_prob(x))
@@ -405,7 +409,7 @@ def _excess(log_ratio: tf.Tensor) -> tf.Tensor:
 
 
 def _half_square(x: tf.Tensor) -> tf.Tensor:
-    return 0.5 * tf.reduce_sum(tf.square(x), axis=-1)
+    return 0.5 * recurrence.sum_of_squares(x)
 
 
 class _DiagonalNormal(NamedTuple):
@@ -510,8 +514,8 @@ def _kl_ar1_ar1(
         covariance_terms = 0.5 * _excess(log_ratio) + 0.5 * ar1_cholesky.num_later(
             p._event_size(), p.dtype
         ) * (_excess(log_step_ratio) + tf.square(drift))
-        return covariance_terms + _half_square(
-            ar1_cholesky.solvevec(_loc(p) - _loc(q), rho_q, scale_q)
+        return covariance_terms + 0.5 * recurrence.squared_norm_of_whitened(
+            _loc(p) - _loc(q), rho_q, scale_q
         )
 
 
@@ -557,7 +561,7 @@ def _kl_diagonal_ar1(p: _DiagonalNormal, q: MultivariateNormalAR1) -> tf.Tensor:
     return (
         0.5 * _excess(first)
         + 0.5 * repeats * tf.reduce_sum(step + drift, axis=-1)
-        + _half_square(ar1_cholesky.solvevec(p.loc - _loc(q), rho, scale))
+        + 0.5 * recurrence.squared_norm_of_whitened(p.loc - _loc(q), rho, scale)
     )
 
 
