@@ -614,7 +614,7 @@ def test_fit_refuses(data, message):
 
 
 def test_prior_that_is_no_distribution():
-    with pytest.raises(TypeError, match=r"must be a `tfd.Distribution`, or `None`; got 'normal'"):
+    with pytest.raises(TypeError, match=r"must be a `tfd.Distribution`, a layer .*; got 'normal'"):
         make(prior="normal")
 
 

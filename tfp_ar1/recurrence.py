@@ -141,15 +141,12 @@ def whiten(
     scale = tf.convert_to_tensor(scale, dtype=x.dtype)
     if reverse:
         x = _broadcast_to_batch(x, rho.sign, scale)
-        sign = rho.sign[..., tf.newaxis]
-        over_scale = _over_scale(rho.innovation_precision_scale, rho.relative_complement, scale)
-        inverse_scale, remainder = (t[..., tf.newaxis] for t in over_scale)
+        parameters = (rho.sign, rho.innovation_precision_scale, rho.relative_complement)
+        sign, inverse_scale, remainder = (t[..., tf.newaxis] for t in parameters)
         later = tf.concat([x[..., 1:], tf.zeros_like(x[..., :1])], axis=-1)
         y = (x - sign * later) * inverse_scale + remainder * later
-        first = x[..., :1] / scale[..., tf.newaxis] - (
-            rho.value[..., tf.newaxis] * inverse_scale * later[..., :1]
-        )
-        return tf.concat([first, y[..., 1:]], axis=-1)
+        first = x[..., :1] - rho.value[..., tf.newaxis] * inverse_scale * later[..., :1]
+        return tf.concat([first, y[..., 1:]], axis=-1) / scale[..., tf.newaxis]
     first, later = _first_and_later_innovations(x, rho, scale)
     return tf.concat([first, later], axis=-1)
 

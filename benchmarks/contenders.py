@@ -1,0 +1,194 @@
+"""The distributions that are compared, all with the same law (but the diagonal one)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import tensorflow as tf
+import tensorflow_probability as tfp
+
+import tfp_ar1
+
+tfd = tfp.distributions
+
+Parameters = dict[str, tf.Tensor]
+
+
+class Contender(NamedTuple):
+    """One of those that are compared.
+
+    Attributes:
+      make: the distribution for its parameters.
+      parameters: those parameters, for a batch of B and d coordinates; what gradients are taken of.
+      operations: what it can do, of `OPERATIONS`.
+      bytes_needed: a lower bound of the memory it takes for (B, d), to know when not to try.
+    """
+
+    make: Callable[[Parameters], tfd.Distribution]
+    parameters: Callable[[int, int], Parameters]
+    operations: tuple[str, ...]
+    bytes_needed: Callable[[int, int], float] = lambda b, d: 40.0 * b * d
+
+
+# What is done with a distribution; each gives a scalar, whose gradients are taken too.
+OPERATIONS: dict[str, Callable[[tfd.Distribution, tf.Tensor], tf.Tensor]] = {
+    "sample": lambda law, x: tf.reduce_sum(tf.square(law.sample(seed=[1, 2]))),
+    "log_prob": lambda law, x: tf.reduce_sum(law.log_prob(x)),
+    "kl": lambda law, x: tf.reduce_sum(tfd.kl_divergence(law, _standard_normal(x.shape[-1]))),
+    "entropy": lambda law, x: tf.reduce_sum(law.entropy()),
+}
+
+_RHO, _SIGMA = 0.7, 1.3
+
+
+def _standard_normal(size: int) -> tfd.Distribution:
+    return tfd.MultivariateNormalDiag(loc=tf.zeros([size]))
+
+
+def _loc(b: int, d: int) -> tf.Tensor:
+    return tf.random.stateless_normal([b, d], seed=[3, 4])
+
+
+def _ar1_parameters(b: int, d: int) -> Parameters:
+    return {
+        "loc": _loc(b, d),
+        "scale": tf.fill([b], _SIGMA),
+        "fisher_z": tf.fill([b], float(np.arctanh(_RHO))),
+    }
+
+
+def _tril_parameters(b: int, d: int) -> Parameters:
+    lags = np.abs(np.subtract.outer(np.arange(d), np.arange(d)))
+    factor = np.linalg.cholesky(_SIGMA**2 * _RHO**lags).astype(np.float32)
+    return {"loc": _loc(b, d), "scale_tril": tf.tile(factor[np.newaxis], [b, 1, 1])}
+
+
+def _markov_chain(p: Parameters) -> tfd.Distribution:
+    rho, scale = tf.tanh(p["fisher_z"]), p["scale"]
+    loc = p["loc"]
+
+    def transition(step: tf.Tensor, state: tf.Tensor) -> tfd.Distribution:
+        before, now = tf.gather(loc, step, axis=-1), tf.gather(loc, step + 1, axis=-1)
+        if tf.rank(step) == 1:
+            r, s = rho[:, tf.newaxis], scale[:, tf.newaxis]
+        else:
+            r, s = rho, scale
+        return tfd.Normal(now + r * (state - before), s * tf.sqrt(1.0 - tf.square(r)))
+
+    return tfd.MarkovChain(
+        initial_state_prior=tfd.Normal(loc[:, 0], scale),
+        transition_fn=transition,
+        num_steps=loc.shape[-1],
+    )
+
+
+def _gaussian_process(p: Parameters) -> tfd.Distribution:
+    length_scale = -1.0 / tf.math.log(tf.tanh(p["fisher_z"]))
+    kernel = tfp.math.psd_kernels.MaternOneHalf(p["scale"], length_scale)
+    loc = p["loc"]
+    points = tf.range(loc.shape[-1], dtype=tf.float32)[:, tf.newaxis]
+    return tfd.GaussianProcess(kernel, points, mean_fn=lambda _: loc)
+
+
+def _state_space(p: Parameters) -> tfd.Distribution:
+    rho, scale = tf.tanh(p["fisher_z"]), p["scale"]
+    process = tfp.sts.AutoregressiveStateSpaceModel(
+        num_timesteps=p["loc"].shape[-1],
+        coefficients=rho[:, tf.newaxis],
+        level_scale=scale * tf.sqrt(1.0 - tf.square(rho)),
+        initial_state_prior=tfd.MultivariateNormalDiag(
+            tf.zeros([1]), scale_diag=scale[:, tf.newaxis]
+        ),
+    )
+    return _Located(process, p["loc"])
+
+
+class _Located:
+    """A process of mean 0, `[B, d, 1]`, moved to a mean `[B, d]`."""
+
+    def __init__(self, process: tfd.Distribution, loc: tf.Tensor):
+        self.process, self.loc = process, loc
+
+    def sample(self, seed: list[int]) -> tf.Tensor:
+        return self.loc + self.process.sample(seed=seed)[..., 0]
+
+    def log_prob(self, x: tf.Tensor) -> tf.Tensor:
+        return self.process.log_prob((x - self.loc)[..., tf.newaxis])
+
+
+class _Recursion:
+    """Sampling step by step, by `tf.scan` or by a Python loop (as code for PyTorch does)."""
+
+    def __init__(self, p: Parameters, by: str):
+        self.loc, self.scale, self.rho = p["loc"], p["scale"], tf.tanh(p["fisher_z"])
+        self.by = by
+
+    def sample(self, seed: list[int]) -> tf.Tensor:
+        noise = tf.transpose(tf.random.stateless_normal(self.loc.shape, seed=seed))
+        step = tf.sqrt(1.0 - tf.square(self.rho))
+        if self.by == "scan":
+            later = tf.scan(lambda u, e: self.rho * u + step * e, noise[1:], initializer=noise[0])
+            path = tf.concat([noise[:1], later], axis=0)
+        else:
+            steps = [noise[0]]
+            for t in range(1, noise.shape[0]):
+                steps.append(self.rho * steps[-1] + step * noise[t])
+            path = tf.stack(steps)
+        return self.loc + self.scale[:, tf.newaxis] * tf.transpose(path)
+
+
+CONTENDERS = {
+    "AR1": Contender(
+        lambda p: tfp_ar1.MultivariateNormalAR1(p["loc"], p["scale"], fisher_z=p["fisher_z"]),
+        _ar1_parameters,
+        tuple(OPERATIONS),
+    ),
+    "Diag": Contender(
+        lambda p: tfd.MultivariateNormalDiag(p["loc"], p["scale_diag"]),
+        lambda b, d: {"loc": _loc(b, d), "scale_diag": tf.fill([b, d], _SIGMA)},
+        tuple(OPERATIONS),
+    ),
+    "TriL": Contender(
+        lambda p: tfd.MultivariateNormalTriL(p["loc"], p["scale_tril"]),
+        _tril_parameters,
+        tuple(OPERATIONS),
+        lambda b, d: 16.0 * b * d**2,
+    ),
+    "MarkovChain": Contender(_markov_chain, _ar1_parameters, ("sample", "log_prob")),
+    "GaussianProcess": Contender(
+        _gaussian_process,
+        _ar1_parameters,
+        ("sample", "log_prob"),
+        lambda b, d: 24.0 * b * d**2,
+    ),
+    "sts": Contender(_state_space, _ar1_parameters, ("sample", "log_prob")),
+    "tf.scan": Contender(lambda p: _Recursion(p, "scan"), _ar1_parameters, ("sample",)),
+    "Python loop": Contender(lambda p: _Recursion(p, "loop"), _ar1_parameters, ("sample",)),
+}
+
+
+def function(name: str, operation: str, gradients: bool, b: int, d: int, mode: str) -> Callable:
+    """A function of no arguments that does the operation once, in `graph`, `xla` or `eager` mode.
+
+    Parameters and values are given to it as tensors, so that nothing can be folded into constants.
+    """
+    contender = CONTENDERS[name]
+    parameters = contender.parameters(b, d)
+    x = tf.random.stateless_normal([b, d], seed=[5, 6])
+
+    def value(parameters: Parameters, x: tf.Tensor) -> tf.Tensor:
+        return OPERATIONS[operation](contender.make(parameters), x)
+
+    def with_gradients(parameters: Parameters, x: tf.Tensor) -> list[tf.Tensor]:
+        sources = [*parameters.values(), x]
+        with tf.GradientTape() as tape:
+            tape.watch(sources)
+            y = value(parameters, x)
+        return [g for g in tape.gradient(y, sources) if g is not None]
+
+    f = with_gradients if gradients else value
+    if mode != "eager":
+        f = tf.function(f, jit_compile=mode == "xla", autograph=False)
+    return lambda: f(parameters, x)

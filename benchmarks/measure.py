@@ -1,0 +1,81 @@
+"""Timing side by side, and peak memory."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+# A call that is faster is repeated within one measurement, so that the clock does not matter.
+_SHORTEST = 0.002
+
+
+def interleaved(functions: Mapping[str, Callable[[], Any]], seconds: float) -> dict[str, Any]:
+    """Times functions in turns, so that whatever else the machine does meets all of them alike.
+
+    Args:
+      functions: what to time, by name; each is called before, to be traced and compiled.
+      seconds: about how long to take for all of them together, at least 7 rounds.
+
+    Returns:
+      For each name the `median`, `lower` and `upper` quartile in seconds per call, the number of
+      `rounds`, and `ratio`, the median over the rounds of its time to that of the first.
+    """
+    repeats = {}
+    for name, function in functions.items():
+        function()
+        start = time.perf_counter()
+        function()
+        once = time.perf_counter() - start
+        repeats[name] = max(1, round(_SHORTEST / once))
+    one_round = 1e-6 + sum(
+        _timed(function, repeats[name]) * repeats[name] for name, function in functions.items()
+    )
+    rounds = int(np.clip(seconds / one_round, 7, 201))
+    times = np.array(
+        [[_timed(f, repeats[name]) for name, f in functions.items()] for _ in range(rounds)]
+    )
+    quartiles = np.quantile(times, [0.25, 0.5, 0.75], axis=0)
+    ratios = np.median(times / times[:, :1], axis=0)
+    return {
+        name: {
+            "median": quartiles[1, i],
+            "lower": quartiles[0, i],
+            "upper": quartiles[2, i],
+            "rounds": rounds,
+            "ratio": ratios[i],
+        }
+        for i, name in enumerate(functions)
+    }
+
+
+def _timed(function: Callable[[], Any], repeats: int) -> float:
+    start = time.perf_counter()
+    for _ in range(repeats):
+        function()
+    return (time.perf_counter() - start) / repeats
+
+
+_PEAK = """
+import json, resource, sys
+from benchmarks import contenders
+name, operation, gradients, b, d = json.loads(sys.argv[1])
+contenders.function(name, operation, gradients, b, 4, "graph")()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+contenders.function(name, operation, gradients, b, d, "graph")()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+
+
+def peak_memory(name: str, operation: str, gradients: bool, b: int, d: int) -> int:
+    """The growth of the peak resident memory of a process, in bytes, over that for d = 4."""
+    arguments = json.dumps([name, operation, gradients, b, d])
+    run = subprocess.run(
+        [sys.executable, "-c", _PEAK, arguments], capture_output=True, text=True, check=True
+    )
+    return 1024 * int(run.stdout.split()[-1])
