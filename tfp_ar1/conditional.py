@@ -68,6 +68,9 @@ class ConditionalAR1:
         self.observed = tf.broadcast_to(self._observed, ps.broadcast_shape(shape, batch_and_event))
         # What is missing must not reach a product, since 0 · NaN is NaN; nor a gradient.
         self.value = tf.where(self.observed, value, self._loc)
+        # Where ρ is negative, every other coordinate is turned round: a process with |ρ|.
+        is_odd = tf.equal(tf.range(ps.shape(observed)[-1]) % 2, 1)
+        self._turn = tf.where(is_odd, self._rho.sign, tf.ones([], value.dtype))
 
     def _weights(self) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         """The weights of the two neighbours, and the variance at marginal scale 1."""
@@ -83,7 +86,8 @@ class ConditionalAR1:
     def _interpolate(self, w: tf.Tensor) -> tf.Tensor:
         """The weighted sum of the two neighbours' entries in `w`, for each coordinate."""
         left_weight, right_weight, _ = self._weights()
-        return left_weight * self._left.take(w) + right_weight * self._right.take(w)
+        w *= self._turn
+        return self._turn * (left_weight * self._left.take(w) + right_weight * self._right.take(w))
 
     def mean(self) -> tf.Tensor:
         """The conditional mean `[..., d]`; the value itself where it was observed."""
@@ -106,14 +110,13 @@ class ConditionalAR1:
         """The log-density `[...]` of the observed coordinates; 0 where there are none."""
         # Of each observed coordinate given the observed one before it.
         before = self._left.one_step_earlier()
-        power = self._rho.power(before.distance)
-        zero, one = tf.zeros([], self.value.dtype), tf.ones([], self.value.dtype)
-        variance = tf.where(before.exists, power.remainder, one)
-        w = self.value - self._loc
+        zero = tf.zeros([], self.value.dtype)
+        size, variance = before.influence(self._rho)
+        w = self._turn * (self.value - self._loc)
         previous = tf.where(before.exists, before.take(w), zero)
-        # w - ρ^k previous by differences that are exact for nearly equal neighbours; see `whiten`.
-        sign = tf.stop_gradient(tf.math.sign(power.value + power.complement))
-        residual = (w - sign * previous + power.complement * previous) / self._scale
+        # w - |ρ|^k previous, by a difference that is exact for nearly equal neighbours: `whiten`.
+        complement = variance / (1.0 + size)
+        residual = (w - previous + complement * previous) / self._scale
         log_prob = -0.5 * (
             tf.square(residual) / variance
             + tf.math.log(variance)
@@ -153,13 +156,10 @@ class _Neighbour(NamedTuple):
     distance: tf.Tensor
 
     def influence(self, rho: LagOneCorrelation) -> tuple[tf.Tensor, tf.Tensor]:
-        """Its correlation with the coordinate, and the variance that it leaves: 0, 1 for none."""
-        power = rho.power(self.distance)
+        """The size of its correlation, and the variance that it leaves: 0 and 1 for none."""
+        size, rest = rho.decay(self.distance)
         zero, one = tf.zeros([], rho.dtype), tf.ones([], rho.dtype)
-        return (
-            tf.where(self.exists, power.value, zero),
-            tf.where(self.exists, power.remainder, one),
-        )
+        return tf.where(self.exists, size, zero), tf.where(self.exists, rest, one)
 
     def take(self, x: tf.Tensor) -> tf.Tensor:
         """The neighbour's entry in `x` of shape `[..., d]`."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -116,66 +116,41 @@ class LagOneCorrelation:
             log_abs = tf.where(distance < 0.5, near_one, log_abs)
         return log_abs
 
-    def power(self, exponent: tf.Tensor) -> PowerOfCorrelation:
-        """ρ^k: the correlation at lag k, and what follows from it.
+    def decay(self, lag: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """`|ρ|^k` and `1 - ρ^(2k)`: the size of the correlation at lag k, and what it leaves.
 
         Args:
-          exponent: integer tensor of non-negative lags k, broadcast against ρ.
+          lag: integer tensor of non-negative lags k, broadcast against ρ.
 
         Returns:
-          Three tensors of the broadcast shape, each with full relative accuracy, also where ρ^k is
-          nearly 1 or -1.
+          Two tensors of the broadcast shape, each with full relative accuracy, also where |ρ|^k is
+          nearly 1.
         """
-        shape = ps.broadcast_shape(ps.shape(exponent), ps.shape(self.sign))
-        exponent = tf.cast(tf.broadcast_to(exponent, shape), self.dtype)
-        return _power(
-            tf.broadcast_to(self.value, shape),
-            tf.broadcast_to(self.sign, shape),
-            tf.broadcast_to(self.log_abs, shape),
-            exponent,
-        )
+        shape = ps.broadcast_shape(ps.shape(lag), ps.shape(self.sign))
+        size = tf.broadcast_to(self.sign * self.value, shape)
+        return _decay(size, self.log_abs, tf.cast(lag, self.dtype))
 
 
-class PowerOfCorrelation(NamedTuple):
-    """`value` = ρ^k, its distance to ±1 `complement` = sign^k - ρ^k, and `remainder` = 1 - ρ^(2k).
-
-    The remainder is the variance that is left unexplained at lag k.
-    """
-
-    value: tf.Tensor
-    complement: tf.Tensor
-    remainder: tf.Tensor
-
-
-def _power(
-    rho: tf.Tensor, sign: tf.Tensor, log_abs: tf.Tensor, exponent: tf.Tensor
-) -> PowerOfCorrelation:
-    log_power = log_abs * exponent
-    size = tf.math.exp(log_power)
+def _decay(
+    size: tf.Tensor, log_size: tf.Tensor, exponent: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """`size^k` and `1 - size^(2k)`."""
+    log_power = log_size * exponent
+    power = tf.where(tf.equal(exponent, 1.0), size, tf.math.exp(log_power))
     # 1 - e^(2x) = -tanh(x) (1 + e^(2x)); several times as fast as expm1, and as accurate.
-    remainder = -tf.math.tanh(log_power) * (1.0 + tf.math.square(size))
-    # floormod would be slower than all the rest.
-    odd = exponent - 2.0 * tf.math.floor(0.5 * exponent)
-    sign_of_power = 1.0 + odd * (sign - 1.0)
-    power = tf.where(tf.equal(exponent, 1.0), rho, size * sign_of_power)
-    complement = sign_of_power * remainder / (1.0 + size)
+    remainder = tf.math.tanh(log_power) * (-1.0 - tf.math.square(power))
 
-    # In terms of powers of ρ, not of log |ρ|: right at ρ = 0 too, and accurate next to it.
+    # In terms of powers, not of the logarithm: right at ρ = 0 too, and accurate next to it.
     @tf.custom_gradient
-    def with_gradient(rho: tf.Tensor) -> tuple[tuple[tf.Tensor, ...], Any]:
-        def gradient(
-            d_power: tf.Tensor, d_complement: tf.Tensor, d_remainder: tf.Tensor
-        ) -> tf.Tensor:
-            lower = _power(rho, sign, log_abs, tf.maximum(exponent - 1.0, 0.0)).value
-            lower_of_square = _power(
-                rho, sign, log_abs, tf.maximum(2.0 * exponent - 1.0, 0.0)
-            ).value
-            d_value = (d_power - d_complement) * lower
-            return exponent * (d_value - 2.0 * d_remainder * lower_of_square)
+    def with_gradient(size: tf.Tensor) -> tuple[tuple[tf.Tensor, tf.Tensor], Any]:
+        def gradient(d_power: tf.Tensor, d_remainder: tf.Tensor) -> tf.Tensor:
+            lower, _ = _decay(size, log_size, tf.maximum(exponent - 1.0, 0.0))
+            lower_of_square, _ = _decay(size, log_size, tf.maximum(2.0 * exponent - 1.0, 0.0))
+            return exponent * (d_power * lower - 2.0 * d_remainder * lower_of_square)
 
-        return tuple(map(tf.identity, (power, complement, remainder))), gradient
+        return (tf.identity(power), tf.identity(remainder)), gradient
 
-    return PowerOfCorrelation(*with_gradient(rho))
+    return with_gradient(size)
 
 
 def check_one_given(correlation: object, fisher_z: object) -> None:

@@ -199,11 +199,10 @@ class MultivariateNormalAR1(tfd.MultivariateNormalLinearOperator):
             parameters = {"correlation": self.correlation, "fisher_z": self.fisher_z}
             if step > 1:
                 rho, _ = self.scale.read_parameters()
-                power = rho.power(tf.constant(step))
-                # atanh(p) with 1 - p² given: nothing cancels where p is nearly ±1.
-                fisher_z = tf.math.log1p(tf.math.abs(power.value))
-                fisher_z -= 0.5 * tf.math.log(power.remainder)
-                parameters = {"fisher_z": tf.where(power.value < 0, -fisher_z, fisher_z)}
+                size, remainder = rho.decay(tf.constant(step))
+                # atanh(r) with 1 - r² given: nothing cancels where r is nearly 1.
+                fisher_z = tf.math.log1p(size) - 0.5 * tf.math.log(remainder)
+                parameters = {"fisher_z": rho.sign * fisher_z if step % 2 else fisher_z}
             return MultivariateNormalAR1(
                 loc,
                 marginal_scale=self.marginal_scale,
