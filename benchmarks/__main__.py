@@ -41,7 +41,10 @@ def run(out: pathlib.Path, suites: tuple[str, ...], modes: tuple[str, ...], seco
     for suite in suites:
         entries = {"ratios": ratios, "sweep": sweep, "memory": memory, "training": training}[suite]
         results[suite] = {
-            "command": f"python -m benchmarks run --suite {suite} --seconds {seconds:g}",
+            "command": " ".join(
+                [f"python -m benchmarks run --suite {suite} --seconds {seconds:g}"]
+                + [f"--mode {mode}" for mode in modes if suite == "ratios"]
+            ),
             "environment": environment(),
             "results": [],
         }
@@ -181,8 +184,10 @@ def report(results: pathlib.Path) -> None:
 
     contents = json.loads(results.read_text())
     results.with_suffix(".md").write_text(reports.tables(contents))
-    reports.picture(contents["sweep"]["results"], results.with_suffix(".png"))
-    click.echo(f"Wrote {results.with_suffix('.md')} and {results.with_suffix('.png')}.")
+    click.echo(f"Wrote {results.with_suffix('.md')}.")
+    if "sweep" in contents:
+        reports.picture(contents["sweep"]["results"], results.with_suffix(".png"))
+        click.echo(f"Wrote {results.with_suffix('.png')}.")
 
 
 if __name__ == "__main__":

@@ -69,13 +69,12 @@ def _markov_chain(p: Parameters) -> tfd.Distribution:
     rho, scale = tf.tanh(p["fisher_z"]), p["scale"]
     loc = p["loc"]
 
+    steps_first = tf.transpose(p["loc"])
+
     def transition(step: tf.Tensor, state: tf.Tensor) -> tfd.Distribution:
-        before, now = tf.gather(loc, step, axis=-1), tf.gather(loc, step + 1, axis=-1)
-        if tf.rank(step) == 1:
-            r, s = rho[:, tf.newaxis], scale[:, tf.newaxis]
-        else:
-            r, s = rho, scale
-        return tfd.Normal(now + r * (state - before), s * tf.sqrt(1.0 - tf.square(r)))
+        # For log_prob, all steps at once, along the first axis.
+        before, now = tf.gather(steps_first, step), tf.gather(steps_first, step + 1)
+        return tfd.Normal(now + rho * (state - before), scale * tf.sqrt(1.0 - tf.square(rho)))
 
     return tfd.MarkovChain(
         initial_state_prior=tfd.Normal(loc[:, 0], scale),
