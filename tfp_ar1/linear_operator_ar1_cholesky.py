@@ -277,9 +277,8 @@ def matvec(
 ) -> tf.Tensor:
     """`L x`, or `Lᵀ x`, for x of shape `[..., d]`: `L = (I - ρ S)⁻¹ σ diag(1, √(1-ρ²), …)`."""
     if adjoint:
-        return _scale_coordinates(
-            recurrence.recurrence(x, rho, reverse=True), scale, scale * rho.innovation_scale
-        )
+        factors = recurrence.first_and_later(scale, scale * rho.innovation_scale, ps.shape(x)[-1])
+        return factors * recurrence.recurrence(x, rho, reverse=True)
     return recurrence.color(x, rho, scale)
 
 
@@ -300,21 +299,6 @@ def log_abs_determinant(num_rows: Any, rho: LagOneCorrelation, scale: tf.Tensor)
 def num_later(num_rows: Any, dtype: tf.DType) -> tf.Tensor:
     """The number of coordinates after the first, `d - 1` (0 for d = 0), as a float tensor."""
     return tf.cast(ps.maximum(num_rows - 1, 0), dtype)
-
-
-def _scale_coordinates(x: tf.Tensor, first: tf.Tensor, later: tf.Tensor) -> tf.Tensor:
-    """Multiplies coordinate 0 by `first` and the others by `later`."""
-    first, later = first[..., tf.newaxis], later[..., tf.newaxis]
-    head, tail = x[..., :1] * first, x[..., 1:] * later
-    batch_shape = ps.broadcast_shape(ps.shape(head)[:-1], ps.shape(tail)[:-1])
-    return tf.concat([_broadcast_batch(head, batch_shape), _broadcast_batch(tail, batch_shape)], -1)
-
-
-def _broadcast_batch(x: tf.Tensor, batch_shape: Any) -> tf.Tensor:
-    static = tf.get_static_value(batch_shape)
-    if static is not None and x.shape[:-1].is_fully_defined() and list(static) == x.shape[:-1]:
-        return x
-    return tf.broadcast_to(x, ps.concat([batch_shape, ps.shape(x)[-1:]], axis=0))
 
 
 def _static_int(num_rows: Any) -> int | None:

@@ -1,8 +1,9 @@
 """The recurrence `y_t = ρ y_{t-1} + x_t` in O(d), its inverse, and their exact gradients.
 
 With S the shift by one coordinate and K = diag(1, √(1-ρ²), √(1-ρ²), …), `recurrence` is
-multiplication by `(I - ρ S)⁻¹` and `whiten` multiplication by `K⁻¹ (I - ρ S)`; `reverse=True` takes
-the transposed matrices. Both work along the last axis, for one ρ per batch member.
+multiplication by `(I - ρ S)⁻¹` and `whiten` multiplication by `K⁻¹ (I - ρ S) / σ`; `reverse=True`
+takes the transposed matrices. `color` is the inverse of `whiten`. All work along the last axis, for
+one ρ per batch member.
 
 How `recurrence` is evaluated is decided in `_recurrence_value` alone; the gradient does not depend
 on it, because the gradient of the recurrence is the same recurrence run backwards:
@@ -25,7 +26,7 @@ from tensorflow_probability.python.internal import prefer_static as ps
 
 from tfp_ar1.correlation import LagOneCorrelation
 
-# Measured on two CPU cores, (batch x d), microseconds for doubling / blocks: 128 x 64: 610 / 1250,
+# Measured with a prototype, (batch x d), microseconds for doubling / blocks: 128 x 64: 610 / 1250,
 # 128 x 256: 960 / 1700, 64 x 4096: 5600 / 2100, 1 x 10⁶: 21000 / 3200.
 _LARGEST_SIZE_FOR_DOUBLING = 512
 _BLOCK_SIZE = 32
@@ -102,7 +103,7 @@ def color(x: tf.Tensor, rho: LagOneCorrelation, scale: tf.Tensor) -> tf.Tensor:
             dx_later = dx[..., 1:]
             return (
                 None,
-                dx * _first_and_later(scale, later, ps.shape(x)[-1]),
+                dx * first_and_later(scale, later, ps.shape(x)[-1]),
                 tf.reduce_sum(dx_later * y_[..., :-1], axis=-1),
                 tf.reduce_sum(dx[..., :1] * x[..., :1], axis=-1),
                 tf.reduce_sum(dx_later * x[..., 1:], axis=-1),
@@ -113,7 +114,7 @@ def color(x: tf.Tensor, rho: LagOneCorrelation, scale: tf.Tensor) -> tf.Tensor:
     return with_gradient(y, x, coefficient, scale, later)
 
 
-def _first_and_later(first: tf.Tensor, later: tf.Tensor, size: Any) -> tf.Tensor:
+def first_and_later(first: tf.Tensor, later: tf.Tensor, size: Any) -> tf.Tensor:
     """`first` for coordinate 0 and `later` for the others, `[..., size]`."""
     is_first = tf.equal(tf.range(size), 0)
     return tf.where(is_first, first[..., tf.newaxis], later[..., tf.newaxis])
@@ -259,7 +260,7 @@ def _color_value(x: tf.Tensor, base: _Base, first: tf.Tensor, later: tf.Tensor) 
     """The recurrence of `first · x_0` and `later · x_t`."""
     size = tf.compat.dimension_value(x.shape[-1])
     if size is None or size <= _LARGEST_SIZE_FOR_DOUBLING:
-        return _recurrence_value(x * _first_and_later(first, later, ps.shape(x)[-1]), base, False)
+        return _recurrence_value(x * first_and_later(first, later, ps.shape(x)[-1]), base, False)
     # `later` for all, and a coordinate before the first that makes up for the difference:
     # (first - later) / ρ with later = first √(1-ρ²), without the difference.
     before = base.value * first / (1.0 + later / first)
