@@ -33,11 +33,11 @@ class Contender(NamedTuple):
 
 
 # What is done with a distribution; each gives a scalar, whose gradients are taken too.
-OPERATIONS: dict[str, Callable[[tfd.Distribution, tf.Tensor], tf.Tensor]] = {
-    "sample": lambda law, x: tf.reduce_sum(tf.square(law.sample(seed=[1, 2]))),
-    "log_prob": lambda law, x: tf.reduce_sum(law.log_prob(x)),
-    "kl": lambda law, x: tf.reduce_sum(tfd.kl_divergence(law, _standard_normal(x.shape[-1]))),
-    "entropy": lambda law, x: tf.reduce_sum(law.entropy()),
+OPERATIONS: dict[str, Callable[[tfd.Distribution, tf.Tensor, tf.Tensor], tf.Tensor]] = {
+    "sample": lambda law, x, seed: tf.reduce_sum(tf.square(law.sample(seed=seed))),
+    "log_prob": lambda law, x, seed: tf.reduce_sum(law.log_prob(x)),
+    "kl": lambda law, x, seed: tf.reduce_sum(tfd.kl_divergence(law, _standard_normal(x.shape[-1]))),
+    "entropy": lambda law, x, seed: tf.reduce_sum(law.entropy()),
 }
 
 _RHO, _SIGMA = 0.7, 1.3
@@ -110,7 +110,7 @@ class _Located:
     def __init__(self, process: tfd.Distribution, loc: tf.Tensor):
         self.process, self.loc = process, loc
 
-    def sample(self, seed: list[int]) -> tf.Tensor:
+    def sample(self, seed: tf.Tensor) -> tf.Tensor:
         return self.loc + self.process.sample(seed=seed)[..., 0]
 
     def log_prob(self, x: tf.Tensor) -> tf.Tensor:
@@ -124,7 +124,7 @@ class _Recursion:
         self.loc, self.scale, self.rho = p["loc"], p["scale"], tf.tanh(p["fisher_z"])
         self.by = by
 
-    def sample(self, seed: list[int]) -> tf.Tensor:
+    def sample(self, seed: tf.Tensor) -> tf.Tensor:
         noise = tf.transpose(tf.random.stateless_normal(self.loc.shape, seed=seed))
         step = tf.sqrt(1.0 - tf.square(self.rho))
         if self.by == "scan":
@@ -171,23 +171,25 @@ CONTENDERS = {
 def function(name: str, operation: str, gradients: bool, b: int, d: int, mode: str) -> Callable:
     """A function of no arguments that does the operation once, in `graph`, `xla` or `eager` mode.
 
-    Parameters and values are given to it as tensors, so that nothing can be folded into constants.
+    Parameters, values and the seed are given to it as tensors, so that nothing can be folded into
+    constants: with a fixed seed TensorFlow would draw the noise once, when it optimizes the graph.
     """
     contender = CONTENDERS[name]
     parameters = contender.parameters(b, d)
     x = tf.random.stateless_normal([b, d], seed=[5, 6])
+    seed = tf.constant([1, 2])
 
-    def value(parameters: Parameters, x: tf.Tensor) -> tf.Tensor:
-        return OPERATIONS[operation](contender.make(parameters), x)
+    def value(parameters: Parameters, x: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+        return OPERATIONS[operation](contender.make(parameters), x, seed)
 
-    def with_gradients(parameters: Parameters, x: tf.Tensor) -> list[tf.Tensor]:
+    def with_gradients(parameters: Parameters, x: tf.Tensor, seed: tf.Tensor) -> list[tf.Tensor]:
         sources = [*parameters.values(), x]
         with tf.GradientTape() as tape:
             tape.watch(sources)
-            y = value(parameters, x)
+            y = value(parameters, x, seed)
         return [g for g in tape.gradient(y, sources) if g is not None]
 
     f = with_gradients if gradients else value
     if mode != "eager":
         f = tf.function(f, jit_compile=mode == "xla", autograph=False)
-    return lambda: f(parameters, x)
+    return lambda: f(parameters, x, seed)

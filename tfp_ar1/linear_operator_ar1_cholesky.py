@@ -277,8 +277,8 @@ def matvec(
 ) -> tf.Tensor:
     """`L x`, or `Lᵀ x`, for x of shape `[..., d]`: `L = (I - ρ S)⁻¹ σ diag(1, √(1-ρ²), …)`."""
     if adjoint:
-        factors = recurrence.first_and_later(scale, scale * rho.innovation_scale, ps.shape(x)[-1])
-        return factors * recurrence.recurrence(x, rho, reverse=True)
+        y = recurrence.recurrence(x, rho, reverse=True)
+        return recurrence.scaled(y, scale, scale * rho.innovation_scale)
     return recurrence.color(x, rho, scale)
 
 

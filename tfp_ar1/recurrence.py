@@ -5,8 +5,8 @@ multiplication by `(I - ρ S)⁻¹` and `whiten` multiplication by `K⁻¹ (I - 
 takes the transposed matrices. `color` is the inverse of `whiten`. All work along the last axis, for
 one ρ per batch member.
 
-How `recurrence` is evaluated is decided in `_recurrence_value` alone; the gradient does not depend
-on it, because the gradient of the recurrence is the same recurrence run backwards:
+How `recurrence` is evaluated is decided in `_scheme` alone; the gradient does not depend on it,
+because the gradient of the recurrence is the same recurrence run backwards:
 
     x̄ = (I - ρ S)⁻ᵀ ȳ,    ρ̄ = Σ_t x̄_t y_{t-1}
 
@@ -71,7 +71,7 @@ def recurrence(x: tf.Tensor, rho: LagOneCorrelation, reverse: bool = False) -> t
     """
     x = _broadcast_to_batch(x, rho.sign)
     coefficient = tf.broadcast_to(rho.value, ps.shape(x)[:-1])
-    return _recurrence(x, coefficient, _Base.of(rho), reverse)
+    return _recurrence(x, coefficient, _scheme(_Base.of(rho), _size(x)), reverse)
 
 
 def color(x: tf.Tensor, rho: LagOneCorrelation, scale: tf.Tensor) -> tf.Tensor:
@@ -89,8 +89,8 @@ def color(x: tf.Tensor, rho: LagOneCorrelation, scale: tf.Tensor) -> tf.Tensor:
     batch_shape = ps.shape(x)[:-1]
     later = scale * rho.innovation_scale
     # From the parameters as they are, not broadcast: once for all draws that share them.
-    base = _Base.of(rho)
-    y = _color_value(x, base, scale, later)
+    scheme = _scheme(_Base.of(rho), _size(x))
+    y = scheme.color(x, scale, later)
     coefficient, scale, later = (tf.broadcast_to(t, batch_shape) for t in (rho.value, scale, later))
 
     @tf.custom_gradient
@@ -98,15 +98,15 @@ def color(x: tf.Tensor, rho: LagOneCorrelation, scale: tf.Tensor) -> tf.Tensor:
         y: tf.Tensor, x: tf.Tensor, coefficient: tf.Tensor, scale: tf.Tensor, later: tf.Tensor
     ) -> tf.Tensor:
         def gradient(dy: tf.Tensor) -> tuple[tf.Tensor | None, ...]:
-            dx = _recurrence(dy, coefficient, base, reverse=True)
+            dx = _recurrence(dy, coefficient, scheme, reverse=True)
             y_ = with_gradient(y, x, coefficient, scale, later)
-            dx_later = dx[..., 1:]
+            dfirst = tf.reduce_sum(dx[..., :1] * x[..., :1], axis=-1)
             return (
                 None,
-                dx * first_and_later(scale, later, ps.shape(x)[-1]),
-                tf.reduce_sum(dx_later * y_[..., :-1], axis=-1),
-                tf.reduce_sum(dx[..., :1] * x[..., :1], axis=-1),
-                tf.reduce_sum(dx_later * x[..., 1:], axis=-1),
+                scaled(dx, scale, later),
+                tf.reduce_sum(dx[..., 1:] * y_[..., :-1], axis=-1),
+                dfirst,
+                tf.reduce_sum(dx * x, axis=-1) - dfirst,
             )
 
         return tf.identity(y), gradient
@@ -114,10 +114,10 @@ def color(x: tf.Tensor, rho: LagOneCorrelation, scale: tf.Tensor) -> tf.Tensor:
     return with_gradient(y, x, coefficient, scale, later)
 
 
-def first_and_later(first: tf.Tensor, later: tf.Tensor, size: Any) -> tf.Tensor:
-    """`first` for coordinate 0 and `later` for the others, `[..., size]`."""
-    is_first = tf.equal(tf.range(size), 0)
-    return tf.where(is_first, first[..., tf.newaxis], later[..., tf.newaxis])
+def scaled(x: tf.Tensor, first: tf.Tensor, later: tf.Tensor) -> tf.Tensor:
+    """`first · x_0` and `later · x_t`: factors of shape `[...]` for x of shape `[..., d]`."""
+    parts = [x[..., :1] * first[..., tf.newaxis], x[..., 1:] * later[..., tf.newaxis]]
+    return tf.concat(parts, axis=-1)
 
 
 def whiten(
@@ -223,20 +223,20 @@ def _broadcast_to_batch(x: tf.Tensor, *parameters: tf.Tensor) -> tf.Tensor:
     return tf.broadcast_to(x, full_shape)
 
 
-def _recurrence(x: tf.Tensor, coefficient: tf.Tensor, base: _Base, reverse: bool) -> tf.Tensor:
-    """The recurrence with its gradient.
+def _size(x: tf.Tensor) -> int | None:
+    return tf.compat.dimension_value(x.shape[-1])
 
-    `coefficient` is ρ with the batch shape of `x`, and `base` the same ρ, not broadcast: its powers
-    are computed once for all draws that share them.
-    """
-    y = _recurrence_value(x, base, reverse)
+
+def _recurrence(x: tf.Tensor, coefficient: tf.Tensor, scheme: _Scheme, reverse: bool) -> tf.Tensor:
+    """The recurrence with its gradient; `coefficient` is ρ with the batch shape of `x`."""
+    y = scheme.solve(x, reverse)
 
     # Derivatives of any order pass through this function alone, not through the scheme that
     # evaluated y: that is why there is no gradient for y.
     @tf.custom_gradient
     def with_gradient(y: tf.Tensor, x: tf.Tensor, coefficient: tf.Tensor) -> tf.Tensor:
         def gradient(dy: tf.Tensor) -> tuple[None, tf.Tensor, tf.Tensor]:
-            dx = _recurrence(dy, coefficient, base, not reverse)
+            dx = _recurrence(dy, coefficient, scheme, not reverse)
             y_ = with_gradient(y, x, coefficient)
             products = dx[..., :-1] * y_[..., 1:] if reverse else dx[..., 1:] * y_[..., :-1]
             return None, dx, tf.reduce_sum(products, axis=-1)
@@ -246,93 +246,113 @@ def _recurrence(x: tf.Tensor, coefficient: tf.Tensor, base: _Base, reverse: bool
     return with_gradient(y, x, coefficient)
 
 
-def _recurrence_value(x: tf.Tensor, base: _Base, reverse: bool) -> tf.Tensor:
-    """Chooses the scheme by the size of the last axis."""
-    size = tf.compat.dimension_value(x.shape[-1])
+def _scheme(base: _Base, size: int | None) -> _Scheme:
+    """Chooses how the recurrence is evaluated, by the size of its axis."""
     if size is None:
-        return _doubling_dynamic(x, base, reverse)
+        return _DynamicDoubling(base)
     if size <= _LARGEST_SIZE_FOR_DOUBLING:
-        return _doubling(x, size, base, reverse)
-    return _blocks(x, size, base, reverse)
+        return _Doubling(base, size)
+    return _Blocks(base, size)
 
 
-def _color_value(x: tf.Tensor, base: _Base, first: tf.Tensor, later: tf.Tensor) -> tf.Tensor:
-    """The recurrence of `first · x_0` and `later · x_t`."""
-    size = tf.compat.dimension_value(x.shape[-1])
-    if size is None or size <= _LARGEST_SIZE_FOR_DOUBLING:
-        return _recurrence_value(x * first_and_later(first, later, ps.shape(x)[-1]), base, False)
-    # `later` for all, and a coordinate before the first that makes up for the difference:
-    # (first - later) / ρ with later = first √(1-ρ²), without the difference.
-    before = base.value * first / (1.0 + later / first)
-    return _blocks(x, size, base, False, later, before * x[..., 0])
+class _Scheme:
+    """A way to evaluate the recurrence for one ρ.
+
+    What does not depend on x is computed when it is made: once for a recurrence and its gradient.
+    """
+
+    def solve(self, x: tf.Tensor, reverse: bool) -> tf.Tensor:
+        """`(I - ρ S)⁻¹ x`, or with the transposed matrix."""
+        raise NotImplementedError
+
+    def color(self, x: tf.Tensor, first: tf.Tensor, later: tf.Tensor) -> tf.Tensor:
+        """The recurrence of `first · x_0` and `later · x_t`, where later = first √(1-ρ²)."""
+        return self.solve(scaled(x, first, later), reverse=False)
 
 
-def _doubling(x: tf.Tensor, size: int, base: _Base, reverse: bool) -> tf.Tensor:
+class _Doubling(_Scheme):
     """`y ← y + ρ^k shift(y, k)` for k = 1, 2, 4, …: log2(d) passes over memory."""
-    shifts = [2**level for level in range((size - 1).bit_length())]
-    if not shifts:
+
+    def __init__(self, base: _Base, size: int):
+        self.shifts = [2**level for level in range((size - 1).bit_length())]
+        if self.shifts:
+            powers = base.powers(self.shifts)[..., tf.newaxis, :]
+            self.powers = tf.unstack(powers, axis=-1)
+
+    def solve(self, x: tf.Tensor, reverse: bool) -> tf.Tensor:
+        if not self.shifts:
+            return x
+        no_padding = [[0, 0]] * (x.shape.rank - 1)
+        for shift, power in zip(self.shifts, self.powers, strict=True):
+            if reverse:
+                x += tf.pad(power * x[..., shift:], [*no_padding, [0, shift]])
+            else:
+                x += tf.pad(power * x[..., :-shift], [*no_padding, [shift, 0]])
         return x
-    powers = tf.unstack(base.powers(shifts)[..., tf.newaxis, :], axis=-1)
-    no_padding = [[0, 0]] * (x.shape.rank - 1)
-    for shift, power in zip(shifts, powers, strict=True):
-        if reverse:
-            x += tf.pad(power * x[..., shift:], [*no_padding, [0, shift]])
-        else:
-            x += tf.pad(power * x[..., :-shift], [*no_padding, [shift, 0]])
-    return x
 
 
-def _doubling_dynamic(x: tf.Tensor, base: _Base, reverse: bool) -> tf.Tensor:
+class _DynamicDoubling(_Scheme):
     """Doubling for a size that is known only when the graph runs."""
-    size = tf.shape(x)[-1]
-    positions = tf.range(size)
 
-    def step(shift: tf.Tensor, y: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        power = tf.math.exp(tf.cast(shift, x.dtype) * base.log_abs)
-        power = tf.where(tf.equal(shift, 1), base.value, power)[..., tf.newaxis]
-        source = positions + shift if reverse else positions - shift
-        inside = tf.logical_and(source >= 0, source < size)
-        # A gather, because XLA needs every shape in the loop to stay the same.
-        shifted = tf.gather(y, tf.clip_by_value(source, 0, size - 1), axis=-1)
-        return 2 * shift, y + tf.where(inside, power * shifted, tf.zeros_like(y))
+    def __init__(self, base: _Base):
+        self.base = base
 
-    _, y = tf.while_loop(lambda shift, _: shift < size, step, (tf.constant(1), x))
-    return y
+    def solve(self, x: tf.Tensor, reverse: bool) -> tf.Tensor:
+        size = tf.shape(x)[-1]
+        positions = tf.range(size)
+
+        def step(shift: tf.Tensor, y: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+            power = tf.math.exp(tf.cast(shift, x.dtype) * self.base.log_abs)
+            power = tf.where(tf.equal(shift, 1), self.base.value, power)[..., tf.newaxis]
+            source = positions + shift if reverse else positions - shift
+            inside = tf.logical_and(source >= 0, source < size)
+            # A gather, because XLA needs every shape in the loop to stay the same.
+            shifted = tf.gather(y, tf.clip_by_value(source, 0, size - 1), axis=-1)
+            return 2 * shift, y + tf.where(inside, power * shifted, tf.zeros_like(y))
+
+        _, y = tf.while_loop(lambda shift, _: shift < size, step, (tf.constant(1), x))
+        return y
 
 
-def _blocks(
-    x: tf.Tensor,
-    size: int,
-    base: _Base,
-    reverse: bool,
-    scale: tf.Tensor | None = None,
-    before: tf.Tensor | None = None,
-) -> tf.Tensor:
+class _Blocks(_Scheme):
     """Blocks: one Toeplitz product inside each, then the recurrence over what each carries on."""
-    m = _BLOCK_SIZE
-    num_blocks = math.ceil(size / m)
-    padding = num_blocks * m - size
-    shape = ps.shape(x)
-    if padding:
-        # Zeros at the end reach no other coordinate, in either direction.
-        x = tf.concat([x, tf.zeros(ps.concat([shape[:-1], [padding]], 0), x.dtype)], axis=-1)
-    x = tf.reshape(x, ps.concat([shape[:-1], [num_blocks, m]], axis=0))
 
-    powers = base.powers(range(1, m + 1))
-    toeplitz = _toeplitz(powers)
-    if scale is not None:
-        toeplitz *= scale[..., tf.newaxis, tf.newaxis]
-    y = _matmul(x, toeplitz, transpose_b=reverse)
+    def __init__(self, base: _Base, size: int):
+        self.size, self.num_blocks = size, math.ceil(size / _BLOCK_SIZE)
+        self.rho = base.value
+        self.powers = base.powers(range(1, _BLOCK_SIZE + 1))
+        self.toeplitz = _toeplitz(self.powers)
+        self.of_carried = _scheme(base.power(_BLOCK_SIZE), self.num_blocks)
 
-    carried = y[..., 1:, 0] if reverse else y[..., :-1, -1]
-    none = tf.zeros_like(y[..., :1, 0]) if before is None else before[..., tf.newaxis]
-    carried = tf.concat([carried, none] if reverse else [none, carried], axis=-1)
-    carried = _recurrence_value(carried, base.power(m), reverse)
-    powers = powers[..., ::-1] if reverse else powers
-    y += carried[..., tf.newaxis] * powers[..., tf.newaxis, :]
+    def solve(self, x: tf.Tensor, reverse: bool) -> tf.Tensor:
+        return self._solve(x, reverse, self.toeplitz, tf.zeros_like(x[..., :1]))
 
-    y = tf.reshape(y, ps.concat([shape[:-1], [num_blocks * m]], axis=0))
-    return y[..., :size] if padding else y
+    def color(self, x: tf.Tensor, first: tf.Tensor, later: tf.Tensor) -> tf.Tensor:
+        toeplitz = later[..., tf.newaxis, tf.newaxis] * self.toeplitz
+        # `later` for all, and a coordinate before the first that makes up for the difference:
+        # (first - later) / ρ with later = first √(1-ρ²), without the difference.
+        before = self.rho * first / (1.0 + later / first)
+        return self._solve(x, False, toeplitz, before[..., tf.newaxis] * x[..., :1])
+
+    def _solve(
+        self, x: tf.Tensor, reverse: bool, toeplitz: tf.Tensor, before: tf.Tensor
+    ) -> tf.Tensor:
+        """The product with `toeplitz` in each block; `before` is carried into the first."""
+        batch_shape = ps.shape(x)[:-1]
+        padding = self.num_blocks * _BLOCK_SIZE - self.size
+        if padding:
+            # Zeros at the end reach no other coordinate, in either direction.
+            x = tf.pad(x, [[0, 0]] * (x.shape.rank - 1) + [[0, padding]])
+        x = tf.reshape(x, ps.concat([batch_shape, [self.num_blocks, _BLOCK_SIZE]], axis=0))
+        y = _matmul(x, toeplitz, transpose_b=reverse)
+
+        parts = [y[..., 1:, 0], before] if reverse else [before, y[..., :-1, -1]]
+        carried = self.of_carried.solve(tf.concat(parts, axis=-1), reverse)
+        powers = self.powers[..., ::-1] if reverse else self.powers
+        y += _matmul(carried[..., tf.newaxis], powers[..., tf.newaxis, :])
+
+        y = tf.reshape(y, ps.concat([batch_shape, [self.num_blocks * _BLOCK_SIZE]], axis=0))
+        return y[..., : self.size] if padding else y
 
 
 def _toeplitz(powers: tf.Tensor) -> tf.Tensor:
@@ -345,9 +365,10 @@ def _toeplitz(powers: tf.Tensor) -> tf.Tensor:
     return tf.reshape(lines, ps.concat([batch, [m, 2 * m - 1]], axis=0))[..., :m]
 
 
-def _matmul(x: tf.Tensor, matrix: tf.Tensor, transpose_b: bool) -> tf.Tensor:
-    if matrix.shape.rank != 2:
+def _matmul(x: tf.Tensor, matrix: tf.Tensor, transpose_b: bool = False) -> tf.Tensor:
+    if matrix.shape[:-2].num_elements() != 1:
         return tf.linalg.matmul(x, matrix, transpose_b=transpose_b)
     # One matrix for all: one product.
-    rows = tf.reshape(x, [-1, matrix.shape[-1]])
-    return tf.reshape(tf.linalg.matmul(rows, matrix, transpose_b=transpose_b), ps.shape(x))
+    rows, matrix = tf.reshape(x, [-1, x.shape[-1]]), tf.reshape(matrix, matrix.shape[-2:])
+    y = tf.linalg.matmul(rows, matrix, transpose_b=transpose_b)
+    return tf.reshape(y, ps.concat([ps.shape(x)[:-1], ps.shape(y)[-1:]], axis=0))
