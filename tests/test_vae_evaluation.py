@@ -9,7 +9,7 @@ import pytest
 import tensorflow as tf
 
 import tfp_ar1
-from tfp_ar1.vae import evaluation, likelihoods
+from tfp_ar1.vae import evaluation, likelihoods, objectives
 
 D, SIZE = 3, 4  # latent and data dimensions
 SCALE = 0.8
@@ -95,7 +95,8 @@ def test_evaluate_is_exact_up_to_noise(posterior):
     reconstruction, kl = exact_terms(posterior, x)
     assert list(figures) == [
         *("neg_elbo", "reconstruction", "kl", "nll_iw"),
-        *("num_importance_samples", "rho_mean", "num_examples"),
+        *("num_importance_samples", "active_units", "mmd"),
+        *("rho_mean", "rho_std", "scale_mean", "scale_std", "num_examples"),
     ]
     assert (figures["num_importance_samples"], figures["num_examples"]) == (2000, 100)
     # 100 * 2000 draws of a quadratic with a standard deviation of at most 4: 5 standard errors.
@@ -107,6 +108,7 @@ def test_evaluate_is_exact_up_to_noise(posterior):
     assert figures["neg_elbo"] - figures["nll_iw"] > 0.15  # the bound is from below
     expected_rho = 0.3 if posterior == "ar1" else 0.0
     np.testing.assert_allclose(figures["rho_mean"], expected_rho, rtol=1e-5)
+    assert all(type(value) in (int, float) for value in figures.values())  # as JSON needs them
 
 
 def test_the_exact_posterior_has_no_noise():
@@ -131,12 +133,123 @@ def test_one_sample_is_a_sample_of_the_elbo():
     oracles.assert_close(estimate, log_p + log_prior - log_q, dtype="float32")
 
 
-def test_one_sample_is_the_elbo_on_average():
-    x = data(5000)
-    estimate = make("diag").log_likelihood(x, num_samples=1, batch_size=5000)
-    reconstruction, kl = exact_terms("diag", x)
-    error = estimate + reconstruction + kl
-    assert abs(np.mean(error)) < 4 * np.std(error) / np.sqrt(len(x))
+def weight_variance(posterior):
+    """The variance of p(z | x) / q(z | x) for z from q: normals around one mean, for every x."""
+    precision, q = np.linalg.inv(COVARIANCE), COVARIANCES[posterior]
+    # p² / q is the normal of precision 2 C⁻¹ - Q⁻¹, but for its constant.
+    determinant = np.linalg.det(2 * precision - np.linalg.inv(q))
+    return np.sqrt(np.linalg.det(q) / determinant) / np.linalg.det(COVARIANCE) - 1
+
+
+@pytest.mark.parametrize("posterior", ["ar1", "diag", "isotropic"])
+def test_estimates_rise_from_the_elbo_to_the_log_likelihood(posterior):
+    x = data(2000)
+    log_p, model = MARGINAL.log_prob(x), make(posterior)
+    reconstruction, kl = exact_terms(posterior, x)
+    previous = np.mean(-reconstruction - kl - log_p)
+    assert previous < -0.1  # the ELBO lies below
+    for num_samples in (1, 10, 100, 1000):
+        error = model.log_likelihood(x, num_samples, batch_size=2000) - log_p
+        noise = 4 * np.std(error) / np.sqrt(len(x))
+        if num_samples == 1:  # the ELBO on average
+            assert abs(np.mean(error) - previous) < noise
+        else:
+            assert previous < np.mean(error) < noise
+            # By Taylor expansion of the logarithm, up to O(1 / K²).
+            bias = -weight_variance(posterior) / (2 * num_samples)
+            assert abs(np.mean(error) - bias) < noise + 3 / num_samples**2
+        previous = np.mean(error)
+
+
+# --- Latent vectors -------------------------------------------------------------------------------
+
+
+def test_active_units():
+    """Means that vary with standard deviations just below and above 0.1, and widely."""
+    noise = np.random.default_rng(1).normal(size=(400, D))
+    noise = (noise - np.mean(noise, axis=0)) / np.std(noise, axis=0)
+    model = make("ar1")
+    for scales, active in (([0.099, 0.101, 1], 2), ([0, 0.099, 0.05], 0), ([0.2, 0.101, 3], 3)):
+        means = 5 + noise * scales
+        x = BIAS + means @ np.linalg.pinv(GAIN).T
+        np.testing.assert_allclose(model.encode(x.astype("float32")).mean(), means, atol=1e-4)
+        figures = evaluation.evaluate(model, x.astype("float32"), 1)
+        assert figures["active_units"] == active
+
+
+def expected_kernel(first, second):
+    """E[exp(-‖a - b‖² / d²)] for a and b from two normals, each a mean and a covariance."""
+    matrix = np.eye(D) + 2 * (first[1] + second[1]) / D**2
+    shift = first[0] - second[0]
+    exponent = -shift @ np.linalg.solve(matrix, shift) / D**2
+    return np.exp(exponent) / np.sqrt(np.linalg.det(matrix))
+
+
+@pytest.mark.parametrize("stretch", [1.0, 2.5])
+@pytest.mark.parametrize("posterior", ["ar1", "full"])
+def test_mmd(posterior, stretch):
+    """Of the normal that the aggregate posterior is, for data that are normal themselves."""
+    n = 3000
+    shift = np.float32([0.5, 0, -1, 2]) * (stretch - 1)
+    x = BIAS + shift + stretch * (data(n, seed=2) - BIAS)
+    mmd = evaluation.evaluate(make(posterior), x, 1, batch_size=500)["mmd"]
+    spread = stretch**2 * GAIN @ MARGINAL.covariance @ GAIN.T + COVARIANCES[posterior]
+    aggregate, prior = (GAIN @ shift, spread), (np.zeros(D), np.eye(D))
+    within = expected_kernel(aggregate, aggregate), expected_kernel(prior, prior)
+    across = expected_kernel(aggregate, prior)
+    # The pairs of a vector with itself: 1 instead of the kernel's mean.
+    expected = sum(within) - 2 * across + (2 - sum(within)) / n
+    assert expected > (0.05 if stretch > 1 else 0)
+    np.testing.assert_allclose(mmd, expected, rtol=0.1, atol=5e-4)
+
+
+def test_mmd_in_blocks(monkeypatch):
+    x, model = data(70), make("ar1")
+    whole = evaluation.evaluate(model, x, 1, batch_size=70)["mmd"]
+    rows, compute = [], objectives.witness
+    monkeypatch.setattr(
+        objectives,
+        "witness",
+        lambda points, *args: rows.append(len(points)) or compute(points, *args),
+    )
+    monkeypatch.setattr(evaluation, "_MAX_OUTPUTS", 70 * 32)
+    blocks = evaluation.evaluate(model, x, 1, batch_size=70)["mmd"]
+    assert rows == [32, 32, 6] * 2
+    np.testing.assert_allclose(blocks, whole, rtol=1e-12)
+
+
+def test_mmd_to_a_learned_prior():
+    """One draw of the standard normal posteriors against the prior N(3, I)."""
+    prior = tfp_ar1.layers.MultivariateNormalAR1Prior(D, learn="loc")
+    prior.loc.assign(np.full(D, 3.0))
+    encoder = keras.Sequential([keras.Input((SIZE,)), keras.layers.Identity()])
+    decoder = keras.Sequential([keras.Input((D,)), keras.layers.Dense(SIZE)])
+    model = tfp_ar1.RhoVAE(encoder, decoder, D, prior=prior, likelihood="gaussian", seed=0)
+    model.posterior_head.set_weights([0 * w for w in model.posterior_head.get_weights()])
+    mmd = evaluation.evaluate(model, data(1500), 1, batch_size=300)["mmd"]
+    normals = (np.zeros(D), np.eye(D)), (np.full(D, 3.0), np.eye(D))
+    within, across = expected_kernel(normals[0], normals[0]), expected_kernel(*normals)
+    np.testing.assert_allclose(mmd, 2 * within - 2 * across, rtol=0.05)
+
+
+@pytest.mark.parametrize("posterior", ["ar1", "diag"])
+def test_scale_and_correlation(posterior):
+    """Where they differ between the examples."""
+    model = make.__wrapped__(posterior)  # one of its own
+    kernel, bias = model.posterior_head.get_weights()
+    kernel[:, D:] = np.random.default_rng(3).normal(size=kernel[:, D:].shape, scale=0.3)
+    model.posterior_head.set_weights([kernel, bias])
+    x = data(50)
+    figures = evaluation.evaluate(model, x, 1, batch_size=20)
+    rest = x @ np.float64(kernel[:, D:]) + bias[D:]
+    scale, rho = np.exp(rest[:, 0] / 2), np.tanh(rest[:, 1])
+    if posterior == "diag":
+        scale, rho = np.sqrt(np.sum(np.exp(rest), axis=1) / D), np.zeros(50)
+    expected = {"scale_mean": np.mean(scale), "scale_std": np.std(scale)}
+    expected |= {"rho_mean": np.mean(rho), "rho_std": np.std(rho)}
+    assert expected["scale_std"] > 0.05
+    for key, value in expected.items():
+        np.testing.assert_allclose(figures[key], value, rtol=1e-4, atol=1e-7, err_msg=key)
 
 
 # --- Portions and batches -------------------------------------------------------------------------
@@ -201,7 +314,8 @@ def test_figures_are_reproducible():
         evaluation.evaluate(model, x, num_importance_samples=5, seed=seed) for seed in (0, 0, 1)
     )
     assert first == same
-    assert first["nll_iw"] != other["nll_iw"]
+    for key in ("nll_iw", "mmd"):
+        assert first[key] != other[key]
     model.generate(1)  # the model's own seed does not matter
     assert evaluation.evaluate(model, x, num_importance_samples=5) == first
 

@@ -1,5 +1,7 @@
 """The terms of the loss, for fixed noise, against NumPy in float64."""
 
+import json
+
 import keras
 import numpy as np
 import oracles
@@ -13,7 +15,8 @@ import tfp_ar1
 from tfp_ar1.vae import architectures, likelihoods, objectives
 
 D = 3
-X = (load_digits().images[:20] / 16).astype("float32")
+DIGITS = (load_digits().images / 16).astype("float32")
+X = DIGITS[:20]
 SEED = tf.constant([3, 4])
 AR1_PRIOR = (0.5, 2.0, -0.6)  # loc, marginal scale, correlation
 
@@ -126,12 +129,387 @@ def test_gaussian_reconstruction(scale, monkeypatch):
     oracles.assert_close(terms.reconstruction, expected)
 
 
-@pytest.mark.parametrize("beta", [-1.0, float("nan")])
-def test_bad_beta(beta):
-    with pytest.raises(ValueError, match=f"`beta` must not be negative; got {beta}"):
-        objectives.ELBO(beta)
+# --- Warm-up ------------------------------------------------------------------------------------
 
 
-def test_config_round_trip():
-    config = keras.saving.serialize_keras_object(objectives.ELBO(2.5))
-    assert keras.saving.deserialize_keras_object(config).beta == 2.5
+@pytest.mark.parametrize("options", [{"run_eagerly": True}, {"jit_compile": True}])
+def test_warmup(options):
+    """One step an epoch: the factors are 2/3, 4/3, 2, 2; in the evaluation 2 all the time."""
+    keras.utils.set_random_seed(11)
+    objective = objectives.ELBO(beta=2.0, warmup_steps=3)
+    model = tfp_ar1.RhoVAE(*architectures.mlp((8, 8), D, (16,)), D, objective=objective, seed=0)
+    model.compile("adam", **options)
+    history = model.fit(
+        X, epochs=4, batch_size=len(X), validation_data=(X,), verbose=0, shuffle=False
+    ).history
+    for prefix, factors in (("", [2 / 3, 4 / 3, 2, 2]), ("val_", [2, 2, 2, 2])):
+        loss, reconstruction, kl = (
+            np.array(history[prefix + name]) for name in ("loss", "reconstruction", "kl")
+        )
+        np.testing.assert_allclose(loss, reconstruction + factors * kl, rtol=1e-5)
+        assert np.all(kl > 0.01)
+
+
+@pytest.mark.parametrize(("steps_done", "factor"), [(0, 0.3), (1, 0.6), (4, 1.5), (9, 1.5)])
+def test_warmup_counts_the_steps_of_the_optimizer(steps_done, factor, monkeypatch):
+    model = make("diag", monkeypatch)
+    model.compile("adam")
+    model.optimizer.iterations.assign(steps_done)
+    terms = objectives.ELBO(1.5, warmup_steps=5)(model, tf.constant(X), training=True)
+    oracles.assert_close(terms.loss - terms.reconstruction, factor * np.float64(terms.kl))
+
+
+def test_warmup_without_an_optimizer(monkeypatch):
+    model, objective = make("ar1", monkeypatch), objectives.ELBO(1.5, warmup_steps=5)
+    terms = objective(model, tf.constant(X), training=False)
+    oracles.assert_close(terms.loss - terms.reconstruction, 1.5 * np.float64(terms.kl))
+    with pytest.raises(ValueError, match=r"`warmup_steps=5` counts .*; compile the model"):
+        objective(model, tf.constant(X), training=True)
+
+
+# --- Maximum mean discrepancy and InfoVAE -------------------------------------------------------
+
+
+def mmd_by_hand(x, y):
+    """The biased estimate, one pair at a time."""
+
+    def mean_kernel(a, b):
+        total = 0.0
+        for first in a:
+            for second in b:
+                total += np.exp(-np.sum((first - second) ** 2) / len(first) ** 2)
+        return total / (len(a) * len(b))
+
+    return mean_kernel(x, x) + mean_kernel(y, y) - 2 * mean_kernel(x, y)
+
+
+@pytest.mark.parametrize("dtype", oracles.DTYPES)
+@pytest.mark.parametrize(("n", "m", "d"), [(1, 1, 1), (6, 6, 3), (5, 9, 10), (20, 1, 2)])
+def test_maximum_mean_discrepancy(n, m, d, dtype):
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(n, d)), 0.5 + 2 * rng.normal(size=(m, d))
+    actual = objectives.maximum_mean_discrepancy(tf.constant(x, dtype), tf.constant(y, dtype))
+    assert actual.shape == ()
+    np.testing.assert_allclose(
+        actual, mmd_by_hand(x, y), atol=1e-12 if dtype == "float64" else 1e-6
+    )
+
+
+def test_maximum_mean_discrepancy_of_one_distribution():
+    """Two samples of N(0, I): E[k(a, b)] = (1 + 4 / d²)^(-d/2), and the bias is known."""
+    d, n, m, repetitions = 3, 8, 5, 1000
+    noise = np.random.default_rng(1).normal(size=(repetitions, n + m, d))
+    mmd = tf.function(objectives.maximum_mean_discrepancy)
+    values = np.array([mmd(tf.constant(z[:n]), tf.constant(z[n:])) for z in noise])
+    assert np.min(values) > 0
+    error = values - (1 / n + 1 / m) * (1 - (1 + 4 / d**2) ** (-d / 2))
+    assert abs(np.mean(error)) < 4 * np.std(error) / np.sqrt(repetitions)
+
+
+def test_maximum_mean_discrepancy_of_extreme_vectors():
+    x = np.float32([[1e15, -1e15], [1e15, -1e15], [3e3, 0.1], [3e3, 0.1]])
+    np.testing.assert_allclose(objectives.maximum_mean_discrepancy(x, x), 0, atol=1e-6)
+    # The kernel is 1 within each pair of equal vectors and 0 elsewhere.
+    np.testing.assert_allclose(objectives.maximum_mean_discrepancy(x, x + 1e15), 1, rtol=1e-6)
+
+
+def test_gradient_of_the_maximum_mean_discrepancy():
+    """Moving towards the other sample makes it smaller: central differences, by hand."""
+    rng = np.random.default_rng(2)
+    x, y = rng.normal(size=(4, 2)), rng.normal(size=(3, 2))
+    value = tf.Variable(x)
+    with tf.GradientTape() as tape:
+        mmd = objectives.maximum_mean_discrepancy(value, tf.constant(y))
+    gradient = np.zeros_like(x)
+    for index in np.ndindex(x.shape):
+        step = np.zeros_like(x)
+        step[index] = 1e-5
+        gradient[index] = (mmd_by_hand(x + step, y) - mmd_by_hand(x - step, y)) / 2e-5
+    np.testing.assert_allclose(tape.gradient(mmd, value), gradient, atol=1e-9)
+
+
+@pytest.mark.parametrize("prior", [None, AR1_PRIOR], ids=["standard normal", "ar1 prior"])
+@pytest.mark.parametrize("posterior", ["ar1", "diag", "isotropic", "full"])
+def test_infovae(posterior, prior, monkeypatch):
+    model = make(posterior, monkeypatch, prior)
+    seeds = iter([SEED, tf.constant([5, 6])])
+    monkeypatch.setattr(model, "next_seed", lambda: next(seeds))
+    terms = objectives.InfoVAE(alpha=0.3, lambda_=50.0)(model, tf.constant(X), training=True)
+    monkeypatch.setattr(model, "next_seed", lambda: SEED)
+    elbo = objectives.ELBO()(model, tf.constant(X), training=True)
+    for name in ("reconstruction", "kl", "correlation"):
+        np.testing.assert_array_equal(getattr(terms, name), getattr(elbo, name))
+    z = np.float64(model.encode(X).sample(seed=SEED))
+    from_prior = np.float64(model.prior.sample(len(X), seed=[5, 6]))
+    reconstruction, kl = np.float64(elbo.reconstruction), np.float64(elbo.kl)
+    expected = reconstruction + 0.7 * kl + 49.3 * mmd_by_hand(z, from_prior)
+    oracles.assert_close(terms.loss, expected)
+
+
+def test_infovae_without_mmd_is_the_beta_vae(monkeypatch):
+    model = make("ar1", monkeypatch)
+    info = objectives.InfoVAE(alpha=-3.0, lambda_=4.0)(model, tf.constant(X), training=True)
+    beta = objectives.ELBO(beta=4.0)(model, tf.constant(X), training=True)
+    np.testing.assert_array_equal(info.loss, beta.loss)
+
+
+def test_mmd_falls_in_training():
+    """With the KL left out, the MMD alone keeps q(z) near the prior."""
+    keras.utils.set_random_seed(3)
+    mmd = []
+    for weight in (0.0, 1000.0):
+        objective = objectives.InfoVAE(alpha=1.0, lambda_=weight)
+        model = tfp_ar1.RhoVAE(*architectures.mlp((8, 8), D, (32,)), D, objective=objective, seed=0)
+        model.compile(keras.optimizers.Adam(3e-3), jit_compile=False)
+        model.fit(DIGITS, epochs=10, batch_size=128, verbose=0)
+        z = model.encode(DIGITS[:500]).sample(seed=SEED)
+        mmd.append(float(objectives.maximum_mean_discrepancy(z, model.prior.sample(500, seed=1))))
+    assert mmd[1] < 0.1 * mmd[0]
+
+
+# --- Importance weighting -----------------------------------------------------------------------
+
+
+def log_weights_by_hand(model, prior, num_samples):
+    """log p(x | z) + log p(z) - log q(z | x), `[K, batch]`, and the first of the three."""
+    posterior, _ = posterior_by_hand(model, X)
+    loc, scale, rho = prior or (0.0, 1.0, 0.0)
+    z = np.float64(model.encode(X).sample(num_samples, seed=SEED))
+    log_p = np.zeros([num_samples, len(X)])
+    for k in range(num_samples):
+        p = scipy.special.expit(decoder_by_hand(model, z[k]))
+        log_p[k] = np.sum(X * np.log(p) + (1 - X) * np.log1p(-p), axis=(1, 2))
+    log_prior = oracles.Dense.ar1(np.full(D, loc), scale, rho).log_prob(z)
+    return log_p + log_prior - posterior.log_prob(z), log_p
+
+
+@pytest.mark.parametrize("num_samples", [1, 7])
+@pytest.mark.parametrize("prior", [None, AR1_PRIOR], ids=["standard normal", "ar1 prior"])
+@pytest.mark.parametrize("posterior", ["ar1", "diag", "isotropic", "full"])
+def test_importance_weighted(posterior, prior, num_samples, monkeypatch):
+    model = make(posterior, monkeypatch, prior)
+    objective = objectives.ImportanceWeighted(num_samples)
+    terms = objective(model, tf.constant(X), training=True)
+    log_weights, log_p = log_weights_by_hand(model, prior, num_samples)
+    if num_samples == 1:
+        oracles.assert_close(terms.loss, -log_weights[0])
+    largest = np.max(log_weights, axis=0)
+    mean_weight = sum(np.exp(log_weight - largest) for log_weight in log_weights) / num_samples
+    oracles.assert_close(terms.loss, -(largest + np.log(mean_weight)))
+    oracles.assert_close(terms.reconstruction, -np.sum(log_p, axis=0) / num_samples)
+    elbo = objectives.ELBO()(model, tf.constant(X), training=True)
+    np.testing.assert_array_equal(terms.kl, elbo.kl)
+    np.testing.assert_array_equal(terms.correlation, elbo.correlation)
+
+
+def test_one_importance_sample_is_the_elbo_on_average(monkeypatch):
+    model, x = make("ar1", monkeypatch), tf.constant(np.repeat(X[:1], 20_000, axis=0))
+    terms = objectives.ImportanceWeighted(1)(model, x, training=False)
+    error = np.float64(terms.loss - (terms.reconstruction + terms.kl))
+    assert abs(np.mean(error)) < 4 * np.std(error) / np.sqrt(len(x))
+    assert np.std(error) > 0.1
+    more = objectives.ImportanceWeighted(20)(model, x[:1000], training=False)
+    # The bound is tighter with more samples.
+    assert np.mean(more.loss) < np.mean(terms.loss) - 5 * np.std(terms.loss) / np.sqrt(1000)
+
+
+def test_gradient_of_the_importance_weighted_bound(monkeypatch):
+    """It follows z = μ + L ε through log q too: central differences in the posterior's bias."""
+    model = make("ar1", monkeypatch)
+    objective = objectives.ImportanceWeighted(3)
+    bias = model.posterior_head.bias
+    with tf.GradientTape() as tape:
+        loss = tf.reduce_mean(objective(model, tf.constant(X), training=True).loss)
+    gradient = tape.gradient(loss, bias.value)
+    before = bias.numpy()
+    for index, unit in enumerate(np.eye(len(before))):
+        values = []
+        for step in (1e-2, -1e-2):
+            bias.assign(before + step * unit)
+            log_weights, _ = log_weights_by_hand(model, None, 3)
+            values.append(-np.mean(scipy.special.logsumexp(log_weights, axis=0)))
+        difference = (values[0] - values[1]) / 2e-2
+        np.testing.assert_allclose(gradient[index], difference, rtol=1e-2, atol=1e-3)
+        bias.assign(before)
+
+
+# --- Every objective, with every posterior -------------------------------------------------------
+
+CASES = {
+    "elbo": {"beta": 2.0, "warmup_steps": 4},
+    "infovae": {"alpha": 0.5, "lambda_": 20.0},
+    "iwae": {"num_samples": 3},
+}
+
+
+def small(name, posterior="ar1", **kwargs):
+    keras.utils.set_random_seed(11)
+    return tfp_ar1.RhoVAE(
+        *architectures.mlp((8, 8), D, (16,)),
+        D,
+        posterior=posterior,
+        objective=objectives.get(name, **CASES[name]),
+        seed=0,
+        **kwargs,
+    )
+
+
+@pytest.mark.parametrize("posterior", ["ar1", "diag", "isotropic", "full"])
+@pytest.mark.parametrize("name", CASES)
+def test_fit_with_a_prior_that_is_learned(name, posterior):
+    learned = ("loc", "marginal_scale", "correlation")
+    prior = tfp_ar1.layers.MultivariateNormalAR1Prior(D, learn=learned)
+    model = small(name, posterior, prior=prior)
+    model.compile(keras.optimizers.Adam(3e-3), run_eagerly=True)
+    loss = model.fit(DIGITS[:256], epochs=4, batch_size=64, verbose=0).history["reconstruction"]
+    assert loss[-1] < loss[0] - 1
+    for weight, initial in ((prior.loc, 0), (prior.log_s, 0), (prior.fisher_z, 0)):
+        assert np.all(weight.numpy() != initial)
+        assert np.all(np.isfinite(weight))
+
+
+@pytest.mark.parametrize(
+    ("posterior", "jit_compile"),
+    [
+        ("ar1", False),
+        ("full", True),
+        pytest.param("ar1", True, marks=pytest.mark.slow),
+        pytest.param("diag", True, marks=pytest.mark.slow),
+        pytest.param("isotropic", True, marks=pytest.mark.slow),
+    ],
+)
+@pytest.mark.parametrize("name", CASES)
+def test_fit_compiled(name, posterior, jit_compile):
+    model = small(name, posterior)
+    model.compile(keras.optimizers.Adam(3e-3), jit_compile=jit_compile)
+    history = model.fit(
+        DIGITS[:512], epochs=5, batch_size=64, validation_data=(X,), verbose=0
+    ).history
+    assert history["reconstruction"][-1] < history["reconstruction"][0] - 3
+    assert history["val_reconstruction"][-1] < history["val_reconstruction"][0] - 3
+    assert all(np.all(np.isfinite(values)) for values in history.values())
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_sample_weight(name, monkeypatch):
+    weight = np.random.default_rng(0).uniform(size=len(X)).astype("float32")
+    model = small(name)
+    model.compile("adam", run_eagerly=True)
+    monkeypatch.setattr(model, "next_seed", lambda: SEED)
+    terms = model.objective(model, tf.constant(X), training=False)
+    figures = model.evaluate(
+        X, X, sample_weight=weight, batch_size=len(X), verbose=0, return_dict=True
+    )
+    for key, values in terms._asdict().items():
+        assert values.shape == (len(X),)
+        np.testing.assert_allclose(figures[key], np.average(values, weights=weight), rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_save_and_load(name, tmp_path):
+    model = small(name)
+    model.compile("adam", run_eagerly=True)
+    model.fit(X, batch_size=10, verbose=0)
+    model.save(tmp_path / "vae.keras")
+    loaded = keras.saving.load_model(tmp_path / "vae.keras")
+    assert type(loaded.objective) is type(model.objective)
+    assert loaded.objective.get_config() == CASES[name]
+    figures = [m.evaluate(X, verbose=0) for m in (loaded, model)]
+    assert figures[0] == figures[1]
+    # Training goes on where it stood, in the middle of the warm-up.
+    losses = [m.fit(X, batch_size=10, verbose=0, shuffle=False).history for m in (loaded, model)]
+    assert losses[0] == losses[1]
+
+
+@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
+@pytest.mark.parametrize("name", CASES)
+def test_mixed_precision(name, policy):
+    losses, before = [], keras.config.dtype_policy()
+    for policy_name in ("float32", policy):
+        keras.config.set_dtype_policy(policy_name)
+        try:
+            model = small(name)
+            model.compile(keras.optimizers.Adam(3e-3), run_eagerly=True)
+            losses.append(model.fit(X, epochs=6, batch_size=len(X), verbose=0).history["loss"])
+        finally:
+            keras.config.set_dtype_policy(before)
+    np.testing.assert_allclose(losses[1], losses[0], rtol=0.02)
+
+
+def test_float64():
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy("float64")
+    try:
+        for name in CASES:
+            model = small(name)
+            model.compile("adam", run_eagerly=True)
+            model.fit(X, verbose=0)
+            assert model.objective(model, tf.constant(X), training=True).loss.dtype == tf.float64
+    finally:
+        keras.config.set_dtype_policy(before)
+
+
+# --- Arguments ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "message"),
+    [
+        ("elbo", {"beta": -1.0}, "`beta` must be finite and not negative; got -1.0"),
+        ("elbo", {"beta": np.nan}, "`beta` must be finite and not negative; got nan"),
+        ("elbo", {"beta": np.inf}, "`beta` must be finite and not negative; got inf"),
+        ("elbo", {"warmup_steps": -1}, "`warmup_steps` must be an integer of at least 0; got -1"),
+        ("elbo", {"warmup_steps": 2.5}, "`warmup_steps` must be an integer .*; got 2.5"),
+        ("elbo", {"warmup_steps": np.nan}, "`warmup_steps` must be an integer .*; got nan"),
+        ("elbo", {"warmup_steps": None}, "`warmup_steps` must be an integer .*; got None"),
+        ("infovae", {"alpha": 1.5}, "`alpha` must be finite and at most 1; got 1.5"),
+        ("infovae", {"alpha": np.nan}, "`alpha` must be finite and at most 1; got nan"),
+        ("infovae", {"alpha": -np.inf}, "`alpha` must be finite and at most 1; got -inf"),
+        ("infovae", {"lambda_": 0.9}, r"`lambda_` must .* at least 1 - alpha = 1.0; got 0.9"),
+        ("infovae", {"lambda_": np.nan}, "`lambda_` must be finite .*; got nan"),
+        ("infovae", {"lambda_": np.inf}, "`lambda_` must be finite .*; got inf"),
+        ("infovae", {"alpha": -1.0, "lambda_": 1.5}, r"at least 1 - alpha = 2.0; got 1.5"),
+        ("iwae", {"num_samples": 0}, "`num_samples` must be an integer of at least 1; got 0"),
+        ("iwae", {"num_samples": 1.5}, "`num_samples` must be an integer .*; got 1.5"),
+        ("iwae", {"num_samples": np.inf}, "`num_samples` must be an integer .*; got inf"),
+        ("iwae", {"num_samples": "5"}, "`num_samples` must be an integer .*; got '5'"),
+    ],
+)
+def test_bad_arguments(name, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        objectives.get(name, **arguments)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_config_round_trip(name):
+    objective = objectives.get(name, **CASES[name])
+    config = json.loads(json.dumps(keras.saving.serialize_keras_object(objective)))
+    copy = keras.saving.deserialize_keras_object(config)
+    assert type(copy) is objectives.OBJECTIVES[name]
+    assert copy.get_config() == objective.get_config() == CASES[name]
+
+
+def test_defaults():
+    assert {name: objectives.get(name).get_config() for name in objectives.OBJECTIVES} == {
+        "elbo": {"beta": 1.0, "warmup_steps": 0},
+        "infovae": {"alpha": 0.0, "lambda_": 1000.0},
+        "iwae": {"num_samples": 5},
+    }
+
+
+def test_unknown_name():
+    with pytest.raises(ValueError, match=r"Unknown objective 'vae'; expected one of \['elbo', 'in"):
+        objectives.get("vae")
+
+
+def test_an_objective_of_ones_own(monkeypatch):
+    class Squared(objectives.Objective):
+        def loss(self, model, draws, reconstruction, kl, training):
+            return reconstruction + kl**2
+
+    model = make("ar1", monkeypatch)
+    terms = Squared()(model, tf.constant(X), training=True)
+    elbo = objectives.ELBO()(model, tf.constant(X), training=True)
+    oracles.assert_close(terms.loss, np.float64(elbo.reconstruction) + np.float64(elbo.kl) ** 2)
+    with pytest.raises(NotImplementedError, match="`Objective` must define `loss`"):
+        objectives.Objective()(model, tf.constant(X), training=True)

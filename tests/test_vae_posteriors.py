@@ -60,6 +60,26 @@ def test_params_size(family, sizes):
         posterior.params_size(0)
 
 
+@pytest.mark.parametrize(
+    ("family", "numbers"),
+    [
+        ("ar1", {1: 2, 2: 2, 50: 2}),
+        ("diag", {1: 1, 2: 2, 50: 50}),
+        ("isotropic", {1: 1, 2: 1, 50: 1}),
+        ("full", {1: 1, 2: 3, 50: 1275}),
+    ],
+)
+def test_num_covariance_parameters(family, numbers):
+    assert {d: posteriors.num_covariance_parameters(family, d) for d in numbers} == numbers
+    with pytest.raises(ValueError, match="`event_size` must be a positive integer; got 0"):
+        posteriors.num_covariance_parameters(family, 0)
+
+
+def test_num_covariance_parameters_of_an_unknown_family():
+    with pytest.raises(ValueError, match="Unknown posterior 'ar2'"):
+        posteriors.num_covariance_parameters("ar2", 3)
+
+
 @pytest.mark.parametrize("dtype", oracles.DTYPES)
 @pytest.mark.parametrize("batch", [(), (5,), (2, 1)])
 @pytest.mark.parametrize("family", FAMILIES)

@@ -1,4 +1,4 @@
-"""The commands `train`, `evaluate` and `sample`.
+"""The commands `train`, `evaluate`, `sample`, `compare` and `report`.
 
 Everything a user can get wrong is checked before TensorFlow is imported, which takes seconds.
 Whatever is wrong is a `click.ClickException`, which `run` turns into one line on stderr and an
@@ -21,6 +21,7 @@ import numpy as np
 import rich.console
 import rich.table
 
+from tfp_ar1.cli import compare as runner
 from tfp_ar1.cli import datasets, runs, startup
 from tfp_ar1.cli.errors import Interrupted, UserError
 from tfp_ar1.cli.progress import Progress
@@ -29,6 +30,8 @@ from tfp_ar1.version import __version__
 # Named here too, so that a wrong one is refused before TensorFlow is imported; a test compares.
 POSTERIORS = ("ar1", "diag", "isotropic", "full")
 LIKELIHOODS = ("bernoulli", "gaussian")
+NETWORKS = ("mlp", "cnn", "dcgan")
+OBJECTIVES = ("elbo", "infovae", "iwae")
 _EPOCHS = {"digits": 200, "mnist": 15, "fashion_mnist": 15}
 _EPOCHS_OWN_IMAGES = 50
 _MAX_SEED = 2**31 - 1
@@ -79,10 +82,26 @@ class _DatasetType(click.ParamType):
         return datasets.resolve(value)
 
 
-def _finite(ctx: Any, param: Any, value: float) -> float:
+class _CommaList(click.ParamType):
+    """Values of another type with commas between, each once."""
+
+    name = "list"
+
+    def __init__(self, item: click.ParamType) -> None:
+        self._item = item
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> tuple:
+        if isinstance(value, tuple):
+            return value
+        items = (self._item.convert(part.strip(), param, ctx) for part in value.split(","))
+        return tuple(dict.fromkeys(items))
+
+
+def _finite(ctx: Any, param: Any, value: Any) -> Any:
     # click's ranges let NaN through, and infinity where there is no upper end.
-    if not math.isfinite(value):
-        raise click.BadParameter(f"{value} is not a finite number.")
+    for number in value if isinstance(value, tuple) else (value,):
+        if not math.isfinite(number):
+            raise click.BadParameter(f"{number} is not a finite number.")
     return value
 
 
@@ -99,13 +118,62 @@ def _parse_hidden_units(ctx: Any, param: Any, value: str) -> list[int]:
 
 
 _dataset_help = f"Images: {datasets.CHOICES}."
+_network_help = "Encoder and decoder: a multilayer perceptron, or convolutions."
+_objective_help = "What is minimized."
+_latent_dim_help = "Number of latent coordinates."
+_posterior_help = "Covariance of q(z | x)."
+_beta_help = "Weight of the KL, for the objective elbo."
 _data_dir = click.option(
     "--data-dir",
     metavar="FOLDER",
     type=click.Path(exists=True, file_okay=False, resolve_path=True),
-    help="Folder of the four IDX files of mnist or fashion_mnist, gzipped or not.",
+    help="Folder of the four IDX files of mnist or fashion_mnist, gzipped or not, or of folders "
+    "mnist and fashion_mnist that hold them.",
     show_default="download",
 )
+_hidden_units = click.option(
+    "--hidden-units",
+    metavar="INTEGERS",
+    default="400",
+    callback=_parse_hidden_units,
+    help="Widths of the encoder's hidden layers, with commas between, for the network mlp; the "
+    "decoder mirrors them.",
+)
+_epochs = click.option(
+    "--epochs",
+    metavar="N",
+    type=click.IntRange(min=1),
+    show_default=f"{', '.join(f'{n} for {name}' for name, n in _EPOCHS.items())}, else "
+    f"{_EPOCHS_OWN_IMAGES}",
+    help="Passes over the training images.",
+)
+_batch_size = click.option(
+    "--batch-size",
+    metavar="N",
+    type=click.IntRange(min=1),
+    default=128,
+    help="Images per gradient step.",
+)
+_learning_rate = click.option(
+    "--learning-rate",
+    metavar="X",
+    type=click.FloatRange(min=0, min_open=True),
+    default=1e-3,
+    callback=_finite,
+    help="Step size of Adam.",
+)
+
+
+def _num_importance_samples(**default: Any) -> Any:
+    return click.option(
+        "--num-importance-samples",
+        metavar="N",
+        type=click.IntRange(min=1),
+        help="Samples per image for the importance-weighted likelihood.",
+        **default,
+    )
+
+
 _run = click.argument("run", metavar="RUN", type=click.Path(path_type=pathlib.Path))
 
 
@@ -128,9 +196,18 @@ def cli(ctx: click.Context) -> None:
 @cli.command(context_settings={"show_default": True})
 @click.option("--dataset", type=_DatasetType(), default="digits", help=_dataset_help)
 @_data_dir
+@click.option("--network", type=click.Choice(NETWORKS), default="mlp", help=_network_help)
+@_hidden_units
+@click.option("--objective", type=click.Choice(OBJECTIVES), default="elbo", help=_objective_help)
 @click.option(
-    "--posterior", type=click.Choice(POSTERIORS), default="ar1", help="Covariance of q(z | x)."
+    "--beta",
+    metavar="X",
+    type=click.FloatRange(min=0),
+    default=1.0,
+    callback=_finite,
+    help=_beta_help,
 )
+@click.option("--posterior", type=click.Choice(POSTERIORS), default="ar1", help=_posterior_help)
 @click.option(
     "--likelihood", type=click.Choice(LIKELIHOODS), default="bernoulli", help="Model of p(x | z)."
 )
@@ -139,46 +216,11 @@ def cli(ctx: click.Context) -> None:
     metavar="N",
     type=click.IntRange(min=1),
     default=10,
-    help="Number of latent coordinates.",
+    help=_latent_dim_help,
 )
-@click.option(
-    "--hidden-units",
-    metavar="INTEGERS",
-    default="400",
-    callback=_parse_hidden_units,
-    help="Widths of the encoder's hidden layers, with commas between; the decoder mirrors them.",
-)
-@click.option(
-    "--beta",
-    metavar="X",
-    type=click.FloatRange(min=0),
-    default=1.0,
-    callback=_finite,
-    help="Weight of the KL.",
-)
-@click.option(
-    "--epochs",
-    metavar="N",
-    type=click.IntRange(min=1),
-    show_default=f"{', '.join(f'{n} for {name}' for name, n in _EPOCHS.items())}, else "
-    f"{_EPOCHS_OWN_IMAGES}",
-    help="Passes over the training images.",
-)
-@click.option(
-    "--batch-size",
-    metavar="N",
-    type=click.IntRange(min=1),
-    default=128,
-    help="Images per gradient step.",
-)
-@click.option(
-    "--learning-rate",
-    metavar="X",
-    type=click.FloatRange(min=0, min_open=True),
-    default=1e-3,
-    callback=_finite,
-    help="Step size of Adam.",
-)
+@_epochs
+@_batch_size
+@_learning_rate
 @click.option(
     "--seed",
     metavar="N",
@@ -186,13 +228,7 @@ def cli(ctx: click.Context) -> None:
     default=0,
     help="Seed of every random number.",
 )
-@click.option(
-    "--num-importance-samples",
-    metavar="N",
-    type=click.IntRange(min=1),
-    default=50,
-    help="Samples per image for the importance-weighted likelihood.",
-)
+@_num_importance_samples(default=50)
 @click.option(
     "--out",
     metavar="FOLDER",
@@ -214,16 +250,37 @@ def train(ctx: click.Context, out: pathlib.Path | None, **options: Any) -> None:
     startup.check_backend()
     if out is not None:
         runs.check_out(out)
+    _check_used(ctx, (options["network"],), (options["objective"],))
     dataset = options["dataset"]
-    if options["epochs"] is None:
-        options["epochs"] = _EPOCHS.get(dataset, _EPOCHS_OWN_IMAGES)
+    options["epochs"] = options["epochs"] or _default_epochs(dataset)
+    if options["network"] != "mlp":
+        options["hidden_units"] = None
     data = datasets.load(dataset, options["data_dir"], options["likelihood"])
+    datasets.check_network(options["network"], dataset, data.image_shape)
     config = runs.new_config(options, data.fingerprint())
     name = f"{datasets.short_name(dataset)}-{options['posterior']}"
     with runs.claim(out, name, config) as run:
         argv = [_program(), *ctx.obj, *(() if out else ("--out", str(run.folder)))]
         with _told_how_to_resume(run, shlex.join(argv)):
             _train(run, data)
+
+
+def _default_epochs(dataset: str) -> int:
+    return _EPOCHS.get(dataset, _EPOCHS_OWN_IMAGES)
+
+
+def _check_used(ctx: click.Context, networks: Sequence[str], objectives: Sequence[str]) -> None:
+    """Checks that there is a network, or an objective, for the options that are for one alone."""
+    given = ctx.get_parameter_source("hidden_units") is not click.core.ParameterSource.DEFAULT
+    if given and "mlp" not in networks:
+        raise click.UsageError(
+            f"--hidden-units is for --network mlp, not for {', '.join(networks)}; leave it out.",
+            ctx,
+        )
+    if ctx.params["beta"] not in (1, (1,)) and "elbo" not in objectives:
+        raise click.UsageError(
+            f"--beta is for --objective elbo, not for {', '.join(objectives)}; leave it out.", ctx
+        )
 
 
 @contextlib.contextmanager
@@ -254,10 +311,13 @@ def _train(run: runs.Run, data: datasets.Dataset) -> None:
     startup.import_tensorflow()
     from tfp_ar1.cli import plots, training
 
-    model = training.train(run, data)
-    with runs.atomic(run.model_file) as path:
-        model.save(path)
-    metrics = _evaluate(run, model, data.x_test, options["num_importance_samples"])
+    try:
+        model = training.train(run, data)
+        with runs.atomic(run.model_file) as path:
+            model.save(path)
+        metrics = _evaluate(model, data.x_test, options["num_importance_samples"])
+    except training.NotFinite as error:
+        raise click.ClickException(f"{error.message} {run.folder} stays unfinished.") from error
     pictures = plots.draw_run(run, model, data)
     run.finish(metrics)
 
@@ -278,13 +338,7 @@ def _train(run: runs.Run, data: datasets.Dataset) -> None:
 @_run
 @click.option("--dataset", type=_DatasetType(), show_default="that of the run", help=_dataset_help)
 @_data_dir
-@click.option(
-    "--num-importance-samples",
-    metavar="N",
-    type=click.IntRange(min=1),
-    show_default="as in the training",
-    help="Samples per image for the importance-weighted likelihood.",
-)
+@_num_importance_samples(show_default="as in the training")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, and nothing else, on stdout.")
 def evaluate(
     run: pathlib.Path,
@@ -313,7 +367,6 @@ def evaluate(
             f"on {trained_shape}; give a --dataset of that shape."
         )
     metrics = _evaluate(
-        run,
         _load_model(run),
         data.x_test,
         num_importance_samples or options["num_importance_samples"],
@@ -372,6 +425,139 @@ def sample(run: pathlib.Path, num_samples: int, seed: int, out: pathlib.Path | N
     click.echo(out)
 
 
+def _list_of(item: click.ParamType, default: str) -> dict[str, Any]:
+    """The arguments of an option that takes a list."""
+    return {"metavar": "LIST", "type": _CommaList(item), "default": default}
+
+
+@cli.command(context_settings={"show_default": True})
+@click.option("--dataset", **_list_of(_DatasetType(), "digits"), help=_dataset_help)
+@_data_dir
+@click.option(
+    "--network",
+    **_list_of(click.Choice(NETWORKS), "mlp"),
+    help=f"{_network_help} Any of {', '.join(NETWORKS)}.",
+)
+@_hidden_units
+@click.option(
+    "--objective",
+    **_list_of(click.Choice(OBJECTIVES), "elbo"),
+    help=f"{_objective_help} Any of {', '.join(OBJECTIVES)}.",
+)
+@click.option("--beta", **_list_of(click.FloatRange(min=0), "1"), callback=_finite, help=_beta_help)
+@click.option(
+    "--posterior",
+    **_list_of(click.Choice(POSTERIORS), "ar1,diag"),
+    help=f"{_posterior_help} Any of {', '.join(POSTERIORS)}.",
+)
+@click.option("--latent-dim", **_list_of(click.IntRange(min=1), "10"), help=_latent_dim_help)
+@click.option(
+    "--seed", **_list_of(click.IntRange(0, _MAX_SEED), "0,1,2"), help="Seed of every random number."
+)
+@_epochs
+@_batch_size
+@_learning_rate
+@_num_importance_samples(default=100)
+@click.option(
+    "--out",
+    metavar="FILE",
+    type=click.Path(path_type=pathlib.Path, dir_okay=False),
+    default="experiments.jsonl",
+    help="File of results; new ones are added to those that it has.",
+)
+@click.option(
+    "--jobs",
+    metavar="N",
+    type=click.IntRange(min=1),
+    default=1,
+    help="Runs at a time; each has its share of the cores.",
+)
+@click.option("--dry-run", is_flag=True, help="Say what would be run, and what is done.")
+@click.pass_context
+def compare(
+    ctx: click.Context, out: pathlib.Path, jobs: int, dry_run: bool, **options: Any
+) -> None:
+    r"""Run a grid of experiments: every combination of the listed values.
+
+    A LIST has commas between its values, as in --seed 0,1,2. A --beta other than 1 goes with the
+    objective elbo only, --hidden-units with the network mlp only.
+
+    Each run that finishes adds one line of JSON to FILE, and the first seed of each combination a
+    picture of samples to the folder FILE with '.samples' for '.jsonl'. Stopped in any way and
+    started again, the command goes on where it was; runs that are under way are kept in '.work'.
+    More processes may work on one FILE, each started with the same command or with another.
+
+    A run whose loss is not finite has its line in '.failed.jsonl' instead, and is not tried again
+    until that line is removed.
+
+    
+    Examples:
+      tfp-ar1 compare
+      tfp-ar1 compare --dataset mnist,fashion_mnist --posterior ar1,diag,isotropic --jobs 2
+      tfp-ar1 compare --network cnn --objective elbo,infovae --epochs 5 --dry-run
+    """
+    startup.check_backend()
+    if out.suffix != ".jsonl":
+        raise UserError(f"{out}: --out must end in .jsonl.")
+    _check_used(ctx, options["network"], options["objective"])
+    axes = ("dataset", "network", "objective", "beta", "latent_dim", "posterior", "seed")
+    grid = {key: options.pop(key) for key in axes}
+    epochs = {spec: options["epochs"] or _default_epochs(spec) for spec in grid["dataset"]}
+    plan = runner.make_plan(out, grid, {**options, "epochs": epochs, "likelihood": "bernoulli"})
+    if dry_run:
+        runner.dry_run(plan)
+    else:
+        runner.run(plan, jobs)
+
+
+@cli.command()
+@click.argument("file", metavar="FILE", type=click.Path(path_type=pathlib.Path, dir_okay=False))
+@click.option(
+    "--out",
+    metavar="FOLDER",
+    type=click.Path(path_type=pathlib.Path, file_okay=False),
+    required=True,
+    help="Folder to write to; it may hold other files.",
+)
+@click.option(
+    "--page",
+    metavar="TEMPLATE",
+    type=click.Path(path_type=pathlib.Path, exists=True, dir_okay=False),
+    help="A page to fill in, NAME.template.md; it becomes NAME.md in the folder.",
+)
+def report(file: pathlib.Path, out: pathlib.Path, page: pathlib.Path | None) -> None:
+    r"""Make tables and pictures from FILE, the results of 'tfp-ar1 compare'.
+
+    Writes tables.md, curves-*.png (learning curves), differences.png (to the posterior diag) and
+    samples-*.png. It replaces files of these names that it wrote before, and touches no others.
+    The same results give the same files, byte for byte.
+
+    In a TEMPLATE every {{...}} is replaced:
+
+    
+      {{table results}}      means ± standard errors, a row for each configuration
+      {{table measures}}     the other measures, likewise
+      {{table differences}}  paired differences to diag, with 95% confidence intervals
+      {{mean FIELD}}         mean ± standard error of one configuration
+      {{difference FIELD}}   paired difference of one configuration, with its interval
+      {{runs}}               number of runs
+      {{versions}}           versions of the code and of the packages
+
+    FIELD is a measure as FILE calls it, such as neg_elbo. Settings may follow, to choose the runs:
+    {{difference neg_elbo dataset=mnist latent_dim=10 posterior=ar1}}; digits=1 sets the number of
+    decimals. What cannot be filled in is an error.
+
+    
+    Examples:
+      tfp-ar1 report experiments.jsonl --out report
+      tfp-ar1 report experiments.jsonl --out docs --page docs/results.template.md
+    """
+    from tfp_ar1.cli import report as writer
+
+    for path in writer.write(file, out, page):
+        click.echo(path)
+
+
 def _load_model(run: runs.Run) -> Any:
     startup.import_tensorflow()
     import keras
@@ -384,7 +570,8 @@ def _load_model(run: runs.Run) -> Any:
         raise UserError(f"{run.model_file}: cannot be loaded: {error}") from error
 
 
-def _evaluate(run: runs.Run, model: Any, x: np.ndarray, num_importance_samples: int) -> dict:
+def _evaluate(model: Any, x: np.ndarray, num_importance_samples: int) -> dict:
+    from tfp_ar1.cli import training
     from tfp_ar1.vae import evaluation
 
     with Progress("evaluating", total=len(x)) as progress:
@@ -394,12 +581,7 @@ def _evaluate(run: runs.Run, model: Any, x: np.ndarray, num_importance_samples: 
             num_importance_samples=num_importance_samples,
             progress=lambda done, total: progress.update(done),
         )
-    for name, value in metrics.items():
-        if not math.isfinite(value):
-            raise click.ClickException(
-                f"the evaluation of {run.folder} gave {name} = {value}; train a new run with a "
-                "lower --learning-rate."
-            )
+    training.check_finite(metrics)
     return metrics
 
 

@@ -21,6 +21,8 @@ from tfp_ar1.cli.errors import UserError
 
 IDX_DATASETS = ("mnist", "fashion_mnist")
 CHOICES = "digits, mnist, fashion_mnist, npz:FILE or npy:FILE"
+# Of images for the convolutional networks.
+_MIN_SIDE = 4
 _IDX_FILES = {
     "x_train": "train-images-idx3-ubyte",
     "y_train": "train-labels-idx1-ubyte",
@@ -88,7 +90,8 @@ def load(spec: str, data_dir: str | None = None, likelihood: str = "bernoulli") 
 
     Args:
       spec: A `--dataset` value (see `resolve`).
-      data_dir: Folder of IDX files for `mnist` and `fashion_mnist`; None downloads them.
+      data_dir: Folder of IDX files for `mnist` and `fashion_mnist`, or of folders of these names
+        (`fashion-mnist` too) that hold them; None downloads them.
       likelihood: With `"bernoulli"` every value must lie within [0, 1].
 
     Returns:
@@ -130,6 +133,19 @@ def load(spec: str, data_dir: str | None = None, likelihood: str = "bernoulli") 
             f"{_shape(test.shape[1:])}; they must be alike."
         )
     return Dataset(train, test, labels.get("_test"))
+
+
+def check_network(network: str, spec: str, image_shape: tuple[int, ...]) -> None:
+    """Checks that a network can be made for images of this shape.
+
+    Raises:
+      UserError: If the network is convolutional and the images are vectors, or too small.
+    """
+    if network != "mlp" and (len(image_shape) == 1 or min(image_shape[:2]) < _MIN_SIDE):
+        raise UserError(
+            f"--network {network} needs images of at least {_MIN_SIDE}x{_MIN_SIDE} pixels; those "
+            f"of {spec} have shape {_shape(image_shape)}; use --network mlp."
+        )
 
 
 def _split(x: np.ndarray, y: np.ndarray | None) -> Dataset:
@@ -244,6 +260,8 @@ def _choose_arrays(files: list[str], path: pathlib.Path) -> dict[str, str]:
 
 
 def _read_idx_folder(folder: pathlib.Path, dataset: str) -> dict[str, np.ndarray]:
+    folders = (folder / name for name in (dataset, dataset.replace("_", "-")))
+    folder = next((path for path in folders if path.is_dir()), folder)
     arrays, paths = {}, {}
     for name, file in _IDX_FILES.items():
         candidates = (folder / f"{file}.gz", folder / file)

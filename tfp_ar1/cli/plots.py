@@ -9,6 +9,7 @@ from typing import Any
 
 import matplotlib as mpl
 import numpy as np
+import PIL.Image
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
@@ -64,7 +65,17 @@ def samples(path: pathlib.Path, images: np.ndarray, value_range: tuple[float, fl
     fig, ax = _image_figure(_in_rows(images, columns), value_range)
     number = f"{len(images)} sample{'s' * (len(images) > 1)}"
     ax.set_title(f"{number} from the model: z ~ prior, mean of p(x | z)")
-    _save(fig, path)
+    save(fig, path)
+
+
+def sample_grid(
+    path: pathlib.Path, images: np.ndarray, value_range: tuple[float, float], columns: int = 8
+) -> None:
+    """Writes images `[N, H, W]` or `[N, H, W, C]` pixel by pixel, as a small grey PNG."""
+    cells = _in_rows(_scaled(images, value_range), columns)
+    grey = np.rint(255 * _canvas(cells).mean(axis=-1)).astype(np.uint8)
+    with atomic(path) as temporary:
+        PIL.Image.fromarray(grey).save(temporary)
 
 
 def reconstructions(
@@ -80,7 +91,7 @@ def reconstructions(
     fig, ax = _image_figure(cells, value_range)
     ax.set_title("Test images and their reconstructions")
     ax.set_yticks(np.arange(len(cells)) + 0.5, ["original", "reconstruction"] * len(rows[0]))
-    _save(fig, path)
+    save(fig, path)
 
 
 def latent_traversal(
@@ -115,7 +126,7 @@ def latent_traversal(
     ax.set_yticks(np.arange(len(order)) + 0.5, [f"$z_{{{i + 1}}}$" for i in order])
     ax.set_xticks(np.arange(len(values)) + 0.5, [f"{value:+.1f}" for value in values])
     ax.set_xlabel("value of the coordinate (prior standard deviations)")
-    _save(fig, path)
+    save(fig, path)
 
 
 def learning_curves(path: pathlib.Path, history: dict[str, list[float]]) -> None:
@@ -143,9 +154,9 @@ def learning_curves(path: pathlib.Path, history: dict[str, list[float]]) -> None
         ax.set_xlabel("epoch")
         ax.xaxis.get_major_locator().set_params(integer=True)
         ax.set_ylabel("nats per image")
-        _bare(ax)
+        bare(ax)
     axes[0].legend(frameon=False)
-    _save(fig, path)
+    save(fig, path)
 
 
 def correlations(path: pathlib.Path, rho: np.ndarray, posterior: str) -> None:
@@ -166,8 +177,8 @@ def correlations(path: pathlib.Path, rho: np.ndarray, posterior: str) -> None:
     ax.set_xlabel("ρ of the posterior q(z | x), from −1 to 1")
     ax.set_ylabel("test images")
     ax.legend(frameon=False)
-    _bare(ax)
-    _save(fig, path)
+    bare(ax)
+    save(fig, path)
 
 
 def latent_scatter(
@@ -215,8 +226,13 @@ def latent_scatter(
         fig.colorbar(ax.scatter(x, y, c=labels.astype(float), **style), label="label")
     else:
         ax.scatter(x, y, color=_TEST, **style)
-    _bare(ax)
-    _save(fig, path)
+    bare(ax)
+    save(fig, path)
+
+
+def _scaled(x: np.ndarray, value_range: tuple[float, float]) -> np.ndarray:
+    low, high = value_range
+    return (x - low) / max(high - low, np.finfo(np.float32).tiny)
 
 
 def _in_rows(images: np.ndarray, columns: int) -> np.ndarray:
@@ -230,8 +246,7 @@ def _in_rows(images: np.ndarray, columns: int) -> np.ndarray:
 def _image_figure(cells: np.ndarray, value_range: tuple[float, float]) -> tuple[Figure, Axes]:
     """A figure with a grid of images; cell [row, column] is the unit square at (column, row)."""
     rows, columns, *shape = cells.shape
-    low, high = value_range
-    cells = (cells - low) / max(high - low, np.finfo(np.float32).tiny)
+    cells = _scaled(cells, value_range)
     ratio = shape[0] / shape[1] if len(shape) > 1 else 0.6
     width = np.clip(0.8 * columns, 4, 10)
     height = np.clip(width / columns * ratio * rows, 1, 20)
@@ -250,6 +265,21 @@ def _image_figure(cells: np.ndarray, value_range: tuple[float, float]) -> tuple[
 
 def _draw_images(ax: Axes, cells: np.ndarray) -> None:
     """`[rows, columns, H, W]` or `[..., C]`: 3 channels in colour, else their mean in grey."""
+    canvas = _canvas(cells)
+    height, width = canvas.shape[0] / cells.shape[0], canvas.shape[1] / cells.shape[1]
+    ax.imshow(
+        canvas if canvas.shape[-1] == 3 else canvas[..., 0],
+        cmap="gray",
+        vmin=0,
+        vmax=1,
+        interpolation="nearest",
+        extent=(0, cells.shape[1], cells.shape[0], 0),
+        aspect=height / width,
+    )
+
+
+def _canvas(cells: np.ndarray) -> np.ndarray:
+    """One image `[height, width, 1 or 3]` of all cells, with white gaps to the right and below."""
     if cells.ndim == 4:
         cells = cells[..., None]
     if cells.shape[-1] != 3:
@@ -258,17 +288,7 @@ def _draw_images(ax: Axes, cells: np.ndarray) -> None:
     rows, columns, height, width, channels = cells.shape
     gap = max(1, max(height, width) // 16)
     cells = np.pad(cells, [(0, 0), (0, 0), (0, gap), (0, gap), (0, 0)], constant_values=1)
-    height, width = height + gap, width + gap
-    canvas = cells.swapaxes(1, 2).reshape(rows * height, columns * width, channels)
-    ax.imshow(
-        canvas if channels == 3 else canvas[..., 0],
-        cmap="gray",
-        vmin=0,
-        vmax=1,
-        interpolation="nearest",
-        extent=(0, columns, rows, 0),
-        aspect=height / width,
-    )
+    return cells.swapaxes(1, 2).reshape(rows * (height + gap), columns * (width + gap), channels)
 
 
 def _draw_lines(ax: Axes, cells: np.ndarray) -> None:
@@ -285,10 +305,15 @@ def _draw_lines(ax: Axes, cells: np.ndarray) -> None:
     ax.set_ylim(rows, 0)
 
 
-def _bare(ax: Axes) -> None:
+def bare(ax: Axes) -> None:
+    """Takes away the frame on the right and above."""
     ax.spines[["top", "right"]].set_visible(False)
 
 
-def _save(fig: Figure, path: pathlib.Path) -> None:
+def save(fig: Figure, path: pathlib.Path) -> None:
+    """Writes the picture: the same bytes for the same picture."""
     with atomic(path) as temporary:
-        fig.savefig(temporary, dpi=150, bbox_inches="tight", pad_inches=0.15)
+        # No metadata: the version of matplotlib would be in it.
+        fig.savefig(
+            temporary, metadata={"Software": None}, dpi=150, bbox_inches="tight", pad_inches=0.15
+        )

@@ -28,6 +28,12 @@ _PACKAGES = ("tfp_ar1", "tensorflow", "tensorflow-probability", "keras", "numpy"
 # Where the same images lie is no part of what a run is; their hash in `data` is.
 _LOCATIONS = ("dataset", "data_dir")
 _TEMPORARY = ".tmp-"
+# Options of `train` that runs of earlier versions do not have, with what these versions did.
+_LATER_OPTIONS = {"network": "mlp", "objective": "elbo"}
+
+
+class Claimed(UserError):
+    """Another process is at work on the run."""
 
 
 @contextlib.contextmanager
@@ -43,6 +49,9 @@ def atomic(path: pathlib.Path) -> Iterator[pathlib.Path]:
     temporary = path.with_name(f"{_TEMPORARY}{os.getpid()}-{path.name}")
     try:
         yield temporary
+        # Else a machine that loses its power may keep the new name, but not what was written.
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -163,6 +172,7 @@ def read(folder: pathlib.Path) -> Run:
             f"{path}: has format {config['format_version']}; this version of tfp-ar1 reads format "
             f"{FORMAT_VERSION}."
         )
+    config["options"] = _LATER_OPTIONS | config["options"]
     return Run(folder, config)
 
 
@@ -208,6 +218,7 @@ def claim(out: pathlib.Path | None, default_name: str, config: dict) -> Iterator
       The `Run`. If `out` holds an unfinished run of the same config, it is that one.
 
     Raises:
+      Claimed: If another process is at work on it.
       UserError: If the folder is taken, or holds an unfinished run with another config.
     """
     if out is None:
@@ -227,7 +238,7 @@ def claim(out: pathlib.Path | None, default_name: str, config: dict) -> Iterator
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
-                raise UserError(
+                raise Claimed(
                     f"{out}: another process is at work on this run; choose another --out."
                 ) from error
         for leftover in out.glob(f"{_TEMPORARY}*"):  # Of a process that was killed.

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import keras
 
-__all__ = ["mlp"]
+__all__ = ["NETWORKS", "cnn", "dcgan", "mlp"]
 
 
 def mlp(
@@ -52,3 +52,111 @@ def mlp(
         name="decoder",
     )
     return encoder, decoder
+
+
+def cnn(data_shape: Sequence[int], latent_dim: int) -> tuple[keras.Model, keras.Model]:
+    """The paper's convolutional network: two convolutions, with 64 and 128 filters, and back again.
+
+    All of 4x4 and with stride 2. The decoder has one dense layer and two transposed convolutions.
+
+    Args:
+      data_shape: shape of one image, `(height, width)` or `(height, width, channels)`, of any
+        height and width from 4 on.
+      latent_dim: size d of the latent vectors.
+
+    Returns:
+      The encoder `[batch, *data_shape]` to `[batch, features]` (`RhoVAE` adds the layer that makes
+      the posterior's parameters), and the decoder `[batch, latent_dim]` to `[batch, *data_shape]`,
+      linear at the end.
+
+    Raises:
+      ValueError: if the shape is not that of an image, or a size is too small.
+    """
+    return _convolutional(data_shape, latent_dim, filters=(64, 128))
+
+
+def dcgan(data_shape: Sequence[int], latent_dim: int) -> tuple[keras.Model, keras.Model]:
+    """A convolutional network in the manner of DC-GAN (Radford et al., arXiv:1511.06434).
+
+    Convolutions of 4x4 with stride 2 halve the image for as long as 4 rows and columns are left,
+    but at least once; 28x28 becomes 4x4. Their filters, 64 for the first, double each time, up to
+    512. Batch normalization after all but the first and the decoder's last; leaky relu in the
+    encoder, relu in the decoder. The only dense layer is the decoder's projection of z.
+
+    Args:
+      data_shape: as for `cnn`.
+      latent_dim: size d of the latent vectors.
+
+    Returns:
+      The encoder and the decoder, as `cnn` does.
+
+    Raises:
+      ValueError: if the shape is not that of an image, or a size is too small.
+    """
+    side, filters = min(_image_shape(data_shape)[:2]), [64]
+    while _halved(side, len(filters) + 1) >= 4:
+        filters.append(min(2 * filters[-1], 512))
+    return _convolutional(data_shape, latent_dim, filters, batch_norm=True, encoder_slope=0.2)
+
+
+NETWORKS = {"mlp": mlp, "cnn": cnn, "dcgan": dcgan}
+
+
+def _convolutional(
+    data_shape: Sequence[int],
+    latent_dim: int,
+    filters: Sequence[int],
+    batch_norm: bool = False,
+    encoder_slope: float = 0.0,
+) -> tuple[keras.Model, keras.Model]:
+    """Halves the image as often as there are `filters`, and doubles it again."""
+    data_shape, (*sides, channels) = tuple(data_shape), _image_shape(data_shape)
+    if latent_dim < 1:
+        raise ValueError(f"`latent_dim` must be at least 1; got {latent_dim}.")
+    maps = [_halved(side, len(filters)) for side in sides]
+    smallest = (*maps, filters[-1])
+    # Padding "same" rounds up, so that the doubled image may be too large.
+    excess = [2 ** len(filters) * small - side for small, side in zip(maps, sides, strict=True)]
+    conv = {"kernel_size": 4, "strides": 2, "padding": "same"}
+
+    def activation(normalized: bool, slope: float = 0.0) -> list[keras.layers.Layer]:
+        relu = keras.layers.ReLU(negative_slope=slope)
+        return [keras.layers.BatchNormalization(), relu] if normalized else [relu]
+
+    encoder = [keras.Input(data_shape), keras.layers.Reshape((*sides, channels))]
+    for index, number in enumerate(filters):
+        encoder.append(keras.layers.Conv2D(number, **conv))
+        encoder += activation(batch_norm and index > 0, encoder_slope)
+    encoder.append(keras.layers.Flatten())
+
+    decoder = [
+        keras.Input((latent_dim,)),
+        keras.layers.Dense(math.prod(smallest)),
+        keras.layers.Reshape(smallest),
+        *activation(batch_norm),
+    ]
+    for number in reversed(filters[:-1]):
+        decoder.append(keras.layers.Conv2DTranspose(number, **conv))
+        decoder += activation(batch_norm)
+    decoder += [
+        keras.layers.Conv2DTranspose(channels, **conv),
+        keras.layers.Cropping2D([(n // 2, n - n // 2) for n in excess]),
+        keras.layers.Reshape(data_shape),
+    ]
+    return keras.Sequential(encoder, name="encoder"), keras.Sequential(decoder, name="decoder")
+
+
+def _image_shape(data_shape: Sequence[int]) -> tuple[int, int, int]:
+    """Height, width and channels of an image."""
+    shape = tuple(data_shape)
+    if len(shape) not in (2, 3) or min(shape[:2]) < 4 or min(shape) < 1:
+        raise ValueError(
+            f"A convolutional network needs images of shape (height, width) or (height, width, "
+            f"channels), of at least 4x4; got data_shape={shape}. Use `mlp` for other data."
+        )
+    return shape if len(shape) == 3 else (*shape, 1)
+
+
+def _halved(side: int, times: int) -> int:
+    """The side of an image after so many convolutions of stride 2 with padding "same"."""
+    return math.ceil(side / 2**times)

@@ -9,11 +9,16 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tfp_ar1.vae import objectives
+
 if TYPE_CHECKING:
     from tfp_ar1.vae.model import RhoVAE
 
 __all__ = ["correlation", "evaluate", "log_likelihood"]
 
+# Burda et al. (arXiv:1509.00519) call a latent coordinate active if the variance over the data of
+# its posterior mean is above this.
+_ACTIVE_VARIANCE = 0.01
 # Decoder outputs held at a time, in numbers: 16 MiB of float32 for each array of that size.
 _MAX_OUTPUTS = 2**22
 
@@ -44,24 +49,40 @@ def evaluate(
       * `kl`: KL(q ‖ prior), exact.
       * `nll_iw`: importance-weighted estimate of -log p(x), with K draws.
 
-      and `num_importance_samples`, `rho_mean` (mean lag-one correlation of the posteriors) and
-      `num_examples`.
+      and, about the latent vectors:
+
+      * `active_units`: the number of coordinates whose posterior mean varies with the data, with a
+        variance above 0.01 (Burda et al., arXiv:1509.00519).
+      * `mmd`: squared maximum mean discrepancy between one draw of each posterior and as many of
+        the prior; see `objectives.maximum_mean_discrepancy`. It takes time O(N²).
+      * `rho_mean` and `rho_std`: mean and standard deviation over the examples of the posterior's
+        mean lag-one correlation.
+      * `scale_mean` and `scale_std`: the same of the posterior's scale √s, the root mean square of
+        its standard deviations.
+
+      and `num_importance_samples` and `num_examples`.
 
     Raises:
       ValueError: if a number is less than 1, there are no data, or the likelihood does not allow
         their values.
     """
     x = _checked_data(model, x)
-    reconstruction, kl, log_likelihoods, rho = _concatenate(
+    reconstruction, kl, log_likelihoods = _concatenate(
         _posterior_terms(model, x, num_importance_samples, batch_size, seed, progress)
     )
+    mean, z, scale, rho = _concatenate(_posterior_summaries(model, x, batch_size, seed))
     return {
         "neg_elbo": float(np.mean(reconstruction + kl)),
         "reconstruction": float(np.mean(reconstruction)),
         "kl": float(np.mean(kl)),
         "nll_iw": float(-np.mean(log_likelihoods)),
         "num_importance_samples": num_importance_samples,
+        "active_units": int(np.sum(np.var(mean, axis=0) > _ACTIVE_VARIANCE)),
+        "mmd": _mmd_to_prior(model, z, seed),
         "rho_mean": float(np.mean(rho)),
+        "rho_std": float(np.std(rho)),
+        "scale_mean": float(np.mean(scale)),
+        "scale_std": float(np.std(scale)),
         "num_examples": len(x),
     }
 
@@ -90,7 +111,7 @@ def _posterior_terms(
     seed: int,
     progress: Callable[[int, int], None] | None = None,
 ) -> Iterator[tuple[np.ndarray, ...]]:
-    """Yields reconstruction, KL, importance-weighted log-likelihood and ρ for each batch."""
+    """Yields reconstruction, KL and importance-weighted log-likelihood for each batch."""
     if num_samples < 1:
         raise ValueError(f"The number of samples must be at least 1; got {num_samples}.")
     _check_batch_size(batch_size)
@@ -101,7 +122,7 @@ def _posterior_terms(
         for start in range(0, num_samples, portion):
             n = min(portion, num_samples - start)
             seeds = tf.constant([seed, index * num_samples + start], tf.int32)
-            log_p, log_weight, kl, rho = model.importance_terms(batch, seeds, n)
+            log_p, log_weight, kl = model.importance_terms(batch, seeds, n)
             log_ps.append(log_p.numpy())
             log_weights.append(log_weight.numpy())
         log_weights = np.concatenate(log_weights)
@@ -109,11 +130,32 @@ def _posterior_terms(
             -np.mean(np.concatenate(log_ps), axis=0, dtype=np.float64),
             kl.numpy(),
             np.logaddexp.reduce(log_weights.astype(np.float64), axis=0) - np.log(num_samples),
-            rho.numpy(),
         )
         done += len(batch)
         if progress is not None:
             progress(done, len(x))
+
+
+def _posterior_summaries(
+    model: RhoVAE, x: np.ndarray, batch_size: int, seed: int
+) -> Iterator[tuple[np.ndarray, ...]]:
+    """Yields mean, a draw, scale and ρ of the posteriors of each batch, in float64."""
+    for index, batch in enumerate(_batches(x, batch_size)):
+        # Negative numbers are left over by `_posterior_terms`.
+        seeds = tf.constant([seed, -2 - index], tf.int32)
+        yield tuple(np.float64(part) for part in model.posterior_summary(batch, seeds))
+
+
+def _mmd_to_prior(model: RhoVAE, z: np.ndarray, seed: int) -> float:
+    """The squared MMD between latent vectors and as many draws of the prior."""
+    from_prior = np.float64(model.prior.sample(len(z), seed=tf.constant([seed, -1], tf.int32)))
+    rows = max(1, _MAX_OUTPUTS // len(z))
+
+    def mean_witness(points: np.ndarray) -> float:
+        parts = [objectives.witness(part, z, from_prior) for part in _batches(points, rows)]
+        return np.mean(np.concatenate(parts))
+
+    return float(mean_witness(z) - mean_witness(from_prior))
 
 
 def _checked_data(model: RhoVAE, x: Any) -> np.ndarray:

@@ -73,7 +73,7 @@ class RhoVAE(SeededMixin, keras.Model):
         latent_dim: int,
         posterior: str = "ar1",
         prior: Prior | None = None,
-        objective: objectives.ELBO | None = None,
+        objective: objectives.Objective | None = None,
         likelihood: str | likelihoods.Likelihood = "bernoulli",
         seed: int | None = None,
         **kwargs,
@@ -236,10 +236,35 @@ class RhoVAE(SeededMixin, keras.Model):
         """
         return evaluation.log_likelihood(self, x, num_samples=num_samples, batch_size=batch_size)
 
+    def draw(
+        self,
+        x: tf.Tensor,
+        posterior: tfd.Distribution,
+        num_samples: int,
+        seed: tf.Tensor,
+        training: bool = False,
+    ) -> objectives.Draws:
+        """Draws K latent vectors for each example, and weighs them.
+
+        Args:
+          x: data `[batch, *data_shape]`.
+          posterior: q(z | x), from `encode`.
+          num_samples: K.
+          seed: int32 tensor `[2]`.
+          training: passed on to the decoder.
+        """
+        # The density of a draw from the noise that made it, not from its rounded coordinates.
+        z, log_q = posterior.experimental_sample_and_log_prob(num_samples, seed=seed)
+        outputs = self.decoder_outputs(tf.reshape(z, [-1, self.latent_dim]), training=training)
+        x = tf.cast(x, outputs.dtype)
+        targets = tf.tile(x, [num_samples] + [1] * (x.shape.rank - 1))
+        log_p = tf.reshape(self.likelihood.log_prob(targets, outputs), tf.shape(log_q))
+        return objectives.Draws(z, log_p, log_weight=log_p + self.prior.log_prob(z) - log_q)
+
     @tf.function(reduce_retracing=True)
     def importance_terms(
         self, x: tf.Tensor, seed: tf.Tensor, num_samples: int
-    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]:
+    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         """What the estimates of `tfp_ar1.vae.evaluation` are made of, for K draws of q(z | x).
 
         Args:
@@ -248,19 +273,34 @@ class RhoVAE(SeededMixin, keras.Model):
           num_samples: K.
 
         Returns:
-          log p(x | z) and log p(x | z) p(z) / q(z | x), both `[K, batch]`; KL(q ‖ prior) and the
-          mean lag-one correlation of q, both `[batch]`.
+          log p(x | z) and log p(x | z) p(z) / q(z | x), both `[K, batch]`, and KL(q ‖ prior),
+          `[batch]`.
         """
         posterior = self.encode(x)
-        # The density of a draw from the noise that made it, not from its rounded coordinates.
-        z, log_q = posterior.experimental_sample_and_log_prob(num_samples, seed=seed)
-        outputs = self.decoder_outputs(tf.reshape(z, [-1, self.latent_dim]))
-        x = tf.cast(x, outputs.dtype)
-        targets = tf.tile(x, [num_samples] + [1] * (x.shape.rank - 1))
-        log_p = tf.reshape(self.likelihood.log_prob(targets, outputs), tf.shape(log_q))
-        log_weights = log_p + self.prior.log_prob(z) - log_q
-        kl = self.kl_to_prior(posterior)
-        return log_p, log_weights, kl, self.posterior.correlation(posterior)
+        draws = self.draw(x, posterior, num_samples, seed)
+        return draws.log_p, draws.log_weight, self.kl_to_prior(posterior)
+
+    @tf.function(reduce_retracing=True)
+    def posterior_summary(
+        self, x: tf.Tensor, seed: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]:
+        """What the posteriors of a batch look like, for `tfp_ar1.vae.evaluation`.
+
+        Args:
+          x: data `[batch, *data_shape]`.
+          seed: int32 tensor `[2]`.
+
+        Returns:
+          The mean and one draw of q(z | x), both `[batch, latent_dim]`; the root mean square of its
+          standard deviations and its mean lag-one correlation, both `[batch]`.
+        """
+        posterior = self.encode(x)
+        return (
+            posterior.mean(),
+            posterior.sample(seed=seed),
+            tf.sqrt(tf.reduce_mean(posterior.variance(), axis=-1)),
+            self.posterior.correlation(posterior),
+        )
 
     @tf.function(reduce_retracing=True)
     def mean_correlation(self, x: tf.Tensor) -> tf.Tensor:

@@ -1,7 +1,9 @@
-"""What `RhoVAE` minimizes. A new objective is a class with `__call__` and `get_config`."""
+"""What `RhoVAE` minimizes. A new objective is an `Objective` with a `loss` of its own."""
 
 from __future__ import annotations
 
+import math
+import numbers
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import keras
@@ -10,7 +12,18 @@ import tensorflow as tf
 if TYPE_CHECKING:
     from tfp_ar1.vae.model import RhoVAE
 
-__all__ = ["ELBO", "Terms"]
+__all__ = [
+    "ELBO",
+    "OBJECTIVES",
+    "Draws",
+    "ImportanceWeighted",
+    "InfoVAE",
+    "Objective",
+    "Terms",
+    "get",
+    "maximum_mean_discrepancy",
+    "witness",
+]
 
 
 class Terms(NamedTuple):
@@ -22,8 +35,67 @@ class Terms(NamedTuple):
     correlation: tf.Tensor
 
 
+class Draws(NamedTuple):
+    """K draws z of the posterior q(z | x) for each example of a batch; see `RhoVAE.draw`."""
+
+    z: tf.Tensor  # [K, batch, latent_dim]
+    log_p: tf.Tensor  # log p(x | z), [K, batch]
+    log_weight: tf.Tensor  # log p(x | z) p(z) / q(z | x), [K, batch]
+
+
+class Objective:
+    """Base class: draws from the posterior, and the terms that every objective reports.
+
+    The reconstruction is estimated with `num_samples` draws, the KL is exact. Subclasses define
+    `loss`, and `get_config` where they have arguments.
+    """
+
+    num_samples = 1
+
+    def __call__(self, model: RhoVAE, x: tf.Tensor, training: bool) -> Terms:
+        """The terms for a batch of data `[batch, *data_shape]`."""
+        posterior = model.encode(x, training=training)
+        draws = model.draw(x, posterior, self.num_samples, model.next_seed(), training=training)
+        reconstruction = -tf.reduce_mean(draws.log_p, axis=0)
+        kl = model.kl_to_prior(posterior)
+        return Terms(
+            loss=self.loss(model, draws, reconstruction, kl, training),
+            reconstruction=reconstruction,
+            kl=kl,
+            correlation=model.posterior.correlation(posterior),
+        )
+
+    def loss(
+        self,
+        model: RhoVAE,
+        draws: Draws,
+        reconstruction: tf.Tensor,
+        kl: tf.Tensor,
+        training: bool,
+    ) -> tf.Tensor:
+        """What is minimized, `[batch]`.
+
+        Args:
+          model: the model.
+          draws: draws of the posteriors.
+          reconstruction: the mean of -log p(x | z) over the draws, `[batch]`.
+          kl: KL(q ‖ prior), `[batch]`.
+          training: whether it is for a step of the optimizer.
+        """
+        raise NotImplementedError(f"`{type(self).__name__}` must define `loss`.")
+
+    def get_config(self) -> dict[str, Any]:
+        """The arguments of the constructor."""
+        return {}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> Objective:
+        """Makes the objective again from `get_config`."""
+        return cls(**config)
+
+
 @keras.saving.register_keras_serializable(package="tfp_ar1")
-class ELBO:
+class ELBO(Objective):
     """The negative evidence lower bound, `-E_q[log p(x | z)] + β KL(q(z | x) ‖ p(z))`.
 
     The expectation is estimated with one sample, the KL is exact. (Inequalities 1 and 2 of the
@@ -31,35 +103,198 @@ class ELBO:
 
     Args:
       beta: factor of the KL; 1 for the VAE, other values for the β-VAE. At least 0.
+      warmup_steps: in training, the factor grows to `beta` linearly over so many steps of the
+        optimizer; 0 for none. In evaluation the factor is always `beta`.
 
     Raises:
-      ValueError: if `beta` is negative.
+      ValueError: if `beta` is negative or not finite, or `warmup_steps` is not an integer of at
+        least 0.
     """
 
-    def __init__(self, beta: float = 1.0):
-        if not beta >= 0:
-            raise ValueError(f"`beta` must not be negative; got {beta}.")
+    def __init__(self, beta: float = 1.0, warmup_steps: int = 0):
+        if not 0 <= beta < math.inf:
+            raise ValueError(f"`beta` must be finite and not negative; got {beta}.")
         self.beta = beta
+        self.warmup_steps = _checked_count("warmup_steps", warmup_steps, at_least=0)
 
-    def __call__(self, model: RhoVAE, x: tf.Tensor, training: bool) -> Terms:
-        """The terms for a batch of data `[batch, *data_shape]`."""
-        posterior = model.encode(x, training=training)
-        z = posterior.sample(seed=model.next_seed())
-        outputs = model.decoder_outputs(z, training=training)
-        reconstruction = -model.likelihood.log_prob(tf.cast(x, outputs.dtype), outputs)
-        kl = model.kl_to_prior(posterior)
-        return Terms(
-            loss=reconstruction + self.beta * kl,
-            reconstruction=reconstruction,
-            kl=kl,
-            correlation=model.posterior.correlation(posterior),
-        )
+    def loss(
+        self,
+        model: RhoVAE,
+        draws: Draws,
+        reconstruction: tf.Tensor,
+        kl: tf.Tensor,
+        training: bool,
+    ) -> tf.Tensor:
+        """The reconstruction and β times the KL."""
+        factor = self.beta
+        if training and self.warmup_steps:
+            factor *= self._warmup(model, kl.dtype)
+        return reconstruction + factor * kl
+
+    def _warmup(self, model: RhoVAE, dtype: tf.DType) -> tf.Tensor:
+        """The share of β at the present step of the optimizer, in (0, 1]."""
+        optimizer = getattr(model, "optimizer", None)
+        if optimizer is None:
+            raise ValueError(
+                f"`warmup_steps={self.warmup_steps}` counts the steps of the model's optimizer, "
+                f"but it has none; compile the model before it is trained."
+            )
+        step = tf.cast(optimizer.iterations.value, dtype)
+        return tf.minimum((step + 1) / self.warmup_steps, 1)
 
     def get_config(self) -> dict[str, Any]:
         """The arguments of the constructor."""
-        return {"beta": self.beta}
+        return {"beta": self.beta, "warmup_steps": self.warmup_steps}
 
-    @classmethod
-    def from_config(cls, config: dict[str, Any]) -> ELBO:
-        """Makes the objective again from `get_config`."""
-        return cls(**config)
+
+@keras.saving.register_keras_serializable(package="tfp_ar1")
+class InfoVAE(Objective):
+    """InfoVAE with the maximum mean discrepancy (Zhao, Song and Ermon, arXiv:1706.02262).
+
+    `-E_q[log p(x | z)] + (1 - α) KL(q(z | x) ‖ p(z)) + (α + λ - 1) MMD(q(z), p(z))`, where q(z) is
+    the mean of q(z | x) over the data. The squared MMD is estimated between the batch's draws, one
+    for each example, and as many of the prior; see `maximum_mean_discrepancy` for the kernel. It
+    belongs to the batch, and is the same in the loss of each example.
+
+    The defaults are what the authors used for MNIST. `alpha=1` leaves the KL out (MMD-VAE), and
+    `alpha + lambda_ = 1` leaves the MMD out (β-VAE with β = λ).
+
+    Args:
+      alpha: α, the weight on the mutual information of x and z; at most 1.
+      lambda_: λ, the weight on the divergence of q(z) from the prior; at least 1 - α.
+
+    Raises:
+      ValueError: if a factor of the loss, 1 - α or α + λ - 1, is negative or not finite.
+    """
+
+    def __init__(self, alpha: float = 0.0, lambda_: float = 1000.0):
+        if not -math.inf < alpha <= 1:
+            raise ValueError(f"`alpha` must be finite and at most 1; got {alpha}.")
+        if not 1 - alpha <= lambda_ < math.inf:
+            raise ValueError(
+                f"`lambda_` must be finite and at least 1 - alpha = {1 - alpha}; got {lambda_}."
+            )
+        self.alpha = alpha
+        self.lambda_ = lambda_
+
+    def loss(
+        self,
+        model: RhoVAE,
+        draws: Draws,
+        reconstruction: tf.Tensor,
+        kl: tf.Tensor,
+        training: bool,
+    ) -> tf.Tensor:
+        """The reconstruction, the KL and the MMD, with their factors."""
+        z = draws.z[0]
+        from_prior = model.prior.sample(tf.shape(z)[0], seed=model.next_seed())
+        mmd = maximum_mean_discrepancy(z, from_prior)
+        return reconstruction + (1 - self.alpha) * kl + (self.alpha + self.lambda_ - 1) * mmd
+
+    def get_config(self) -> dict[str, Any]:
+        """The arguments of the constructor."""
+        return {"alpha": self.alpha, "lambda_": self.lambda_}
+
+
+@keras.saving.register_keras_serializable(package="tfp_ar1")
+class ImportanceWeighted(Objective):
+    """The importance-weighted bound, `-log 1/K Σ_k p(x | z_k) p(z_k) / q(z_k | x)`.
+
+    With K draws of the posterior (IWAE; Burda, Grosse and Salakhutdinov, arXiv:1509.00519). On
+    average it falls towards -log p(x) as K grows; for K = 1 it is the negative ELBO, with the KL
+    estimated from the draw.
+
+    Args:
+      num_samples: K, at least 1. Time and memory grow with it.
+
+    Raises:
+      ValueError: if `num_samples` is not an integer of at least 1.
+    """
+
+    def __init__(self, num_samples: int = 5):
+        self.num_samples = _checked_count("num_samples", num_samples, at_least=1)
+
+    def loss(
+        self,
+        model: RhoVAE,
+        draws: Draws,
+        reconstruction: tf.Tensor,
+        kl: tf.Tensor,
+        training: bool,
+    ) -> tf.Tensor:
+        """Minus the logarithm of the mean weight."""
+        return math.log(self.num_samples) - tf.reduce_logsumexp(draws.log_weight, axis=0)
+
+    def get_config(self) -> dict[str, Any]:
+        """The arguments of the constructor."""
+        return {"num_samples": self.num_samples}
+
+
+OBJECTIVES: dict[str, type[Objective]] = {
+    "elbo": ELBO,
+    "infovae": InfoVAE,
+    "iwae": ImportanceWeighted,
+}
+
+
+def get(name: str, **kwargs) -> Objective:
+    """The objective of that name.
+
+    Args:
+      name: a key of `OBJECTIVES`.
+      **kwargs: its arguments.
+
+    Raises:
+      ValueError: if there is none of that name; the message lists the names.
+    """
+    if name not in OBJECTIVES:
+        raise ValueError(f"Unknown objective {name!r}; expected one of {list(OBJECTIVES)}.")
+    return OBJECTIVES[name](**kwargs)
+
+
+def maximum_mean_discrepancy(x: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
+    """The squared maximum mean discrepancy (MMD) of two samples, with a Gaussian kernel.
+
+    The kernel is `k(a, b) = exp(-‖a - b‖² / d²)`, as in the code that the authors of InfoVAE
+    published for MNIST. The estimator is the biased one, a mean over all pairs, those of a vector
+    with itself included: it is never negative, and for n and m draws of one distribution it is
+    `(1/n + 1/m) (1 - E[k(a, b)])` on average (Gretton et al., JMLR 13, 2012).
+
+    Args:
+      x: sample `[n, d]`.
+      y: sample `[m, d]`.
+
+    Returns:
+      A scalar. Time and memory are O((n + m)²).
+    """
+    return tf.reduce_mean(witness(x, x, y)) - tf.reduce_mean(witness(y, x, y))
+
+
+def witness(points: tf.Tensor, x: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
+    """How much nearer points are to one sample than to another: mean kernel to x less that to y.
+
+    The squared MMD of x and y is the mean of this over x, less that over y.
+
+    Args:
+      points: `[p, d]`.
+      x: sample `[n, d]`.
+      y: sample `[m, d]`.
+
+    Returns:
+      Tensor `[p]`. Time and memory are O(p (n + m)).
+    """
+    return tf.reduce_mean(_kernel(points, x), axis=1) - tf.reduce_mean(_kernel(points, y), axis=1)
+
+
+def _kernel(x: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
+    """The Gram matrix `[n, m]` of the Gaussian kernel."""
+    squares = [tf.reduce_sum(tf.square(a), axis=-1) for a in (x, y)]
+    distances = squares[0][:, None] + squares[1] - 2 * tf.matmul(x, y, transpose_b=True)
+    # Rounding can make the distance of equal vectors negative.
+    return tf.exp(-tf.maximum(distances, 0) / x.shape[-1] ** 2)
+
+
+def _checked_count(name: str, value: int, at_least: int) -> int:
+    if not isinstance(value, numbers.Real) or value % 1 != 0 or value < at_least:
+        raise ValueError(f"`{name}` must be an integer of at least {at_least}; got {value!r}.")
+    return int(value)

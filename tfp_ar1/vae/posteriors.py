@@ -11,7 +11,7 @@ from tfp_ar1 import params as ar1_params
 
 tfd = tfp.distributions
 
-__all__ = ["POSTERIORS", "Posterior", "get"]
+__all__ = ["POSTERIORS", "Posterior", "get", "num_covariance_parameters"]
 
 
 class Posterior(Protocol):
@@ -117,3 +117,19 @@ def get(name: str) -> Posterior:
     if name not in POSTERIORS:
         raise ValueError(f"Unknown posterior {name!r}; expected one of {list(POSTERIORS)}.")
     return POSTERIORS[name]
+
+
+def num_covariance_parameters(name: str, latent_dim: int) -> int:
+    """How many numbers the covariance of the family of that name takes, besides the d of the mean.
+
+    Args:
+      name: a key of `POSTERIORS`.
+      latent_dim: size d of the latent vectors, at least 1.
+
+    Returns:
+      2 for `"ar1"`, d for `"diag"`, 1 for `"isotropic"`, d (d + 1) / 2 for `"full"`.
+
+    Raises:
+      ValueError: if the name is unknown, or `latent_dim` is not a positive integer.
+    """
+    return get(name).params_size(latent_dim) - latent_dim
