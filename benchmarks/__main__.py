@@ -9,6 +9,7 @@ import os
 import pathlib
 import platform
 import sys
+from collections.abc import Iterable
 from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -19,9 +20,13 @@ _RESULTS = pathlib.Path(__file__).parent / "results" / "speed.json"
 _SIZES = [(128, 16), (128, 64), (128, 256), (64, 4096), (1, 1_000_000)]
 _SWEEP = [4, 16, 64, 256, 1024, 4096, 16384, 65536, 262144, 1_000_000]
 _MODES = ("graph", "xla", "eager")
-_SUITES = ("ratios", "sweep", "memory", "training")
+# The same number of numbers, in ever longer paths.
+_GROWTH = [(256, 4096), (64, 16384), (16, 65536), (4, 262144), (1, 1_048_576)]
+_SUITES = ("ratios", "alternatives", "growth", "sweep", "memory", "training")
 # A contender that takes longer for one call is not tried at larger sizes.
-_PATIENCE = 3.0
+_PATIENCE = 1.0
+# Fast enough to be tried with a million coordinates.
+_LINEAR = ("Diag", "AR1")
 _LARGEST_MEMORY = 4e9
 
 
@@ -39,7 +44,14 @@ def run(out: pathlib.Path, suites: tuple[str, ...], modes: tuple[str, ...], seco
     """Measure; results of suites that are not run again are kept in the file."""
     results = json.loads(out.read_text()) if out.exists() else {}
     for suite in suites:
-        entries = {"ratios": ratios, "sweep": sweep, "memory": memory, "training": training}[suite]
+        entries = {
+            "ratios": ratios,
+            "alternatives": alternatives,
+            "growth": growth,
+            "sweep": sweep,
+            "memory": memory,
+            "training": training,
+        }[suite]
         results[suite] = {
             "command": " ".join(
                 [f"python -m benchmarks run --suite {suite} --seconds {seconds:g}"]
@@ -85,25 +97,45 @@ def environment() -> dict[str, Any]:
 
 
 def ratios(modes: tuple[str, ...], seconds: float) -> Any:
-    """Every operation at the five sizes, beside Diag; TriL where its matrices are not huge."""
+    """Every operation at the five sizes, beside Diag."""
+    for mode, (b, d) in itertools.product(modes, _SIZES):
+        yield from _compare(("Diag", "AR1"), b, d, mode, (False, True), seconds)
+
+
+def alternatives(modes: tuple[str, ...], seconds: float) -> Any:
+    """AR1 and Diag beside all others, with gradients, by graphs, where matrices are not huge."""
+    from benchmarks import contenders
+
+    names = ("AR1", "Diag", *(n for n in contenders.CONTENDERS if n not in ("AR1", "Diag")))
+    for b, d in [(128, 64), (128, 256)]:
+        yield from _compare(names, b, d, "graph", (True,), seconds)
+
+
+def growth(modes: tuple[str, ...], seconds: float) -> Any:
+    """AR1 and Diag with the same number of numbers in paths of different lengths, by graphs."""
+    for b, d in _GROWTH:
+        yield from _compare(("Diag", "AR1"), b, d, "graph", (False, True), seconds)
+
+
+def _compare(
+    names: Iterable[str], b: int, d: int, mode: str, gradients: Iterable[bool], seconds: float
+) -> Any:
     from benchmarks import contenders, measure
 
-    for mode, (b, d) in itertools.product(modes, _SIZES):
-        for operation, gradients in itertools.product(contenders.OPERATIONS, (False, True)):
-            names = ["Diag", "AR1"]
-            if contenders.CONTENDERS["TriL"].bytes_needed(b, d) < _LARGEST_MEMORY:
-                names.append("TriL")
-            functions = {
-                name: contenders.function(name, operation, gradients, b, d, mode) for name in names
-            }
-            yield {
-                "mode": mode,
-                "batch": b,
-                "size": d,
-                "operation": operation,
-                "gradients": gradients,
-                "times": measure.interleaved(functions, seconds),
-            }
+    for operation, with_gradients in itertools.product(contenders.OPERATIONS, gradients):
+        functions = {
+            name: contenders.function(name, operation, with_gradients, b, d, mode)
+            for name in names
+            if operation in contenders.CONTENDERS[name].operations
+        }
+        yield {
+            "mode": mode,
+            "batch": b,
+            "size": d,
+            "operation": operation,
+            "gradients": with_gradients,
+            "times": measure.interleaved(functions, seconds),
+        }
 
 
 def sweep(modes: tuple[str, ...], seconds: float) -> Any:
@@ -143,8 +175,10 @@ def memory(modes: tuple[str, ...], seconds: float) -> Any:
     for (b, d), operation in itertools.product(
         [(128, 256), (1, 1_000_000)], ("sample", "log_prob")
     ):
-        for name in ("Diag", "AR1", "TriL"):
-            if contenders.CONTENDERS[name].bytes_needed(b, d) < _LARGEST_MEMORY:
+        for name, contender in contenders.CONTENDERS.items():
+            if operation not in contender.operations or "loop" in name:
+                continue
+            if contender.bytes_needed(b, d) < _LARGEST_MEMORY and (d < 1e4 or name in _LINEAR):
                 peak = measure.peak_memory(name, operation, True, b, d)
                 yield {"name": name, "operation": operation, "batch": b, "size": d, "bytes": peak}
 
@@ -178,16 +212,19 @@ def training(modes: tuple[str, ...], seconds: float) -> Any:
 
 @main.command()
 @click.argument("results", type=click.Path(exists=True, path_type=pathlib.Path), default=_RESULTS)
-def report(results: pathlib.Path) -> None:
-    """Write tables (.md) and the picture (.png) beside RESULTS."""
+@click.option("--readme", type=click.Path(exists=True, path_type=pathlib.Path))
+def report(results: pathlib.Path, readme: pathlib.Path | None) -> None:
+    """Write tables (.md) and the picture (.png) beside RESULTS, and the tables of the README."""
     from benchmarks import report as reports
 
     contents = json.loads(results.read_text())
-    results.with_suffix(".md").write_text(reports.tables(contents))
-    click.echo(f"Wrote {results.with_suffix('.md')}.")
-    if "sweep" in contents:
-        reports.picture(contents["sweep"]["results"], results.with_suffix(".png"))
-        click.echo(f"Wrote {results.with_suffix('.png')}.")
+    tables, picture = results.with_suffix(".md"), results.with_suffix(".png")
+    tables.write_text(reports.tables(contents))
+    reports.picture(contents["sweep"]["results"], picture)
+    click.echo(f"Wrote {tables} and {picture}.")
+    if readme is not None:
+        readme.write_text(reports.with_readme_section(readme.read_text(), contents))
+        click.echo(f"Wrote the tables of {readme}.")
 
 
 if __name__ == "__main__":

@@ -65,6 +65,15 @@ def _tril_parameters(b: int, d: int) -> Parameters:
     return {"loc": _loc(b, d), "scale_tril": tf.tile(factor[np.newaxis], [b, 1, 1])}
 
 
+def _tril_of_ar1(p: Parameters) -> tfd.Distribution:
+    """What one writes without this package: the covariance from σ and ρ, and its factor."""
+    steps = tf.range(p["loc"].shape[-1], dtype=tf.float32)
+    lags = tf.abs(steps - steps[:, tf.newaxis])
+    rho, scale = (t[:, tf.newaxis, tf.newaxis] for t in (tf.tanh(p["fisher_z"]), p["scale"]))
+    covariance = tf.square(scale) * tf.pow(rho, lags)
+    return tfd.MultivariateNormalTriL(p["loc"], tf.linalg.cholesky(covariance))
+
+
 def _markov_chain(p: Parameters) -> tfd.Distribution:
     rho, scale = tf.tanh(p["fisher_z"]), p["scale"]
     loc = p["loc"]
@@ -154,6 +163,12 @@ CONTENDERS = {
         _tril_parameters,
         tuple(OPERATIONS),
         lambda b, d: 16.0 * b * d**2,
+    ),
+    "TriL from ρ": Contender(
+        _tril_of_ar1,
+        _ar1_parameters,
+        tuple(OPERATIONS),
+        lambda b, d: 40.0 * b * d**2,
     ),
     "MarkovChain": Contender(_markov_chain, _ar1_parameters, ("sample", "log_prob")),
     "GaussianProcess": Contender(

@@ -20,7 +20,7 @@ def interleaved(functions: Mapping[str, Callable[[], Any]], seconds: float) -> d
 
     Args:
       functions: what to time, by name; each is called before, to be traced and compiled.
-      seconds: about how long to take for all of them together, at least 7 rounds.
+      seconds: about how long to take for all of them together, at least 5 rounds.
 
     Returns:
       For each name the `median`, `lower` and `upper` quartile in seconds per call, the number of
@@ -36,7 +36,7 @@ def interleaved(functions: Mapping[str, Callable[[], Any]], seconds: float) -> d
     one_round = 1e-6 + sum(
         _timed(function, repeats[name]) * repeats[name] for name, function in functions.items()
     )
-    rounds = int(np.clip(seconds / one_round, 7, 201))
+    rounds = int(np.clip(seconds / one_round, 5, 201))
     times = np.array(
         [[_timed(f, repeats[name]) for name, f in functions.items()] for _ in range(rounds)]
     )
@@ -62,18 +62,29 @@ def _timed(function: Callable[[], Any], repeats: int) -> float:
 
 
 _PEAK = """
-import json, resource, sys
+import json, pathlib, sys
 from benchmarks import contenders
 name, operation, gradients, b, d = json.loads(sys.argv[1])
-contenders.function(name, operation, gradients, b, 4, "graph")()
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-contenders.function(name, operation, gradients, b, d, "graph")()
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+
+def memory(key):
+    lines = pathlib.Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(key))
+
+# Traced and run once for a small size, so that what TensorFlow loads is not counted.
+contenders.function(name, operation, gradients, b, 8, "graph")()
+f = contenders.function(name, operation, gradients, b, d, "graph")
+pathlib.Path("/proc/self/clear_refs").write_text("5")
+before = memory("VmRSS:")
+f()
+print(memory("VmHWM:") - before)
 """
 
 
 def peak_memory(name: str, operation: str, gradients: bool, b: int, d: int) -> int:
-    """The growth of the peak resident memory of a process, in bytes, over that for d = 4."""
+    """How far the resident memory of a process rises in the first call, in bytes (Linux only).
+
+    Parameters and values, which are there before, are not counted; the graph is.
+    """
     arguments = json.dumps([name, operation, gradients, b, d])
     run = subprocess.run(
         [sys.executable, "-c", _PEAK, arguments], capture_output=True, text=True, check=True

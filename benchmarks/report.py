@@ -5,10 +5,19 @@ from __future__ import annotations
 import pathlib
 from typing import Any
 
+README_MARKS = ("<!-- speed: written by `python -m benchmarks report` -->", "<!-- speed: end -->")
+
 
 def tables(results: dict[str, Any]) -> str:
     """All suites as Markdown."""
-    sections = {"ratios": _ratios, "sweep": _sweep, "memory": _memory, "training": _training}
+    sections = {
+        "ratios": _ratios,
+        "alternatives": _alternatives,
+        "growth": _growth,
+        "sweep": _sweep,
+        "memory": _memory,
+        "training": _training,
+    }
     parts = []
     for name, section in sections.items():
         if name in results:
@@ -20,35 +29,92 @@ def tables(results: dict[str, Any]) -> str:
     )
 
 
+def readme_section(results: dict[str, Any]) -> str:
+    """What the README shows: AR1 beside Diag in graph mode, and the alternatives beside AR1."""
+    graph = [entry for entry in results["ratios"]["results"] if entry["mode"] == "graph"]
+    environment = results["ratios"]["environment"]
+    machine = f"{environment['cores']} cores ({environment['cpu']})"
+    version = environment["tensorflow"]
+    return (
+        f"{_ratios(graph)}\n\n{_alternatives(results['alternatives']['results'])}\n\n"
+        f"Float32, medians of runs in turns, on {machine} with TensorFlow {version}."
+    )
+
+
+def with_readme_section(readme: str, results: dict[str, Any]) -> str:
+    """The README with that section between its marks.
+
+    Raises:
+      ValueError: if the marks are not there.
+    """
+    begin, end = README_MARKS
+    if begin not in readme or end not in readme:
+        raise ValueError(f"The README has no lines {begin!r} and {end!r} to write between.")
+    head, rest = readme.split(begin, 1)
+    return f"{head}{begin}\n\n{readme_section(results)}\n\n{end}{rest.split(end, 1)[1]}"
+
+
 def _table(header: list[str], rows: list[list[str]]) -> str:
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def _ratios(entries: list[dict[str, Any]]) -> str:
-    """Time relative to Diag, a row for each mode and size."""
+    """Time of AR1 relative to Diag, a row for each mode and size."""
     columns = list(dict.fromkeys((e["operation"], e["gradients"]) for e in entries))
-    text = []
-    for name in ("AR1", "TriL"):
-        rows: dict[tuple, dict] = {}
-        for e in entries:
-            if name in e["times"]:
-                cell = f"{e['times'][name]['ratio']:.2f}"
-                if name == "AR1":
-                    cell += f" ({1e6 * e['times']['Diag']['median']:.0f} µs)"
-                rows.setdefault((e["mode"], e["batch"], e["size"]), {})[
-                    e["operation"], e["gradients"]
-                ] = cell
-        header = ["mode", "B × d", *(f"{op}{', gradients' if g else ''}" for op, g in columns)]
-        body = [
-            [mode, f"{b} × {d}", *(cells.get(column, "–") for column in columns)]
-            for (mode, b, d), cells in rows.items()
+    rows: dict[tuple, dict] = {}
+    for e in entries:
+        diag = f"{1e6 * e['times']['Diag']['median']:.0f}"
+        cell = f"{e['times']['AR1']['ratio']:.2f} ({diag} µs)"
+        row = rows.setdefault((e["mode"], e["batch"], e["size"]), {})
+        row[e["operation"], e["gradients"]] = cell
+    body = [
+        [mode, f"{b} × {d}", *(cells.get(column, "–") for column in columns)]
+        for (mode, b, d), cells in rows.items()
+    ]
+    return (
+        "Time of `MultivariateNormalAR1` relative to `MultivariateNormalDiag` (in brackets, the "
+        f"time of the latter):\n\n{_table(['mode', 'B × d', *map(_label, columns)], body)}"
+    )
+
+
+def _alternatives(entries: list[dict[str, Any]]) -> str:
+    """Time of all relative to AR1, a row for each contender."""
+    columns = [(e["batch"], e["size"], e["operation"]) for e in entries]
+    names = list(dict.fromkeys(name for e in entries for name in e["times"]))
+    body = [
+        [
+            name,
+            *(f"{e['times'][name]['ratio']:.1f}" if name in e["times"] else "–" for e in entries),
         ]
-        what = " (in brackets, the time of `MultivariateNormalDiag`)" if name == "AR1" else ""
-        text.append(
-            f"Time of {name} relative to `MultivariateNormalDiag`{what}:\n\n{_table(header, body)}"
-        )
-    return "\n\n".join(text)
+        for name in names
+    ]
+    header = ["", *(f"{operation}, {b} × {d}" for b, d, operation in columns)]
+    times = ", ".join(f"{1e6 * e['times']['AR1']['median']:.0f}" for e in entries)
+    return (
+        "Time relative to `MultivariateNormalAR1`, value and gradients, graph mode; its own times "
+        f"are {times} µs:\n\n{_table(header, body)}"
+    )
+
+
+def _growth(entries: list[dict[str, Any]]) -> str:
+    """Time per number of AR1, a row for each size."""
+    columns = list(dict.fromkeys((e["operation"], e["gradients"]) for e in entries))
+    rows: dict[tuple, list[str]] = {}
+    for e in entries:
+        b, d = e["batch"], e["size"]
+        per_number = 1e9 / (b * d) * e["times"]["AR1"]["median"]
+        rows.setdefault((b, d), []).append(f"{per_number:.2f} ({e['times']['AR1']['ratio']:.2f})")
+    body = [[f"{b} × {d}", *cells] for (b, d), cells in rows.items()]
+    return (
+        "Time of `MultivariateNormalAR1` per coordinate in ns, graph mode (in brackets, relative "
+        f"to `MultivariateNormalDiag`):\n\n{_table(['B × d', *map(_label, columns)], body)}"
+    )
+
+
+def _label(column: tuple[str, bool]) -> str:
+    operation, gradients = column
+    return f"{operation}, gradients" if gradients else operation
 
 
 def _sweep(entries: list[dict[str, Any]]) -> str:

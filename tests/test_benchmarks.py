@@ -1,0 +1,62 @@
+"""The benchmarks compare what they say, and their pages say what was measured."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from scipy import stats
+from test_docs import ROOT
+
+sys.path.insert(0, str(ROOT))
+
+from benchmarks import contenders, measure, report
+
+RESULTS = ROOT / "benchmarks" / "results" / "speed.json"
+CORRELATED = [
+    name
+    for name, contender in contenders.CONTENDERS.items()
+    if name != "Diag" and "log_prob" in contender.operations
+]
+
+
+@pytest.mark.parametrize("name", CORRELATED)
+def test_contenders_have_the_same_density(name):
+    contender = contenders.CONTENDERS[name]
+    parameters = contender.parameters(3, 8)
+    x = np.random.default_rng(0).normal(size=[3, 8]).astype(np.float32)
+    lags = np.abs(np.subtract.outer(np.arange(8), np.arange(8)))
+    covariance = contenders._SIGMA**2 * contenders._RHO**lags
+    expected = [
+        stats.multivariate_normal(loc, covariance).logpdf(row)
+        for loc, row in zip(parameters["loc"].numpy(), x, strict=True)
+    ]
+    np.testing.assert_allclose(contender.make(parameters).log_prob(x), expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["tf.scan", "Python loop"])
+def test_recursions_have_the_same_covariance(name):
+    contender = contenders.CONTENDERS[name]
+    parameters = contender.parameters(20000, 4)
+    parameters["loc"] = tf.zeros([20000, 4])
+    draws = contender.make(parameters).sample(seed=tf.constant([1, 2])).numpy()
+    lags = np.abs(np.subtract.outer(np.arange(4), np.arange(4)))
+    covariance = contenders._SIGMA**2 * contenders._RHO**lags
+    # The standard error of an entry is at most √2 σ² / √20000 = 0.017.
+    np.testing.assert_allclose(np.cov(draws.T), covariance, atol=0.07)
+
+
+def test_measure_tells_a_slow_function_from_a_fast_one():
+    fast, slow = np.ones(10), np.ones(10**6)
+    times = measure.interleaved({"fast": fast.sum, "slow": slow.sum}, seconds=0.2)
+    assert times["fast"]["ratio"] == 1.0
+    assert times["slow"]["ratio"] > 5
+    assert times["slow"]["lower"] <= times["slow"]["median"] <= times["slow"]["upper"]
+
+
+def test_pages_show_what_was_measured():
+    results = json.loads(RESULTS.read_text())
+    assert RESULTS.with_suffix(".md").read_text() == report.tables(results)
+    readme = (ROOT / "README.md").read_text()
+    assert report.with_readme_section(readme, results) == readme
