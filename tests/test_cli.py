@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from test_datasets import IDX_NAMES, idx_bytes, write_idx_folder
 
-from tfp_ar1.cli import commands, main, plots, runs, startup
+from tfp_ar1.cli import commands, main, plots, results, runs, startup
 
 PICTURES = (
     "samples.png",
@@ -121,6 +121,8 @@ def tiny_options(images):
         (["train", "--help"], "--learning-rate"),
         (["evaluate", "-h"], "--json"),
         (["sample", "--help"], "--num-samples"),
+        (["compare", "--help"], "--dry-run"),
+        (["report", "--help"], "{{difference FIELD}}"),
         (["--version"], "tfp-ar1, version"),
     ],
 )
@@ -161,10 +163,12 @@ def test_packages_that_are_not_installed(monkeypatch, capsys):
 
 
 def test_names_are_those_of_the_library():
-    from tfp_ar1.vae import likelihoods, posteriors
+    from tfp_ar1.vae import architectures, likelihoods, objectives, posteriors
 
     assert set(commands.POSTERIORS) == set(posteriors.POSTERIORS)
     assert set(commands.LIKELIHOODS) == set(likelihoods.LIKELIHOODS)
+    assert set(commands.NETWORKS) == set(architectures.NETWORKS)
+    assert set(commands.OBJECTIVES) == set(objectives.OBJECTIVES)
 
 
 # Mistakes in the options
@@ -196,11 +200,44 @@ def test_names_are_those_of_the_library():
         ("train --num-importance-samples 0", "0 is not in the range x>=1"),
         ("train --data-dir nowhere", "Directory 'nowhere' does not exist"),
         ("train --data-dir .", "--data-dir is for mnist and fashion_mnist, not for digits"),
+        ("train --network x", "'x' is not one of 'mlp', 'cnn', 'dcgan'"),
+        ("train --objective x", "'x' is not one of 'elbo', 'infovae', 'iwae'"),
+        ("train --objective iwae --beta 4", "--beta is for --objective elbo, not for iwae"),
+        (
+            "train --network cnn --hidden-units 9",
+            "--hidden-units is for --network mlp, not for cnn",
+        ),
         ("evaluate", "Missing argument 'RUN'"),
         ("evaluate nowhere", "nowhere: is not a run folder (it has no config.json)"),
         ("evaluate . --num-importance-samples 0", "0 is not in the range x>=1"),
         ("sample nowhere", "nowhere: is not a run folder (it has no config.json)"),
         ("sample . -n 0", "0 is not in the range x>=1"),
+        ("compare --dataset digits,x", "there is no dataset 'x'; choose digits, mnist"),
+        ("compare --network mlp,x", "'x' is not one of 'mlp', 'cnn', 'dcgan'"),
+        ("compare --objective elbo,", "'' is not one of 'elbo', 'infovae', 'iwae'"),
+        (
+            "compare --objective infovae,iwae --beta 2",
+            "--beta is for --objective elbo, not for inf",
+        ),
+        ("compare --beta 1,nan", "nan is not a finite number"),
+        ("compare --beta 1,-2", "-2.0 is not in the range x>=0"),
+        (
+            "compare --network cnn,dcgan --hidden-units 9",
+            "--hidden-units is for --network mlp, not",
+        ),
+        ("compare --posterior diag,x", "'x' is not one of 'ar1', 'diag', 'isotropic', 'full'"),
+        ("compare --latent-dim 5,0", "0 is not in the range x>=1"),
+        ("compare --seed 0-4", "'0-4' is not a valid integer range"),
+        ("compare --epochs 0", "0 is not in the range x>=1"),
+        ("compare --jobs 0", "0 is not in the range x>=1"),
+        ("compare --out x.json", "x.json: --out must end in .jsonl"),
+        ("compare --out .", "File '.' is a directory"),
+        ("compare --data-dir .", "--data-dir is for mnist and fashion_mnist, not for digits"),
+        ("compare --dataset npz:nowhere.npz", "nowhere.npz: No such file or directory"),
+        ("report", "Missing argument 'FILE'"),
+        ("report x.jsonl", "Missing option '--out'"),
+        ("report x.jsonl --out y", "x.jsonl: no such file; name the file that 'tfp-ar1 compare'"),
+        ("report x.jsonl --out y --page z", "File 'z' does not exist"),
     ],
 )
 def test_mistakes_in_options(refused, argv, expected):
@@ -209,11 +246,26 @@ def test_mistakes_in_options(refused, argv, expected):
 
 def test_other_keras_backend(refused, monkeypatch):
     monkeypatch.setenv("KERAS_BACKEND", "jax")
-    for argv in (["train"], ["evaluate", "x"], ["sample", "x"]):
+    for argv in (["train"], ["evaluate", "x"], ["sample", "x"], ["compare"]):
         assert "KERAS_BACKEND is 'jax', but the models need 'tensorflow'" in refused(*argv)
 
 
 # Mistakes in the images
+
+
+def test_images_that_convolutions_cannot_take(refused):
+    for shape in ((4, 12), (4, 3, 9), (4, 9, 3, 3)):
+        np.save("x.npy", np.zeros(shape))
+        for command in ("train", "compare"):
+            message = refused(command, "--dataset", "npy:x.npy", "--network", "dcgan")
+            assert "--network dcgan needs images of at least 4x4 pixels; those of" in message
+            assert f"have shape {'x'.join(map(str, shape[1:]))}; use --network mlp" in message
+
+
+def test_two_names_of_the_same_images(refused):
+    write_idx_folder(pathlib.Path())
+    message = refused("compare", "--dataset", "mnist,fashion_mnist", "--data-dir", ".")
+    assert "mnist and fashion_mnist are the same images; leave one out" in message
 
 
 def x_and(**arrays):
@@ -430,9 +482,27 @@ def test_out_with_a_finished_run(refused, finished, images):
     assert contents(folder) == before
 
 
+def test_runs_of_earlier_versions(unfinished, images):
+    config = json.loads((unfinished / "config.json").read_text())
+    for option, default in (("network", "mlp"), ("objective", "elbo")):
+        assert config["options"].pop(option) == default
+    (unfinished / "config.json").write_text(json.dumps(config))
+    options, data = tiny_options(images)
+    assert runs.read(unfinished).options == options
+    with runs.claim(unfinished, "", runs.new_config(options, data)) as run:
+        assert run.options == options
+    other = runs.new_config(options | {"objective": "iwae"}, data)
+    with (
+        pytest.raises(runs.UserError, match="with --objective elbo, not iwae"),
+        runs.claim(unfinished, "", other),
+    ):
+        pass
+
+
 @pytest.mark.parametrize(
     ("option", "value", "expected"),
     [
+        ("--objective", "iwae", "--objective elbo, not iwae"),
         ("--beta", "2", "--beta 1.0, not 2.0"),
         ("--hidden-units", "9", "--hidden-units [8, 5], not [9]"),
         ("--posterior", "diag", "--posterior ar1, not diag"),
@@ -616,7 +686,9 @@ def train_tiny(cli, images, *argv):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("where", "done"), [("before the second checkpoint", 1), ("pictures", 3)])
-def test_an_interrupted_run_goes_on_where_it_stood(cli, monkeypatch, tmp_path, images, where, done):
+def test_an_interrupted_run_goes_on_where_it_stood(
+    cli, monkeypatch, tmp_path, images, finished, where, done
+):
     from tfp_ar1.cli import training
 
     folder = tmp_path / "run"
@@ -654,6 +726,10 @@ def test_an_interrupted_run_goes_on_where_it_stood(cli, monkeypatch, tmp_path, i
     assert {len(values) for values in history.values()} == {3}
     for name, values in first.items():
         assert history[name][:done] == values[:done]
+    # Nor can it be told from a run that was never interrupted.
+    uninterrupted = runs.read(finished[0]).history()
+    assert history.pop("seconds") != uninterrupted.pop("seconds")
+    assert history == uninterrupted
     assert set(os.listdir(folder)) >= {"model.keras", *PICTURES}
     assert not run.checkpoints.exists()
 
@@ -705,6 +781,53 @@ def test_other_posteriors_and_shapes(cli, posterior, likelihood, latent_dim, sha
     assert (metrics["rho_mean"] == 0) == (posterior == "isotropic")
     code, _, _ = cli("sample", folder, "-n", 3, "--out", "new.npy")
     assert np.load("new.npy").shape == (3, *shape)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("network", "objective"), [("cnn", "infovae"), ("dcgan", "iwae"), ("mlp", "infovae")]
+)
+def test_other_networks_and_objectives(cli, images, network, objective):
+    from tfp_ar1.vae import objectives
+
+    code, _, err = cli(
+        *f"train --dataset npz:{images} --network {network} --objective {objective} --epochs 1 "
+        "--latent-dim 2 --num-importance-samples 2 --out run".split()
+    )
+    assert code == 0, err
+    run = runs.read(pathlib.Path("run"))
+    assert run.options["hidden_units"] == ([400] if network == "mlp" else None)
+    model = commands._load_model(run)
+    assert type(model.objective) is objectives.OBJECTIVES[objective]
+    assert any("conv" in layer.name for layer in model.encoder.layers) == (network != "mlp")
+    code, out, _ = cli("evaluate", "run", "--json")
+    assert code == 0
+    assert json.loads(out)["num_examples"] == 12
+
+
+@pytest.mark.slow
+def test_compare_and_report(cli, images):
+    argv = ["compare", "--dataset", f"npz:{images}", *TINY, "--seed", "0,1"]
+    code, out, err = cli(*argv, "--dry-run")
+    assert (code, err, os.listdir(".")) == (0, "", [])
+    assert out.splitlines()[-1] == "4 runs: 0 done, 0 failed, 4 to do."
+    code, out, err = cli(*argv, "--jobs", 2)
+    assert code == 0, err
+    assert out.splitlines()[-1] == "4 of 4 runs are in experiments.jsonl."
+    lines = results.read(pathlib.Path("experiments.jsonl"))
+    assert sorted((line["posterior"], line["seed"]) for line in lines) == [
+        ("ar1", 0),
+        ("ar1", 1),
+        ("diag", 0),
+        ("diag", 1),
+    ]
+    assert {len(line["history"]["loss"]) for line in lines} == {3}
+
+    pathlib.Path("x.template.md").write_text("{{difference neg_elbo posterior=ar1}}\n")
+    code, out, err = cli("report", "experiments.jsonl", "--out", "out", "--page", "x.template.md")
+    assert (code, err) == (0, "")
+    assert set(out.splitlines()) == {str(path) for path in pathlib.Path("out").iterdir()}
+    assert "out/x.md" in out
 
 
 def test_the_next_commands_can_be_called_where_the_program_is_not_on_the_path(monkeypatch):

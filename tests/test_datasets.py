@@ -52,6 +52,17 @@ def test_idx_folder(tmp_path, dataset, compress):
     assert data.image_shape == (3, 2)
 
 
+@pytest.mark.parametrize("name", ["fashion_mnist", "fashion-mnist"])
+def test_idx_folder_with_a_folder_for_each_dataset(tmp_path, name):
+    (tmp_path / name).mkdir()
+    x_train = write_idx_folder(tmp_path / name)[0]
+    np.testing.assert_allclose(
+        datasets.load("fashion_mnist", str(tmp_path)).x_train, x_train / 255, rtol=1e-6
+    )
+    with pytest.raises(datasets.UserError, match="folder of the four IDX files of mnist"):
+        datasets.load("mnist", str(tmp_path))
+
+
 def test_gzipped_idx_files_are_preferred(tmp_path):
     x_train = write_idx_folder(tmp_path)[0]
     for name in IDX_NAMES:

@@ -2,6 +2,7 @@
 
 import matplotlib.image
 import numpy as np
+import PIL.Image
 import pytest
 
 from tfp_ar1.cli import plots
@@ -44,6 +45,27 @@ def test_three_channels_are_colours(tmp_path):
     plots.samples(tmp_path / "x.png", red, (0.0, 1.0))
     picture = read(tmp_path / "x.png")
     np.testing.assert_allclose(picture[picture.shape[0] // 2, picture.shape[1] // 2], [1, 0, 0])
+
+
+@pytest.mark.parametrize("shape", [(20, 30), (20, 30, 1), (20, 30, 3)])
+def test_sample_grid(tmp_path, shape):
+    x = 4 * images(5, shape) - 2
+    plots.sample_grid(tmp_path / "x.png", x, (-2.0, 2.0), columns=3)
+    with PIL.Image.open(tmp_path / "x.png") as picture:
+        assert picture.mode == "L"
+        pixels = np.asarray(picture)
+    # Gaps of one pixel to the right of each image and below.
+    expected = np.full((2 * 21, 3 * 31), 255.0)
+    for i in range(5):
+        row, column = divmod(i, 3)
+        grey = x[i].reshape(20, 30, -1).mean(axis=-1)
+        expected[21 * row : 21 * row + 20, 31 * column : 31 * column + 30] = (grey + 2) / 4 * 255
+    np.testing.assert_allclose(pixels, expected, atol=0.51)
+
+
+def test_pictures_do_not_name_what_drew_them(tmp_path):
+    plots.samples(tmp_path / "x.png", images(2, (4, 4)), (0.0, 1.0))
+    assert b"Software" not in (tmp_path / "x.png").read_bytes()
 
 
 @pytest.mark.parametrize("shape", SHAPES)

@@ -193,8 +193,9 @@ def _stencil(
         def gradient(dfirst: tf.Tensor, dy: tf.Tensor) -> tuple[tf.Tensor, ...]:
             a_, b_ = _over_scale(a, b, scale)
             dlater, dearlier = a_[..., tf.newaxis] * dy, (b_ - sign * a_)[..., tf.newaxis] * dy
-            dx = tf.concat([dfirst, dlater], axis=-1)
-            dx += tf.concat([dearlier, tf.zeros_like(dfirst)], axis=-1)
+            # By pads, which XLA fuses into the sum, as it does not do with concatenations.
+            size = ps.shape(dy)[-1]
+            dx = tf.add_n([_pad(dlater, 1, 0), _pad(dearlier, 0, 1), _pad(dfirst, 0, size)])
             # Graphs compute the difference once; eagerly, again.
             da = tf.reduce_sum(dy * difference(x), axis=-1) / scale
             db = tf.reduce_sum(dy * x[..., :-1], axis=-1) / scale
@@ -209,6 +210,12 @@ def _over_scale(a: tf.Tensor, b: tf.Tensor, scale: tf.Tensor) -> tuple[tf.Tensor
     """`a / scale`, at most the largest finite number, so that its product with 0 is 0; and b's."""
     largest = np.asarray(0.999 * np.finfo(a.dtype.as_numpy_dtype).max, a.dtype.as_numpy_dtype)
     return tf.minimum(a / scale, largest), b / scale
+
+
+def _pad(x: tf.Tensor, before: Any, after: Any) -> tf.Tensor:
+    """`x` with zeros at both ends of its last axis."""
+    no_padding = ps.zeros([ps.rank(x) - 1, 2], dtype=tf.int32)
+    return tf.pad(x, ps.concat([no_padding, [[before, after]]], axis=0))
 
 
 def _broadcast_to_batch(x: tf.Tensor, *parameters: tf.Tensor) -> tf.Tensor:
@@ -282,12 +289,11 @@ class _Doubling(_Scheme):
     def solve(self, x: tf.Tensor, reverse: bool) -> tf.Tensor:
         if not self.shifts:
             return x
-        no_padding = [[0, 0]] * (x.shape.rank - 1)
         for shift, power in zip(self.shifts, self.powers, strict=True):
             if reverse:
-                x += tf.pad(power * x[..., shift:], [*no_padding, [0, shift]])
+                x += _pad(power * x[..., shift:], 0, shift)
             else:
-                x += tf.pad(power * x[..., :-shift], [*no_padding, [shift, 0]])
+                x += _pad(power * x[..., :-shift], shift, 0)
         return x
 
 
@@ -342,7 +348,7 @@ class _Blocks(_Scheme):
         padding = self.num_blocks * _BLOCK_SIZE - self.size
         if padding:
             # Zeros at the end reach no other coordinate, in either direction.
-            x = tf.pad(x, [[0, 0]] * (x.shape.rank - 1) + [[0, padding]])
+            x = _pad(x, 0, padding)
         x = tf.reshape(x, ps.concat([batch_shape, [self.num_blocks, _BLOCK_SIZE]], axis=0))
         y = _matmul(x, toeplitz, transpose_b=reverse)
 
