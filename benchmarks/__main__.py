@@ -22,7 +22,7 @@ _SWEEP = [4, 16, 64, 256, 1024, 4096, 16384, 65536, 262144, 1_000_000]
 _MODES = ("graph", "xla", "eager")
 # The same number of numbers, in ever longer paths.
 _GROWTH = [(256, 4096), (64, 16384), (16, 65536), (4, 262144), (1, 1_048_576)]
-_SUITES = ("ratios", "alternatives", "growth", "sweep", "memory", "training")
+_SUITES = ("ratios", "alternatives", "growth", "sweep", "memory", "training", "profile", "schemes")
 # A contender that takes longer for one call is not tried at larger sizes.
 _PATIENCE = 1.0
 # Fast enough to be tried with a million coordinates.
@@ -51,6 +51,8 @@ def run(out: pathlib.Path, suites: tuple[str, ...], modes: tuple[str, ...], seco
             "sweep": sweep,
             "memory": memory,
             "training": training,
+            "profile": profile,
+            "schemes": schemes,
         }[suite]
         results[suite] = {
             "command": " ".join(
@@ -208,6 +210,43 @@ def training(modes: tuple[str, ...], seconds: float) -> Any:
             "jit_compile": jit_compile,
             "times": measure.interleaved(functions, 10 * seconds),
         }
+
+
+def profile(modes: tuple[str, ...], seconds: float) -> Any:
+    """Where the time of sampling with gradients goes, by graphs, at the sizes of `ratios`."""
+    from benchmarks import profile as profiles
+
+    for (b, d), name in itertools.product(_SIZES[1:], ("Diag", "AR1")):
+        found = profiles.by_operation(name, "sample", True, b, d)
+        yield {
+            "name": name,
+            "operation": "sample",
+            "gradients": True,
+            "batch": b,
+            "size": d,
+            **found,
+        }
+
+
+def schemes(modes: tuple[str, ...], seconds: float) -> Any:
+    """Sampling with gradients for each way to run the recurrence, by graphs."""
+    from benchmarks import contenders, measure
+    from tfp_ar1 import recurrence
+
+    chosen = recurrence._LARGEST_SIZE_FOR_DOUBLING, recurrence._BLOCK_SIZE
+    for b, d in [(128, 64), (128, 256), (128, 512), (64, 1024), (64, 4096), (1, 1_000_000)]:
+        functions = {"Diag": contenders.function("Diag", "sample", True, b, d, "graph")}
+        for block_size in (None, 8, 16, 32, 64):
+            if block_size is None and d > 1024:
+                continue
+            # Read when the function is traced, which its first call does.
+            recurrence._LARGEST_SIZE_FOR_DOUBLING = d if block_size is None else 48
+            recurrence._BLOCK_SIZE = block_size
+            name = "doubling" if block_size is None else f"blocks of {block_size}"
+            functions[name] = contenders.function("AR1", "sample", True, b, d, "graph")
+            functions[name]()
+        recurrence._LARGEST_SIZE_FOR_DOUBLING, recurrence._BLOCK_SIZE = chosen
+        yield {"batch": b, "size": d, "times": measure.interleaved(functions, 2 * seconds)}
 
 
 @main.command()

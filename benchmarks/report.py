@@ -17,6 +17,8 @@ def tables(results: dict[str, Any]) -> str:
         "sweep": _sweep,
         "memory": _memory,
         "training": _training,
+        "profile": _profile,
+        "schemes": _schemes,
     }
     parts = []
     for name, section in sections.items():
@@ -159,6 +161,46 @@ def _training(entries: list[dict[str, Any]]) -> str:
         for e in entries
     ]
     return _table(["latent size", "mode", "diag, ms", "ar1 / diag", "full / diag"], body)
+
+
+def _profile(entries: list[dict[str, Any]]) -> str:
+    """The operations that take most of the time, a table for each size."""
+    text = []
+    for b, d in dict.fromkeys((e["batch"], e["size"]) for e in entries):
+        ours, floor = (
+            next(e for e in entries if (e["name"], e["batch"], e["size"]) == (name, b, d))
+            for name in ("AR1", "Diag")
+        )
+        body = [
+            [kind, _count_and_time(ours, kind), _count_and_time(floor, kind)]
+            for kind in list(ours["kinds"])[:12]
+        ]
+        whole = ["the call", *(f"{1e6 * e['span']:.0f}" for e in (ours, floor))]
+        text.append(f"{b} × {d}:\n\n{_table(['operation', 'AR1', 'Diag'], [whole, *body])}")
+    return (
+        "Sampling with gradients in graph mode, by kind of operation: how many, and µs for all of "
+        "them. They overlap on two cores, and tracing adds to each.\n\n" + "\n\n".join(text)
+    )
+
+
+def _schemes(entries: list[dict[str, Any]]) -> str:
+    names = list(dict.fromkeys(n for e in entries for n in e["times"] if n != "Diag"))
+    body = [
+        [f"{e['batch']} × {e['size']}"]
+        + [f"{e['times'][n]['ratio']:.2f}" if n in e["times"] else "–" for n in names]
+        for e in entries
+    ]
+    return (
+        "Sampling with gradients in graph mode, relative to `MultivariateNormalDiag`, for each way "
+        f"to run the recurrence:\n\n{_table(['B × d', *names], body)}"
+    )
+
+
+def _count_and_time(entry: dict[str, Any], kind: str) -> str:
+    if kind not in entry["kinds"]:
+        return "–"
+    count, seconds = entry["kinds"][kind]
+    return f"{count}: {1e6 * seconds:.0f}"
 
 
 def picture(entries: list[dict[str, Any]], path: pathlib.Path) -> None:

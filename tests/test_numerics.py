@@ -58,7 +58,7 @@ NEAREST = 1e-7  # 1 - |ρ|
 FISHER_Z = {"float32": 40, "float64": 60}  # |atanh ρ|; float32 has numbers for 1 - ρ² up to 43
 # The gradients of this one pass through ρ and 1 / (1 - ρ²)², which overflows sooner.
 OBSERVED_FISHER_Z = {"float32": 20, "float64": 60}
-SIZES = (1, 2, 3, 7, 31, 32, 33, 100, 512, 513)
+SIZES = (1, 2, 3, 7, 31, 32, 33, 100, 256, 257, 513)
 # Of these the exact values take longest.
 SMALL_SIZES = SIZES[:-2]
 

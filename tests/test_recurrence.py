@@ -10,9 +10,9 @@ import tensorflow as tf
 from tfp_ar1 import recurrence as rec
 from tfp_ar1.correlation import LagOneCorrelation
 
-# One, the block of 32 and the switch from doubling to blocks at 512, and what lies next to them;
+# One, the block of 32 and the switch from doubling to blocks at 256, and what lies next to them;
 # 4097 leaves a ragged last block, and 20000 more blocks than the largest size for doubling.
-SIZES = (1, 2, 3, 31, 32, 33, 127, 128, 129, 511, 512, 513, 1000, 4097, 20000)
+SIZES = (1, 2, 3, 31, 32, 33, 127, 128, 129, 255, 256, 257, 513, 1000, 4097, 20000)
 FUNCTIONS = {"recurrence": rec.recurrence, "whiten": rec.whiten}
 RHO = np.array([-0.95, -0.3, 0.0, 0.6, 0.99])
 

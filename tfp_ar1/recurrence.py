@@ -26,9 +26,9 @@ from tensorflow_probability.python.internal import prefer_static as ps
 
 from tfp_ar1.correlation import LagOneCorrelation
 
-# Measured with a prototype, (batch x d), microseconds for doubling / blocks: 128 x 64: 610 / 1250,
-# 128 x 256: 960 / 1700, 64 x 4096: 5600 / 2100, 1 x 10⁶: 21000 / 3200.
-_LARGEST_SIZE_FOR_DOUBLING = 512
+# Measured by `python -m benchmarks run --suite schemes` (benchmarks/results/speed.md): doubling is
+# faster up to a few hundred coordinates, blocks beyond; blocks of 16 and of 32 are about alike.
+_LARGEST_SIZE_FOR_DOUBLING = 256
 _BLOCK_SIZE = 32
 
 

@@ -2,7 +2,6 @@
 
 import sys
 import time
-from typing import Self
 
 import rich.console
 import rich.progress
@@ -34,7 +33,7 @@ class Progress:
             )
             self._task = self._bar.add_task(name, total=total, completed=done, note="")
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Progress":
         """Starts the live line."""
         if self._bar is not None:
             self._bar.start()

@@ -248,11 +248,11 @@ def _tables_page(every: list[Run], path: pathlib.Path) -> str:
         f"{len(every)} runs. {versions(every)}\n",
         "## Results\n",
         "Test images, nats per image: mean ± standard error over the runs, one for each seed. NLL "
-        "is the importance-weighted estimate. Less is better.\n",
+        "is the importance-weighted estimate. The lower −ELBO and NLL, the better.\n",
         _table_of_means(every, "results"),
         f"## Differences to {BASELINE}\n",
-        f"Paired by seed: mean [{_CONFIDENCE:.0%} confidence interval, Student's t]. Less than 0 "
-        f"is better than {BASELINE}.\n",
+        f"Paired by seed: mean [{_CONFIDENCE:.0%} confidence interval, Student's t]. −ELBO and "
+        f"NLL below 0 are better than {BASELINE}.\n",
         _table_of_differences(differences(every)),
         "## Other measures\n",
         "Mean ± standard error over the runs. MMD² is between the aggregate posterior and the "

@@ -156,8 +156,8 @@ class InfoVAE(Objective):
     for each example, and as many of the prior; see `maximum_mean_discrepancy` for the kernel. It
     belongs to the batch, and is the same in the loss of each example.
 
-    The defaults are what the authors used for MNIST. `alpha=1` leaves the KL out (MMD-VAE), and
-    `alpha + lambda_ = 1` leaves the MMD out (β-VAE with β = λ).
+    The defaults, α = 0 and λ = 1000, are those of a public implementation for MNIST. `alpha=1`
+    leaves the KL out (MMD-VAE), and `alpha + lambda_ = 1` the MMD (β-VAE with β = λ).
 
     Args:
       alpha: α, the weight on the mutual information of x and z; at most 1.
