@@ -69,21 +69,23 @@ def factor(coefficient: tf.Tensor, size: int) -> tf.Tensor:
     return tf.stack(rows, axis=-2)
 
 
-class Sampled(tfd.MultivariateNormalLinearOperator):
+def sampled(
+    stated: tfp_ar1.MultivariateNormalAR1, coefficient: tf.Tensor
+) -> tfd.MultivariateNormalTriL:
     """What `z = μ + √s u` with `u_t = a u_{t-1} + ε_t` samples, which is not AR(1).
 
     Its covariance is s A Aᵀ (see `factor`), its KL to N(0, I) is exact.
 
     Args:
-      stated: the AR(1) normal that is meant; μ and s are taken from it.
+      stated: the AR(1) normal that is meant, with μ and s; the result has it as an attribute.
       coefficient: a, of its batch shape.
     """
-
-    def __init__(self, stated: tfp_ar1.MultivariateNormalAR1, coefficient: tf.Tensor):
-        scale = stated.marginal_scale[..., tf.newaxis, tf.newaxis]
-        tril = scale * factor(coefficient, stated.event_shape[0])
-        super().__init__(stated.loc, tf.linalg.LinearOperatorLowerTriangular(tril))
-        self.stated = stated
+    scale = stated.marginal_scale[..., tf.newaxis, tf.newaxis]
+    distribution = tfd.MultivariateNormalTriL(
+        stated.loc, scale * factor(coefficient, stated.event_shape[0])
+    )
+    distribution.stated = stated
+    return distribution
 
 
 class _Recurrence:
@@ -92,11 +94,11 @@ class _Recurrence:
     def params_size(self, event_size: int) -> int:
         return ar1_params.params_size(event_size)
 
-    def new(self, params: tf.Tensor, event_size: int) -> Sampled:
+    def new(self, params: tf.Tensor, event_size: int) -> tfd.MultivariateNormalTriL:
         stated = ar1_params.new(params, event_size)
-        return Sampled(stated, self.coefficient(stated.correlation_parameter()))
+        return sampled(stated, self.coefficient(stated.correlation_parameter()))
 
-    def correlation(self, distribution: Sampled) -> tf.Tensor:
+    def correlation(self, distribution: tfd.Distribution) -> tf.Tensor:
         return posteriors.get("full").correlation(distribution)
 
     def coefficient(self, rho: tf.Tensor) -> tf.Tensor:

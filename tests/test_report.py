@@ -3,6 +3,7 @@
 import json
 import math
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -292,9 +293,18 @@ def test_placeholders(file, tmp_path, records):
     )
 
 
+def test_a_difference_may_be_to_another_posterior(file, tmp_path, records):
+    y, x = (values(records, "kl", posterior) for posterior in ("ar1", "diag"))
+    difference = np.mean([x[seed] - y[seed] for seed in x.keys() & y.keys()])
+    chosen = "dataset=mnist network=mlp beta=1 posterior=diag to=ar1 digits=3"
+    page = fill(file, tmp_path, f"{{{{difference kl {chosen}}}}}")
+    assert page.startswith(f"{text(difference, 3, '+')} [")
+
+
 @pytest.mark.parametrize(
     ("placeholder", "expected"),
     [
+        ("{{mean kl to=ar1}}", "to=ar1 is for differences"),
         ("{{nonsense}}", "there is no such placeholder"),
         ("{{}}", "there is no such placeholder"),
         ("{{table nonsense}}", "there is no such placeholder"),
@@ -419,3 +429,33 @@ def test_tensorflow_is_not_imported(file, tmp_path):
     done = subprocess.run(argv, check=True, capture_output=True, text=True, cwd=tmp_path)
     listed = [pathlib.Path(line) for line in done.stdout.splitlines()]
     assert {tmp_path / path for path in listed} == set((tmp_path / "out").iterdir())
+
+
+def test_results_page_is_what_the_committed_results_give(tmp_path):
+    root = pathlib.Path(__file__).parent.parent
+    committed = root / "docs" / "results"
+    written = report.write(
+        root / "benchmarks" / "results" / "experiments.jsonl",
+        tmp_path,
+        committed / "results.template.md",
+    )
+    names = {path.name for path in written}
+    assert names == {path.name for path in committed.iterdir()} - {"results.template.md"}
+    for name in names:
+        if name.endswith(".md"):
+            assert (tmp_path / name).read_text() == (committed / name).read_text()
+        else:
+            # Other versions of Matplotlib may draw letters in another way.
+            new, old = (matplotlib.image.imread(folder / name) for folder in (tmp_path, committed))
+            assert new.shape == old.shape
+            assert np.abs(new - old).mean() < 0.005
+
+
+def test_readme_quotes_the_results_page():
+    root = pathlib.Path(__file__).parent.parent
+    readme = (root / "README.md").read_text(encoding="utf-8")
+    section = readme.split("## What to expect")[1].split("\n## ")[0]
+    quoted = re.findall(r"\S+ \[\S+, \S+\]|[\d.]+ ± [\d.]+", section)
+    assert len(quoted) == 8
+    page = (root / "docs" / "results" / "results.md").read_text(encoding="utf-8")
+    assert all(number in page for number in quoted)

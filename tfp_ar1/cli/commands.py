@@ -545,7 +545,7 @@ def report(file: pathlib.Path, out: pathlib.Path, page: pathlib.Path | None) -> 
 
     FIELD is a measure as FILE calls it, such as neg_elbo. Settings may follow, to choose the runs:
     {{difference neg_elbo dataset=mnist latent_dim=10 posterior=ar1}}; digits=1 sets the number of
-    decimals. What cannot be filled in is an error.
+    decimals, and to=isotropic what a difference is to. What cannot be filled in is an error.
 
     
     Examples:

@@ -174,16 +174,18 @@ def configurations(chosen: Iterable[Run]) -> dict[tuple[Setting, str], list[dict
     return records
 
 
-def differences(chosen: Iterable[Run]) -> dict[tuple[Setting, str], list[tuple[dict, dict]]]:
-    """For each setting and posterior: the pairs of its records with those of the baseline."""
+def differences(
+    chosen: Iterable[Run], to: str = BASELINE
+) -> dict[tuple[Setting, str], list[tuple[dict, dict]]]:
+    """For each setting and posterior: the pairs of its records with those of the posterior `to`."""
     records = configurations(chosen)
     pairs = {}
     for (setting, posterior), group in records.items():
-        baseline = {record["seed"]: record for record in records.get((setting, BASELINE), [])}
+        baseline = {record["seed"]: record for record in records.get((setting, to), [])}
         paired = [
             (record, baseline[record["seed"]]) for record in group if record["seed"] in baseline
         ]
-        if posterior != BASELINE and paired:
+        if posterior != to and paired:
             pairs[setting, posterior] = paired
     return pairs
 
@@ -353,6 +355,9 @@ def _fill(every: list[Run], words: list[str]) -> str:
     if digits is not None and not re.fullmatch("[0-9]", digits):
         raise ValueError(f"digits={digits} is not a number from 0 to 9.")
     digits = None if digits is None else int(digits)
+    to = settings.pop("to", BASELINE)
+    if to != BASELINE and what[:1] != ["difference"]:
+        raise ValueError(f"to={to} is for differences of one configuration.")
     if unknown := settings.keys() - set(results.SETTINGS):
         raise ValueError(
             f"there is no setting {', '.join(sorted(unknown))}; choose from "
@@ -367,7 +372,7 @@ def _fill(every: list[Run], words: list[str]) -> str:
             records = _only(configurations(_choose(every, settings)))
             return _mean_text(records, _known(field), digits)
         case ["difference", field]:
-            pairs = _only(_choose_differences(every, settings))
+            pairs = _only(_choose_differences(every, settings, to))
             return _difference_text(pairs, _known(field), digits)
         case ["runs"]:
             return str(len(_choose(every, settings)))
@@ -389,18 +394,18 @@ def _choose(every: list[Run], settings: dict[str, str]) -> list[Run]:
 
 
 def _choose_differences(
-    every: list[Run], settings: dict[str, str]
+    every: list[Run], settings: dict[str, str], to: str = BASELINE
 ) -> dict[tuple[Setting, str], list[tuple[dict, dict]]]:
     """The differences with these settings, of one posterior if that is among them."""
     settings = dict(settings)
     wanted = settings.pop("posterior", None)
     chosen = {
         (setting, posterior): pairs
-        for (setting, posterior), pairs in differences(_choose(every, settings)).items()
+        for (setting, posterior), pairs in differences(_choose(every, settings), to).items()
         if wanted in (None, posterior)
     }
     if not chosen:
-        raise ValueError(f"no such run shares its seed with one of {BASELINE}.")
+        raise ValueError(f"no such run shares its seed with one of {to}.")
     return chosen
 
 
