@@ -27,15 +27,13 @@ PARAMS = np.random.default_rng(0).normal(size=[3, D + 2]).astype(np.float32)
 S, RHO = np.exp(np.float64(PARAMS[:, D])), np.tanh(np.float64(PARAMS[:, D + 1]))
 
 
-def covariance_by_hand(sampler):
+def covariance_by_hand(sampler, s=S, rho=RHO, d=D):
     """Entry by entry, from sums over the noise that two coordinates share."""
-    covariance = np.zeros([3, D, D])
-    for n in range(3):
-        a = {"random_walk": 1.0, "whole_innovations": RHO[n]}[sampler]
-        for i in range(D):
-            for j in range(D):
-                shared = range(min(i, j) + 1)
-                covariance[n, i, j] = S[n] * sum(a ** (i - k) * a ** (j - k) for k in shared)
+    covariance = np.zeros([len(s), d, d])
+    for n, i, j in np.ndindex(covariance.shape):
+        a = {"random_walk": 1.0, "whole_innovations": rho[n]}[sampler]
+        shared = range(min(i, j) + 1)
+        covariance[n, i, j] = s[n] * sum(a ** (i - k) * a ** (j - k) for k in shared)
     return covariance
 
 
@@ -123,9 +121,15 @@ def test_losses(sampler, loss, monkeypatch):
     if sampler == "diag":
         log_s = params[:, d:]
         covariance_terms = np.sum(np.exp(log_s) - 1 - log_s, axis=1)
+        covariance = np.exp(log_s)[..., None] * np.eye(d)
     else:
         log_s, rho = params[:, d], np.tanh(params[:, d + 1])
         covariance_terms = d * (np.exp(log_s) - 1 - log_s) - (d - 1) * np.log(1 - rho**2)
+        if sampler == "ar1":
+            covariance = oracles.ar1_covariance(np.exp(log_s / 2), rho, d)
+        else:
+            covariance = covariance_by_hand(sampler, np.exp(log_s), rho, d)
+    q = oracles.Dense(params[:, :d], covariance)
     z = model.encode(X).sample(seed=tf.constant([3, 4]))
     p = scipy.special.expit(np.float64(model.decoder(z)))
     cross_entropy = -np.sum(X * np.log(p) + (1 - X) * np.log1p(-p), axis=(1, 2))
@@ -139,6 +143,7 @@ def test_losses(sampler, loss, monkeypatch):
     terms = model.objective(model, tf.constant(X), training=True)
     oracles.assert_close(np.mean(terms.loss), expected[loss])
     oracles.assert_close(np.mean(terms.reference_loss), expected["reference"])
+    oracles.assert_close(terms.kl, q.kl(oracles.Dense(np.zeros(d), np.eye(d))))
     oracles.assert_close(terms.mean_term, mean_squared / 2)
     oracles.assert_close(terms.covariance_terms, covariance_terms / 2)
     assert abs(expected["paper"] - reference / len(X)) > 0.1  # the two can be told apart
@@ -159,6 +164,14 @@ def test_every_variant_is_trained_once(tmp_path, monkeypatch):
     variants = [("ar1", "paper"), ("ar1", "reference"), ("random_walk", "reference")]
     monkeypatch.setattr(published_curves, "VARIANTS", variants)
     out = tmp_path / "results.json"
+    evaluated = []
+
+    def evaluate(model, x):
+        evaluated.append([layer.get_weights() for layer in (model.decoder, model.encoder)])
+        return evaluate_model(model, x)
+
+    evaluate_model = published_curves._evaluate
+    monkeypatch.setattr(published_curves, "_evaluate", evaluate)
 
     def run():
         arguments = ["--data-dir", str(data.parent), "--dataset", "mnist", "--out", str(out)]
@@ -176,6 +189,12 @@ def test_every_variant_is_trained_once(tmp_path, monkeypatch):
     ]
     for entry in results:
         assert {len(curve) for curve in entry["curves"].values()} == {2}
+
+    # Of the random walk: as it was trained, the same weights, and the encoder trained again.
+    trained, as_stated, refitted = evaluated[-3:]
+    for decoder, encoder in (as_stated, refitted):
+        assert all(map(np.array_equal, decoder, trained[0]))
+        assert all(map(np.array_equal, encoder, trained[1])) == (encoder is as_stated[1])
 
     # Interrupted after the first two: they stay, and the third is trained again, to the same end.
     kept = [results[0] | {"mark": 1}, results[1]]

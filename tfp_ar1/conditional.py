@@ -1,38 +1,41 @@
-"""An AR(1) normal given some of its coordinates: missing values, in O(d)."""
+"""A Gaussian Markov chain given some of its coordinates: missing values, in O(d)."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import tensorflow as tf
 from tensorflow_probability.python.internal import distribution_util, samplers
 from tensorflow_probability.python.internal import prefer_static as ps
 
-from tfp_ar1 import linear_operator_ar1_cholesky as ar1_cholesky
-from tfp_ar1.correlation import LagOneCorrelation
+from tfp_ar1 import recurrence
+from tfp_ar1.chain import Chain
 
 if TYPE_CHECKING:
-    from tfp_ar1.mvn_ar1 import MultivariateNormalAR1
+    from tfp_ar1.gaussian_markov_chain import GaussianMarkovChain
 
-__all__ = ["ConditionalAR1"]
+__all__ = ["ConditionalMarkov"]
 
 
-class ConditionalAR1:
-    """The law of all coordinates of an AR(1) normal, given those that were observed.
+class ConditionalMarkov:
+    """The law of all coordinates of a Gaussian Markov chain, given those that were observed.
 
-    The process is Markov, so a missing coordinate depends on the nearest observed one on either
-    side alone. With a and b the distances to them, and r_k = 1 - ρ^(2k),
+    A missing coordinate depends on the nearest observed one on either side alone. With the products
+    of the lag-one correlations between, a and b, with r_a = 1 - a² and r_b = 1 - b², and with
+    w = (value - loc) / σ,
 
-        mean     = loc + [ρ^a r_b w_left + ρ^b r_a w_right] / r_(a+b),    w = value - loc
-        variance = σ² r_a r_b / r_(a+b)
+        mean     = loc + σ [a r_b w_left + b r_a w_right] / (1 - a² b²)
+        variance = σ² r_a r_b / (1 - a² b²)
 
-    where a side without an observed coordinate drops out (r = 1, ρ^k = 0). Every method costs O(d).
+    where a side without an observed coordinate drops out (a = 0). The products come from the
+    recurrence itself, cut at what is observed, in terms of 1 - |a|, so that nothing cancels where
+    neighbours are nearly equal. Every method costs O(d).
 
-    Made by `MultivariateNormalAR1.conditional`.
+    Made by `GaussianMarkovChain.conditional`.
 
     Args:
-      distribution: the `MultivariateNormalAR1`.
+      distribution: the `GaussianMarkovChain`.
       value: floating-point tensor `[..., d]`, broadcast against the batch shape of `distribution`.
         Entries that are not observed are ignored, and may be NaN.
       observed: boolean tensor `[..., d]`, `True` where `value` is known.
@@ -42,7 +45,7 @@ class ConditionalAR1:
       ValueError: if the last dimension of `value` or `observed` is not the event size.
     """
 
-    def __init__(self, distribution: MultivariateNormalAR1, value: Any, observed: Any):
+    def __init__(self, distribution: GaussianMarkovChain, value: Any, observed: Any):
         value = tf.convert_to_tensor(value, dtype=distribution.dtype, name="value")
         observed = tf.convert_to_tensor(observed, name="observed")
         if observed.dtype != tf.bool:
@@ -55,39 +58,41 @@ class ConditionalAR1:
                 )
         self.distribution = distribution
         self._loc = tf.convert_to_tensor(distribution.loc)
-        self._operator = ar1_cholesky.with_tensors(distribution.scale)
-        self._rho, self._scale = self._operator.read_parameters(for_columns=True)
-        event_shape = ps.reshape(distribution._event_size(), [1])
+        self._chain = distribution.scale.chain()
+        rho, event_shape = self._chain.rho, ps.reshape(distribution._event_size(), [1])
         self._observed = tf.broadcast_to(
             observed, ps.broadcast_shape(ps.shape(observed), event_shape)
         )
-        self._left, self._right = _neighbours(self._observed)
         batch_shape = distribution._static_or_dynamic_batch_shape()
         batch_and_event = ps.concat([batch_shape, event_shape], axis=0)
         shape = ps.broadcast_shape(ps.shape(value), ps.shape(self._observed))
         self.observed = tf.broadcast_to(self._observed, ps.broadcast_shape(shape, batch_and_event))
         # What is missing must not reach a product, since 0 · NaN is NaN; nor a gradient.
         self.value = tf.where(self.observed, value, self._loc)
-        # Where ρ is negative, every other coordinate is turned round: a process with |ρ|.
-        is_odd = tf.equal(tf.range(ps.shape(observed)[-1]) % 2, 1)
-        self._turn = tf.where(is_odd, self._rho.sign, tf.ones([], value.dtype))
+        # Coordinates are turned round where the sign changes: a chain whose ρ are positive.
+        signs = rho.along_steps(rho.sign) * tf.ones([self._chain.num_steps], value.dtype)
+        turn = tf.math.cumprod(signs, axis=-1)
+        self._turn = recurrence.pad(turn, 1, 0, value=1.0)
+        self._left, self._right = (_Side(self._chain, self._observed, r) for r in (False, True))
 
     def _weights(self) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         """The weights of the two neighbours, and the variance at marginal scale 1."""
-        left, left_rest = self._left.influence(self._rho)
-        right, right_rest = self._right.influence(self._rho)
-        # 1 - ρ^(2(a+b)), without a difference. 0 at an observed coordinate, whose result is
-        # replaced by the value.
-        rest = left_rest + right_rest * (1.0 - left_rest)
+        left, right = self._left.remainder, self._right.remainder
+        # 1 - a² b², from 1 - a b. An observed coordinate's result is replaced.
+        complement = self._left.complement + self._left.size * self._right.complement
+        rest = _one_minus_square(self._left.size * self._right.size, complement)
         rest = tf.where(self._observed, tf.ones([], rest.dtype), rest)
-        right_share = left_rest / rest
-        return left * (right_rest / rest), right * right_share, right_share * right_rest
+        right_share = left / rest
+        left_weight = self._left.size * (right / rest)
+        right_weight = self._right.size * right_share
+        return left_weight, right_weight, right_share * right
 
     def _interpolate(self, w: tf.Tensor) -> tf.Tensor:
         """The weighted sum of the two neighbours' entries in `w`, for each coordinate."""
         left_weight, right_weight, _ = self._weights()
-        w *= self._turn
-        return self._turn * (left_weight * self._left.take(w) + right_weight * self._right.take(w))
+        w = self._turn * self._chain.over_coordinate_scale(w)
+        y = left_weight * self._left.nearest(w) + right_weight * self._right.nearest(w)
+        return self._chain.times_coordinate_scale(self._turn * y)
 
     def mean(self) -> tf.Tensor:
         """The conditional mean `[..., d]`; the value itself where it was observed."""
@@ -97,32 +102,30 @@ class ConditionalAR1:
     def variance(self) -> tf.Tensor:
         """The conditional variance `[..., d]`; 0 where the coordinate was observed."""
         _, _, variance = self._weights()
-        return tf.where(self.observed, tf.zeros_like(variance), variance * self._scale**2)
+        return tf.where(self.observed, tf.zeros_like(variance), variance * self._chain.scale**2)
 
     def stddev(self) -> tf.Tensor:
         """The conditional standard deviation `[..., d]`."""
         _, _, variance = self._weights()
         # The root of the 0 that stands for an observed coordinate would have no gradient.
         root = tf.sqrt(tf.where(self._observed, tf.ones_like(variance), variance))
-        return tf.where(self.observed, tf.zeros_like(variance), root * self._scale)
+        return tf.where(self.observed, tf.zeros_like(variance), root * self._chain.scale)
 
     def observed_log_prob(self) -> tf.Tensor:
         """The log-density `[...]` of the observed coordinates; 0 where there are none."""
-        # Of each observed coordinate given the observed one before it.
-        before = self._left.one_step_earlier()
-        zero = tf.zeros([], self.value.dtype)
-        size, variance = before.influence(self._rho)
-        w = self._turn * (self.value - self._loc)
-        previous = tf.where(before.exists, before.take(w), zero)
-        # w - |ρ|^k previous, by a difference that is exact for nearly equal neighbours: `whiten`.
-        complement = variance / (1.0 + size)
-        residual = (w - previous + complement * previous) / self._scale
+        # Of each observed coordinate given the observed one before it, whose mean is a w.
+        w = self._turn * self._chain.over_coordinate_scale(self.value - self._loc)
+        previous, variance = self._left.nearest(w), self._left.remainder
+        # By a difference that is exact for nearly equal neighbours, as `recurrence.whiten`.
+        residual = (w - previous) + self._left.complement * previous
+        residual /= self._chain.shared_scale[..., tf.newaxis]
         log_prob = -0.5 * (
             tf.square(residual) / variance
             + tf.math.log(variance)
-            + 2.0 * tf.math.log(self._scale)
+            + 2.0 * tf.math.log(self._chain.scale)
             + np.log(2.0 * np.pi)
         )
+        zero = tf.zeros([], log_prob.dtype)
         return tf.reduce_sum(tf.where(self.observed, log_prob, zero), axis=-1)
 
     def sample(self, sample_shape: Any = (), seed: Any = None) -> tf.Tensor:
@@ -140,107 +143,55 @@ class ConditionalAR1:
         )
         shape = ps.concat([sample_shape, ps.shape(self.value)], axis=0)
         noise = samplers.normal(shape, dtype=self.value.dtype, seed=seed)
-        x = self._loc + self._operator.matvec(noise)
+        x = self._loc + self._chain.matvec(noise)
         return tf.where(self.observed, self.value, x + self._interpolate(self.value - x))
 
 
-class _Neighbour(NamedTuple):
-    """For each coordinate, the nearest observed one on one side; tensors `[..., d]`.
+@tf.custom_gradient
+def _one_minus_square(x: tf.Tensor, complement: tf.Tensor) -> tf.Tensor:
+    """`1 - x²` from x and 1 - x, with its derivative -2x, which the latter would blur."""
+    return complement * (1.0 + x), lambda dy: (-2.0 * x * dy, tf.zeros_like(complement))
 
-    `exists` is whether there is one, `index` where it is (any valid index if there is none), and
-    `distance` how far away.
+
+class _Side:
+    """What the nearest observed coordinate on one side, the left or the right, says of each.
+
+    Args:
+      chain: the chain.
+      observed: boolean tensor `[..., d]`.
+      reverse: `False` for the left side, `True` for the right one.
     """
 
-    exists: tf.Tensor
-    index: tf.Tensor
-    distance: tf.Tensor
-
-    def influence(self, rho: LagOneCorrelation) -> tuple[tf.Tensor, tf.Tensor]:
-        """The size of its correlation, and the variance that it leaves: 0 and 1 for none."""
-        size, rest = rho.decay(self.distance)
-        zero, one = tf.zeros([], rho.dtype), tf.ones([], rho.dtype)
-        return tf.where(self.exists, size, zero), tf.where(self.exists, rest, one)
-
-    def take(self, x: tf.Tensor) -> tf.Tensor:
-        """The neighbour's entry in `x` of shape `[..., d]`."""
-        if self.index.shape.rank == 1:
-            return tf.gather(x, self.index, axis=-1)
-        index = tf.broadcast_to(self.index, ps.broadcast_shape(ps.shape(self.index), ps.shape(x)))
-        x = tf.broadcast_to(x, ps.shape(index))
-        shape = ps.shape(x)
-        x, index = (tf.reshape(each, [-1, shape[-1]]) for each in (x, index))
-        return tf.reshape(tf.gather(x, index, axis=-1, batch_dims=1), shape)
-
-    def one_step_earlier(self) -> _Neighbour:
-        """For each coordinate, the neighbour of the one before it; none for the first."""
-
-        def shifted(x: tf.Tensor, first: Any) -> tf.Tensor:
-            return tf.concat(
-                [tf.fill(tf.shape(x[..., :1]), tf.cast(first, x.dtype)), x[..., :-1]], -1
-            )
-
-        return _Neighbour(
-            shifted(self.exists, False),
-            shifted(self.index, 0),
-            1 + shifted(self.distance, 0),
+    def __init__(self, chain: Chain, observed: tf.Tensor, reverse: bool):
+        self._reverse = reverse
+        neighbours = observed[..., 1:] if reverse else observed[..., :-1]
+        self._linked = tf.logical_not(neighbours)
+        rho = chain.rho
+        ones = tf.ones([chain.num_steps], chain.dtype)
+        size, complement = (
+            rho.along_steps(rho.sign * x) * ones for x in (rho.value, rho.complement)
         )
-
-
-def _neighbours(observed: tf.Tensor) -> tuple[_Neighbour, _Neighbour]:
-    """The nearest observed coordinates on the left and on the right of each, or itself."""
-    size = ps.shape(observed)[-1]
-    position = tf.range(size)
-    both = tf.stack([observed, tf.reverse(observed, axis=[-1])])
-    last = _running_maximum(tf.where(both, position, -1))
-    exists, last = last >= 0, tf.maximum(last, 0)
-    left, right = last[0], size - 1 - tf.reverse(last[1], axis=[-1])
-    return (
-        _Neighbour(exists[0], left, position - left),
-        _Neighbour(tf.reverse(exists[1], axis=[-1]), right, right - position),
-    )
-
-
-def _running_maximum(x: tf.Tensor) -> tf.Tensor:
-    """The maximum of each entry and all before it along the last axis, for non-negatives and -1.
-
-    Doubling for small sizes; else blocks of 16, one step after the other in all of them at once,
-    and the running maximum of what each carries on.
-    """
-    size = tf.compat.dimension_value(x.shape[-1])
-    if size is None:
-        size = tf.shape(x)[-1]
-
-        def step(shift: tf.Tensor, x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-            # Entries that have nothing `shift` places before them are compared with themselves.
-            shifted = tf.concat([x[..., :shift], x[..., : size - shift]], axis=-1)
-            return 2 * shift, tf.maximum(x, shifted)
-
-        _, x = tf.while_loop(
-            lambda shift, _: shift < size,
-            step,
-            (tf.constant(1), x),
-            shape_invariants=(tf.TensorShape([]), x.shape),
+        # a, the product of the |ρ| up to the neighbour, 0 for none, and 1 - a, each accurate where
+        # it is small. One step more from a coordinate that is not observed: |ρ| a, and
+        # 1 - |ρ| + |ρ| (1 - a).
+        start = tf.where(self._linked, tf.zeros_like(ones), size)
+        complement = tf.broadcast_to(complement, ps.shape(start))
+        inputs = [self._from_steps(start, end=0.0), self._from_steps(complement, end=1.0)]
+        self.size, complement = tf.unstack(
+            recurrence.linked_recurrence(tf.stack(inputs), self._linked, rho, reverse), num=2
         )
-        return x
-    if size <= 128:
-        shift = 1
-        while shift < size:
-            x = tf.concat([x[..., :shift], tf.maximum(x[..., shift:], x[..., :-shift])], axis=-1)
-            shift *= 2
-        return x
-    padding = -size % 16
-    shape = ps.shape(x)
-    none = tf.fill(ps.concat([shape[:-1], [padding]], axis=0), tf.constant(-1, x.dtype))
-    padded = tf.concat([x, none], axis=-1) if padding else x
-    blocks = tf.reshape(padded, ps.concat([shape[:-1], [-1, 16]], axis=0))
-    steps = tf.unstack(blocks, axis=-1)
-    for j in range(1, 16):
-        steps[j] = tf.maximum(steps[j], steps[j - 1])
-    carried = _running_maximum(steps[-1])
-    carried = tf.concat(
-        [tf.fill(tf.shape(carried[..., :1]), tf.constant(-1, x.dtype)), carried[..., :-1]], -1
-    )
-    # A transposition is faster than a stack along the last axis.
-    y = tf.maximum(tf.stack(steps), carried)
-    y = tf.transpose(y, [*range(1, y.shape.rank), 0])
-    return tf.reshape(y, ps.shape(padded))[..., :size]
+        # The derivative of 1 - a is that of -a, which the recurrence has without cancellation.
+        no_value = self.size - tf.stop_gradient(self.size)
+        self.complement = tf.stop_gradient(complement) - no_value
+        self.remainder = _one_minus_square(self.size, self.complement)
+
+    def nearest(self, w: tf.Tensor) -> tf.Tensor:
+        """The neighbour's entry in `w` of shape `[..., d]`; 0 where there is none."""
+        neighbours = w[..., 1:] if self._reverse else w[..., :-1]
+        known = tf.where(self._linked, tf.zeros([], w.dtype), neighbours)
+        known = self._from_steps(known, end=0.0)
+        return recurrence.linked_recurrence(known, self._linked, reverse=self._reverse)
+
+    def _from_steps(self, steps: tf.Tensor, end: float) -> tf.Tensor:
+        """Entries for each step at the coordinate that it leads to; `end` where none does."""
+        return recurrence.pad(steps, int(not self._reverse), int(self._reverse), end)

@@ -44,16 +44,33 @@ class LagOneCorrelation:
     Args:
       correlation: floating-point tensor, ρ in (-1, 1). Exactly one of `correlation` and `fisher_z`.
       fisher_z: floating-point tensor, u = atanh ρ, any finite value.
+      per_step: whether the last axis of the parameter runs over the d - 1 steps of a path of d
+        coordinates; else one ρ holds for all steps.
 
     Raises:
       ValueError: if both or none of `correlation` and `fisher_z` are given.
     """
 
-    def __init__(self, correlation: tf.Tensor | None = None, fisher_z: tf.Tensor | None = None):
+    def __init__(
+        self,
+        correlation: tf.Tensor | None = None,
+        fisher_z: tf.Tensor | None = None,
+        per_step: bool = False,
+    ):
         check_one_given(correlation, fisher_z)
+        self.per_step = per_step
         self._rho = None if correlation is None else tf.convert_to_tensor(correlation)
         self._u = None if fisher_z is None else tf.convert_to_tensor(fisher_z)
         self.dtype = (self._u if self._rho is None else self._rho).dtype
+
+    def batch_shape(self) -> Any:
+        """The shape of the parameter, without the axis of the steps."""
+        shape = ps.shape(self._u if self._rho is None else self._rho)
+        return shape[:-1] if self.per_step else shape
+
+    def along_steps(self, x: tf.Tensor) -> tf.Tensor:
+        """One of this object's tensors, with an axis of steps at its end: of size 1 if shared."""
+        return x if self.per_step else x[..., tf.newaxis]
 
     @functools.cached_property
     def value(self) -> tf.Tensor:

@@ -1,7 +1,14 @@
 """The one mapping from packed parameters, as a network puts them out, to the distribution.
 
-The last axis holds `[loc (d), log s, fisher_z]`: the mean, the logarithm of the marginal variance,
-and the Fisher z-transform `atanh ρ` of the correlation. A vector of zeros is the standard normal.
+For d coordinates the last axis holds, by family,
+
+* `"ar1"`: `[loc (d), log s, fisher_z]`, for `MultivariateNormalAR1`;
+* `"arh1"`: `[loc (d), log s (d), fisher_z]`, for `MultivariateNormalARH1`;
+* `"ante1"`: `[loc (d), log s (d), fisher_z (d - 1)]`, for `MultivariateNormalANTE1`:
+
+the mean, the logarithm of the marginal variance, of all coordinates or of each, and the Fisher
+z-transform `atanh ρ` of the correlation, of all steps or of each. A vector of zeros is the standard
+normal.
 """
 
 from __future__ import annotations
@@ -11,7 +18,10 @@ from typing import Any
 
 import tensorflow as tf
 
+from tfp_ar1.gaussian_markov_chain import GaussianMarkovChain
+from tfp_ar1.mvn_ante1 import MultivariateNormalANTE1
 from tfp_ar1.mvn_ar1 import MultivariateNormalAR1
+from tfp_ar1.mvn_arh1 import MultivariateNormalARH1
 
 __all__ = ["FISHER_Z_BOUND", "LOC_BOUND", "LOG_S_BOUND", "bounded", "new", "params_size"]
 
@@ -22,45 +32,64 @@ LOG_S_BOUND = 40.0  # |log s|: standard deviations from 2e-9 to 5e8
 FISHER_Z_BOUND = 20.0  # |fisher_z|: |ρ| up to 1 - 8e-18
 
 
-def params_size(event_size: int) -> int:
-    """The number of packed parameters of a distribution over vectors of `event_size`: two more.
+def params_size(event_size: int, family: str = "ar1") -> int:
+    """The number of packed parameters of a distribution over vectors of `event_size`.
 
     Args:
       event_size: number of coordinates d, at least 1.
+      family: `"ar1"`, `"arh1"` or `"ante1"`.
 
     Returns:
-      d + 2.
+      d + 2, 2d + 1 or 3d - 1.
 
     Raises:
-      ValueError: if `event_size` is not a positive integer.
+      ValueError: if `event_size` is not a positive integer, or the family is unknown.
     """
-    return checked_event_size(event_size) + 2
+    d = checked_event_size(event_size)
+    sizes = {"ar1": d + 2, "arh1": 2 * d + 1, "ante1": 3 * d - 1}
+    if family not in sizes:
+        raise ValueError(f"Unknown family {family!r}; expected one of {list(sizes)}.")
+    return sizes[family]
 
 
-def new(params: Any, event_size: int, validate_args: bool = False) -> MultivariateNormalAR1:
+def new(
+    params: Any, event_size: int, validate_args: bool = False, family: str = "ar1"
+) -> GaussianMarkovChain:
     """Makes the distribution from packed parameters.
 
     Args:
-      params: floating-point tensor `[..., event_size + 2]`, holding `[loc, log s, fisher_z]`; any
-        finite values. `loc` is clipped to ±`LOC_BOUND`, `log s` to ±`LOG_S_BOUND` and `fisher_z`
-        to ±`FISHER_Z_BOUND`.
+      params: floating-point tensor `[..., params_size(event_size, family)]`; any finite values.
+        `loc` is clipped to ±`LOC_BOUND`, `log s` to ±`LOG_S_BOUND` and `fisher_z` to
+        ±`FISHER_Z_BOUND`.
       event_size: number of coordinates d, at least 1.
       validate_args: passed on to the distribution.
+      family: `"ar1"`, `"arh1"` or `"ante1"`.
 
     Returns:
-      `MultivariateNormalAR1` of batch shape `[...]` and event shape `[event_size]`.
+      `MultivariateNormalAR1`, `MultivariateNormalARH1` or `MultivariateNormalANTE1` of batch shape
+      `[...]` and event shape `[event_size]`.
 
     Raises:
-      ValueError: if `event_size` is not a positive integer, or the last dimension of `params` is
-        not `event_size + 2`.
+      ValueError: if `event_size` is not a positive integer, the family is unknown, or the last
+        dimension of `params` is not `params_size(event_size, family)`.
     """
-    params = checked_params(params, params_size(event_size), event_size)
-    return MultivariateNormalAR1(
-        loc=bounded(params[..., :event_size], LOC_BOUND),
-        marginal_scale=scale_from_log_variance(params[..., event_size]),
-        fisher_z=bounded(params[..., event_size + 1], FISHER_Z_BOUND),
-        validate_args=validate_args,
-    )
+    d = event_size
+    params = checked_params(params, params_size(d, family), d)
+    loc = bounded(params[..., :d], LOC_BOUND)
+    if family == "ar1":
+        return MultivariateNormalAR1(
+            loc,
+            marginal_scale=scale_from_log_variance(params[..., d]),
+            fisher_z=bounded(params[..., d + 1], FISHER_Z_BOUND),
+            validate_args=validate_args,
+        )
+    scale_diag = scale_from_log_variance(params[..., d : 2 * d])
+    fisher_z = bounded(params[..., 2 * d :], FISHER_Z_BOUND)
+    if family == "arh1":
+        return MultivariateNormalARH1(
+            loc, scale_diag, fisher_z=fisher_z[..., 0], validate_args=validate_args
+        )
+    return MultivariateNormalANTE1(loc, scale_diag, fisher_z=fisher_z, validate_args=validate_args)
 
 
 def bounded(x: tf.Tensor, bound: float) -> tf.Tensor:

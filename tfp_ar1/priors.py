@@ -11,7 +11,10 @@ import tensorflow_probability as tfp
 from tensorflow_probability.python.distributions.independent import _Independent
 from tensorflow_probability.python.distributions.sample import _Sample
 
+from tfp_ar1.mvn_ante1 import MultivariateNormalANTE1
 from tfp_ar1.mvn_ar1 import MultivariateNormalAR1
+from tfp_ar1.mvn_arh1 import MultivariateNormalARH1
+from tfp_ar1.mvn_ou import MultivariateNormalOU
 
 tfd = tfp.distributions
 
@@ -21,6 +24,9 @@ _CLASSES = {
     cls.__name__: cls
     for cls in (
         MultivariateNormalAR1,
+        MultivariateNormalARH1,
+        MultivariateNormalANTE1,
+        MultivariateNormalOU,
         tfd.Independent,
         tfd.MultivariateNormalDiag,
         tfd.MultivariateNormalTriL,
@@ -67,7 +73,7 @@ def to_config(distribution: tfd.Distribution) -> dict[str, Any]:
     """The class and the parameters of a distribution, as dictionaries, lists, numbers and strings.
 
     Args:
-      distribution: a `MultivariateNormalAR1`, or one of `tfd.MultivariateNormalDiag`,
+      distribution: a distribution of this package, or one of `tfd.MultivariateNormalDiag`,
         `MultivariateNormalTriL`, `Normal`, `Independent` and `Sample`, nested or not.
 
     Returns:

@@ -3,12 +3,13 @@
 With S the shift by one coordinate and K = diag(1, √(1-ρ²), √(1-ρ²), …), `recurrence` is
 multiplication by `(I - ρ S)⁻¹` and `whiten` multiplication by `K⁻¹ (I - ρ S) / σ`; `reverse=True`
 takes the transposed matrices. `color` is the inverse of `whiten`. All work along the last axis, for
-one ρ per batch member.
+one ρ per batch member, or for one ρ_t per step t - 1 → t where `rho.per_step`; then ρ S stands for
+the matrix with ρ_1, …, ρ_(d-1) below its diagonal.
 
 How `recurrence` is evaluated is decided in `_scheme` alone; the gradient does not depend on it,
 because the gradient of the recurrence is the same recurrence run backwards:
 
-    x̄ = (I - ρ S)⁻ᵀ ȳ,    ρ̄ = Σ_t x̄_t y_{t-1}
+    x̄ = (I - ρ S)⁻ᵀ ȳ,    ρ̄ = Σ_t x̄_t y_{t-1},    ρ̄_t = x̄_t y_{t-1}
 
 so it costs about one more forward pass, to any order. Where a transformation drops this gradient,
 as `tf.vectorized_map` does, the operations that evaluated y are differentiated; that is right too.
@@ -30,6 +31,8 @@ from tfp_ar1.correlation import LagOneCorrelation
 # faster up to a few hundred coordinates, blocks beyond; blocks of 16 and of 32 are about alike.
 _LARGEST_SIZE_FOR_DOUBLING = 256
 _BLOCK_SIZE = 32
+_LARGEST_SIZE_FOR_DOUBLING_STEPS = 128
+_BLOCK_SIZE_FOR_STEPS = 16
 
 
 class _Base(NamedTuple):
@@ -58,20 +61,73 @@ class _Base(NamedTuple):
         return tf.concat([self.value[..., tf.newaxis], powers], axis=-1)
 
 
+class _Steps(NamedTuple):
+    """Coefficients, one for each step: long products are right also where they round to ±1.
+
+    `value` holds ρ_1, …, ρ_(d-1) along the last axis, and `complement` 1 - |ρ_t|.
+    """
+
+    value: tf.Tensor
+    complement: tf.Tensor
+
+    @classmethod
+    def of(cls, rho: LagOneCorrelation) -> _Steps:
+        return cls(rho.value, rho.sign * rho.complement)
+
+    def times(self, other: _Steps) -> _Steps:
+        value = self.value * other.value
+        complement = self.complement + other.complement - self.complement * other.complement
+        # Many factors next to 1, each rounded, would add up their errors; a sum of complements
+        # has none that counts.
+        near_one = tf.math.sign(value) * (1.0 - complement)
+        return _Steps(tf.where(complement < 0.5, near_one, value), complement)
+
+    def part(self, *index: Any) -> _Steps:
+        return _Steps(self.value[index], self.complement[index])
+
+
 def recurrence(x: tf.Tensor, rho: LagOneCorrelation, reverse: bool = False) -> tf.Tensor:
     """Solves `y_t = ρ y_{t-1} + x_t` with `y_0 = x_0`, for t along the last axis.
 
     Args:
       x: floating-point tensor of shape `[..., d]`.
-      rho: correlation of shape `[...]`, broadcast against `x.shape[:-1]`.
+      rho: correlation of shape `[...]` (or `[..., d - 1]`, per step), broadcast against
+        `x.shape[:-1]`.
       reverse: if `True`, solves the transposed system, `y_t = ρ y_{t+1} + x_t`.
 
     Returns:
       y: tensor of the broadcast shape `[..., d]`, differentiable to any order in `x` and ρ.
     """
-    x = _broadcast_to_batch(x, rho.sign)
-    coefficient = tf.broadcast_to(rho.value, ps.shape(x)[:-1])
+    x = _broadcast_to_batch(x, rho.batch_shape())
+    if rho.per_step:
+        return _recurrence(x, rho.value, _step_scheme(_Steps.of(rho), _size(x)), reverse)
+    coefficient = tf.broadcast_to(rho.value, ps.shape(x)[:-1])[..., tf.newaxis]
     return _recurrence(x, coefficient, _scheme(_Base.of(rho), _size(x)), reverse)
+
+
+def linked_recurrence(
+    x: tf.Tensor, linked: tf.Tensor, rho: LagOneCorrelation | None = None, reverse: bool = False
+) -> tf.Tensor:
+    """Solves `y_t = |ρ_t| y_{t-1} + x_t` where step t is linked, and `y_t = x_t` where it is not.
+
+    Args:
+      x: floating-point tensor of shape `[..., d]`.
+      linked: boolean tensor of shape `[..., d - 1]`, broadcast against `x.shape[:-1]`.
+      rho: correlation, as for `recurrence`; `None` for 1.
+      reverse: if `True`, `y_t = |ρ_(t+1)| y_{t+1} + x_t` where step t + 1 is linked.
+
+    Returns:
+      y: tensor of the broadcast shape `[..., d]`, differentiable to any order in `x` and ρ.
+    """
+    if rho is None:
+        value = tf.cast(linked, x.dtype)
+        steps = _Steps(value, 1.0 - value)
+    else:
+        size, complement = (rho.along_steps(rho.sign * t) for t in (rho.value, rho.complement))
+        zero, one = tf.zeros([], x.dtype), tf.ones([], x.dtype)
+        steps = _Steps(tf.where(linked, size, zero), tf.where(linked, complement, one))
+    x = _broadcast_to_batch(x, ps.shape(steps.value)[:-1])
+    return _recurrence(x, steps.value, _step_scheme(steps, _size(x)), reverse)
 
 
 def color(x: tf.Tensor, rho: LagOneCorrelation, scale: tf.Tensor) -> tf.Tensor:
@@ -79,13 +135,16 @@ def color(x: tf.Tensor, rho: LagOneCorrelation, scale: tf.Tensor) -> tf.Tensor:
 
     Args:
       x: floating-point tensor of shape `[..., d]`.
-      rho: correlation of shape `[...]`, broadcast against `x.shape[:-1]`.
-      scale: σ, of the same shape.
+      rho: correlation of shape `[...]` (or `[..., d - 1]`, per step), broadcast against
+        `x.shape[:-1]`.
+      scale: σ, of shape `[...]`.
 
     Returns:
       y: tensor of the broadcast shape `[..., d]`, differentiable to any order in `x`, ρ and σ.
     """
-    x = _broadcast_to_batch(x, rho.sign, scale)
+    if rho.per_step:
+        return recurrence(scaled(x, rho, scale), rho)
+    x = _broadcast_to_batch(x, rho.batch_shape(), ps.shape(scale))
     batch_shape = ps.shape(x)[:-1]
     later = scale * rho.innovation_scale
     # From the parameters as they are, not broadcast: once for all draws that share them.
@@ -98,12 +157,12 @@ def color(x: tf.Tensor, rho: LagOneCorrelation, scale: tf.Tensor) -> tf.Tensor:
         y: tf.Tensor, x: tf.Tensor, coefficient: tf.Tensor, scale: tf.Tensor, later: tf.Tensor
     ) -> tf.Tensor:
         def gradient(dy: tf.Tensor) -> tuple[tf.Tensor | None, ...]:
-            dx = _recurrence(dy, coefficient, scheme, reverse=True)
+            dx = _recurrence(dy, coefficient[..., tf.newaxis], scheme, reverse=True)
             y_ = with_gradient(y, x, coefficient, scale, later)
             dfirst = tf.reduce_sum(dx[..., :1] * x[..., :1], axis=-1)
             return (
                 None,
-                scaled(dx, scale, later),
+                _scaled(dx, scale[..., tf.newaxis], later[..., tf.newaxis]),
                 tf.reduce_sum(dx[..., 1:] * y_[..., :-1], axis=-1),
                 dfirst,
                 tf.reduce_sum(dx * x, axis=-1) - dfirst,
@@ -114,10 +173,17 @@ def color(x: tf.Tensor, rho: LagOneCorrelation, scale: tf.Tensor) -> tf.Tensor:
     return with_gradient(y, x, coefficient, scale, later)
 
 
-def scaled(x: tf.Tensor, first: tf.Tensor, later: tf.Tensor) -> tf.Tensor:
-    """`first · x_0` and `later · x_t`: factors of shape `[...]` for x of shape `[..., d]`."""
-    parts = [x[..., :1] * first[..., tf.newaxis], x[..., 1:] * later[..., tf.newaxis]]
-    return tf.concat(parts, axis=-1)
+def scaled(x: tf.Tensor, rho: LagOneCorrelation, scale: tf.Tensor) -> tf.Tensor:
+    """`K σ x`: white noise as innovations, for σ of shape `[...]` and x of shape `[..., d]`."""
+    later = scale[..., tf.newaxis] * rho.along_steps(rho.innovation_scale)
+    return _scaled(x, scale[..., tf.newaxis], later)
+
+
+def _scaled(x: tf.Tensor, first: tf.Tensor, later: tf.Tensor) -> tf.Tensor:
+    """`first x_0` and `later x_t`, for factors `[..., 1]`, and `[..., 1]` or `[..., d - 1]`."""
+    parts = [x[..., :1] * first, x[..., 1:] * later]
+    batch_shape = ps.broadcast_shape(*(ps.shape(part)[:-1] for part in parts))
+    return tf.concat([_broadcast_to_batch(part, batch_shape) for part in parts], axis=-1)
 
 
 def whiten(
@@ -131,8 +197,9 @@ def whiten(
 
     Args:
       x: floating-point tensor of shape `[..., d]`.
-      rho: correlation of shape `[...]`, broadcast against `x.shape[:-1]`.
-      scale: σ, of the same shape. Default: 1.
+      rho: correlation of shape `[...]` (or `[..., d - 1]`, per step), broadcast against
+        `x.shape[:-1]`.
+      scale: σ, of shape `[...]`. Default: 1.
       reverse: if `True`, the transposed matrix: `(x_t - ρ x_{t+1}) / (σ √(1-ρ²))` with `x_d = 0`,
         but `(x_0 - ρ x_1 / √(1-ρ²)) / σ` for t = 0.
 
@@ -141,13 +208,8 @@ def whiten(
     """
     scale = tf.convert_to_tensor(scale, dtype=x.dtype)
     if reverse:
-        x = _broadcast_to_batch(x, rho.sign, scale)
-        parameters = (rho.sign, rho.innovation_precision_scale, rho.relative_complement)
-        sign, inverse_scale, remainder = (t[..., tf.newaxis] for t in parameters)
-        later = tf.concat([x[..., 1:], tf.zeros_like(x[..., :1])], axis=-1)
-        y = (x - sign * later) * inverse_scale + remainder * later
-        first = x[..., :1] - rho.value[..., tf.newaxis] * inverse_scale * later[..., :1]
-        return tf.concat([first, y[..., 1:]], axis=-1) / scale[..., tf.newaxis]
+        x = _broadcast_to_batch(x, rho.batch_shape(), ps.shape(scale))
+        return _whiten_reverse(x, rho) / scale[..., tf.newaxis]
     first, later = _first_and_later_innovations(x, rho, scale)
     return tf.concat([first, later], axis=-1)
 
@@ -165,45 +227,80 @@ def sum_of_squares(x: tf.Tensor) -> tf.Tensor:
     return value, lambda dy: (2.0 * dy)[..., tf.newaxis] * x
 
 
+def _whiten_reverse(x: tf.Tensor, rho: LagOneCorrelation) -> tf.Tensor:
+    if rho.per_step:
+        x = tf.concat([x[..., :1], x[..., 1:] * rho.innovation_precision_scale], axis=-1)
+        later = x[..., 1:]
+        y = (x[..., :-1] - rho.sign * later) + rho.complement * later
+        return tf.concat([y, x[..., -1:]], axis=-1)
+    parameters = (rho.sign, rho.innovation_precision_scale, rho.relative_complement)
+    sign, inverse_scale, remainder = (t[..., tf.newaxis] for t in parameters)
+    later = tf.concat([x[..., 1:], tf.zeros_like(x[..., :1])], axis=-1)
+    y = (x - sign * later) * inverse_scale + remainder * later
+    first = x[..., :1] - rho.value[..., tf.newaxis] * inverse_scale * later[..., :1]
+    return tf.concat([first, y[..., 1:]], axis=-1)
+
+
 def _first_and_later_innovations(
     x: tf.Tensor, rho: LagOneCorrelation, scale: tf.Tensor
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    x = _broadcast_to_batch(x, rho.sign, scale)
+    x = _broadcast_to_batch(x, rho.batch_shape(), ps.shape(scale))
     shape = ps.shape(x)[:-1]
-    parameters = (rho.innovation_precision_scale, rho.relative_complement, scale)
-    first, later = _stencil(x, *(tf.broadcast_to(t, shape) for t in parameters), rho.sign)
-    return first / scale[..., tf.newaxis], later
+    parameters = [rho.innovation_precision_scale, rho.relative_complement, scale]
+    if not rho.per_step:
+        # Small, and their gradients then need one sum only.
+        parameters = [tf.broadcast_to(t, shape) for t in parameters]
+    a, b, scale = parameters
+    scale = scale[..., tf.newaxis]
+    first, later = _stencil(x, *map(rho.along_steps, (a, b)), scale, rho.along_steps(rho.sign))
+    return first / scale, later
 
 
 def _stencil(
     x: tf.Tensor, a: tf.Tensor, b: tf.Tensor, scale: tf.Tensor, sign: tf.Tensor
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """`[x_0]`, and `(a (x_t - sign x_{t-1}) + b x_{t-1}) / scale`; few passes for the gradient."""
+    """`[x_0]`, and `(a (x_t - sign x_{t-1}) + b x_{t-1}) / scale`; few passes for the gradient.
+
+    The parameters have a last axis of size 1 or d - 1.
+    """
     a_, b_ = _over_scale(a, b, scale)
 
     def difference(x: tf.Tensor) -> tf.Tensor:
-        return x[..., 1:] - sign[..., tf.newaxis] * x[..., :-1]
+        return x[..., 1:] - sign * x[..., :-1]
 
     @tf.custom_gradient
     def with_gradient(
         x: tf.Tensor, a: tf.Tensor, b: tf.Tensor, scale: tf.Tensor
     ) -> tuple[tuple[tf.Tensor, tf.Tensor], Any]:
-        y = a_[..., tf.newaxis] * difference(x) + b_[..., tf.newaxis] * x[..., :-1]
+        y = a_ * difference(x) + b_ * x[..., :-1]
 
         def gradient(dfirst: tf.Tensor, dy: tf.Tensor) -> tuple[tf.Tensor, ...]:
             a_, b_ = _over_scale(a, b, scale)
-            dlater, dearlier = a_[..., tf.newaxis] * dy, (b_ - sign * a_)[..., tf.newaxis] * dy
+            dlater, dearlier = a_ * dy, (b_ - sign * a_) * dy
             # By pads, which XLA fuses into the sum, as it does not do with concatenations.
             size = ps.shape(dy)[-1]
-            dx = tf.add_n([_pad(dlater, 1, 0), _pad(dearlier, 0, 1), _pad(dfirst, 0, size)])
+            dx = tf.add_n([pad(dlater, 1, 0), pad(dearlier, 0, 1), pad(dfirst, 0, size)])
             # Graphs compute the difference once; eagerly, again.
-            da = tf.reduce_sum(dy * difference(x), axis=-1) / scale
-            db = tf.reduce_sum(dy * x[..., :-1], axis=-1) / scale
-            return dx, da, db, -(a * da + b * db) / scale
+            da = _sum_to(dy * difference(x), a) / scale
+            db = _sum_to(dy * x[..., :-1], b) / scale
+            return dx, da, db, _sum_to(-(a * da + b * db) / scale, scale)
 
         return (x[..., :1], y), gradient
 
     return with_gradient(x, a, b, scale)
+
+
+def _sum_to(x: tf.Tensor, like: tf.Tensor) -> tf.Tensor:
+    """Sums `x` to the shape of `like`, which broadcasts to its shape."""
+    if x.shape.is_fully_defined() and like.shape.is_fully_defined():
+        missing = x.shape.rank - like.shape.rank
+        sizes = [None] * missing + list(like.shape)
+        axes = [i for i in range(x.shape.rank) if sizes[i] != x.shape[i]]
+    else:
+        _, axes = tf.raw_ops.BroadcastGradientArgs(s0=tf.shape(x), s1=tf.shape(like))
+    if isinstance(axes, list) and not axes:
+        return x
+    return tf.reshape(tf.reduce_sum(x, axis=axes), ps.shape(like))
 
 
 def _over_scale(a: tf.Tensor, b: tf.Tensor, scale: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
@@ -212,17 +309,15 @@ def _over_scale(a: tf.Tensor, b: tf.Tensor, scale: tf.Tensor) -> tuple[tf.Tensor
     return tf.minimum(a / scale, largest), b / scale
 
 
-def _pad(x: tf.Tensor, before: Any, after: Any) -> tf.Tensor:
-    """`x` with zeros at both ends of its last axis."""
+def pad(x: tf.Tensor, before: Any, after: Any, value: float = 0) -> tf.Tensor:
+    """`x` with zeros, or another value, at both ends of its last axis."""
     no_padding = ps.zeros([ps.rank(x) - 1, 2], dtype=tf.int32)
-    return tf.pad(x, ps.concat([no_padding, [[before, after]]], axis=0))
+    return tf.pad(x, ps.concat([no_padding, [[before, after]]], axis=0), constant_values=value)
 
 
-def _broadcast_to_batch(x: tf.Tensor, *parameters: tf.Tensor) -> tf.Tensor:
+def _broadcast_to_batch(x: tf.Tensor, *batch_shapes: Any) -> tf.Tensor:
     shape = ps.shape(x)
-    batch_shape = functools.reduce(
-        ps.broadcast_shape, [ps.shape(parameter) for parameter in parameters], shape[:-1]
-    )
+    batch_shape = functools.reduce(ps.broadcast_shape, batch_shapes, shape[:-1])
     full_shape = ps.concat([batch_shape, shape[-1:]], axis=0)
     static = tf.get_static_value(full_shape)
     if static is not None and x.shape.is_fully_defined() and list(static) == list(x.shape):
@@ -235,7 +330,7 @@ def _size(x: tf.Tensor) -> int | None:
 
 
 def _recurrence(x: tf.Tensor, coefficient: tf.Tensor, scheme: _Scheme, reverse: bool) -> tf.Tensor:
-    """The recurrence with its gradient; `coefficient` is ρ with the batch shape of `x`."""
+    """The recurrence with its gradient; `coefficient` is ρ, `[..., 1]` or `[..., d - 1]`."""
     y = scheme.solve(x, reverse)
 
     # Derivatives of any order pass through this function alone, not through the scheme that
@@ -246,7 +341,7 @@ def _recurrence(x: tf.Tensor, coefficient: tf.Tensor, scheme: _Scheme, reverse: 
             dx = _recurrence(dy, coefficient, scheme, not reverse)
             y_ = with_gradient(y, x, coefficient)
             products = dx[..., :-1] * y_[..., 1:] if reverse else dx[..., 1:] * y_[..., :-1]
-            return None, dx, tf.reduce_sum(products, axis=-1)
+            return None, dx, _sum_to(products, coefficient)
 
         return tf.identity(y), gradient
 
@@ -262,6 +357,15 @@ def _scheme(base: _Base, size: int | None) -> _Scheme:
     return _Blocks(base, size)
 
 
+def _step_scheme(steps: _Steps, size: int | None) -> _Scheme:
+    """Chooses how a recurrence with a coefficient for each step is evaluated."""
+    if size is None:
+        return _DynamicDoublingOfSteps(steps)
+    if size <= _LARGEST_SIZE_FOR_DOUBLING_STEPS:
+        return _DoublingOfSteps(steps, size)
+    return _BlocksOfSteps(steps, size)
+
+
 class _Scheme:
     """A way to evaluate the recurrence for one ρ.
 
@@ -274,27 +378,39 @@ class _Scheme:
 
     def color(self, x: tf.Tensor, first: tf.Tensor, later: tf.Tensor) -> tf.Tensor:
         """The recurrence of `first · x_0` and `later · x_t`, where later = first √(1-ρ²)."""
-        return self.solve(scaled(x, first, later), reverse=False)
+        return self.solve(_scaled(x, first[..., tf.newaxis], later[..., tf.newaxis]), reverse=False)
+
+
+def _shifts(size: int) -> list[int]:
+    return [2**level for level in range((size - 1).bit_length())]
 
 
 class _Doubling(_Scheme):
     """`y ← y + ρ^k shift(y, k)` for k = 1, 2, 4, …: log2(d) passes over memory."""
 
     def __init__(self, base: _Base, size: int):
-        self.shifts = [2**level for level in range((size - 1).bit_length())]
+        self.shifts, self.powers = _shifts(size), []
         if self.shifts:
             powers = base.powers(self.shifts)[..., tf.newaxis, :]
             self.powers = tf.unstack(powers, axis=-1)
 
     def solve(self, x: tf.Tensor, reverse: bool) -> tf.Tensor:
-        if not self.shifts:
-            return x
         for shift, power in zip(self.shifts, self.powers, strict=True):
             if reverse:
-                x += _pad(power * x[..., shift:], 0, shift)
+                x += pad(power * x[..., shift:], 0, shift)
             else:
-                x += _pad(power * x[..., :-shift], shift, 0)
+                x += pad(power * x[..., :-shift], shift, 0)
         return x
+
+
+class _DoublingOfSteps(_Doubling):
+    """The same with the products ρ_(t-k+1) … ρ_t of k steps for ρ^k."""
+
+    def __init__(self, steps: _Steps, size: int):
+        self.shifts, self.powers = _shifts(size), []
+        for shift in self.shifts:
+            self.powers.append(steps.value)
+            steps = steps.part(..., slice(shift, None)).times(steps.part(..., slice(-shift)))
 
 
 class _DynamicDoubling(_Scheme):
@@ -318,6 +434,93 @@ class _DynamicDoubling(_Scheme):
 
         _, y = tf.while_loop(lambda shift, _: shift < size, step, (tf.constant(1), x))
         return y
+
+
+class _DynamicDoublingOfSteps(_Scheme):
+    """Doubling of steps for a size that is known only when the graph runs."""
+
+    def __init__(self, steps: _Steps):
+        # A first coefficient of 0 makes all products 0 that reach beyond the first step.
+        self.steps = _Steps(pad(steps.value, 1, 0), pad(steps.complement, 1, 0, value=1))
+
+    def solve(self, x: tf.Tensor, reverse: bool) -> tf.Tensor:
+        size = tf.shape(x)[-1]
+        positions = tf.range(size)
+
+        def step(shift: tf.Tensor, y: tf.Tensor, *steps: tf.Tensor) -> tuple[tf.Tensor, ...]:
+            def shifted(x: tf.Tensor, by: tf.Tensor) -> tf.Tensor:
+                return tf.gather(x, tf.clip_by_value(positions + by, 0, size - 1), axis=-1)
+
+            steps = _Steps(*steps)
+            if reverse:
+                term = shifted(steps.value * y, shift)
+                y += tf.where(positions < size - shift, term, tf.zeros_like(term))
+            else:
+                y += steps.value * shifted(y, -shift)
+            earlier = _Steps(*(shifted(part, -shift) for part in steps))
+            return 2 * shift, y, *steps.times(earlier)
+
+        state = (tf.constant(1), x, *self.steps)
+        return tf.while_loop(lambda shift, *_: shift < size, step, state)[1]
+
+
+class _BlocksOfSteps(_Scheme):
+    """Blocks, one coordinate after the other in all of them at once; and what each carries on."""
+
+    def __init__(self, steps: _Steps, size: int):
+        self.size, self.num_blocks = size, math.ceil(size / _BLOCK_SIZE_FOR_STEPS)
+        padding = self.num_blocks * _BLOCK_SIZE_FOR_STEPS - size
+        # Coefficients of 0, before the first coordinate too.
+        value = self._to_blocks(pad(steps.value, 1, padding))
+        complement = self._to_blocks(pad(steps.complement, 1, padding, value=1))
+        self.coefficients = tf.unstack(value)
+        product = _Steps(value, complement)
+        while product.value.shape[0] > 1:
+            # In halves, not of neighbours: a strided slice of the first axis is slow.
+            half = product.value.shape[0] // 2
+            product = product.part(slice(half)).times(product.part(slice(half, None)))
+        self.of_carried = _step_scheme(product.part(0, ..., slice(1, None)), self.num_blocks)
+
+    def solve(self, x: tf.Tensor, reverse: bool) -> tf.Tensor:
+        # Zeros at the end reach no other coordinate, in either direction.
+        padding = self.num_blocks * _BLOCK_SIZE_FOR_STEPS - self.size
+        xs = tf.unstack(self._to_blocks(pad(x, 0, padding) if padding else x))
+        # What each block makes of its own coordinates, and then with what is carried into it.
+        if reverse:
+            first = self._run(xs, None, reverse)[0]
+            from_next = pad((self.coefficients[0] * first)[..., 1:], 0, 1)
+            carried = self.of_carried.solve(from_next, reverse)
+        else:
+            last = self.of_carried.solve(self._run(xs, None, reverse)[-1], reverse)
+            carried = pad(last[..., :-1], 1, 0)
+        y = tf.stack(self._run(xs, carried, reverse))
+        y = tf.transpose(y, [*range(1, y.shape.rank), 0])
+        y = tf.reshape(y, ps.concat([ps.shape(y)[:-2], [-1]], axis=0))
+        return y[..., : self.size] if padding else y
+
+    def _run(
+        self, xs: list[tf.Tensor], carried: tf.Tensor | None, reverse: bool
+    ) -> list[tf.Tensor]:
+        """The recurrence inside the blocks; entry j holds coordinate j of each of them."""
+        ys, a = list(xs), self.coefficients
+        positions = range(len(xs))
+        if reverse:
+            if carried is not None:
+                ys[-1] += carried
+            for j in positions[-2::-1]:
+                ys[j] += a[j + 1] * ys[j + 1]
+        else:
+            if carried is not None:
+                ys[0] += a[0] * carried
+            for j in positions[1:]:
+                ys[j] += a[j] * ys[j - 1]
+        return ys
+
+    def _to_blocks(self, x: tf.Tensor) -> tf.Tensor:
+        """`[..., d]`, d a multiple of the block size, as `[block size, ..., blocks]`."""
+        shape = [self.num_blocks, _BLOCK_SIZE_FOR_STEPS]
+        x = tf.reshape(x, ps.concat([ps.shape(x)[:-1], shape], axis=0))
+        return tf.transpose(x, [x.shape.rank - 1, *range(x.shape.rank - 1)])
 
 
 class _Blocks(_Scheme):
@@ -348,7 +551,7 @@ class _Blocks(_Scheme):
         padding = self.num_blocks * _BLOCK_SIZE - self.size
         if padding:
             # Zeros at the end reach no other coordinate, in either direction.
-            x = _pad(x, 0, padding)
+            x = pad(x, 0, padding)
         x = tf.reshape(x, ps.concat([batch_shape, [self.num_blocks, _BLOCK_SIZE]], axis=0))
         y = _matmul(x, toeplitz, transpose_b=reverse)
 

@@ -27,18 +27,24 @@ class Posterior(Protocol):
         """The mean correlation `[...]` of neighbouring coordinates."""
 
 
-class _AR1:
-    """One variance and one lag-one correlation: the ρ-VAE (equation 4 of the paper)."""
+class _Chain:
+    """A normal of this package: `"ar1"` is that of the ρ-VAE (equation 4 of the paper)."""
+
+    def __init__(self, family: str):
+        self.family = family
 
     def params_size(self, event_size: int) -> int:
-        return ar1_params.params_size(event_size)
+        return ar1_params.params_size(event_size, self.family)
 
     def new(self, params: tf.Tensor, event_size: int) -> tfd.Distribution:
-        return ar1_params.new(params, event_size)
+        return ar1_params.new(params, event_size, family=self.family)
 
     def correlation(self, distribution: tfd.Distribution) -> tf.Tensor:
         rho = distribution.correlation_parameter()
-        # A single coordinate has no neighbour, whatever ρ is.
+        if self.family == "ante1":
+            # A single coordinate has no neighbour.
+            pairs = tf.cast(tf.maximum(tf.shape(rho)[-1], 1), rho.dtype)
+            return tf.reduce_sum(rho, axis=-1) / pairs
         return tf.zeros_like(rho) if distribution.event_shape == [1] else rho
 
 
@@ -101,7 +107,9 @@ class _Full:
 
 
 POSTERIORS: dict[str, Posterior] = {
-    "ar1": _AR1(),
+    "ar1": _Chain("ar1"),
+    "arh1": _Chain("arh1"),
+    "ante1": _Chain("ante1"),
     "diag": _Diagonal(),
     "isotropic": _Isotropic(),
     "full": _Full(),
@@ -127,7 +135,8 @@ def num_covariance_parameters(name: str, latent_dim: int) -> int:
       latent_dim: size d of the latent vectors, at least 1.
 
     Returns:
-      2 for `"ar1"`, d for `"diag"`, 1 for `"isotropic"`, d (d + 1) / 2 for `"full"`.
+      2 for `"ar1"`, d + 1 for `"arh1"`, 2d - 1 for `"ante1"`, d for `"diag"`, 1 for
+      `"isotropic"`, d (d + 1) / 2 for `"full"`.
 
     Raises:
       ValueError: if the name is unknown, or `latent_dim` is not a positive integer.

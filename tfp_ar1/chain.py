@@ -1,0 +1,108 @@
+"""A Gaussian Markov chain with parameters that have been read, and its products in O(d)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import tensorflow as tf
+from tensorflow_probability.python.internal import prefer_static as ps
+
+from tfp_ar1 import recurrence
+from tfp_ar1.correlation import LagOneCorrelation
+
+__all__ = ["Chain"]
+
+
+class Chain:
+    """Standard deviations and lag-one correlations of a path of d coordinates, all as tensors.
+
+    ```none
+    w_0 = ε_0
+    w_t = ρ_t w_{t-1} + √(1 - ρ_t²) ε_t,    x_t = σ_t w_t,    ε_t ~ N(0, 1)
+    ```
+
+    so that x = L ε with the Cholesky factor L = diag(σ) (I - A)⁻¹ K of the covariance, where A has
+    ρ_1, …, ρ_(d-1) below its diagonal and K = diag(1, √(1 - ρ_1²), …). The methods take x of shape
+    `[..., d]`, cost O(d), and broadcast over batches.
+
+    Args:
+      rho: the correlations, `[...]` for one that all steps share, or `[..., d - 1]` (per step).
+      scale: σ, `[...]` for one that all coordinates share, or `[..., d]`.
+      per_coordinate: whether `scale` has the last axis of coordinates.
+      size: d, as a Python integer where it is known.
+    """
+
+    def __init__(self, rho: LagOneCorrelation, scale: tf.Tensor, per_coordinate: bool, size: Any):
+        self.rho = rho
+        self.size = size
+        self.dtype = scale.dtype
+        # A scale of its own for each coordinate is applied to what the other one, 1, leaves.
+        self.coordinate_scale = scale if per_coordinate else None
+        self.shared_scale = tf.ones([], scale.dtype) if per_coordinate else scale
+
+    @property
+    def scale(self) -> tf.Tensor:
+        """σ with an axis for the coordinates at the end, of size 1 where they share it."""
+        if self.coordinate_scale is None:
+            return self.shared_scale[..., tf.newaxis]
+        return self.coordinate_scale
+
+    @property
+    def num_steps(self) -> Any:
+        """The number of steps: d - 1, but 0 for d = 0."""
+        return ps.maximum(self.size - 1, 0)
+
+    def matvec(self, x: tf.Tensor, adjoint: bool = False) -> tf.Tensor:
+        """`L x`, or `Lᵀ x`."""
+        if adjoint:
+            y = recurrence.recurrence(self.times_coordinate_scale(x), self.rho, reverse=True)
+            return recurrence.scaled(y, self.rho, self.shared_scale)
+        return self.times_coordinate_scale(recurrence.color(x, self.rho, self.shared_scale))
+
+    def solvevec(self, x: tf.Tensor, adjoint: bool = False) -> tf.Tensor:
+        """`L⁻¹ x`, or `L⁻ᵀ x`."""
+        if adjoint:
+            y = recurrence.whiten(x, self.rho, self.shared_scale, reverse=True)
+            return self.over_coordinate_scale(y)
+        return recurrence.whiten(self.over_coordinate_scale(x), self.rho, self.shared_scale)
+
+    def squared_norm_of_solvevec(self, x: tf.Tensor) -> tf.Tensor:
+        """`|L⁻¹ x|²`, of shape `[...]`."""
+        x = self.over_coordinate_scale(x)
+        return recurrence.squared_norm_of_whitened(x, self.rho, self.shared_scale)
+
+    def over_coordinate_scale(self, x: tf.Tensor) -> tf.Tensor:
+        """`x_t / σ_t` where σ differs between coordinates; x itself where they share it."""
+        return x if self.coordinate_scale is None else x / self.coordinate_scale
+
+    def times_coordinate_scale(self, x: tf.Tensor) -> tf.Tensor:
+        """The inverse of `over_coordinate_scale`."""
+        return x if self.coordinate_scale is None else x * self.coordinate_scale
+
+    def diag_part(self) -> tf.Tensor:
+        """The diagonal of L, `[..., d]`: each standard deviation, given the coordinate before."""
+        ones = tf.ones([self.size], self.dtype)
+        return self.scale * recurrence.scaled(ones, self.rho, tf.ones([], self.dtype))
+
+    def log_abs_determinant(self) -> tf.Tensor:
+        """`log |det L| = Σ log σ_t + ½ Σ log(1 - ρ_t²)`, `[...]` (equation 5 of the paper)."""
+        log_scale = total(tf.math.log(tf.math.abs(self.scale)), self.size)
+        steps = self.rho.along_steps(self.rho.log_innovation_variance)
+        return log_scale + 0.5 * total(steps, self.num_steps)
+
+    def correlation_matrix(self) -> tf.Tensor:
+        """The correlations `[..., d, d]` of all coordinates; for a chain `for_columns`. O(d²)."""
+        # As the response of the recurrence to each unit vector: with the gradient of that.
+        identity = tf.eye(self.size, dtype=self.dtype)
+        products = recurrence.recurrence(identity, self.rho)
+        return products + tf.linalg.matrix_transpose(products) - identity
+
+
+def total(x: tf.Tensor, count: Any) -> tf.Tensor:
+    """The sum of `count` entries along the last axis of `x`, of size 1 where they are equal."""
+    size = tf.compat.dimension_value(x.shape[-1])
+    if size == 1:
+        return x[..., 0] * tf.cast(count, x.dtype)
+    if size is None:
+        x = tf.broadcast_to(x, ps.concat([ps.shape(x)[:-1], [count]], axis=0))
+    return tf.reduce_sum(x, axis=-1)
