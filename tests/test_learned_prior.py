@@ -99,6 +99,40 @@ def test_in_a_vae(posterior, tmp_path):
     assert float(loaded.prior.fisher_z) == float(model.prior.fisher_z) != fisher_z
 
 
+def test_correlation_among_the_metrics():
+    model = vae(Prior(D, correlation=0.5))
+    model.compile(keras.optimizers.Adam(0.0))
+    history = model.fit(DATA, validation_data=(DATA,), verbose=0).history
+    for name in ("prior_correlation", "val_prior_correlation"):
+        assert history[name] == [pytest.approx(0.5)]
+    other = vae(None)
+    other.compile(keras.optimizers.Adam(0.0))
+    assert "prior_correlation" not in other.fit(DATA, verbose=0).history
+
+
+def test_channels():
+    """A batch of priors, each with weights of its own."""
+    prior = Prior(D, learn=["loc", "marginal_scale", "correlation"], correlation=0.5, channels=3)
+    distribution = prior.distribution()
+    assert (distribution.batch_shape, distribution.event_shape) == ((3,), (D,))
+    expected = np.tile(oracles.ar1_covariance(1.0, 0.5, D), (3, 1, 1))
+    np.testing.assert_allclose(distribution.covariance(), expected, rtol=1e-6)
+
+    prior.fisher_z.assign(np.arctanh([[0.1], [-0.2], [0.9]]))
+    prior.log_s.assign(np.log([[1.0], [2.0], [0.25]]))
+    prior.loc.assign(np.arange(3 * D).reshape(3, D))
+    distribution = prior.distribution()
+    expected = oracles.ar1_covariance(np.sqrt([1.0, 2.0, 0.25]), [0.1, -0.2, 0.9], D)
+    np.testing.assert_allclose(distribution.covariance(), expected, rtol=1e-5)
+    np.testing.assert_array_equal(distribution.mean(), np.arange(3 * D).reshape(3, D))
+
+    copy = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(prior))
+    assert (copy.channels, copy.event_size, copy.learn) == (3, D, prior.learn)
+    assert copy.distribution().batch_shape == [3]
+    with pytest.raises(ValueError, match=rf"one distribution over vectors of size {D}; .*\(3,\)"):
+        vae(prior)
+
+
 def test_saved_with_the_layer(tmp_path):
     model = autoencoder(Prior(D, learn=["loc"], correlation=0.3))
     model.compile(keras.optimizers.Adam(0.1), "mse")
@@ -127,6 +161,8 @@ def test_full_precision_under_a_half_precision_policy():
     ("make", "message"),
     [
         (lambda: Prior(0), "`event_size` must be a positive integer; got 0"),
+        (lambda: Prior(D, channels=0), "`channels` must be a positive integer, or `None`; got 0"),
+        (lambda: Prior(D, channels=1.5), "`channels` must be a positive integer, .* got 1.5"),
         (lambda: Prior(D, learn=["rho"]), r"`learn` may name .*; got \['rho'\]"),
         (lambda: Prior(D, correlation=1.0), r"`correlation` must lie strictly in \(-1, 1\)"),
         (lambda: autoencoder(Prior(D + 1)), f"distribution over vectors of size {D}"),

@@ -1,7 +1,8 @@
 """Gaussians with first-order autoregressive covariance for TensorFlow Probability, and the ρ-VAE.
 
-The core (`MultivariateNormalAR1`, `LinearOperatorAR1Cholesky`, `params`, `priors`) does not use
-Keras. `layers`, `vae` and `RhoVAE` need Keras 3 on its TensorFlow backend.
+The core (`MultivariateNormalAR1` and its relatives `MultivariateNormalARH1`,
+`MultivariateNormalANTE1` and `MultivariateNormalOU`, `LinearOperatorAR1Cholesky`, `params`,
+`priors`) does not use Keras. `layers`, `vae` and `RhoVAE` need Keras 3 on its TensorFlow backend.
 """
 
 import importlib
@@ -13,8 +14,12 @@ from tfp_ar1.version import __version__
 
 _MODULE_OF_CLASS = {
     "LinearOperatorAR1Cholesky": "tfp_ar1.linear_operator_ar1_cholesky",
+    "MultivariateNormalANTE1": "tfp_ar1.mvn_ante1",
     "MultivariateNormalAR1": "tfp_ar1.mvn_ar1",
+    "MultivariateNormalARH1": "tfp_ar1.mvn_arh1",
+    "MultivariateNormalOU": "tfp_ar1.mvn_ou",
     "RhoVAE": "tfp_ar1.vae",
+    "SequenceVAE": "tfp_ar1.vae",
 }
 _MODULES = ("layers", "params", "priors", "tfpl", "vae")
 

@@ -1,4 +1,4 @@
-"""Keras 3: a layer that samples from an AR(1) normal, and one that is a prior to be learned."""
+"""Keras 3: layers that sample from AR(1) and its relatives, and a prior that is learned."""
 
 from __future__ import annotations
 
@@ -16,7 +16,13 @@ from tfp_ar1 import priors
 
 tfd = tfp.distributions
 
-__all__ = ["MultivariateNormalAR1", "MultivariateNormalAR1Prior", "SeededMixin"]
+__all__ = [
+    "MultivariateNormalANTE1",
+    "MultivariateNormalAR1",
+    "MultivariateNormalAR1Prior",
+    "MultivariateNormalARH1",
+    "SeededMixin",
+]
 
 if keras.config.backend() != "tensorflow":
     raise ImportError(
@@ -73,11 +79,13 @@ class MultivariateNormalAR1Prior(keras.layers.Layer):
       event_size: number of coordinates d, at least 1.
       learn: which of `"loc"`, `"marginal_scale"` and `"correlation"` are trained.
       correlation: ρ at the start, in (-1, 1).
+      channels: makes a distribution of batch shape `[channels]`, each with parameters of its own,
+        as `SequenceVAE` needs it; `None` for a single distribution of batch shape `[]`.
       **kwargs: arguments of `keras.layers.Layer`, such as `name` and `dtype`.
 
     Raises:
-      ValueError: if `event_size` is not a positive integer, `learn` names something else, or
-        `correlation` is not in (-1, 1).
+      ValueError: if `event_size` or `channels` is not a positive integer, `learn` names something
+        else, or `correlation` is not in (-1, 1).
     """
 
     def __init__(
@@ -85,10 +93,14 @@ class MultivariateNormalAR1Prior(keras.layers.Layer):
         event_size: int,
         learn: Sequence[str] = ("correlation",),
         correlation: float = 0.0,
+        channels: int | None = None,
         **kwargs,
     ):
         super().__init__(**kwargs)
         self.event_size = ar1_params.checked_event_size(event_size)
+        if channels is not None and (channels % 1 != 0 or channels < 1):
+            raise ValueError(f"`channels` must be a positive integer, or `None`; got {channels!r}.")
+        self.channels = None if channels is None else int(channels)
         self.learn = [learn] if isinstance(learn, str) else list(learn)
         unknown = sorted(set(self.learn) - {"loc", "marginal_scale", "correlation"})
         if unknown:
@@ -102,7 +114,7 @@ class MultivariateNormalAR1Prior(keras.layers.Layer):
         def weight(name: str, shape: tuple[int, ...], value: float, learned: str) -> Any:
             return self.add_weight(
                 name=name,
-                shape=shape,
+                shape=shape if self.channels is None else (self.channels, *shape),
                 initializer=keras.initializers.Constant(value),
                 trainable=learned in self.learn,
                 # Half a precision is not enough for a covariance.
@@ -115,8 +127,8 @@ class MultivariateNormalAR1Prior(keras.layers.Layer):
         self.built = True
 
     def distribution(self) -> tfd.Distribution:
-        """The prior for the present weights."""
-        packed = keras.ops.concatenate([self.loc, self.log_s, self.fisher_z])
+        """The prior for the present weights, of batch shape `[]` or `[channels]`."""
+        packed = keras.ops.concatenate([self.loc, self.log_s, self.fisher_z], axis=-1)
         return ar1_params.new(packed, self.event_size)
 
     def get_config(self) -> dict[str, Any]:
@@ -126,6 +138,7 @@ class MultivariateNormalAR1Prior(keras.layers.Layer):
             "event_size": self.event_size,
             "learn": self.learn,
             "correlation": self.correlation,
+            "channels": self.channels,
         }
 
 
@@ -145,14 +158,17 @@ def prior_to_config(prior: Prior) -> dict[str, Any]:
 
 
 def checked_prior(
-    prior: Prior | Mapping[str, Any] | None, event_size: int, dtype: tf.DType
+    prior: Prior | Mapping[str, Any] | None,
+    event_size: int,
+    dtype: tf.DType,
+    batch_shape: Sequence[int] = (),
 ) -> Prior | None:
     """A prior as given or from its configuration, or an error if it does not fit.
 
     Raises:
       TypeError: if the prior is neither a distribution nor a layer with a method `distribution`.
-      ValueError: if the prior is not over vectors of `event_size`, has a batch that is not empty,
-        is of another dtype, or holds variables, which Keras would not see.
+      ValueError: if the prior is not over vectors of `event_size`, is of another batch shape or
+        dtype, or holds variables, which Keras would not see.
     """
     if isinstance(prior, Mapping):
         is_layer = "class_name" in prior
@@ -166,10 +182,11 @@ def checked_prior(
             f"`MultivariateNormalAR1Prior`, or `None`; got {prior!r}."
         )
     distribution = current_prior(prior)
-    if distribution.event_shape != [event_size] or distribution.batch_shape.rank != 0:
+    if distribution.event_shape != [event_size] or distribution.batch_shape != batch_shape:
+        one = f"of batch shape {tuple(batch_shape)}" if batch_shape else "one distribution"
         raise ValueError(
-            f"The prior must be one distribution over vectors of size {event_size}; got batch "
-            f"shape {distribution.batch_shape} and event shape {distribution.event_shape}."
+            f"The prior must be {one} over vectors of size {event_size}; got batch shape "
+            f"{distribution.batch_shape} and event shape {distribution.event_shape}."
         )
     if distribution.dtype != dtype:
         raise ValueError(
@@ -185,8 +202,73 @@ def checked_prior(
     return prior
 
 
+class _MarkovChainLayer(SeededMixin, keras.layers.Layer):
+    """What the layers share: a sample of the normal of a family of `params`, and its KL.
+
+    Subclasses name the `family`; the arguments are described in `MultivariateNormalAR1`.
+    """
+
+    family: str
+
+    def __init__(
+        self,
+        event_size: int,
+        prior: Prior | None = None,
+        kl_weight: float = 1.0,
+        seed: int | None = None,
+        **kwargs,
+    ):
+        # Autocasting would round the parameters to half precision before they are used.
+        super().__init__(autocast=False, **kwargs)
+        if not kl_weight >= 0:
+            raise ValueError(f"`kl_weight` must not be negative; got {kl_weight}.")
+        self.event_size = ar1_params.checked_event_size(event_size)
+        self.prior = checked_prior(prior, self.event_size, self._distribution_dtype)
+        self.kl_weight = kl_weight
+        self.seed = seed
+        self.seed_generator = keras.random.SeedGenerator(seed)
+
+    @classmethod
+    def params_size(cls, event_size: int) -> int:
+        """The number of packed parameters for each example; see `tfp_ar1.params`."""
+        return ar1_params.params_size(event_size, cls.family)
+
+    @property
+    def _distribution_dtype(self) -> tf.DType:
+        return tf.float64 if self.compute_dtype == "float64" else tf.float32
+
+    def distribution(self, params: Any) -> tfd.Distribution:
+        """The distribution for packed parameters `[..., params_size(event_size)]`."""
+        params = tf.cast(keras.ops.convert_to_tensor(params), self._distribution_dtype)
+        return ar1_params.new(params, self.event_size, family=self.family)
+
+    def call(self, params: Any) -> tf.Tensor:
+        """Returns a sample for each example, and adds the KL to the losses if there is a prior."""
+        distribution = self.distribution(params)
+        if self.prior is not None:
+            kl = tf.reduce_mean(tfd.kl_divergence(distribution, current_prior(self.prior)))
+            self.add_loss(self.kl_weight * kl)
+        return tf.cast(distribution.sample(seed=self.next_seed()), self.compute_dtype)
+
+    def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
+        """The input shape with its last dimension replaced by `event_size`."""
+        size = self.params_size(self.event_size)
+        ar1_params.check_params_shape(input_shape, size, self.event_size)
+        return (*input_shape[:-1], self.event_size)
+
+    def get_config(self) -> dict[str, Any]:
+        """The arguments of the constructor, the prior as a plain configuration."""
+        return {
+            **super().get_config(),
+            "event_size": self.event_size,
+            "prior": None if self.prior is None else prior_to_config(self.prior),
+            "kl_weight": self.kl_weight,
+            "seed": self.seed,
+        }
+
+
 @keras.saving.register_keras_serializable(package="tfp_ar1")
-class MultivariateNormalAR1(SeededMixin, keras.layers.Layer):
+class MultivariateNormalAR1(_MarkovChainLayer):
     """Samples from a normal with first-order autoregressive covariance, O(d) for d coordinates.
 
     The layer takes packed parameters `[loc (d), log s, fisher_z]` along the last axis, as a `Dense`
@@ -223,58 +305,31 @@ class MultivariateNormalAR1(SeededMixin, keras.layers.Layer):
         does not fit.
     """
 
-    def __init__(
-        self,
-        event_size: int,
-        prior: Prior | None = None,
-        kl_weight: float = 1.0,
-        seed: int | None = None,
-        **kwargs,
-    ):
-        # Autocasting would round the parameters to half precision before they are used.
-        super().__init__(autocast=False, **kwargs)
-        if not kl_weight >= 0:
-            raise ValueError(f"`kl_weight` must not be negative; got {kl_weight}.")
-        self.event_size = ar1_params.checked_event_size(event_size)
-        self.prior = checked_prior(prior, self.event_size, self._distribution_dtype)
-        self.kl_weight = kl_weight
-        self.seed = seed
-        self.seed_generator = keras.random.SeedGenerator(seed)
+    family = "ar1"
 
-    @staticmethod
-    def params_size(event_size: int) -> int:
-        """The number of packed parameters, `event_size + 2`."""
-        return ar1_params.params_size(event_size)
 
-    @property
-    def _distribution_dtype(self) -> tf.DType:
-        return tf.float64 if self.compute_dtype == "float64" else tf.float32
+@keras.saving.register_keras_serializable(package="tfp_ar1")
+class MultivariateNormalARH1(_MarkovChainLayer):
+    """Samples from a normal with ARH(1) covariance: AR(1) with a scale for each coordinate.
 
-    def distribution(self, params: Any) -> tfd.Distribution:
-        """The distribution for packed parameters `[..., event_size + 2]`."""
-        params = tf.cast(keras.ops.convert_to_tensor(params), self._distribution_dtype)
-        return ar1_params.new(params, self.event_size)
+    As `MultivariateNormalAR1`, with the same arguments and errors, for packed parameters
+    `[loc (d), log s (d), fisher_z]`. Its distribution is `tfp_ar1.MultivariateNormalARH1`.
 
-    def call(self, params: Any) -> tf.Tensor:
-        """Returns a sample for each example, and adds the KL to the losses if there is a prior."""
-        distribution = self.distribution(params)
-        if self.prior is not None:
-            kl = tf.reduce_mean(tfd.kl_divergence(distribution, current_prior(self.prior)))
-            self.add_loss(self.kl_weight * kl)
-        return tf.cast(distribution.sample(seed=self.next_seed()), self.compute_dtype)
+    Input shape: `[batch, ..., 2 event_size + 1]`. Output shape: `[batch, ..., event_size]`.
+    """
 
-    def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
-        """The input shape with its last dimension replaced by `event_size`."""
-        size = ar1_params.params_size(self.event_size)
-        ar1_params.check_params_shape(input_shape, size, self.event_size)
-        return (*input_shape[:-1], self.event_size)
+    family = "arh1"
 
-    def get_config(self) -> dict[str, Any]:
-        """The arguments of the constructor, the prior as a plain configuration."""
-        return {
-            **super().get_config(),
-            "event_size": self.event_size,
-            "prior": None if self.prior is None else prior_to_config(self.prior),
-            "kl_weight": self.kl_weight,
-            "seed": self.seed,
-        }
+
+@keras.saving.register_keras_serializable(package="tfp_ar1")
+class MultivariateNormalANTE1(_MarkovChainLayer):
+    """Samples from a normal with ANTE(1) covariance: a scale for each coordinate and ρ per step.
+
+    As `MultivariateNormalAR1`, with the same arguments and errors, for packed parameters
+    `[loc (d), log s (d), fisher_z (d - 1)]`. Its distribution is
+    `tfp_ar1.MultivariateNormalANTE1`.
+
+    Input shape: `[batch, ..., 3 event_size - 1]`. Output shape: `[batch, ..., event_size]`.
+    """
+
+    family = "ante1"

@@ -1,6 +1,23 @@
-"""The ρ-VAE: model, objectives, posteriors, likelihoods, architectures and evaluation."""
+"""The ρ-VAE and the sequence VAE: models, objectives, posteriors, likelihoods, architectures."""
 
-from tfp_ar1.vae import architectures, evaluation, likelihoods, objectives, posteriors
+from tfp_ar1.vae import (
+    architectures,
+    evaluation,
+    likelihoods,
+    objectives,
+    posteriors,
+    sequence_networks,
+)
 from tfp_ar1.vae.model import RhoVAE
+from tfp_ar1.vae.sequence import SequenceVAE
 
-__all__ = ["RhoVAE", "architectures", "evaluation", "likelihoods", "objectives", "posteriors"]
+__all__ = [
+    "RhoVAE",
+    "SequenceVAE",
+    "architectures",
+    "evaluation",
+    "likelihoods",
+    "objectives",
+    "posteriors",
+    "sequence_networks",
+]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import keras
@@ -22,6 +22,9 @@ _ACTIVE_VARIANCE = 0.01
 # Decoder outputs held at a time, in numbers: 16 MiB of float32 for each array of that size.
 _MAX_OUTPUTS = 2**22
 
+# An array of examples along the first axis, or a dictionary of such arrays.
+Data = np.ndarray | Mapping[str, np.ndarray]
+
 
 def evaluate(
     model: RhoVAE,
@@ -35,7 +38,7 @@ def evaluate(
 
     Args:
       model: a `RhoVAE`.
-      x: data `[N, *data_shape]`.
+      x: data `[N, *data_shape]`, or a dictionary of arrays where the model takes one.
       num_importance_samples: K, draws of the posterior for each example, at least 1.
       batch_size: examples at a time, at least 1.
       seed: integer seed of the draws.
@@ -66,7 +69,7 @@ def evaluate(
       ValueError: if a number is less than 1, there are no data, or the likelihood does not allow
         their values.
     """
-    x = _checked_data(model, x)
+    x = checked_data(model, x)
     reconstruction, kl, log_likelihoods = _concatenate(
         _posterior_terms(model, x, num_importance_samples, batch_size, seed, progress)
     )
@@ -83,7 +86,7 @@ def evaluate(
         "rho_std": float(np.std(rho)),
         "scale_mean": float(np.mean(scale)),
         "scale_std": float(np.std(scale)),
-        "num_examples": len(x),
+        "num_examples": _num_examples(x),
     }
 
 
@@ -91,21 +94,21 @@ def log_likelihood(
     model: RhoVAE, x: Any, num_samples: int, batch_size: int = 128, seed: int = 0
 ) -> np.ndarray:
     """Importance-weighted estimate of log p(x) for each example; see `RhoVAE.log_likelihood`."""
-    x = _checked_data(model, x)
+    x = checked_data(model, x)
     return _concatenate(_posterior_terms(model, x, num_samples, batch_size, seed))[2]
 
 
 def correlation(model: RhoVAE, x: Any, batch_size: int = 128) -> np.ndarray:
     """The mean lag-one correlation of each example's posterior, an array `[N]`."""
-    x = _checked_data(model, x)
+    x = checked_data(model, x)
     return np.concatenate(
-        [model.mean_correlation(batch).numpy() for batch in _batches(x, batch_size)]
+        [model.mean_correlation(batch).numpy() for batch in batches(x, batch_size)]
     )
 
 
 def _posterior_terms(
     model: RhoVAE,
-    x: np.ndarray,
+    x: Data,
     num_samples: int,
     batch_size: int,
     seed: int,
@@ -115,9 +118,10 @@ def _posterior_terms(
     if num_samples < 1:
         raise ValueError(f"The number of samples must be at least 1; got {num_samples}.")
     _check_batch_size(batch_size)
-    portion = max(1, min(num_samples, _MAX_OUTPUTS // (batch_size * x[0].size)))
-    done = 0
-    for index, batch in enumerate(_batches(x, batch_size)):
+    size = max(part[0].size for part in keras.tree.flatten(x))
+    portion = portion_of_samples(num_samples, batch_size, size)
+    done, total = 0, _num_examples(x)
+    for index, batch in enumerate(batches(x, batch_size)):
         log_ps, log_weights = [], []
         for start in range(0, num_samples, portion):
             n = min(portion, num_samples - start)
@@ -131,16 +135,16 @@ def _posterior_terms(
             kl.numpy(),
             np.logaddexp.reduce(log_weights.astype(np.float64), axis=0) - np.log(num_samples),
         )
-        done += len(batch)
+        done += _num_examples(batch)
         if progress is not None:
-            progress(done, len(x))
+            progress(done, total)
 
 
 def _posterior_summaries(
-    model: RhoVAE, x: np.ndarray, batch_size: int, seed: int
+    model: RhoVAE, x: Data, batch_size: int, seed: int
 ) -> Iterator[tuple[np.ndarray, ...]]:
     """Yields mean, a draw, scale and ρ of the posteriors of each batch, in float64."""
-    for index, batch in enumerate(_batches(x, batch_size)):
+    for index, batch in enumerate(batches(x, batch_size)):
         # Negative numbers are left over by `_posterior_terms`.
         seeds = tf.constant([seed, -2 - index], tf.int32)
         yield tuple(np.float64(part) for part in model.posterior_summary(batch, seeds))
@@ -152,18 +156,39 @@ def _mmd_to_prior(model: RhoVAE, z: np.ndarray, seed: int) -> float:
     rows = max(1, _MAX_OUTPUTS // len(z))
 
     def mean_witness(points: np.ndarray) -> float:
-        parts = [objectives.witness(part, z, from_prior) for part in _batches(points, rows)]
+        parts = [objectives.witness(part, z, from_prior) for part in batches(points, rows)]
         return np.mean(np.concatenate(parts))
 
     return float(mean_witness(z) - mean_witness(from_prior))
 
 
-def _checked_data(model: RhoVAE, x: Any) -> np.ndarray:
-    x = keras.ops.convert_to_numpy(x)
-    if x.ndim < 2 or not x.size:
-        raise ValueError(f"Expected data of shape [N, *data_shape], N at least 1; got {x.shape}.")
-    model.likelihood.check(x)
+def checked_data(model: RhoVAE, x: Any) -> Data:
+    """The data as NumPy arrays, or an error if they are not what the model is for."""
+    if isinstance(x, Mapping):
+        x = {name: keras.ops.convert_to_numpy(part) for name, part in x.items()}
+    else:
+        x = keras.ops.convert_to_numpy(x)
+        if x.ndim < 2 or not x.size:
+            raise ValueError(
+                f"Expected data of shape [N, *data_shape], N at least 1; got {x.shape}."
+            )
+    model.check_data(x)
     return x
+
+
+def _num_examples(x: Data) -> int:
+    return len(next(iter(x.values())) if isinstance(x, Mapping) else x)
+
+
+def portion_of_samples(num_samples: int, batch_size: int, example_size: int) -> int:
+    """How many draws to take at a time, so that memory stays bounded.
+
+    Args:
+      num_samples: how many there are to be in all.
+      batch_size: examples at a time.
+      example_size: numbers in the data of one example.
+    """
+    return max(1, min(num_samples, _MAX_OUTPUTS // (batch_size * example_size)))
 
 
 def _check_batch_size(batch_size: int) -> None:
@@ -171,10 +196,12 @@ def _check_batch_size(batch_size: int) -> None:
         raise ValueError(f"`batch_size` must be at least 1; got {batch_size}.")
 
 
-def _batches(x: np.ndarray, batch_size: int) -> Iterator[np.ndarray]:
+def batches(x: Data, batch_size: int) -> Iterator[Data]:
+    """Yields the examples of an array, or of a dictionary of arrays, `batch_size` at a time."""
     _check_batch_size(batch_size)
-    for start in range(0, len(x), batch_size):
-        yield x[start : start + batch_size]
+    for start in range(0, _num_examples(x), batch_size):
+        batch = slice(start, start + batch_size)
+        yield {k: a[batch] for k, a in x.items()} if isinstance(x, Mapping) else x[batch]
 
 
 def _concatenate(parts: Iterator[tuple[np.ndarray, ...]]) -> tuple[np.ndarray, ...]:

@@ -8,6 +8,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
+from tensorflow_probability.python.distributions.independent import _Independent
 
 tfd = tfp.distributions
 
@@ -32,6 +33,21 @@ class Likelihood(keras.layers.Layer):
         """`log p(x | z)` in nats per example, `[batch]`."""
         return self.distribution(outputs).log_prob(x)
 
+    def log_prob_terms(self, x: tf.Tensor, outputs: tf.Tensor) -> tf.Tensor:
+        """`log p(x | z)` in nats per value, `[batch, *data_shape]`, for data with values missing.
+
+        Raises:
+          TypeError: if `distribution` does not return a `tfd.Independent`.
+        """
+        distribution = self.distribution(outputs)
+        if not isinstance(distribution, _Independent):
+            raise TypeError(
+                f"Data with missing values need a likelihood of independent values: `distribution` "
+                f"of `{type(self).__name__}` must return a `tfd.Independent`; it returned "
+                f"{distribution!r}."
+            )
+        return distribution.distribution.log_prob(x)
+
     def check(self, x: np.ndarray) -> None:
         """Raises `ValueError` if the data cannot be what this likelihood describes."""
         if not np.all(np.isfinite(x)):
@@ -54,8 +70,12 @@ class Bernoulli(Likelihood):
 
     def log_prob(self, x: tf.Tensor, outputs: tf.Tensor) -> tf.Tensor:
         """The negative cross-entropy, summed over an observation."""
-        log_probs = -tf.nn.sigmoid_cross_entropy_with_logits(labels=x, logits=outputs)
+        log_probs = self.log_prob_terms(x, outputs)
         return tf.reduce_sum(log_probs, axis=list(range(1, outputs.shape.rank)))
+
+    def log_prob_terms(self, x: tf.Tensor, outputs: tf.Tensor) -> tf.Tensor:
+        """The negative cross-entropy of each value."""
+        return -tf.nn.sigmoid_cross_entropy_with_logits(labels=x, logits=outputs)
 
     def check(self, x: np.ndarray) -> None:
         """Raises `ValueError` unless all values lie in [0, 1]."""

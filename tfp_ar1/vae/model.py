@@ -39,7 +39,7 @@ class RhoVAE(SeededMixin, keras.Model):
     `fit` and `evaluate` report, in nats per example: `loss`, what is minimized; `reconstruction`,
     -E_q[log p(x | z)] from one sample; `kl`, KL(q ‖ prior), exact and summed over dimensions; and
     `correlation`, the mean lag-one correlation of the posteriors. The negative ELBO is
-    `reconstruction + kl`.
+    `reconstruction + kl`. Where the prior learns a correlation, `prior_correlation` is its mean.
 
     Distributions are computed in float32 (float64 under that policy), also under mixed precision.
 
@@ -83,26 +83,23 @@ class RhoVAE(SeededMixin, keras.Model):
         self.posterior_name = posterior
         self.posterior = posteriors.get(posterior)
         self.distribution_dtype = tf.float64 if self.compute_dtype == "float64" else tf.float32
-        self._prior = checked_prior(prior, self.latent_dim, self.distribution_dtype)
-        if self._prior is None:
-            self._prior = priors.standard_normal(self.latent_dim, self.distribution_dtype)
+        self._prior = self._make_prior(prior)
         self.objective = objectives.ELBO() if objective is None else objective
         self.encoder = encoder
         self.decoder = decoder
         self.likelihood = likelihoods.get(likelihood)
         self.seed = seed
         self.seed_generator = keras.random.SeedGenerator(seed)
-        # Made now, as every other initializer is, so that equal seeds give equal weights.
-        self._loc_initializer = keras.initializers.GlorotUniform()
-        self.posterior_head = keras.layers.Dense(
-            self.posterior.params_size(self.latent_dim),
-            kernel_initializer=self._initial_head_kernel,
-            dtype=self.distribution_dtype.name,
-            name="posterior_parameters",
-        )
+        self.posterior_head = self._make_posterior_head()
         self.term_metrics = {
             name: keras.metrics.Mean(name=name) for name in objectives.Terms._fields
         }
+        learned = isinstance(self._prior, keras.layers.Layer)
+        self.prior_metrics = (
+            [keras.metrics.Mean(name="prior_correlation")]
+            if learned and hasattr(self.prior, "correlation_parameter")
+            else []
+        )
         # Where the encoder knows the shape of its data, all weights are made here and now.
         data_shape = getattr(encoder, "input_shape", None) if encoder.built else None
         if isinstance(data_shape, tuple) and None not in data_shape[1:]:
@@ -142,6 +139,29 @@ class RhoVAE(SeededMixin, keras.Model):
             self.likelihood.build(outputs)
         self.data_shape = tuple(input_shape[1:])
         self.built = True
+
+    @property
+    def latent_shape(self) -> tuple[int, ...]:
+        """The shape of the latents z of one example: `(latent_dim,)`."""
+        return (self.latent_dim,)
+
+    def _make_prior(self, prior: Prior | Mapping[str, Any] | None) -> Prior:
+        """The prior that is given, checked, or else N(0, I)."""
+        prior = checked_prior(prior, self.latent_dim, self.distribution_dtype)
+        if prior is None:
+            return priors.standard_normal(self.latent_dim, self.distribution_dtype)
+        return prior
+
+    def _make_posterior_head(self) -> keras.layers.Layer:
+        """The layer from features to the posterior's parameters."""
+        # Made now, as every other initializer is, so that equal seeds give equal weights.
+        self._loc_initializer = keras.initializers.GlorotUniform()
+        return keras.layers.Dense(
+            self.posterior.params_size(self.latent_dim),
+            kernel_initializer=self._initial_head_kernel,
+            dtype=self.distribution_dtype.name,
+            name="posterior_parameters",
+        )
 
     def _initial_head_kernel(self, shape: tuple[int, int], dtype: Any = None) -> tf.Tensor:
         """Random for the mean, which all families have first; 0 for the covariance: I at first."""
@@ -191,9 +211,18 @@ class RhoVAE(SeededMixin, keras.Model):
         """
         return self.likelihood.distribution(self.decoder_outputs(z, training=training))
 
-    def kl_to_prior(self, posterior: tfd.Distribution) -> tf.Tensor:
-        """KL(q(z | x) ‖ p(z)), exact, in nats per example."""
+    def kl_to_prior(self, posterior: tfd.Distribution, x: Any = None) -> tf.Tensor:
+        """KL(q(z | x) ‖ p(z)), exact, in nats per example.
+
+        Args:
+          posterior: q(z | x), from `encode`.
+          x: the data. Not needed here; for models where they say how much of z there is.
+        """
         return priors.kl_divergence(posterior, self.prior)
+
+    def posterior_correlation(self, posterior: tfd.Distribution, x: Any = None) -> tf.Tensor:
+        """The mean lag-one correlation of each example's posterior; arguments as above."""
+        return self.posterior.correlation(posterior)
 
     def reconstruct(self, x: Any) -> tf.Tensor:
         """The mean of p(x | z) at the posterior's mean z, for data `[batch, *data_shape]`."""
@@ -255,7 +284,7 @@ class RhoVAE(SeededMixin, keras.Model):
         """
         # The density of a draw from the noise that made it, not from its rounded coordinates.
         z, log_q = posterior.experimental_sample_and_log_prob(num_samples, seed=seed)
-        outputs = self.decoder_outputs(tf.reshape(z, [-1, self.latent_dim]), training=training)
+        outputs = self.decoder_outputs(tf.reshape(z, [-1, *self.latent_shape]), training=training)
         x = tf.cast(x, outputs.dtype)
         targets = tf.tile(x, [num_samples] + [1] * (x.shape.rank - 1))
         log_p = tf.reshape(self.likelihood.log_prob(targets, outputs), tf.shape(log_q))
@@ -278,7 +307,7 @@ class RhoVAE(SeededMixin, keras.Model):
         """
         posterior = self.encode(x)
         draws = self.draw(x, posterior, num_samples, seed)
-        return draws.log_p, draws.log_weight, self.kl_to_prior(posterior)
+        return draws.log_p, draws.log_weight, self.kl_to_prior(posterior, x)
 
     @tf.function(reduce_retracing=True)
     def posterior_summary(
@@ -299,13 +328,13 @@ class RhoVAE(SeededMixin, keras.Model):
             posterior.mean(),
             posterior.sample(seed=seed),
             tf.sqrt(tf.reduce_mean(posterior.variance(), axis=-1)),
-            self.posterior.correlation(posterior),
+            self.posterior_correlation(posterior, x),
         )
 
     @tf.function(reduce_retracing=True)
     def mean_correlation(self, x: tf.Tensor) -> tf.Tensor:
         """The mean lag-one correlation of the posteriors of a batch, `[batch]`."""
-        return self.posterior.correlation(self.encode(x))
+        return self.posterior_correlation(self.encode(x), x)
 
     def call(self, x: Any, training: bool = False) -> tf.Tensor:
         """The mean of p(x | z), with z the posterior's mean, or a sample of it in training."""
@@ -319,8 +348,8 @@ class RhoVAE(SeededMixin, keras.Model):
 
     @property
     def metrics(self) -> list[keras.metrics.Metric]:
-        """The tracked means: `loss`, `reconstruction`, `kl` and `correlation`."""
-        return list(self.term_metrics.values())
+        """The tracked means: `loss`, `reconstruction`, `kl`, `correlation` and of the prior."""
+        return [*self.term_metrics.values(), *self.prior_metrics]
 
     def compile(self, optimizer: Any = "adam", **kwargs) -> None:
         """Configures training: as `keras.Model.compile`, without `loss` and `metrics`.
@@ -346,6 +375,11 @@ class RhoVAE(SeededMixin, keras.Model):
         if self.built:
             self.optimizer.build(self.trainable_variables)
 
+    def check_data(self, x: Any) -> None:
+        """Raises `ValueError` if x is an array with values that the likelihood does not allow."""
+        if isinstance(x, np.ndarray):
+            self.likelihood.check(x)
+
     def fit(self, x: Any = None, y: Any = None, *args, **kwargs) -> keras.callbacks.History:
         """Trains the model: as `keras.Model.fit`, where targets `y` are ignored.
 
@@ -358,8 +392,7 @@ class RhoVAE(SeededMixin, keras.Model):
         Raises:
           ValueError: if x is an array with values that the likelihood does not allow.
         """
-        if isinstance(x, np.ndarray):
-            self.likelihood.check(x)
+        self.check_data(x)
         return super().fit(x, _targets(x, y, kwargs), *args, **kwargs)
 
     def evaluate(self, x: Any = None, y: Any = None, *args, **kwargs) -> Any:
@@ -368,8 +401,7 @@ class RhoVAE(SeededMixin, keras.Model):
         Raises:
           ValueError: if x is an array with values that the likelihood does not allow.
         """
-        if isinstance(x, np.ndarray):
-            self.likelihood.check(x)
+        self.check_data(x)
         return super().evaluate(x, _targets(x, y, kwargs), *args, **kwargs)
 
     def train_step(self, data: Any) -> dict[str, tf.Tensor]:
@@ -400,6 +432,8 @@ class RhoVAE(SeededMixin, keras.Model):
             terms = terms._replace(loss=terms.loss + tf.add_n(penalties))
         for name, metric in self.term_metrics.items():
             metric.update_state(getattr(terms, name), sample_weight=sample_weight)
+        for metric in self.prior_metrics:
+            metric.update_state(self.prior.correlation_parameter())
         # Gradients are summed over replicas.
         return tf.add_n([tf.reduce_mean(loss), *penalties]) / (
             tf.distribute.get_strategy().num_replicas_in_sync
@@ -414,7 +448,7 @@ class RhoVAE(SeededMixin, keras.Model):
         number of examples:
 
         * `serve(x)` and `reconstruct(x)`: as `RhoVAE.reconstruct`;
-        * `encode(x)`: a dictionary with `mean` and `stddev`, `[batch, latent_dim]`, and
+        * `encode(x)`: a dictionary with `mean` and `stddev`, `[batch, *latent_shape]`, and
           `correlation`, `[batch]`, of the posterior;
         * `decode(z)`: the mean of p(x | z);
         * `generate(n, seed)`: new data, for an int32 scalar n and an int32 vector `[2]`; the
@@ -436,14 +470,14 @@ class RhoVAE(SeededMixin, keras.Model):
             return
         dtype = self.distribution_dtype
         data = tf.TensorSpec([None, *self.data_shape], dtype, name="x")
-        latents = tf.TensorSpec([None, self.latent_dim], dtype, name="z")
+        latents = tf.TensorSpec([None, *self.latent_shape], dtype, name="z")
 
         def encode(x: tf.Tensor) -> dict[str, tf.Tensor]:
             posterior = self.encode(x)
             return {
                 "mean": posterior.mean(),
                 "stddev": posterior.stddev(),
-                "correlation": self.posterior.correlation(posterior),
+                "correlation": self.posterior_correlation(posterior, x),
             }
 
         def generate(n: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
@@ -488,4 +522,6 @@ class RhoVAE(SeededMixin, keras.Model):
 
 def _targets(x: Any, y: Any, kwargs: Mapping[str, Any]) -> Any:
     # Keras drops sample weights where there are no targets, and says nothing.
-    return x if y is None and kwargs.get("sample_weight") is not None else y
+    if y is not None or kwargs.get("sample_weight") is None:
+        return y
+    return next(iter(x.values())) if isinstance(x, Mapping) else x

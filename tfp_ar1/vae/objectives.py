@@ -38,7 +38,7 @@ class Terms(NamedTuple):
 class Draws(NamedTuple):
     """K draws z of the posterior q(z | x) for each example of a batch; see `RhoVAE.draw`."""
 
-    z: tf.Tensor  # [K, batch, latent_dim]
+    z: tf.Tensor  # [K, batch, *latent_shape]
     log_p: tf.Tensor  # log p(x | z), [K, batch]
     log_weight: tf.Tensor  # log p(x | z) p(z) / q(z | x), [K, batch]
 
@@ -57,12 +57,12 @@ class Objective:
         posterior = model.encode(x, training=training)
         draws = model.draw(x, posterior, self.num_samples, model.next_seed(), training=training)
         reconstruction = -tf.reduce_mean(draws.log_p, axis=0)
-        kl = model.kl_to_prior(posterior)
+        kl = model.kl_to_prior(posterior, x)
         return Terms(
             loss=self.loss(model, draws, reconstruction, kl, training),
             reconstruction=reconstruction,
             kl=kl,
-            correlation=model.posterior.correlation(posterior),
+            correlation=model.posterior_correlation(posterior, x),
         )
 
     def loss(
@@ -115,7 +115,7 @@ class ELBO(Objective):
         if not 0 <= beta < math.inf:
             raise ValueError(f"`beta` must be finite and not negative; got {beta}.")
         self.beta = beta
-        self.warmup_steps = _checked_count("warmup_steps", warmup_steps, at_least=0)
+        self.warmup_steps = checked_count("warmup_steps", warmup_steps, at_least=0)
 
     def loss(
         self,
@@ -212,7 +212,7 @@ class ImportanceWeighted(Objective):
     """
 
     def __init__(self, num_samples: int = 5):
-        self.num_samples = _checked_count("num_samples", num_samples, at_least=1)
+        self.num_samples = checked_count("num_samples", num_samples, at_least=1)
 
     def loss(
         self,
@@ -261,8 +261,8 @@ def maximum_mean_discrepancy(x: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
     `(1/n + 1/m) (1 - E[k(a, b)])` on average (Gretton et al., JMLR 13, 2012).
 
     Args:
-      x: sample `[n, d]`.
-      y: sample `[m, d]`.
+      x: sample `[n, d]`, or of arrays of d numbers `[n, ...]`.
+      y: sample `[m, d]`, or `[m, ...]`.
 
     Returns:
       A scalar. Time and memory are O((n + m)²).
@@ -276,9 +276,9 @@ def witness(points: tf.Tensor, x: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
     The squared MMD of x and y is the mean of this over x, less that over y.
 
     Args:
-      points: `[p, d]`.
-      x: sample `[n, d]`.
-      y: sample `[m, d]`.
+      points: `[p, d]`, or arrays of d numbers `[p, ...]`.
+      x: sample `[n, d]`, or `[n, ...]`.
+      y: sample `[m, d]`, or `[m, ...]`.
 
     Returns:
       Tensor `[p]`. Time and memory are O(p (n + m)).
@@ -288,13 +288,16 @@ def witness(points: tf.Tensor, x: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
 
 def _kernel(x: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
     """The Gram matrix `[n, m]` of the Gaussian kernel."""
+    size = math.prod(x.shape[1:])
+    x, y = (tf.reshape(a, [-1, size]) for a in (x, y))
     squares = [tf.reduce_sum(tf.square(a), axis=-1) for a in (x, y)]
     distances = squares[0][:, None] + squares[1] - 2 * tf.matmul(x, y, transpose_b=True)
     # Rounding can make the distance of equal vectors negative.
-    return tf.exp(-tf.maximum(distances, 0) / x.shape[-1] ** 2)
+    return tf.exp(-tf.maximum(distances, 0) / size**2)
 
 
-def _checked_count(name: str, value: int, at_least: int) -> int:
+def checked_count(name: str, value: int, at_least: int) -> int:
+    """Returns the argument of that name, or raises `ValueError` if it is not such an integer."""
     if not isinstance(value, numbers.Real) or value % 1 != 0 or value < at_least:
         raise ValueError(f"`{name}` must be an integer of at least {at_least}; got {value!r}.")
     return int(value)

@@ -1,0 +1,142 @@
+"""How well missing and future values of series are predicted, by a model or by a baseline.
+
+Everything is measured on values that were observed, but not shown. What predicts is a function:
+`predict(x, length)` takes series `[N, steps, features]` with NaN for what is not known, and how
+many steps each has, `[N]`, and returns a `Prediction` for every one of the `steps`, those behind
+the length too. `of_model` makes it of a `SequenceVAE`.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from tfp_ar1.vae.sequence import SequenceVAE
+
+__all__ = ["Prediction", "evaluate", "hidden_steps", "of_model"]
+
+# Draws of the model that are held at a time, in numbers: 32 MiB of float32.
+_MAX_DRAWS = 2**23
+
+
+class Prediction(NamedTuple):
+    """A point and a central 90% interval for each value, all `[N, steps, features]`."""
+
+    mean: np.ndarray
+    low: np.ndarray | None = None  # None for what predicts points alone
+    high: np.ndarray | None = None
+
+
+Predictor = Callable[[np.ndarray, np.ndarray], Prediction]
+
+
+def of_model(model: SequenceVAE, num_samples: int = 200, seed: int = 0) -> Predictor:
+    """The predictions of a model: mean and quantiles of draws of `SequenceVAE.impute`.
+
+    Behind the length of a series these are its forecasts.
+
+    Args:
+      model: the model.
+      num_samples: draws for each series.
+      seed: integer; the same predictions for the same seed.
+    """
+
+    def predict(x: np.ndarray, length: np.ndarray) -> Prediction:
+        parts = []
+        rows = max(1, _MAX_DRAWS // (num_samples * x[0].size))
+        for start in range(0, len(x), rows):
+            part = slice(start, start + rows)
+            draws = model.impute(
+                {"x": x[part], "length": length[part]}, num_samples=num_samples, seed=seed + start
+            )
+            draws = np.asarray(draws)
+            parts.append((draws.mean(axis=0), *np.quantile(draws, (0.05, 0.95), axis=0)))
+        return Prediction(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+
+    return predict
+
+
+def hidden_steps(length: np.ndarray, steps: int, share: float, seed: int) -> np.ndarray:
+    """Steps to hide, drawn at random: bool `[N, steps]`, a share of the steps of each series.
+
+    Args:
+      length: how many steps each series has, `[N]`.
+      steps: of the longest series.
+      share: in (0, 1); rounded to whole steps, at least one and not all.
+      seed: integer.
+    """
+    if not 0 < share < 1:
+        raise ValueError(f"`share` must be in (0, 1); got {share}.")
+    order = np.random.default_rng(seed).random((len(length), steps))
+    order[np.arange(steps) >= length[:, np.newaxis]] = np.inf
+    number = np.clip(np.round(share * length), 1, length - 1)
+    return order.argsort(axis=1).argsort(axis=1) < number[:, np.newaxis]
+
+
+def evaluate(
+    predict: Predictor,
+    x: np.ndarray,
+    length: np.ndarray | None = None,
+    shares: Sequence[float] = (0.2, 0.5),
+    horizons: Sequence[int] = (1, 10, 50),
+    seed: int = 0,
+) -> dict[str, float]:
+    """Errors and coverage of predictions, for every predictor on the same hidden values.
+
+    Args:
+      predict: what predicts, see above.
+      x: series `[N, steps, features]`; NaN where nothing was observed.
+      length: how many steps each has, `[N]`, at least 2; `None` if all have all.
+      shares: of the steps of each series that are hidden, at random, and imputed.
+      horizons: numbers of steps to forecast. Forecasts start from the first half of each series;
+        those that reach behind its end are not counted.
+      seed: integer; decides what is hidden.
+
+    Returns:
+      In the units of x: `imputation_rmse_20`, the root mean square error with 20% of the steps
+      hidden, and so on for each share; `forecast_rmse_10`, that of the tenth step ahead, and so on
+      for each horizon. For predictors with intervals also `imputation_coverage_20` and
+      `forecast_coverage_10`, the share of values in the 90% interval, and `imputation_width_20` and
+      `forecast_width_10`, the interval's mean width. No entries for horizons that no series has.
+    """
+    steps = x.shape[1]
+    length = np.full(len(x), steps) if length is None else np.asarray(length)
+    if length.min() < 2:
+        raise ValueError(f"Each series needs at least 2 steps; the shortest has {length.min()}.")
+    step = np.arange(steps)
+    inside = step < length[:, np.newaxis]
+    observed = inside[..., np.newaxis] & ~np.isnan(x)
+    results = {}
+    for share in shares:
+        hidden = hidden_steps(length, steps, share, seed)
+        prediction = predict(_without(x, hidden | ~inside), length)
+        scores = _scores(prediction, x, observed & hidden[..., np.newaxis])
+        results |= {f"imputation_{k}_{round(100 * share)}": v for k, v in scores.items()}
+    origin = length // 2
+    prediction = predict(_without(x, step >= origin[:, np.newaxis]), origin)
+    for horizon in horizons:
+        ahead = step == origin[:, np.newaxis] + horizon - 1
+        scores = _scores(prediction, x, observed & ahead[..., np.newaxis])
+        results |= {f"forecast_{k}_{horizon}": v for k, v in scores.items()}
+    return results
+
+
+def _without(x: np.ndarray, hidden: np.ndarray) -> np.ndarray:
+    return np.where(hidden[..., np.newaxis], np.nan, x).astype(x.dtype)
+
+
+def _scores(prediction: Prediction, x: np.ndarray, where: np.ndarray) -> dict[str, float]:
+    if not where.any():
+        return {}
+    pick = functools.partial(np.extract, where)
+    truth = pick(x).astype(np.float64)
+    scores = {"rmse": float(np.sqrt(np.mean((pick(prediction.mean) - truth) ** 2)))}
+    if prediction.low is not None:
+        low, high = pick(prediction.low), pick(prediction.high)
+        scores["coverage"] = float(np.mean((low <= truth) & (truth <= high)))
+        scores["width"] = float(np.mean(high - low, dtype=np.float64))
+    return scores
