@@ -542,3 +542,75 @@ def is_at_work(process, path):
                     return True
         time.sleep(0.05)
     return False
+
+
+# Series
+
+
+SERIES_OPTIONS = {
+    "model": "sequence",
+    "window": None,
+    "hide": 0.5,
+    "batch_size": 8,
+    "learning_rate": 0.01,
+    "num_importance_samples": 3,
+    "likelihood": "gaussian",
+}
+
+
+@pytest.fixture(scope="module")
+def series_file(tmp_path_factory):
+    """An .npz file of 10 training and 6 test series of 12 steps: noisy waves."""
+    rng = np.random.default_rng(0)
+    phase = rng.uniform(0, 6, (16, 1, 1))
+    x = np.sin(phase + np.arange(12)[:, None] / 2) + 0.1 * rng.normal(size=(16, 12, 1))
+    path = tmp_path_factory.mktemp("series") / "waves.npz"
+    np.savez(path, x=x[:10], x_test=x[10:])
+    return f"npz:{path}"
+
+
+def make_series_plan(out, series_file, **axes):
+    grid = {
+        "dataset": (series_file,),
+        "network": ("convolutional",),
+        "objective": ("elbo",),
+        "beta": (1.0,),
+        "channels": (2,),
+        "prior": ("ar1", "normal"),
+        "posterior": ("ante1", "diag"),
+        "seed": (0,),
+    } | axes
+    return compare.make_plan(out, grid, SERIES_OPTIONS | {"epochs": {series_file: 1}})
+
+
+def test_names_of_runs_on_series_tell_every_setting_apart(tmp_path, series_file):
+    settings = make_series_plan(tmp_path / "x.jsonl", series_file).experiments[0].settings
+    assert settings["window"] == 12
+    names = {results.name(settings)}
+    for key in results.SEQUENCE_SETTINGS[1:]:
+        names.add(results.name(settings | {key: 7}))
+    assert len(names) == len(results.SEQUENCE_SETTINGS)
+
+
+def test_results_of_series(tmp_path, series_file):
+    """Every combination has its line, which says how well it imputes and forecasts."""
+    from tfp_ar1.cli import series, series_baselines
+    from tfp_ar1.vae import sequence_evaluation
+
+    plan = make_series_plan(tmp_path / "x.jsonl", series_file)
+    compare.work(plan)
+    lines = results.read(plan.out)
+    variants = [(line["posterior"], line["prior"]) for line in lines]
+    assert variants == [
+        ("ante1", "ar1"), ("diag", "ar1"), ("ante1", "normal"), ("diag", "normal")
+    ]  # fmt: skip
+    data = series.load(series_file, None, "gaussian")
+    baseline = sequence_evaluation.evaluate(series_baselines.last_value, data.x_test)
+    for line in lines:
+        assert line["num_covariance_parameters"] == 2 * (23 if line["posterior"] == "ante1" else 12)
+        assert np.isclose(line["neg_elbo"], line["reconstruction"] + line["kl"])
+        assert 0 <= line["imputation_coverage_50"] <= 1
+        assert line["forecast_rmse_1"] > 0
+        assert (line["prior_correlation"] == 0) == (line["prior"] == "normal")
+        assert line["last_value_imputation_rmse_20"] == baseline["imputation_rmse_20"]
+    assert not plan.pending()

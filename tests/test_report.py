@@ -459,3 +459,107 @@ def test_readme_quotes_the_results_page():
     assert len(quoted) == 8
     page = (root / "docs" / "results" / "results.md").read_text(encoding="utf-8")
     assert all(number in page for number in quoted)
+
+
+# Series
+
+
+def make_series_record(rng, posterior, prior, seed, **fields):
+    kind = report._SERIES
+    return {
+        "model": "sequence",
+        "dataset": "pig_cvp",
+        "window": 100,
+        "network": "convolutional",
+        "objective": "elbo",
+        "beta": 1.0,
+        "posterior": posterior,
+        "prior": prior,
+        "channels": 2,
+        "hide": 0.5,
+        "seed": seed,
+        "epochs": 3,
+        "batch_size": 32,
+        "learning_rate": 0.005,
+        "num_importance_samples": 100,
+        "data_sha256": "c" * 64,
+        **{key: float(rng.normal(10, 3)) for key in kind.measures},
+        **{f"last_value_{key}": 0.25 for key in report._IMPUTATION if "rmse" in key},
+        "num_covariance_parameters": {"diag": 200, "ar1": 4}[posterior],
+        "history": {"val_neg_elbo": [100 + 100 / (1 + epoch) for epoch in range(3)]},
+        "versions": {"tensorflow": "2.21.0"},
+        "code": "abc123",
+    } | fields
+
+
+@pytest.fixture
+def series_records():
+    rng = np.random.default_rng(0)
+    return [
+        make_series_record(rng, posterior, prior, seed)
+        for posterior in ("diag", "ar1")
+        for prior in ("normal", "ar1")
+        for seed in range(3)
+    ]
+
+
+def test_differences_of_series_are_to_any_posterior_and_prior(tmp_path, series_records):
+    path = tmp_path / "x.jsonl"
+    write_lines(path, series_records)
+
+    def differences(field, variant, baseline):
+        by = {
+            name: [r[field] for r in series_records if (r["posterior"], r["prior"]) == name]
+            for name in (variant, baseline)
+        }
+        d = np.subtract(by[variant], by[baseline])
+        half = scipy.stats.t.ppf(0.975, 2) * np.std(d, ddof=1) / np.sqrt(3)
+        low, high = d.mean() - half, d.mean() + half
+        return f"{text(d.mean(), 2, '+')} [{text(low, 2, '+')}, {text(high, 2, '+')}]"
+
+    page = fill(
+        path,
+        tmp_path,
+        "{{difference neg_elbo posterior=ar1 prior=ar1}}\n"
+        "{{difference neg_elbo posterior=ar1 prior=ar1 to=diag/ar1}}\n"
+        "{{table baselines}}\n",
+    )
+    first, second, *table = page.split("\n")
+    assert first == differences("neg_elbo", ("ar1", "ar1"), ("diag", "normal"))
+    assert second == differences("neg_elbo", ("ar1", "ar1"), ("diag", "ar1"))
+    rows = rows_of("\n".join(table))
+    assert [row["baseline"] for row in rows] == [
+        "last value",
+        "linear interpolation",
+        "matern half",
+    ]
+    assert rows[0]["imputation RMSE, 20% missing"] == "0.250"
+    assert rows[1]["imputation RMSE, 20% missing"] == "–"
+
+
+def test_report_of_series(tmp_path, series_records):
+    path = tmp_path / "x.jsonl"
+    write_lines(path, series_records)
+    files = report.write(path, tmp_path / "out", None)
+    assert {file.name for file in files} == {
+        "tables.md",
+        "curves-convolutional-elbo-c2-3epochs.png",
+        "differences.png",
+    }
+    tables = (tmp_path / "out/tables.md").read_text(encoding="utf-8")
+    assert "nats per window" in tables
+    headings = re.findall("^## (.*)$", tables, flags=re.MULTILINE)
+    assert headings == [
+        "Results",
+        "Differences to diag/normal",
+        "Imputation",
+        "Forecasts",
+        "Baselines",
+    ]
+
+
+def test_images_and_series_are_two_files(tmp_path, records, series_records):
+    path = tmp_path / "x.jsonl"
+    write_lines(path, records + series_records)
+    with pytest.raises(UserError, match="holds results of images and of series; make it two files"):
+        report.load(path)

@@ -22,18 +22,42 @@ import rich.console
 import rich.table
 
 from tfp_ar1.cli import compare as runner
-from tfp_ar1.cli import datasets, runs, startup
+from tfp_ar1.cli import datasets, runs, series, startup
 from tfp_ar1.cli.errors import Interrupted, UserError
 from tfp_ar1.cli.progress import Progress
 from tfp_ar1.version import __version__
 
 # Named here too, so that a wrong one is refused before TensorFlow is imported; a test compares.
-POSTERIORS = ("ar1", "diag", "isotropic", "full")
+POSTERIORS = ("ar1", "diag", "isotropic", "full", "arh1", "ante1")
 LIKELIHOODS = ("bernoulli", "gaussian")
 NETWORKS = ("mlp", "cnn", "dcgan")
 OBJECTIVES = ("elbo", "infovae", "iwae")
-_EPOCHS = {"digits": 200, "mnist": 15, "fashion_mnist": 15}
-_EPOCHS_OWN_IMAGES = 50
+MODELS = ("image", "sequence")
+# Of the model `sequence`.
+SEQUENCE_POSTERIORS = ("ar1", "diag", "isotropic", "arh1", "ante1")
+SEQUENCE_NETWORKS = ("convolutional", "recurrent")
+PRIORS = ("ar1", "normal")
+_SEQUENCE_DEFAULTS = {
+    "dataset": "pig_cvp",
+    "network": "convolutional",
+    "likelihood": "gaussian",
+    "batch_size": 32,
+    "learning_rate": 3e-3,
+}
+# Options of `train` that only one of the models has.
+_ONLY = {
+    "image": ("data_dir", "hidden_units", "latent_dim"),
+    "sequence": ("prior", "channels", "window", "hide"),
+}
+_EPOCHS = {
+    "digits": 200,
+    "mnist": 15,
+    "fashion_mnist": 15,
+    "pig_cvp": 40,
+    "basic_motions": 300,
+    "gunpoint": 300,
+}
+_EPOCHS_OWN_DATA = 50
 _MAX_SEED = 2**31 - 1
 
 
@@ -79,7 +103,10 @@ class _DatasetType(click.ParamType):
     name = "NAME"
 
     def convert(self, value: str, param: Any, ctx: Any) -> str:
-        return datasets.resolve(value)
+        of_sequences = ctx.params.get("model") == "sequence"
+        if value in series.SHIPPED and not of_sequences and "model" in ctx.params:
+            raise click.BadParameter(f"{value} holds series; give --model sequence too.")
+        return _source(of_sequences).resolve(value)
 
 
 class _CommaList(click.ParamType):
@@ -117,11 +144,58 @@ def _parse_hidden_units(ctx: Any, param: Any, value: str) -> list[int]:
     return units
 
 
+def _source(of_sequences: bool) -> Any:
+    """The module that a model's data come from."""
+    return series if of_sequences else datasets
+
+
+def _take_defaults(ctx: Any, param: Any, value: str) -> str:
+    """For `--model`, which is processed before the other options: gives these their defaults."""
+    if value == "sequence":
+        ctx.default_map = _SEQUENCE_DEFAULTS
+    return value
+
+
+def _for_sequences(option: str, default: Any) -> str:
+    """How `--help` shows the defaults of an option."""
+    return f"{default}; for sequences {_SEQUENCE_DEFAULTS[option]}"
+
+
 _dataset_help = f"Images: {datasets.CHOICES}."
+_evaluate_help = f"{_dataset_help} For a model of series: {series.CHOICES}."
 _network_help = "Encoder and decoder: a multilayer perceptron, or convolutions."
 _objective_help = "What is minimized."
 _latent_dim_help = "Number of latent coordinates."
 _posterior_help = "Covariance of q(z | x)."
+_prior_help = (
+    "Sequences: prior of each latent path, N(0, I) or an AR(1) process with learned correlation."
+)
+_channels_help = "Sequences: number of latent paths."
+_ALL_POSTERIORS = tuple(dict.fromkeys((*POSTERIORS, *SEQUENCE_POSTERIORS)))
+_model = click.option(
+    "--model",
+    type=click.Choice(MODELS),
+    default="image",
+    is_eager=True,
+    callback=_take_defaults,
+    help="What is trained: an autoencoder of images, or one of series, whose latents are paths.",
+)
+_window = click.option(
+    "--window",
+    metavar="N",
+    type=click.IntRange(min=2),
+    show_default="100 for pig_cvp, else whole series",
+    help="Sequences: each series is cut into windows of N steps.",
+)
+_hide = click.option(
+    "--hide",
+    metavar="X",
+    type=click.FloatRange(0, 1),
+    default=0.5,
+    callback=_finite,
+    help="Sequences: in training, up to this share of the steps of every other window is hidden, "
+    "so that the encoder learns to impute.",
+)
 _beta_help = "Weight of the KL, for the objective elbo."
 _data_dir = click.option(
     "--data-dir",
@@ -144,23 +218,25 @@ _epochs = click.option(
     metavar="N",
     type=click.IntRange(min=1),
     show_default=f"{', '.join(f'{n} for {name}' for name, n in _EPOCHS.items())}, else "
-    f"{_EPOCHS_OWN_IMAGES}",
-    help="Passes over the training images.",
+    f"{_EPOCHS_OWN_DATA}",
+    help="Passes over the training data.",
 )
 _batch_size = click.option(
     "--batch-size",
     metavar="N",
     type=click.IntRange(min=1),
     default=128,
-    help="Images per gradient step.",
+    show_default=_for_sequences("batch_size", 128),
+    help="Images, or windows of series, per gradient step.",
 )
 _learning_rate = click.option(
     "--learning-rate",
     metavar="X",
     type=click.FloatRange(min=0, min_open=True),
     default=1e-3,
+    show_default=_for_sequences("learning_rate", 1e-3),
     callback=_finite,
-    help="Step size of Adam.",
+    help="Step size of Adam; for sequences it falls to 0 over the epochs.",
 )
 
 
@@ -169,7 +245,7 @@ def _num_importance_samples(**default: Any) -> Any:
         "--num-importance-samples",
         metavar="N",
         type=click.IntRange(min=1),
-        help="Samples per image for the importance-weighted likelihood.",
+        help="Samples per image, or window, for the importance-weighted likelihood.",
         **default,
     )
 
@@ -194,9 +270,23 @@ def cli(ctx: click.Context) -> None:
 
 
 @cli.command(context_settings={"show_default": True})
-@click.option("--dataset", type=_DatasetType(), default="digits", help=_dataset_help)
+@_model
+@click.option(
+    "--dataset",
+    type=_DatasetType(),
+    default="digits",
+    show_default=_for_sequences("dataset", "digits"),
+    help=f"{_dataset_help} Series: {series.CHOICES}.",
+)
 @_data_dir
-@click.option("--network", type=click.Choice(NETWORKS), default="mlp", help=_network_help)
+@_window
+@click.option(
+    "--network",
+    type=click.Choice((*NETWORKS, *SEQUENCE_NETWORKS)),
+    default="mlp",
+    show_default=_for_sequences("network", "mlp"),
+    help=f"{_network_help} Sequences: {' or '.join(SEQUENCE_NETWORKS)} encoder.",
+)
 @_hidden_units
 @click.option("--objective", type=click.Choice(OBJECTIVES), default="elbo", help=_objective_help)
 @click.option(
@@ -207,9 +297,24 @@ def cli(ctx: click.Context) -> None:
     callback=_finite,
     help=_beta_help,
 )
-@click.option("--posterior", type=click.Choice(POSTERIORS), default="ar1", help=_posterior_help)
 @click.option(
-    "--likelihood", type=click.Choice(LIKELIHOODS), default="bernoulli", help="Model of p(x | z)."
+    "--posterior",
+    type=click.Choice(_ALL_POSTERIORS),
+    default="ar1",
+    help=_posterior_help,
+)
+@click.option(
+    "--prior",
+    type=click.Choice(PRIORS),
+    default="ar1",
+    help=_prior_help,
+)
+@click.option(
+    "--likelihood",
+    type=click.Choice(LIKELIHOODS),
+    default="bernoulli",
+    show_default=_for_sequences("likelihood", "bernoulli"),
+    help="Model of p(x | z).",
 )
 @click.option(
     "--latent-dim",
@@ -218,6 +323,14 @@ def cli(ctx: click.Context) -> None:
     default=10,
     help=_latent_dim_help,
 )
+@click.option(
+    "--channels",
+    metavar="N",
+    type=click.IntRange(min=1),
+    default=2,
+    help=_channels_help,
+)
+@_hide
 @_epochs
 @_batch_size
 @_learning_rate
@@ -241,22 +354,31 @@ def cli(ctx: click.Context) -> None:
 def train(ctx: click.Context, out: pathlib.Path | None, **options: Any) -> None:
     r"""Train a model, evaluate it, and draw pictures.
 
-    \b
+    
     Examples:
       tfp-ar1 train
       tfp-ar1 train --dataset fashion_mnist --data-dir fashion-mnist --posterior diag
       tfp-ar1 train --dataset npz:photos.npz --likelihood gaussian --out runs/photos
+      tfp-ar1 train --model sequence --dataset pig_cvp --posterior diag --prior normal
+      tfp-ar1 train --model sequence --dataset csv:rivers.csv --window 365
     """
     startup.check_backend()
     if out is not None:
         runs.check_out(out)
+    _check_of_model(ctx)
     _check_used(ctx, (options["network"],), (options["objective"],))
     dataset = options["dataset"]
     options["epochs"] = options["epochs"] or _default_epochs(dataset)
-    if options["network"] != "mlp":
-        options["hidden_units"] = None
-    data = datasets.load(dataset, options["data_dir"], options["likelihood"])
-    datasets.check_network(options["network"], dataset, data.image_shape)
+    if options["model"] == "sequence":
+        options = {key: value for key, value in options.items() if key not in _ONLY["image"]}
+        data = series.load(dataset, options["window"], options["likelihood"])
+        options["window"] = data.data_shape[0]
+    else:
+        options = {key: value for key, value in options.items() if key not in _ONLY["sequence"]}
+        if options["network"] != "mlp":
+            options["hidden_units"] = None
+        data = datasets.load(dataset, options["data_dir"], options["likelihood"])
+        datasets.check_network(options["network"], dataset, data.image_shape)
     config = runs.new_config(options, data.fingerprint())
     name = f"{datasets.short_name(dataset)}-{options['posterior']}"
     with runs.claim(out, name, config) as run:
@@ -266,13 +388,41 @@ def train(ctx: click.Context, out: pathlib.Path | None, **options: Any) -> None:
 
 
 def _default_epochs(dataset: str) -> int:
-    return _EPOCHS.get(dataset, _EPOCHS_OWN_IMAGES)
+    return _EPOCHS.get(dataset, _EPOCHS_OWN_DATA)
+
+
+def _given(ctx: click.Context, option: str) -> bool:
+    return ctx.get_parameter_source(option) is click.core.ParameterSource.COMMANDLINE
+
+
+def _check_of_model(ctx: click.Context) -> None:
+    """Checks that the options are for the model that is to be trained."""
+    model = ctx.params["model"]
+    other = MODELS[model == "image"]
+    for option in _ONLY[other]:
+        if _given(ctx, option):
+            raise click.UsageError(
+                f"--{option.replace('_', '-')} is for --model {other}, not for {model}; leave it "
+                "out.",
+                ctx,
+            )
+    allowed = {
+        "image": {"network": NETWORKS, "posterior": POSTERIORS},
+        "sequence": {"network": SEQUENCE_NETWORKS, "posterior": SEQUENCE_POSTERIORS},
+    }
+    for option, choices in allowed[model].items():
+        given = ctx.params[option]
+        for value in given if isinstance(given, tuple) else (given,):
+            if value not in choices:
+                raise click.UsageError(
+                    f"--{option} {value} is not for --model {model}; choose {', '.join(choices)}.",
+                    ctx,
+                )
 
 
 def _check_used(ctx: click.Context, networks: Sequence[str], objectives: Sequence[str]) -> None:
     """Checks that there is a network, or an objective, for the options that are for one alone."""
-    given = ctx.get_parameter_source("hidden_units") is not click.core.ParameterSource.DEFAULT
-    if given and "mlp" not in networks:
+    if _given(ctx, "hidden_units") and "mlp" not in networks:
         raise click.UsageError(
             f"--hidden-units is for --network mlp, not for {', '.join(networks)}; leave it out.",
             ctx,
@@ -299,26 +449,32 @@ def _told_how_to_resume(run: runs.Run, command: str) -> Iterator[None]:
         ) from error
 
 
-def _train(run: runs.Run, data: datasets.Dataset) -> None:
+def _train(run: runs.Run, data: datasets.Dataset | series.Series) -> None:
     options = run.options
     done = run.epochs_done()
+    if run.of_sequences:
+        steps, channels = data.data_shape
+        kind = f"windows of {steps} steps, {channels} channel{'s' * (channels > 1)}"
+        latents = f"and {options['prior']} prior over {options['channels']} latent paths"
+    else:
+        kind = f"images of {'x'.join(map(str, data.image_shape))}"
+        latents = f"over {options['latent_dim']} latents"
     click.echo(
         f"Training on {datasets.short_name(options['dataset'])}: {len(data.x_train)} training and "
-        f"{len(data.x_test)} test images of {'x'.join(map(str, data.image_shape))}; "
-        f"{options['posterior']} posterior over {options['latent_dim']} latents; "
+        f"{len(data.x_test)} test {kind}; {options['posterior']} posterior {latents}; "
         f"{options['epochs']} epochs{f', {done} of them done' * bool(done)}."
     )
     startup.import_tensorflow()
-    from tfp_ar1.cli import plots, training
+    from tfp_ar1.cli import plots, series_plots, training
 
     try:
         model = training.train(run, data)
         with runs.atomic(run.model_file) as path:
             model.save(path)
-        metrics = _evaluate(model, data.x_test, options["num_importance_samples"])
+        metrics = _evaluate(model, data, options["num_importance_samples"])
     except training.NotFinite as error:
         raise click.ClickException(f"{error.message} {run.folder} stays unfinished.") from error
-    pictures = plots.draw_run(run, model, data)
+    pictures = (series_plots if run.of_sequences else plots).draw_run(run, model, data)
     run.finish(metrics)
 
     _print_table(metrics)
@@ -336,7 +492,7 @@ def _train(run: runs.Run, data: datasets.Dataset) -> None:
 
 @cli.command(context_settings={"show_default": True})
 @_run
-@click.option("--dataset", type=_DatasetType(), show_default="that of the run", help=_dataset_help)
+@click.option("--dataset", metavar="NAME", show_default="that of the run", help=_evaluate_help)
 @_data_dir
 @_num_importance_samples(show_default="as in the training")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, and nothing else, on stdout.")
@@ -347,9 +503,9 @@ def evaluate(
     num_importance_samples: int | None,
     as_json: bool,
 ) -> None:
-    r"""Evaluate the model of RUN on test images: its own or others.
+    r"""Evaluate the model of RUN on test data: its own or others.
 
-    \b
+    
     Examples:
       tfp-ar1 evaluate runs/digits-ar1-001 --num-importance-samples 500
       tfp-ar1 evaluate runs/digits-ar1-001 --json > results.json
@@ -358,23 +514,36 @@ def evaluate(
     run = runs.read_finished(run)
     options = run.options
     if dataset is None:
-        dataset, data_dir = options["dataset"], data_dir or options["data_dir"]
-    data = datasets.load(dataset, data_dir, options["likelihood"])
-    trained_shape = tuple(run.config["data"]["image_shape"])
-    if data.image_shape != trained_shape:
-        raise UserError(
-            f"the images of {dataset} have shape {data.image_shape}, but {run.folder} was trained "
-            f"on {trained_shape}; give a --dataset of that shape."
-        )
+        dataset, data_dir = options["dataset"], data_dir or options.get("data_dir")
+    else:
+        dataset = _source(run.of_sequences).resolve(dataset)
+    data = (_test_series if run.of_sequences else _test_images)(run, dataset, data_dir)
     metrics = _evaluate(
         _load_model(run),
-        data.x_test,
+        data,
         num_importance_samples or options["num_importance_samples"],
     )
     if as_json:
         click.echo(json.dumps(metrics, indent=2))
     else:
         _print_table(metrics)
+
+
+def _test_images(run: runs.Run, dataset: str, data_dir: str | None) -> datasets.Dataset:
+    data = datasets.load(dataset, data_dir, run.options["likelihood"])
+    trained_shape = tuple(run.config["data"]["image_shape"])
+    if data.image_shape != trained_shape:
+        raise UserError(
+            f"the images of {dataset} have shape {data.image_shape}, but {run.folder} was trained "
+            f"on {trained_shape}; give a --dataset of that shape."
+        )
+    return data
+
+
+def _test_series(run: runs.Run, dataset: str, data_dir: str | None) -> series.Series:
+    if data_dir is not None:
+        raise UserError(f"--data-dir is for models of images, not for {run.folder}; leave it out.")
+    return series.load(dataset, likelihood=run.options["likelihood"], trained=run.config["data"])
 
 
 @cli.command(context_settings={"show_default": True})
@@ -385,7 +554,7 @@ def evaluate(
     metavar="N",
     type=click.IntRange(min=1),
     default=64,
-    help="How many images.",
+    help="How many images, or windows of series.",
 )
 @click.option(
     "--seed", metavar="N", type=click.IntRange(0, _MAX_SEED), default=0, help="Seed of the samples."
@@ -395,12 +564,12 @@ def evaluate(
     metavar="FILE",
     type=click.Path(path_type=pathlib.Path),
     show_default="RUN/samples-seed<seed>.png",
-    help="A new file: .png draws the images, .npy stores them as an array.",
+    help="A new file: .png draws the images, or the first windows; .npy stores an array.",
 )
 def sample(run: pathlib.Path, num_samples: int, seed: int, out: pathlib.Path | None) -> None:
-    r"""Draw new images from the model of RUN.
+    r"""Draw new images, or new windows of series, from the model of RUN.
 
-    \b
+    
     Examples:
       tfp-ar1 sample runs/digits-ar1-001
       tfp-ar1 sample runs/digits-ar1-001 -n 1000 --seed 3 --out images.npy
@@ -414,29 +583,45 @@ def sample(run: pathlib.Path, num_samples: int, seed: int, out: pathlib.Path | N
         raise UserError(f"{out}: exists already; choose another --out.")
     if not out.parent.is_dir():
         raise UserError(f"{out.parent}: no such folder; make it or choose another --out.")
-    images = _load_model(run).generate(num_samples, seed=seed)
+    new = np.asarray(_load_model(run).generate(num_samples, seed=seed))
+    units = series.Units(**run.config["data"]["units"]) if run.of_sequences else None
     if out.suffix == ".npy":
         with runs.atomic(out) as path:
-            np.save(path, images)
+            np.save(path, new if units is None else units.restore(new))
+    elif units is not None:
+        from tfp_ar1.cli import series_plots
+
+        series_plots.samples(out, units, new)
     else:
         from tfp_ar1.cli import plots
 
-        plots.samples(out, images, run.value_range)
+        plots.samples(out, new, run.value_range)
     click.echo(out)
 
 
-def _list_of(item: click.ParamType, default: str) -> dict[str, Any]:
+def _list_of(item: click.ParamType, default: str, **kwargs: Any) -> dict[str, Any]:
     """The arguments of an option that takes a list."""
-    return {"metavar": "LIST", "type": _CommaList(item), "default": default}
+    return {"metavar": "LIST", "type": _CommaList(item), "default": default, **kwargs}
 
 
 @cli.command(context_settings={"show_default": True})
-@click.option("--dataset", **_list_of(_DatasetType(), "digits"), help=_dataset_help)
+@_model
+@click.option(
+    "--dataset",
+    **_list_of(_DatasetType(), "digits", show_default=_for_sequences("dataset", "digits")),
+    help=f"{_dataset_help} Series: {series.CHOICES}.",
+)
 @_data_dir
+@_window
 @click.option(
     "--network",
-    **_list_of(click.Choice(NETWORKS), "mlp"),
-    help=f"{_network_help} Any of {', '.join(NETWORKS)}.",
+    **_list_of(
+        click.Choice((*NETWORKS, *SEQUENCE_NETWORKS)),
+        "mlp",
+        show_default=_for_sequences("network", "mlp"),
+    ),
+    help=f"{_network_help} Any of {', '.join(NETWORKS)}; of series, "
+    f"{' or '.join(SEQUENCE_NETWORKS)}.",
 )
 @_hidden_units
 @click.option(
@@ -447,10 +632,18 @@ def _list_of(item: click.ParamType, default: str) -> dict[str, Any]:
 @click.option("--beta", **_list_of(click.FloatRange(min=0), "1"), callback=_finite, help=_beta_help)
 @click.option(
     "--posterior",
-    **_list_of(click.Choice(POSTERIORS), "ar1,diag"),
-    help=f"{_posterior_help} Any of {', '.join(POSTERIORS)}.",
+    **_list_of(click.Choice(_ALL_POSTERIORS), "ar1,diag"),
+    help=f"{_posterior_help} Any of {', '.join(POSTERIORS)}; for series "
+    f"{', '.join(SEQUENCE_POSTERIORS)}.",
+)
+@click.option(
+    "--prior",
+    **_list_of(click.Choice(PRIORS), "ar1,normal"),
+    help=f"{_prior_help} Any of {', '.join(PRIORS)}.",
 )
 @click.option("--latent-dim", **_list_of(click.IntRange(min=1), "10"), help=_latent_dim_help)
+@click.option("--channels", **_list_of(click.IntRange(min=1), "2"), help=_channels_help)
+@_hide
 @click.option(
     "--seed", **_list_of(click.IntRange(0, _MAX_SEED), "0,1,2"), help="Seed of every random number."
 )
@@ -495,15 +688,22 @@ def compare(
       tfp-ar1 compare
       tfp-ar1 compare --dataset mnist,fashion_mnist --posterior ar1,diag,isotropic --jobs 2
       tfp-ar1 compare --network cnn --objective elbo,infovae --epochs 5 --dry-run
+      tfp-ar1 compare --model sequence --posterior diag,ar1,ante1 --out series.jsonl
     """
     startup.check_backend()
     if out.suffix != ".jsonl":
         raise UserError(f"{out}: --out must end in .jsonl.")
+    _check_of_model(ctx)
     _check_used(ctx, options["network"], options["objective"])
-    axes = ("dataset", "network", "objective", "beta", "latent_dim", "posterior", "seed")
+    if options["model"] == "sequence":
+        unused, sizes, likelihood = _ONLY["image"], ("channels", "prior"), "gaussian"
+    else:
+        unused, sizes, likelihood = _ONLY["sequence"], ("latent_dim",), "bernoulli"
+    options = {key: value for key, value in options.items() if key not in unused}
+    axes = ("dataset", "network", "objective", "beta", *sizes, "posterior", "seed")
     grid = {key: options.pop(key) for key in axes}
     epochs = {spec: options["epochs"] or _default_epochs(spec) for spec in grid["dataset"]}
-    plan = runner.make_plan(out, grid, {**options, "epochs": epochs, "likelihood": "bernoulli"})
+    plan = runner.make_plan(out, grid, {**options, "epochs": epochs, "likelihood": likelihood})
     if dry_run:
         runner.dry_run(plan)
     else:
@@ -570,23 +770,29 @@ def _load_model(run: runs.Run) -> Any:
         raise UserError(f"{run.model_file}: cannot be loaded: {error}") from error
 
 
-def _evaluate(model: Any, x: np.ndarray, num_importance_samples: int) -> dict:
+def _evaluate(
+    model: Any, data: datasets.Dataset | series.Series, num_importance_samples: int
+) -> dict:
     from tfp_ar1.cli import training
     from tfp_ar1.vae import evaluation
 
-    with Progress("evaluating", total=len(x)) as progress:
+    with Progress("evaluating", total=len(data.x_test)) as progress:
         metrics = evaluation.evaluate(
             model,
-            x,
+            data.test,
             num_importance_samples=num_importance_samples,
             progress=lambda done, total: progress.update(done),
         )
     training.check_finite(metrics)
+    if isinstance(data, series.Series):
+        metrics["prior_correlation"] = training.prior_correlation(model).tolist()
     return metrics
 
 
 def _print_table(metrics: dict) -> None:
-    table = rich.table.Table("", "nats per image", title=f"{metrics['num_examples']} test images")
+    one = "window" if "prior_correlation" in metrics else "image"
+    title = f"{metrics['num_examples']} test {one}s"
+    table = rich.table.Table("", f"nats per {one}", title=title)
     table.columns[1].justify = "right"
     for name, key in (
         ("-ELBO", "neg_elbo"),
@@ -597,4 +803,6 @@ def _print_table(metrics: dict) -> None:
         table.add_row(name, f"{metrics[key]:.2f}")
     table.add_section()
     table.add_row("mean posterior correlation rho (no unit)", f"{metrics['rho_mean']:+.3f}")
+    for channel, rho in enumerate(metrics.get("prior_correlation", []), start=1):
+        table.add_row(f"prior correlation of latent path {channel} (no unit)", f"{rho:+.4f}")
     rich.console.Console().print(table)

@@ -28,16 +28,18 @@ import rich.console
 import rich.progress
 
 import tfp_ar1.version
-from tfp_ar1.cli import datasets, results, runs, startup
+from tfp_ar1.cli import datasets, results, runs, series, startup
 from tfp_ar1.cli.errors import Interrupted, UserError
 
 _SECONDS_BETWEEN_LOOKS = 1.0
 _NUM_SAMPLES, _SAMPLES_SEED = 32, 0
+# What each process knows already of the baselines for series, which no run changes.
+_baselines: dict[tuple[str, int], dict[str, float]] = {}
 
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
-    """One point of the grid: options as `train` has them, and the fingerprint of the images.
+    """One point of the grid: options as `train` has them, and the fingerprint of the data.
 
     `draws_samples` says whether the run leaves a picture of samples.
     """
@@ -54,7 +56,7 @@ class Experiment:
             "dataset": datasets.short_name(self.options["dataset"]),
             "data_sha256": self.data["sha256"],
         }
-        return {key: known[key] for key in results.SETTINGS}
+        return {key: known[key] for key in results.settings_of(known)}
 
     @property
     def name(self) -> str:
@@ -114,8 +116,8 @@ def make_plan(out: pathlib.Path, grid: dict[str, Sequence], options: dict) -> Pl
 
     Args:
       out: The file of results.
-      grid: The values of `dataset`, `network`, `objective`, `beta`, `latent_dim`, `posterior` and
-        `seed`.
+      grid: The values of `dataset`, `network`, `objective`, `beta`, `posterior` and `seed`, and of
+        `latent_dim` for images, or `channels` and `prior` for series.
       options: The other options of `train`, for all of them; `epochs` a number for each dataset.
 
     Returns:
@@ -123,46 +125,78 @@ def make_plan(out: pathlib.Path, grid: dict[str, Sequence], options: dict) -> Pl
       network is not `mlp`.
 
     Raises:
-      UserError: If something is wrong with the images.
+      UserError: If something is wrong with the data.
     """
-    idx = [spec for spec in grid["dataset"] if spec in datasets.IDX_DATASETS]
-    if options["data_dir"] is not None and not idx:
-        raise UserError(
-            f"--data-dir is for {' and '.join(datasets.IDX_DATASETS)}, not for "
-            f"{', '.join(grid['dataset'])}; leave it out."
-        )
     data = {}
     for spec in grid["dataset"]:
         data[spec] = _load(spec, options).fingerprint()
         twins = [other for other in data if data[other]["sha256"] == data[spec]["sha256"]]
         if len(twins) > 1:
             raise UserError(
-                f"{twins[0]} and {spec} are the same images; leave one out, or give each its "
-                "folder below --data-dir."
+                f"{twins[0]} and {spec} are the same data; leave one out (or give images each "
+                "their folder below --data-dir)."
             )
-    for spec, network in itertools.product(data, grid["network"]):
-        datasets.check_network(network, spec, data[spec]["image_shape"])
+    of_sequences = options.get("model") == "sequence"
+    complete = _complete_for_series if of_sequences else _complete_for_images
+    if not of_sequences:
+        _check_images(grid, options, data)
     experiments = {}
-    order = ("seed", "dataset", "network", "objective", "beta", "latent_dim", "posterior")
+    order = [key for key in _ORDER if key in grid]
     for values in itertools.product(*(grid[key] for key in order)):
         point = dict(zip(order, values, strict=True))
         spec = point["dataset"]
         point["epochs"] = options["epochs"][spec]
-        point["data_dir"] = options["data_dir"] if spec in idx else None
         if point["objective"] != "elbo":
             point["beta"] = 1.0
-        if point["network"] != "mlp":
-            point["hidden_units"] = None
+        complete(point, options, data[spec])
+        shape = data[spec].get("image_shape", ())
         experiment = Experiment(
             {**options, **point},
             data[spec],
-            draws_samples=point["seed"] == grid["seed"][0] and len(data[spec]["image_shape"]) > 1,
+            draws_samples=point["seed"] == grid["seed"][0] and len(shape) > 1,
         )
         experiments.setdefault(experiment.name, experiment)
     return Plan(out, list(experiments.values()), _code_version())
 
 
-def _load(spec: str, options: dict) -> datasets.Dataset:
+_ORDER = (
+    "seed",
+    "dataset",
+    "network",
+    "objective",
+    "beta",
+    "latent_dim",
+    "channels",
+    "prior",
+    "posterior",
+)
+
+
+def _check_images(grid: dict[str, Sequence], options: dict, data: dict[str, dict]) -> None:
+    idx = [spec for spec in data if spec in datasets.IDX_DATASETS]
+    if options["data_dir"] is not None and not idx:
+        raise UserError(
+            f"--data-dir is for {' and '.join(datasets.IDX_DATASETS)}, not for "
+            f"{', '.join(data)}; leave it out."
+        )
+    for spec, network in itertools.product(data, grid["network"]):
+        datasets.check_network(network, spec, data[spec]["image_shape"])
+
+
+def _complete_for_images(point: dict, options: dict, data: dict) -> None:
+    spec = point["dataset"]
+    point["data_dir"] = options["data_dir"] if spec in datasets.IDX_DATASETS else None
+    if point["network"] != "mlp":
+        point["hidden_units"] = None
+
+
+def _complete_for_series(point: dict, options: dict, data: dict) -> None:
+    point["window"] = data["data_shape"][0]
+
+
+def _load(spec: str, options: dict) -> datasets.Dataset | series.Series:
+    if options.get("model") == "sequence":
+        return series.load(spec, options["window"], options["likelihood"])
     data_dir = options["data_dir"] if spec in datasets.IDX_DATASETS else None
     return datasets.load(spec, data_dir, options["likelihood"])
 
@@ -316,7 +350,7 @@ def _num_cores() -> int:
 def work(plan: Plan) -> None:
     """Runs one experiment after the other, until none is left that nobody is at work on."""
     startup.import_tensorflow()
-    images = {}
+    data = {}
     parent = multiprocessing.parent_process()
     # If the process that shows the progress was killed, nobody wants more than is under way.
     while parent is None or parent.is_alive():
@@ -325,9 +359,9 @@ def work(plan: Plan) -> None:
                 return
             experiment, run = claimed
             spec = experiment.options["dataset"]
-            if spec not in images:
-                images[spec] = _load(spec, experiment.options)
-            path, record = _result(plan, experiment, run, images[spec])
+            if spec not in data:
+                data[spec] = _load(spec, experiment.options)
+            path, record = _result(plan, experiment, run, data[spec])
             with results.locked(plan.out):
                 results.append(path, record)
                 shutil.rmtree(run.folder)
@@ -349,27 +383,31 @@ def _claim(plan: Plan) -> Iterator[tuple[Experiment, runs.Run] | None]:
 
 
 def _result(
-    plan: Plan, experiment: Experiment, run: runs.Run, data: datasets.Dataset
+    plan: Plan, experiment: Experiment, run: runs.Run, data: datasets.Dataset | series.Series
 ) -> tuple[pathlib.Path, dict]:
     """Trains and evaluates; returns the record, and the file where it belongs."""
     import keras
 
-    from tfp_ar1.cli import plots, training
-    from tfp_ar1.vae import evaluation, posteriors
+    from tfp_ar1.cli import training
+    from tfp_ar1.vae import evaluation
 
     # A process makes many models: without this, Keras keeps something of each.
     keras.utils.clear_session()
     options = experiment.options
     origin = {"versions": runs.new_config({}, {})["versions"], "code": plan.code}
+    measure = _measures_of_series if run.of_sequences else _measures_of_images
     try:
         model = training.train(run, data, report=False)
         metrics = evaluation.evaluate(
-            model, data.x_test, num_importance_samples=options["num_importance_samples"]
+            model, data.test, num_importance_samples=options["num_importance_samples"]
         )
+        metrics |= measure(options, model, data)
         training.check_finite(metrics)
     except training.NotFinite as error:
         return plan.failures, {**experiment.settings, "error": error.format_message(), **origin}
     if experiment.draws_samples:
+        from tfp_ar1.cli import plots
+
         picture = results.samples_file(plan.out, experiment.settings)
         picture.parent.mkdir(exist_ok=True)
         images = model.generate(_NUM_SAMPLES, seed=_SAMPLES_SEED)
@@ -378,12 +416,40 @@ def _result(
     return plan.out, {
         **experiment.settings,
         **metrics,
-        "num_covariance_parameters": posteriors.num_covariance_parameters(
-            options["posterior"], options["latent_dim"]
-        ),
         "seconds_per_epoch": statistics.median(history["seconds"]),
         "history": _curves(history),
         **origin,
+    }
+
+
+def _measures_of_images(options: dict, model: Any, data: datasets.Dataset) -> dict[str, Any]:
+    from tfp_ar1.vae import posteriors
+
+    number = posteriors.num_covariance_parameters(options["posterior"], options["latent_dim"])
+    return {"num_covariance_parameters": number}
+
+
+def _measures_of_series(options: dict, model: Any, data: series.Series) -> dict[str, Any]:
+    from tfp_ar1.cli import series_baselines, training
+    from tfp_ar1.vae import posteriors, sequence_evaluation
+
+    of_path = posteriors.num_covariance_parameters(options["posterior"], options["window"])
+    prior_correlation = training.prior_correlation(model)
+    predict = sequence_evaluation.of_model(model)
+    key = options["dataset"], options["window"]
+    if key not in _baselines:
+        _baselines[key] = {
+            f"{name}_{measure}": value
+            for name, baseline in series_baselines.BASELINES.items()
+            for measure, value in sequence_evaluation.evaluate(
+                baseline, data.x_test, data.length_test
+            ).items()
+        }
+    return {
+        "num_covariance_parameters": options["channels"] * of_path,
+        "prior_correlation": float(prior_correlation.mean()),
+        **sequence_evaluation.evaluate(predict, data.x_test, data.length_test),
+        **_baselines[key],
     }
 
 

@@ -12,6 +12,7 @@ import math
 import pathlib
 import sys
 import zlib
+from collections.abc import Callable
 
 import click
 import numpy as np
@@ -43,6 +44,16 @@ class Dataset:
     def image_shape(self) -> tuple[int, ...]:
         """The shape of one image: `(H, W)`, `(H, W, C)` or `(D,)`."""
         return self.x_train.shape[1:]
+
+    @property
+    def train(self) -> np.ndarray:
+        """The training images as the model takes them."""
+        return self.x_train
+
+    @property
+    def test(self) -> np.ndarray:
+        """The test images as the model takes them."""
+        return self.x_test
 
     def fingerprint(self) -> dict:
         """What identifies the data in a run's config."""
@@ -108,7 +119,7 @@ def load(spec: str, data_dir: str | None = None, likelihood: str = "bernoulli") 
     if kind == "digits":
         arrays, source = _digits(), "digits"
     elif file:
-        arrays, source = _read_numpy(pathlib.Path(file), kind), file
+        arrays, source = read_numpy(pathlib.Path(file), kind, _choose_arrays), file
     elif data_dir is not None:
         arrays, source = _read_idx_folder(pathlib.Path(data_dir), kind), data_dir
     else:
@@ -221,7 +232,23 @@ def _download(name: str) -> dict[str, np.ndarray]:
     return dict(zip(("x_train", "y_train", "x_test", "y_test"), (*train, *test), strict=True))
 
 
-def _read_numpy(path: pathlib.Path, kind: str) -> dict[str, np.ndarray]:
+def read_numpy(
+    path: pathlib.Path, kind: str, choose: Callable[[list[str], pathlib.Path], dict[str, str]]
+) -> dict[str, np.ndarray]:
+    """Reads the arrays of a NumPy file.
+
+    Args:
+      path: The file.
+      kind: `"npz"` or `"npy"`; the one array of the latter is called `x`.
+      choose: From the names of the arrays in an .npz file, and its path, what they are: our name ->
+        name in the file. Others are not read.
+
+    Returns:
+      The arrays, by our names.
+
+    Raises:
+      UserError: If the file is of another kind or damaged, or holds pickled objects.
+    """
     magic = {"npz": b"PK", "npy": b"\x93NUMPY"}[kind]
     with path.open("rb") as file:
         start = file.read(len(magic))
@@ -235,7 +262,7 @@ def _read_numpy(path: pathlib.Path, kind: str) -> dict[str, np.ndarray]:
         if kind == "npy":
             return {"x": loaded}
         with loaded:
-            names = _choose_arrays(loaded.files, path)
+            names = choose(loaded.files, path)
             return {ours: np.asarray(loaded[theirs]) for ours, theirs in names.items()}
     except UserError:
         raise

@@ -129,8 +129,13 @@ def latent_traversal(
     save(fig, path)
 
 
-def learning_curves(path: pathlib.Path, history: dict[str, list[float]]) -> None:
-    """Draws -ELBO, reconstruction and KL over the epochs, on training and on test images."""
+def learning_curves(
+    path: pathlib.Path,
+    history: dict[str, list[float]],
+    unit: str = "nats per image",
+    training: str = "training",
+) -> None:
+    """Draws -ELBO, reconstruction and KL over the epochs, on training and on test data."""
     fig = Figure(figsize=(11, 3.6), layout="constrained")
     axes = fig.subplots(1, 3)
     panels = (
@@ -140,7 +145,7 @@ def learning_curves(path: pathlib.Path, history: dict[str, list[float]]) -> None
     )
     for ax, (title, terms) in zip(axes, panels, strict=True):
         curves = []
-        for label, prefix, colour in (("training", "", _TRAIN), ("test", "val_", _TEST)):
+        for label, prefix, colour in ((training, "", _TRAIN), ("test", "val_", _TEST)):
             curve = np.sum([history[prefix + term] for term in terms], axis=0)
             epochs = np.arange(1, len(curve) + 1)
             marker = "." if len(curve) <= 20 else ""
@@ -153,7 +158,7 @@ def learning_curves(path: pathlib.Path, history: dict[str, list[float]]) -> None
         ax.set_title(title)
         ax.set_xlabel("epoch")
         ax.xaxis.get_major_locator().set_params(integer=True)
-        ax.set_ylabel("nats per image")
+        ax.set_ylabel(unit)
         bare(ax)
     axes[0].legend(frameon=False)
     save(fig, path)

@@ -20,11 +20,17 @@ from scipy.special import stdtrit
 from tfp_ar1.cli import plots, results, runs
 from tfp_ar1.cli.errors import UserError
 
-BASELINE = "diag"
 TEMPLATE_SUFFIX = ".template.md"
 _MARK = "<!-- Written by 'tfp-ar1 report'"
 _CONFIDENCE = 0.95
-_COLOURS = {"ar1": "#c8442b", "diag": "#1f5fa8", "isotropic": "#4f9d69", "full": "#7b5ea7"}
+_COLOURS = {
+    "ar1": "#c8442b",
+    "diag": "#1f5fa8",
+    "isotropic": "#4f9d69",
+    "full": "#7b5ea7",
+    "arh1": "#b58900",
+    "ante1": "#7b5ea7",
+}
 
 
 class _Measure(NamedTuple):
@@ -34,12 +40,35 @@ class _Measure(NamedTuple):
     digits: int
 
 
-_MEASURES = {
-    "num_covariance_parameters": _Measure("covariance parameters", 0),
+class _Kind(NamedTuple):
+    """What differs between results of images and of series.
+
+    `variant` are the settings that make the rows to be compared, with `baseline`; `tables` say
+    which measures are in a table, and `compared` which have differences.
+    """
+
+    variant: tuple[str, ...]
+    baseline: str
+    size: str
+    symbol: str
+    unit: str
+    notes: str
+    measures: dict[str, _Measure]
+    tables: dict[str, tuple[str, ...]]
+    compared: tuple[str, ...]
+
+    def name(self, record: dict[str, Any]) -> str:
+        """The variant of a record: `ar1`, or `ar1/normal` for posterior and prior."""
+        return "/".join(record[key] for key in self.variant)
+
+
+_BOUNDS = {
     "neg_elbo": _Measure("−ELBO", 2),
     "nll_iw": _Measure("NLL", 2),
     "reconstruction": _Measure("reconstruction", 2),
     "kl": _Measure("KL", 2),
+}
+_COMMON = {
     "active_units": _Measure("active units", 1),
     "mmd": _Measure("MMD²", 4),
     "rho_mean": _Measure("ρ, mean", 3),
@@ -48,29 +77,80 @@ _MEASURES = {
     "scale_std": _Measure("√s, spread", 3),
     "seconds_per_epoch": _Measure("s per epoch", 1),
 }
-_TICKS = sorted([0, *(sign * t for sign in (-1, 1) for t in (0.5, 1, 2, 5, 10, 20, 50, 100, 1000))])
-_BOUNDS = ("neg_elbo", "nll_iw", "reconstruction", "kl")
-_TABLES = {
-    "results": ("num_covariance_parameters", *_BOUNDS),
-    "measures": tuple(key for key in _MEASURES if key not in _BOUNDS)[1:],
+_NUMBER = {"num_covariance_parameters": _Measure("covariance parameters", 0)}
+_IMPUTATION = {
+    f"imputation_{measure}_{share}": _Measure(f"{label}, {share}% missing", digits)
+    for share in (20, 50)
+    for measure, label, digits in (
+        ("rmse", "imputation RMSE", 3),
+        ("coverage", "coverage of 90% intervals", 3),
+    )
 }
+_FORECAST = {
+    f"forecast_{measure}_{horizon}": _Measure(f"{label}, {horizon} ahead", digits)
+    for horizon in (1, 10, 50)
+    for measure, label, digits in (
+        ("rmse", "forecast RMSE", 3),
+        ("coverage", "coverage of 90% intervals", 3),
+    )
+}
+_BASELINES_OF_SERIES = ("last_value", "linear_interpolation", "matern_half")
+_IMAGES = _Kind(
+    variant=("posterior",),
+    baseline="diag",
+    size="latent_dim",
+    symbol="d",
+    unit="image",
+    notes="MMD² is between the aggregate posterior and the prior; a spread is the standard "
+    "deviation over the test images.",
+    measures={**_NUMBER, **_BOUNDS, **_COMMON},
+    tables={"results": (*_NUMBER, *_BOUNDS), "measures": tuple(_COMMON)},
+    compared=tuple(_BOUNDS),
+)
+_SERIES = _Kind(
+    variant=("posterior", "prior"),
+    baseline="diag/normal",
+    size="channels",
+    symbol="channels",
+    unit="window",
+    notes="RMSE in units of the standard deviation of the training data; a share of the steps is "
+    "hidden at random, and forecasts start from the middle of the window.",
+    measures={
+        **_NUMBER,
+        **_BOUNDS,
+        "prior_correlation": _Measure("prior correlation", 3),
+        **_IMPUTATION,
+        **_FORECAST,
+        "rho_mean": _COMMON["rho_mean"],
+        "seconds_per_epoch": _COMMON["seconds_per_epoch"],
+    },
+    tables={
+        "results": (*_NUMBER, *_BOUNDS, "prior_correlation"),
+        "imputation": tuple(_IMPUTATION),
+        "forecasts": tuple(_FORECAST),
+    },
+    compared=(*_BOUNDS, *(key for key in (*_IMPUTATION, *_FORECAST) if "rmse" in key)),
+)
+_MEASURES = _IMAGES.measures | _SERIES.measures
+_TICKS = sorted([0, *(sign * t for sign in (-1, 1) for t in (0.5, 1, 2, 5, 10, 20, 50, 100, 1000))])
 # Settings that have a column of their own only where they differ.
 _MINOR = ("batch_size", "learning_rate", "num_importance_samples")
 
 
 class Setting(NamedTuple):
-    """What a posterior is compared within: all settings but posterior and seed."""
+    """What variants are compared within: all other settings but the seed."""
 
     dataset: str
     network: str
     objective: str
-    latent_dim: int
+    size: int
     epochs: int
     minor: tuple[tuple[str, Any], ...]
+    symbol: str
 
     def cells(self) -> dict[str, str]:
         """The columns that it has in a table."""
-        head = zip(("dataset", "network", "objective", "d", "epochs"), self, strict=False)
+        head = zip(("dataset", "network", "objective", self.symbol, "epochs"), self, strict=False)
         return {key: str(value) for key, value in head} | {
             key.replace("_", " "): f"{value:g}" for key, value in self.minor
         }
@@ -78,14 +158,16 @@ class Setting(NamedTuple):
     def file_name(self) -> str:
         """What pictures of it are called; the data sets share a picture."""
         minor = "".join(f"-{key.replace('_', '-')}{value:g}" for key, value in self.minor)
-        text = f"{self.network}-{self.objective}-d{self.latent_dim}-{self.epochs}epochs{minor}"
+        size = f"{self.symbol[0]}{self.size}"
+        text = f"{self.network}-{self.objective}-{size}-{self.epochs}epochs{minor}"
         return text.replace("β=", "beta").replace(" ", "-")
 
     def title(self) -> str:
         """The same for people."""
         minor = "".join(f", {key.replace('_', ' ')} {value:g}" for key, value in self.minor)
         return (
-            f"{self.network}, {self.objective}, d = {self.latent_dim}, {self.epochs} epochs{minor}"
+            f"{self.network}, {self.objective}, {self.symbol} = {self.size}, {self.epochs} epochs"
+            f"{minor}"
         )
 
 
@@ -94,6 +176,15 @@ class Run(NamedTuple):
 
     setting: Setting
     record: dict[str, Any]
+
+    @property
+    def variant(self) -> str:
+        """What is compared within a setting: the posterior, or for series posterior/prior."""
+        return _kind(self.record).name(self.record)
+
+
+def _kind(record: dict[str, Any]) -> _Kind:
+    return _SERIES if record.get("model") == "sequence" else _IMAGES
 
 
 class Interval(NamedTuple):
@@ -121,14 +212,17 @@ def load(path: pathlib.Path) -> list[Run]:
     """The results in a file, in the order of settings, posteriors and seeds.
 
     Raises:
-      UserError: If there are none, if a measure is missing, or if a run is there twice.
+      UserError: If there are none, if they are of images and of series, if a measure is missing, or
+        if a run is there twice.
     """
     if not path.is_file():
         raise UserError(f"{path}: no such file; name the file that 'tfp-ar1 compare' wrote.")
     records = results.read(path)
     if not records:
         raise UserError(f"{path}: holds no results yet; 'tfp-ar1 compare' adds them.")
-    needed = {*_MEASURES, "history", "versions", "code"}
+    if len({_kind(record).unit for record in records}) > 1:
+        raise UserError(f"{path}: holds results of images and of series; make it two files.")
+    needed = {*_kind(records[0]).measures, "history", "versions", "code"}
     names = set()
     for number, record in enumerate(records, 1):
         if missing := needed - record.keys():
@@ -151,11 +245,12 @@ def _setting(record: dict, minor: list[str], images: set[tuple[str, str]]) -> Se
     alike = sum(dataset == record["dataset"] for dataset, _ in images)
     return Setting(
         record["dataset"] + f" {record['data_sha256'][:8]}" * (alike > 1),
-        " ".join([record["network"], *map(str, record["hidden_units"] or [])]),
+        " ".join([record["network"], *map(str, record.get("hidden_units") or [])]),
         record["objective"] + f" β={record['beta']:g}" * (record["beta"] != 1),
-        record["latent_dim"],
+        record[_kind(record).size],
         record["epochs"],
         tuple((key, record[key]) for key in minor),
+        _kind(record).symbol,
     )
 
 
@@ -163,31 +258,36 @@ def _order(run: Run) -> tuple:
     # From few covariance parameters to many.
     record = run.record
     parameters = record["num_covariance_parameters"]
-    return run.setting, parameters, record["posterior"], record["seed"]
+    return run.setting, parameters, run.variant, record["seed"]
 
 
 def configurations(chosen: Iterable[Run]) -> dict[tuple[Setting, str], list[dict]]:
-    """The records of each setting and posterior, one for each seed."""
+    """The records of each setting and variant, one for each seed."""
     records = {}
-    for setting, record in chosen:
-        records.setdefault((setting, record["posterior"]), []).append(record)
+    for run in chosen:
+        records.setdefault((run.setting, run.variant), []).append(run.record)
     return records
 
 
 def differences(
-    chosen: Iterable[Run], to: str = BASELINE
+    chosen: Sequence[Run], to: str | None = None
 ) -> dict[tuple[Setting, str], list[tuple[dict, dict]]]:
-    """For each setting and posterior: the pairs of its records with those of the posterior `to`."""
+    """For each setting and variant: the pairs of its records with those of `to` (the baseline)."""
     records = configurations(chosen)
+    to = _baseline(chosen) if to is None else to
     pairs = {}
-    for (setting, posterior), group in records.items():
+    for (setting, variant), group in records.items():
         baseline = {record["seed"]: record for record in records.get((setting, to), [])}
         paired = [
             (record, baseline[record["seed"]]) for record in group if record["seed"] in baseline
         ]
-        if posterior != to and paired:
-            pairs[setting, posterior] = paired
+        if variant != to and paired:
+            pairs[setting, variant] = paired
     return pairs
+
+
+def _baseline(chosen: Sequence[Run]) -> str:
+    return _kind(chosen[0].record).baseline
 
 
 def versions(chosen: Iterable[Run]) -> str:
@@ -245,21 +345,27 @@ def _tables_page(every: list[Run], path: pathlib.Path) -> str:
         f"- {results.name(record)}: {record['error']}\n"
         for record in results.read(results.failures_file(path))
     ]
+    kind = _kind(every[0].record)
+    captions = {"measures": "Other measures", "imputation": "Imputation", "forecasts": "Forecasts"}
+    others = []
+    for name in kind.tables:
+        if name in captions:
+            others += [f"## {captions[name]}\n", _table_of_means(every, name)]
+    if kind is _SERIES:
+        others += ["## Baselines\n", _table_of_baselines(every)]
     parts = [
         f"{_MARK}. -->\n\n# Results of {path.name}\n",
         f"{len(every)} runs. {versions(every)}\n",
         "## Results\n",
-        "Test images, nats per image: mean ± standard error over the runs, one for each seed. NLL "
-        "is the importance-weighted estimate. The lower −ELBO and NLL, the better.\n",
+        f"Test {kind.unit}s, nats per {kind.unit}: mean ± standard error over the runs, one for "
+        "each seed. NLL is the importance-weighted estimate. The lower −ELBO and NLL, the better. "
+        f"{kind.notes}\n",
         _table_of_means(every, "results"),
-        f"## Differences to {BASELINE}\n",
+        f"## Differences to {kind.baseline}\n",
         f"Paired by seed: mean [{_CONFIDENCE:.0%} confidence interval, Student's t]. −ELBO and "
-        f"NLL below 0 are better than {BASELINE}.\n",
-        _table_of_differences(differences(every)),
-        "## Other measures\n",
-        "Mean ± standard error over the runs. MMD² is between the aggregate posterior and the "
-        "prior; a spread is the standard deviation over the test images.\n",
-        _table_of_means(every, "measures"),
+        f"NLL below 0 are better than {kind.baseline}.\n",
+        _table_of_differences(every, differences(every)),
+        *others,
         *(["## Failed runs\n", "".join(failed)] if failed else []),
     ]
     return "\n".join(parts)
@@ -271,26 +377,49 @@ def _table(rows: list[dict[str, str]]) -> str:
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
-def _table_of_means(chosen: Iterable[Run], name: str) -> str:
+def _table_of_means(chosen: Sequence[Run], name: str) -> str:
+    kind = _kind(chosen[0].record)
     return _table(
         [
             setting.cells()
-            | {"posterior": posterior, "runs": str(len(records))}
-            | {_MEASURES[field].label: _mean_text(records, field) for field in _TABLES[name]}
-            for (setting, posterior), records in configurations(chosen).items()
+            | {" / ".join(kind.variant): variant, "runs": str(len(records))}
+            | {_MEASURES[field].label: _mean_text(records, field) for field in kind.tables[name]}
+            for (setting, variant), records in configurations(chosen).items()
         ]
     )
 
 
-def _table_of_differences(pairs: dict[tuple[Setting, str], list[tuple[dict, dict]]]) -> str:
+def _table_of_differences(
+    chosen: Sequence[Run], pairs: dict[tuple[Setting, str], list[tuple[dict, dict]]]
+) -> str:
+    kind = _kind(chosen[0].record)
     if not pairs:
-        return f"No run shares its seed with one of {BASELINE}.\n"
+        return f"No run shares its seed with one of {kind.baseline}.\n"
     return _table(
         [
             setting.cells()
-            | {"posterior": posterior, "pairs": str(len(paired))}
-            | {_MEASURES[field].label: _difference_text(paired, field) for field in _BOUNDS}
-            for (setting, posterior), paired in pairs.items()
+            | {" / ".join(kind.variant): variant, "pairs": str(len(paired))}
+            | {_MEASURES[field].label: _difference_text(paired, field) for field in kind.compared}
+            for (setting, variant), paired in pairs.items()
+        ]
+    )
+
+
+def _table_of_baselines(chosen: Sequence[Run]) -> str:
+    """What needs no model, on the same hidden values; it is the same in every run."""
+    fields = (*_IMPUTATION, *_FORECAST)
+    first = {run.setting.dataset: run.record for run in reversed(chosen)}
+    return _table(
+        [
+            {"dataset": dataset, "baseline": name.replace("_", " ")}
+            | {
+                _MEASURES[field].label: _number(record[key], _MEASURES[field].digits)
+                if (key := f"{name}_{field}") in record
+                else "–"
+                for field in fields
+            }
+            for dataset, record in sorted(first.items())
+            for name in _BASELINES_OF_SERIES
         ]
     )
 
@@ -355,19 +484,22 @@ def _fill(every: list[Run], words: list[str]) -> str:
     if digits is not None and not re.fullmatch("[0-9]", digits):
         raise ValueError(f"digits={digits} is not a number from 0 to 9.")
     digits = None if digits is None else int(digits)
-    to = settings.pop("to", BASELINE)
-    if to != BASELINE and what[:1] != ["difference"]:
+    to = settings.pop("to", None)
+    if to is not None and what[:1] != ["difference"]:
         raise ValueError(f"to={to} is for differences of one configuration.")
-    if unknown := settings.keys() - set(results.SETTINGS):
+    known = results.settings_of(every[0].record)
+    if unknown := settings.keys() - set(known):
         raise ValueError(
-            f"there is no setting {', '.join(sorted(unknown))}; choose from "
-            f"{', '.join(results.SETTINGS)}."
+            f"there is no setting {', '.join(sorted(unknown))}; choose from {', '.join(known)}."
         )
+    kind = _kind(every[0].record)
     match what:
-        case ["table", name] if name in _TABLES:
+        case ["table", name] if name in kind.tables:
             return _table_of_means(_choose(every, settings), name).rstrip()
         case ["table", "differences"]:
-            return _table_of_differences(_choose_differences(every, settings)).rstrip()
+            return _table_of_differences(every, _choose_differences(every, settings)).rstrip()
+        case ["table", "baselines"] if kind is _SERIES:
+            return _table_of_baselines(_choose(every, settings)).rstrip()
         case ["mean", field]:
             records = _only(configurations(_choose(every, settings)))
             return _mean_text(records, _known(field), digits)
@@ -394,18 +526,18 @@ def _choose(every: list[Run], settings: dict[str, str]) -> list[Run]:
 
 
 def _choose_differences(
-    every: list[Run], settings: dict[str, str], to: str = BASELINE
+    every: list[Run], settings: dict[str, str], to: str | None = None
 ) -> dict[tuple[Setting, str], list[tuple[dict, dict]]]:
-    """The differences with these settings, of one posterior if that is among them."""
-    settings = dict(settings)
-    wanted = settings.pop("posterior", None)
+    """The differences with these settings, of one variant if that is among them."""
+    kind = _kind(every[0].record)
+    shared = {key: value for key, value in settings.items() if key not in kind.variant}
     chosen = {
-        (setting, posterior): pairs
-        for (setting, posterior), pairs in differences(_choose(every, settings), to).items()
-        if wanted in (None, posterior)
+        (setting, variant): pairs
+        for (setting, variant), pairs in differences(_choose(every, shared), to).items()
+        if all(_setting_text(pairs[0][0][key]) == value for key, value in settings.items())
     }
     if not chosen:
-        raise ValueError(f"no such run shares its seed with one of {to}.")
+        raise ValueError(f"no such run shares its seed with one of {to or kind.baseline}.")
     return chosen
 
 
@@ -419,7 +551,7 @@ def _setting_text(value: Any) -> str:
 def _only(groups: dict[tuple[Setting, str], list]) -> list:
     """The records of the one configuration."""
     if len(groups) > 1:
-        names = "; ".join(f"{s.dataset}, {s.title()}, {posterior}" for s, posterior in groups)
+        names = "; ".join(f"{s.dataset}, {s.title()}, {variant}" for s, variant in groups)
         raise ValueError(f"{len(groups)} configurations fit ({names}); add settings.")
     (records,) = groups.values()
     return records
@@ -460,16 +592,18 @@ def _draw_curves(
     groups: dict[tuple[Setting, str], list[dict]],
 ) -> None:
     """Draws −ELBO of the test images against the epoch, a panel for each data set."""
+    unit = next(_kind(records[0]).unit for records in groups.values())
     fig = Figure(figsize=(1 + 5 * len(settings), 4), layout="constrained")
     for ax, setting in zip(fig.subplots(1, len(settings), squeeze=False)[0], settings, strict=True):
         lowest, highest = math.inf, -math.inf
-        for (other, posterior), records in groups.items():
+        for (other, variant), records in groups.items():
             if other != setting:
                 continue
             curves = np.array([record["history"]["val_neg_elbo"] for record in records])
-            epochs, colour = np.arange(1, curves.shape[1] + 1), _COLOURS[posterior]
-            label = f"{posterior} ({len(records)} run{'s' * (len(records) > 1)})"
-            ax.plot(epochs, curves.mean(axis=0), color=colour, linewidth=1.4, label=label)
+            epochs, colour = np.arange(1, curves.shape[1] + 1), _colour(variant)
+            label = f"{variant} ({len(records)} run{'s' * (len(records) > 1)})"
+            style = "--" if variant.endswith("/normal") else "-"
+            ax.plot(epochs, curves.mean(axis=0), style, color=colour, linewidth=1.4, label=label)
             low, high = curves.min(axis=0), curves.max(axis=0)
             ax.fill_between(epochs, low, high, color=colour, alpha=0.2, linewidth=0)
             lowest = min(lowest, low.min())
@@ -479,11 +613,15 @@ def _draw_curves(
         ax.set_ylim(lowest - margin, highest + margin)
         ax.set_title(f"{setting.dataset}: {setting.title()}", fontsize="medium")
         ax.set_xlabel("epoch")
-        ax.set_ylabel("−ELBO of the test images (nats per image)")
+        ax.set_ylabel(f"−ELBO of the test {unit}s (nats per {unit})")
         ax.xaxis.get_major_locator().set_params(integer=True)
         ax.legend(frameon=False, title="mean; range over runs shaded")
         plots.bare(ax)
     plots.save(fig, path)
+
+
+def _colour(variant: str) -> str:
+    return _COLOURS[variant.split("/")[0]]
 
 
 def _draw_differences(
@@ -491,19 +629,19 @@ def _draw_differences(
 ) -> None:
     """Draws the differences of −ELBO and NLL as dots, with whiskers for their intervals."""
     rows = list(pairs.items())
+    kind = _kind(rows[0][1][0][0])
     fig = Figure(figsize=(11, 1.6 + 0.32 * len(rows)), layout="constrained")
     axes = fig.subplots(1, 2, sharey=True)
-    labels = [
-        f"{setting.dataset}, {setting.title()}: {posterior}" for (setting, posterior), _ in rows
-    ]
+    labels = [f"{setting.dataset}, {setting.title()}: {variant}" for (setting, variant), _ in rows]
     for ax, field in zip(axes, ("neg_elbo", "nll_iw"), strict=True):
-        for row, ((_, posterior), paired) in enumerate(rows):
+        for row, ((_, variant), paired) in enumerate(rows):
             mean, half_width = _difference(paired, field)
             ax.errorbar(
                 mean,
                 row,
                 xerr=None if math.isnan(half_width) else half_width,
-                color=_COLOURS[posterior],
+                color=_colour(variant),
+                markerfacecolor="white" if variant.endswith("/normal") else None,
                 marker="o",
                 markersize=5,
                 capsize=3,
@@ -515,8 +653,8 @@ def _draw_differences(
         ticks = [tick for tick in _TICKS if low <= tick <= high]
         ax.set_xticks(ticks, [_number(tick, 0 if tick % 1 == 0 else 1) for tick in ticks])
         ax.minorticks_off()
-        ax.set_xlabel("nats per image, logarithmic beyond ±1")
-        ax.set_title(f"{_MEASURES[field].label}: difference to {BASELINE}")
+        ax.set_xlabel(f"nats per {kind.unit}, logarithmic beyond ±1")
+        ax.set_title(f"{_MEASURES[field].label}: difference to {kind.baseline}")
         plots.bare(ax)
     axes[0].set_yticks(range(len(rows)), labels)
     axes[0].set_ylim(len(rows) - 0.5, -0.5)
@@ -528,11 +666,11 @@ def _pictures(
 ) -> dict[tuple[Setting, str], pathlib.Path]:
     """The picture of samples of each configuration that has one, that of its least seed."""
     pictures = {}
-    for (setting, posterior), records in groups.items():
+    for (setting, variant), records in groups.items():
         files = (results.samples_file(path, record) for record in records)
         file = next((file for file in files if file.is_file()), None)
         if setting in settings and file is not None:
-            pictures[setting, posterior] = file
+            pictures[setting, variant] = file
     return pictures
 
 
@@ -541,17 +679,17 @@ def _draw_samples(
     settings: list[Setting],
     pictures: dict[tuple[Setting, str], pathlib.Path],
 ) -> None:
-    """Draws the samples side by side, a row for each data set and a column for each posterior."""
-    posteriors = list(dict.fromkeys(posterior for _, posterior in pictures))
-    size = (0.5 + 4 * len(posteriors), 0.6 + 2.2 * len(settings))
+    """Draws the samples side by side, a row for each data set and a column for each variant."""
+    variants = list(dict.fromkeys(variant for _, variant in pictures))
+    size = (0.5 + 4 * len(variants), 0.6 + 2.2 * len(settings))
     fig = Figure(figsize=size, layout="constrained")
-    axes = fig.subplots(len(settings), len(posteriors), squeeze=False)
+    axes = fig.subplots(len(settings), len(variants), squeeze=False)
     for row, setting in zip(axes, settings, strict=True):
-        for ax, posterior in zip(row, posteriors, strict=True):
+        for ax, variant in zip(row, variants, strict=True):
             ax.set_axis_off()
-            if file := pictures.get((setting, posterior)):
+            if file := pictures.get((setting, variant)):
                 with PIL.Image.open(file) as image:
                     ax.imshow(np.asarray(image), cmap="gray", vmin=0, vmax=255)
-                ax.set_title(f"{setting.dataset}: {posterior}")
+                ax.set_title(f"{setting.dataset}: {variant}")
     fig.suptitle(f"Samples: {settings[0].title()}")
     plots.save(fig, path)

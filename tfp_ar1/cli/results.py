@@ -13,7 +13,7 @@ import click
 from tfp_ar1.cli.errors import UserError
 from tfp_ar1.cli.runs import fcntl
 
-# What tells one experiment from another; a result holds all of them.
+# What tells one experiment from another; a result holds all of them. Those of images:
 SETTINGS = (
     "dataset",
     "network",
@@ -29,16 +29,44 @@ SETTINGS = (
     "num_importance_samples",
     "data_sha256",
 )
+# Those of series, whose results say `"model": "sequence"`:
+SEQUENCE_SETTINGS = (
+    "model",
+    "dataset",
+    "window",
+    "network",
+    "objective",
+    "beta",
+    "posterior",
+    "prior",
+    "channels",
+    "hide",
+    "seed",
+    "epochs",
+    "batch_size",
+    "learning_rate",
+    "num_importance_samples",
+    "data_sha256",
+)
+
+
+def settings_of(record: dict[str, Any]) -> tuple[str, ...]:
+    """The names of the settings that a record has, or must have."""
+    return SEQUENCE_SETTINGS if record.get("model") == "sequence" else SETTINGS
 
 
 def name(record: dict[str, Any]) -> str:
     """The name of an experiment for files and folders: readable, and different for each."""
-    settings = [record[key] for key in SETTINGS]
+    settings = [record[key] for key in settings_of(record)]
     digest = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:8]
     beta = f"beta{record['beta']:g}-" * (record["beta"] != 1)
+    if "prior" in record:
+        latents = f"{record['posterior']}-prior-{record['prior']}-c{record['channels']}"
+    else:
+        latents = f"{record['posterior']}-d{record['latent_dim']}"
     return (
         f"{record['dataset']}-{record['network']}-{record['objective']}-{beta}"
-        f"{record['posterior']}-d{record['latent_dim']}-seed{record['seed']}-{digest}"
+        f"{latents}-seed{record['seed']}-{digest}"
     )
 
 
@@ -68,7 +96,7 @@ def read(path: pathlib.Path) -> list[dict[str, Any]]:
     records = []
     for number, line in enumerate(lines, 1):
         record = _parse(line)
-        if record is None or not record.keys() >= set(SETTINGS):
+        if record is None or not record.keys() >= set(settings_of(record)):
             raise UserError(
                 f"{path}: line {number} is not a result of 'tfp-ar1 compare'; remove the line or "
                 "choose another file."

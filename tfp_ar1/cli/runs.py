@@ -29,7 +29,7 @@ _PACKAGES = ("tfp_ar1", "tensorflow", "tensorflow-probability", "keras", "numpy"
 _LOCATIONS = ("dataset", "data_dir")
 _TEMPORARY = ".tmp-"
 # Options of `train` that runs of earlier versions do not have, with what these versions did.
-_LATER_OPTIONS = {"network": "mlp", "objective": "elbo"}
+_LATER_OPTIONS = {"model": "image", "network": "mlp", "objective": "elbo"}
 
 
 class Claimed(UserError):
@@ -82,6 +82,11 @@ class Run:
     def options(self) -> dict:
         """The options of `train` that made this run."""
         return self.config["options"]
+
+    @property
+    def of_sequences(self) -> bool:
+        """Whether the model is of series, not of images."""
+        return self.options.get("model") == "sequence"
 
     @property
     def finished(self) -> bool:
@@ -259,8 +264,9 @@ def _first_free(parent: pathlib.Path, name: str) -> pathlib.Path:
 def _check_same(run: Run, config: dict) -> None:
     before, now = run.options, config["options"]
     if run.config["data"] != config["data"]:
+        data = "series" if run.of_sequences else "images"
         raise UserError(
-            f"{run.folder}: holds an unfinished run on other images ({before['dataset']}) than "
+            f"{run.folder}: holds an unfinished run on other {data} ({before['dataset']}) than "
             f"those of --dataset {now['dataset']}; choose another --out."
         )
     for key in now:

@@ -1,0 +1,182 @@
+"""What one would try before a model: predictors for `tfp_ar1.vae.sequence_evaluation.evaluate`.
+
+Each predicts from the known values of one series and one channel alone, without training.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from tfp_ar1.vae.sequence_evaluation import Prediction
+
+# Half the width of a central 90% interval of a normal, in standard deviations.
+_Z90 = 1.6448536269514722
+# Series at a time, for their covariance matrices [steps, steps].
+_ROWS = 256
+
+
+def last_value(x: np.ndarray, length: np.ndarray) -> Prediction:
+    """The last value that is known before; the first one known where there is none before.
+
+    Args:
+      x: series `[N, steps, features]`, NaN for what is not known; 0 if nothing is.
+      length: not needed.
+    """
+    return Prediction(_for_each_path(x, _last_known))
+
+
+def linear_interpolation(x: np.ndarray, length: np.ndarray) -> Prediction:
+    """Straight lines between known values; before the first and after the last these go on.
+
+    Args:
+      x: series `[N, steps, features]`, NaN for what is not known; 0 if nothing is.
+      length: not needed.
+    """
+    return Prediction(_for_each_path(x, np.interp))
+
+
+def matern_half(x: np.ndarray, length: np.ndarray) -> Prediction:
+    """A Gaussian process with a Matérn-1/2 kernel, a mean and noise, fitted to each path.
+
+    At whole steps that is an AR(1) process observed with white noise:
+    `Cov(x_i, x_j) = s (ρ^|i-j| + r [i = j])`. Mean, s, ρ and r are those of the largest likelihood,
+    and intervals include the noise.
+
+    Args:
+      x: series `[N, steps, features]`, NaN for what is not known; N(0, 1) if nothing is.
+      length: not needed.
+    """
+    num, steps, features = x.shape
+    paths = np.moveaxis(x, -1, 1).reshape(-1, steps).astype(np.float64)
+    fitted = (paths, *fit_matern_half(paths))
+    parts = [
+        _conditional(*(array[start : start + _ROWS] for array in fitted))
+        for start in range(0, len(paths), _ROWS)
+    ]
+    mean, stddev = (
+        np.moveaxis(np.concatenate(column).reshape(num, features, steps), 1, -1)
+        for column in zip(*parts, strict=True)
+    )
+    return Prediction(mean, mean - _Z90 * stddev, mean + _Z90 * stddev)
+
+
+BASELINES = {
+    "last_value": last_value,
+    "linear_interpolation": linear_interpolation,
+    "matern_half": matern_half,
+}
+
+
+def fit_matern_half(x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Maximum likelihood for an AR(1) process with white noise, for each path on its own.
+
+    Mean and variance have a closed form given ρ and r; these two are searched on a grid that is
+    made finer around each path's best point.
+
+    Args:
+      x: paths float64 `[N, steps]`, NaN for what is not known.
+
+    Returns:
+      The mean, the variance s of the process, its correlation ρ from 0 to 0.9999, and the variance
+      of the noise relative to s, r from 1e-4 to 100; all `[N]`.
+    """
+    # Logarithms of the length scale in steps, -1 / log ρ, and of r.
+    low, high = np.log([-1 / np.log(1e-3), 1e-4]), np.log([-1 / np.log(0.9999), 1e2])
+    best = np.tile((low + high) / 2, (len(x), 1))
+    half = (high - low) / 2
+    for points in (13, 7, 7, 7, 7):
+        centre, highest = best.copy(), np.full(len(x), -np.inf)
+        for i, j in np.ndindex(points, points):
+            offset = half * (2 * np.array([i, j]) / (points - 1) - 1)
+            candidate = np.clip(centre + offset, low, high)
+            log_likelihood = matern_half_likelihood(x, *_rho_and_noise(candidate))[0]
+            better = log_likelihood > highest
+            best[better], highest[better] = candidate[better], log_likelihood[better]
+        half *= 2 / (points - 1)
+    rho, noise = _rho_and_noise(best)
+    _, mean, variance = matern_half_likelihood(x, rho, noise)
+    return mean, variance, rho, noise
+
+
+def matern_half_likelihood(
+    x: np.ndarray, rho: np.ndarray, noise: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The likelihood of ρ and r at the best mean and variance, by a Kalman filter in O(steps).
+
+    The filter is linear in the data, so that one of unit variance, run on the data and on a
+    constant 1, gives the generalized least squares estimate of the mean.
+
+    Args:
+      x: paths `[N, steps]`, NaN for what is not known.
+      rho: correlations `[N]`.
+      noise: variances r of the noise relative to that of the process, `[N]`.
+
+    Returns:
+      The log-likelihood, the mean and the variance of the process, all `[N]`; mean 0 and variance 1
+      for a path of which nothing is known.
+    """
+    known = ~np.isnan(x)
+    count = known.sum(axis=1)
+    # Around their average, or squares of the data would swamp those of the residuals.
+    average = np.where(known, x, 0).sum(axis=1) / np.maximum(count, 1)
+    data = np.where(known, x - average[:, None], 0).T
+    # The filter's states for the data and for the constant, and what their innovations sum up to.
+    of_data = of_one = xx = x1 = one = log_variance = np.zeros(len(x))
+    variance = np.ones(len(x))
+    for t, seen in enumerate(known.T):
+        if t:
+            of_data, of_one = rho * of_data, rho * of_one
+            variance = rho**2 * variance + (1 - rho**2)
+        total = variance + noise
+        weight = seen / total
+        data_innovation, one_innovation = data[t] - of_data, 1 - of_one
+        xx = xx + weight * data_innovation**2
+        x1 = x1 + weight * data_innovation * one_innovation
+        one = one + weight * one_innovation**2
+        log_variance = log_variance + seen * np.log(total)
+        gain = variance * weight
+        of_data, of_one = of_data + gain * data_innovation, of_one + gain * one_innovation
+        variance = variance * (1 - gain)
+    mean = x1 / np.where(count, one, 1)
+    residual = xx - mean * x1
+    # A constant path has none; the bound keeps its likelihood finite.
+    variance = np.where(count, np.maximum(residual / np.maximum(count, 1), 1e-12), 1.0)
+    log_likelihood = -0.5 * (count * (np.log(2 * np.pi * variance) + 1) + log_variance)
+    return log_likelihood, average + mean, variance
+
+
+def _rho_and_noise(parameters: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    return np.exp(-np.exp(-parameters[:, 0])), np.exp(parameters[:, 1])
+
+
+def _conditional(
+    x: np.ndarray, mean: np.ndarray, variance: np.ndarray, rho: np.ndarray, noise: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation of every value given the known ones, both `[N, steps]`."""
+    step = np.arange(x.shape[1])
+    covariance = rho[:, None, None] ** np.abs(step - step[:, None])
+    known = ~np.isnan(x)
+    # What is not known is cut off: it has a row of the identity, and no part in the others.
+    among = covariance * (known[:, None] & known[..., None])
+    among += np.eye(len(step)) * np.where(known, noise[:, None], 1.0)[:, None]
+    weights = np.linalg.solve(among, covariance * known[..., None])
+    residual = np.where(known, x - mean[:, None], 0)
+    left = 1 + noise[:, None] - np.sum(covariance * known[..., None] * weights, axis=1)
+    prediction = mean[:, None] + np.einsum("nkt,nk->nt", weights, residual)
+    return prediction, np.sqrt(variance[:, None] * left)
+
+
+def _for_each_path(
+    x: np.ndarray, fill: Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
+) -> np.ndarray:
+    """Applies `fill(all steps, known steps, known values)` to each series and feature."""
+    step, filled = np.arange(x.shape[1]), np.zeros_like(x)
+    for i, feature in np.ndindex(len(x), x.shape[-1]):
+        known = np.flatnonzero(~np.isnan(x[i, :, feature]))
+        if len(known):
+            filled[i, :, feature] = fill(step, known, x[i, known, feature])
+    return filled
+
+
+def _last_known(step: np.ndarray, known: np.ndarray, values: np.ndarray) -> np.ndarray:
+    return values[np.maximum(np.searchsorted(known, step, side="right") - 1, 0)]
