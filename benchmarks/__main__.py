@@ -22,7 +22,18 @@ _SWEEP = [4, 16, 64, 256, 1024, 4096, 16384, 65536, 262144, 1_000_000]
 _MODES = ("graph", "xla", "eager")
 # The same number of numbers, in ever longer paths.
 _GROWTH = [(256, 4096), (64, 16384), (16, 65536), (4, 262144), (1, 1_048_576)]
-_SUITES = ("ratios", "alternatives", "growth", "sweep", "memory", "training", "profile", "schemes")
+_FAMILY_SIZES = [(128, 64), (64, 4096), (1, 100_000)]
+_SUITES = (
+    "ratios",
+    "alternatives",
+    "family",
+    "growth",
+    "sweep",
+    "memory",
+    "training",
+    "profile",
+    "schemes",
+)
 # A contender that takes longer for one call is not tried at larger sizes.
 _PATIENCE = 1.0
 # Fast enough to be tried with a million coordinates.
@@ -47,6 +58,7 @@ def run(out: pathlib.Path, suites: tuple[str, ...], modes: tuple[str, ...], seco
         entries = {
             "ratios": ratios,
             "alternatives": alternatives,
+            "family": family,
             "growth": growth,
             "sweep": sweep,
             "memory": memory,
@@ -113,6 +125,17 @@ def alternatives(modes: tuple[str, ...], seconds: float) -> Any:
         yield from _compare(names, b, d, "graph", (True,), seconds)
 
 
+def family(modes: tuple[str, ...], seconds: float) -> Any:
+    """Diag, AR1 and its relatives by graphs, their parameters shared by the batch or not."""
+    from benchmarks import contenders
+
+    for shared, (b, d) in itertools.product((True, False), _FAMILY_SIZES):
+        options = {"among": contenders.FAMILY, "shared": shared}
+        found = _compare(contenders.FAMILY, b, d, "graph", (False, True), seconds, **options)
+        for entry in found:
+            yield {"shared": shared, **entry}
+
+
 def growth(modes: tuple[str, ...], seconds: float) -> Any:
     """AR1 and Diag with the same number of numbers in paths of different lengths, by graphs."""
     for b, d in _GROWTH:
@@ -120,15 +143,22 @@ def growth(modes: tuple[str, ...], seconds: float) -> Any:
 
 
 def _compare(
-    names: Iterable[str], b: int, d: int, mode: str, gradients: Iterable[bool], seconds: float
+    names: Iterable[str],
+    b: int,
+    d: int,
+    mode: str,
+    gradients: Iterable[bool],
+    seconds: float,
+    **options: Any,
 ) -> Any:
     from benchmarks import contenders, measure
 
+    among = options.get("among", contenders.CONTENDERS)
     for operation, with_gradients in itertools.product(contenders.OPERATIONS, gradients):
         functions = {
-            name: contenders.function(name, operation, with_gradients, b, d, mode)
+            name: contenders.function(name, operation, with_gradients, b, d, mode, **options)
             for name in names
-            if operation in contenders.CONTENDERS[name].operations
+            if operation in among[name].operations
         }
         yield {
             "mode": mode,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -34,13 +34,20 @@ class Contender(NamedTuple):
 
 # What is done with a distribution; each gives a scalar, whose gradients are taken too.
 OPERATIONS: dict[str, Callable[[tfd.Distribution, tf.Tensor, tf.Tensor], tf.Tensor]] = {
-    "sample": lambda law, x, seed: tf.reduce_sum(tf.square(law.sample(seed=seed))),
+    "sample": lambda law, x, seed: tf.reduce_sum(tf.square(_draw(law, x, seed))),
     "log_prob": lambda law, x, seed: tf.reduce_sum(law.log_prob(x)),
     "kl": lambda law, x, seed: tf.reduce_sum(tfd.kl_divergence(law, _standard_normal(x.shape[-1]))),
     "entropy": lambda law, x, seed: tf.reduce_sum(law.entropy()),
 }
 
 _RHO, _SIGMA = 0.7, 1.3
+
+
+def _draw(law: tfd.Distribution, x: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+    """As many draws as x has rows: one of each member of a batch, or all of the same law."""
+    if isinstance(law, tfd.Distribution) and law.batch_shape.rank == 0:
+        return law.sample(x.shape[:-1], seed=seed)
+    return law.sample(seed=seed)
 
 
 def _standard_normal(size: int) -> tfd.Distribution:
@@ -182,15 +189,71 @@ CONTENDERS = {
     "Python loop": Contender(lambda p: _Recursion(p, "loop"), _ar1_parameters, ("sample",)),
 }
 
+# The family, all by correlations, so that AR1 has the parameters of its relatives.
+FAMILY = {
+    "Diag": CONTENDERS["Diag"],
+    "AR1": Contender(
+        lambda p: tfp_ar1.MultivariateNormalAR1(p["loc"], p["scale"], p["correlation"]),
+        lambda b, d: {
+            "loc": _loc(b, d),
+            "scale": tf.fill([b], _SIGMA),
+            "correlation": tf.fill([b], _RHO),
+        },
+        tuple(OPERATIONS),
+    ),
+    "ARH1": Contender(
+        lambda p: tfp_ar1.MultivariateNormalARH1(p["loc"], p["scale_diag"], p["correlation"]),
+        lambda b, d: {
+            "loc": _loc(b, d),
+            "scale_diag": tf.fill([b, d], _SIGMA),
+            "correlation": tf.fill([b], _RHO),
+        },
+        tuple(OPERATIONS),
+    ),
+    "ANTE1": Contender(
+        lambda p: tfp_ar1.MultivariateNormalANTE1(p["loc"], p["scale_diag"], p["correlation"]),
+        lambda b, d: {
+            "loc": _loc(b, d),
+            "scale_diag": tf.fill([b, d], _SIGMA),
+            "correlation": tf.fill([b, d - 1], _RHO),
+        },
+        tuple(OPERATIONS),
+    ),
+    "OU": Contender(
+        lambda p: tfp_ar1.MultivariateNormalOU(
+            p["loc"], p["scale"], p["length_scale"], times=p["times"]
+        ),
+        lambda b, d: {
+            "loc": _loc(b, d),
+            "scale": tf.fill([b], _SIGMA),
+            "length_scale": tf.fill([b], float(-1 / np.log(_RHO))),
+            "times": tf.tile(tf.range(d, dtype=tf.float32)[tf.newaxis], [b, 1]),
+        },
+        tuple(OPERATIONS),
+    ),
+}
 
-def function(name: str, operation: str, gradients: bool, b: int, d: int, mode: str) -> Callable:
+
+def function(
+    name: str,
+    operation: str,
+    gradients: bool,
+    b: int,
+    d: int,
+    mode: str,
+    among: Mapping[str, Contender] = CONTENDERS,
+    shared: bool = False,
+) -> Callable:
     """A function of no arguments that does the operation once, in `graph`, `xla` or `eager` mode.
 
     Parameters, values and the seed are given to it as tensors, so that nothing can be folded into
     constants: with a fixed seed TensorFlow would draw the noise once, when it optimizes the graph.
+    With `shared`, one law has all b paths: its parameters are without the batch.
     """
-    contender = CONTENDERS[name]
-    parameters = contender.parameters(b, d)
+    contender = among[name]
+    parameters = contender.parameters(1 if shared else b, d)
+    if shared:
+        parameters = {key: value[0] for key, value in parameters.items()}
     x = tf.random.stateless_normal([b, d], seed=[5, 6])
     seed = tf.constant([1, 2])
 

@@ -13,6 +13,7 @@ def tables(results: dict[str, Any]) -> str:
     sections = {
         "ratios": _ratios,
         "alternatives": _alternatives,
+        "family": _family,
         "growth": _growth,
         "sweep": _sweep,
         "memory": _memory,
@@ -97,6 +98,40 @@ def _alternatives(entries: list[dict[str, Any]]) -> str:
         "Time relative to `MultivariateNormalAR1`, value and gradients, graph mode; its own times "
         f"are {times} µs:\n\n{_table(header, body)}"
     )
+
+
+def _family(entries: list[dict[str, Any]]) -> str:
+    """Time of AR1 and its relatives, relative to Diag and to AR1."""
+    columns = list(dict.fromkeys((e["operation"], e["gradients"]) for e in entries))
+    places: dict[tuple, dict] = {}
+    for e in entries:
+        place = ("shared" if e["shared"] else "per member", f"{e['batch']} × {e['size']}")
+        places.setdefault(place, {})[e["operation"], e["gradients"]] = e["times"]
+
+    def table(base: str) -> str:
+        rows = []
+        for place, times in places.items():
+            for name in next(iter(times.values())):
+                cells = [_relative(times.get(c), name, base) for c in columns]
+                rows.append([*place, name, *cells])
+        return _table(["parameters", "B × d", "", *map(_label, columns)], rows)
+
+    return (
+        "Graph mode. *Shared*: one law, with `loc` and scales `[d]` and correlations `[d - 1]`, "
+        "for all B paths; its KL and entropy are one number each. *Per member*: all of these with "
+        "the batch in front. AR1 has one scale and one correlation, OU one of each and its times."
+        "\n\nTime relative to `MultivariateNormalDiag`, whose own is in µs:\n\n"
+        f"{table('Diag')}\n\nThe same relative to `MultivariateNormalAR1`:\n\n{table('AR1')}"
+    )
+
+
+def _relative(times: dict[str, Any] | None, name: str, base: str) -> str:
+    """The time of `name` relative to `base`; that of `base` itself in µs."""
+    if times is None:
+        return "–"
+    if name == base:
+        return f"{1e6 * times[name]['median']:.0f} µs"
+    return f"{times[name]['ratio'] / times[base]['ratio']:.2f}"
 
 
 def _growth(entries: list[dict[str, Any]]) -> str:

@@ -10,6 +10,7 @@ Three of them, which share no code with the package:
 import dataclasses
 import decimal
 import functools
+import itertools
 import math
 
 import numpy as np
@@ -50,7 +51,8 @@ def assert_close(
     tolerance = TOLERANCE[what][dtype or actual.dtype.name]
     if event_ndims:
         axes = tuple(range(-event_ndims, 0))
-        scale = np.maximum(np.max(np.abs(desired), axis=axes, keepdims=True), at_least)
+        largest = np.max(np.abs(desired), axis=axes, keepdims=True, initial=0.0)
+        scale = np.maximum(largest, at_least)
     else:
         scale = np.maximum(np.abs(desired), 1.0)
     bound = tolerance * scale + 1e-30  # a vector of zeros
@@ -141,12 +143,28 @@ class Dense:
 
 def tf_covariance(scale, correlation, size):
     """`scale² correlation^|i−j|`; powers by multiplication, whose derivatives exist at zero too."""
-    powers = [tf.ones_like(correlation)]
+    # Connected at size one too.
+    powers = [1.0 + 0.0 * correlation]
     for _ in range(size - 1):
         powers.append(powers[-1] * correlation)
     lag = np.abs(np.subtract.outer(np.arange(size), np.arange(size)))
     toeplitz = tf.gather(tf.stack(powers, axis=-1), lag, axis=-1)
     return scale[..., tf.newaxis, tf.newaxis] ** 2 * toeplitz
+
+
+def tf_antedependent_correlations(correlation):
+    """The products `ρ_(j+1) … ρ_i`, `[..., d, d]`, of correlations `[..., d - 1]` of neighbours."""
+    size = correlation.shape[-1] + 1
+    # Connected at size one too.
+    row = tf.one_hot(0, size, dtype=correlation.dtype)
+    row += 0 * tf.reduce_sum(correlation, axis=-1, keepdims=True)
+    rows = [row]
+    for t in range(1, size):
+        row = correlation[..., t - 1, tf.newaxis] * row
+        row += tf.one_hot(t, size, dtype=correlation.dtype)
+        rows.append(row)
+    lower = tf.stack(rows, axis=-2)
+    return lower + tf.linalg.matrix_transpose(lower) - tf.eye(size, dtype=correlation.dtype)
 
 
 def tf_ar1(loc, scale, correlation):
@@ -222,12 +240,17 @@ class Exact:
         e = (2 * _decimal(self.fisher_z)).exp()
         return (e - 1) / (e + 1)
 
-    def factor(self):
-        """Cholesky–Banachiewicz on the covariance."""
+    def covariance(self):
         size = len(self.mean)
         s, rho = _decimal(self.scale) ** 2, self.correlation()
         # Decimal refuses 0 ** 0.
-        c = [[s * (rho ** abs(i - j) if i != j else 1) for j in range(size)] for i in range(size)]
+        return [
+            [s * (rho ** abs(i - j) if i != j else 1) for j in range(size)] for i in range(size)
+        ]
+
+    def factor(self):
+        """Cholesky–Banachiewicz on the covariance."""
+        size, c = len(self.mean), self.covariance()
         low = [[decimal.Decimal(0)] * size for _ in range(size)]
         for i in range(size):
             for j in range(i + 1):
@@ -273,16 +296,25 @@ class Exact:
     kl = _exactly(_kl)
     entropy = _exactly(_entropy)
 
-    def _derivative(self, function, field):
-        """Central difference with a step of 1e-60: with 200 digits, exact for every purpose."""
+    def _derivative(self, function, field, index=None):
+        """Central difference with a step of 1e-60: with 200 digits, exact for every purpose.
+
+        In a field that is a number, or in one entry of a field that is a sequence.
+        """
         step = decimal.Decimal("1e-60")
-        x = _decimal(getattr(self, field))
-        up, down = (dataclasses.replace(self, **{field: x + h}) for h in (step, -step))
-        return (function(up) - function(down)) / (2 * step)
+
+        def moved(h):
+            x = getattr(self, field)
+            if index is None:
+                return dataclasses.replace(self, **{field: _decimal(x) + h})
+            entries = [_decimal(e) + (h if i == index else 0) for i, e in enumerate(x)]
+            return dataclasses.replace(self, **{field: tuple(entries)})
+
+        return (function(moved(step)) - function(moved(-step))) / (2 * step)
 
     @_exactly
-    def log_prob_derivative(self, value, field):
-        return self._derivative(lambda p: p._log_prob(value), field)
+    def log_prob_derivative(self, value, field, index=None):
+        return self._derivative(lambda p: p._log_prob(value), field, index)
 
     def log_prob_gradient(self, value):
         """In the value; the density is one of the value less the mean."""
@@ -298,16 +330,41 @@ class Exact:
         return [partial(i) for i in range(len(self.mean))]
 
     @_exactly
-    def kl_derivative(self, other, field):
-        return self._derivative(lambda p: p._kl(other), field)
+    def kl_derivative(self, other, field, index=None):
+        return self._derivative(lambda p: p._kl(other), field, index)
 
     @_exactly
-    def kl_derivative_other(self, other, field):
-        return other._derivative(lambda q: self._kl(q), field)
+    def kl_derivative_other(self, other, field, index=None):
+        return other._derivative(lambda q: self._kl(q), field, index)
 
     @_exactly
     def entropy_derivative(self, field):
         return self._derivative(lambda p: p._entropy(), field)
+
+
+class ExactChain(Exact):
+    """One Gaussian Markov chain: an entry of `scale` per coordinate, of `fisher_z` per step."""
+
+    def covariance(self):
+        scales = [_decimal(s) for s in self.scale]
+        rho = [dataclasses.replace(self, fisher_z=u).correlation() for u in self.fisher_z]
+        rows = [[scales[i] * scales[j] for j in range(len(scales))] for i in range(len(scales))]
+        for i, row in enumerate(rows):
+            for j in range(len(row)):
+                for t in range(min(i, j), max(i, j)):
+                    row[j] *= rho[t]
+        return rows
+
+    @classmethod
+    def ou(cls, mean, scale, length_scale, times):
+        """The Ornstein–Uhlenbeck process, whose correlations are `exp(-Δτ / ℓ)`."""
+        with decimal.localcontext(_CONTEXT):
+            times = [_decimal(t) for t in times]
+            fisher_z = []
+            for before, after in itertools.pairwise(times):
+                rho = ((before - after) / _decimal(length_scale)).exp()
+                fisher_z.append(((1 + rho) / (1 - rho)).ln() / 2)
+        return cls(mean, (scale,) * len(mean), tuple(fisher_z))
 
 
 @functools.cache

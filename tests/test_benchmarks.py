@@ -21,9 +21,13 @@ CORRELATED = [
 ]
 
 
-@pytest.mark.parametrize("name", CORRELATED)
-def test_contenders_have_the_same_density(name):
-    contender = contenders.CONTENDERS[name]
+@pytest.mark.parametrize(
+    ("among", "name"),
+    [("CONTENDERS", name) for name in CORRELATED]
+    + [("FAMILY", name) for name in contenders.FAMILY if name != "Diag"],
+)
+def test_contenders_have_the_same_density(among, name):
+    contender = getattr(contenders, among)[name]
     parameters = contender.parameters(3, 8)
     x = np.random.default_rng(0).normal(size=[3, 8]).astype(np.float32)
     lags = np.abs(np.subtract.outer(np.arange(8), np.arange(8)))
@@ -45,6 +49,22 @@ def test_recursions_have_the_same_covariance(name):
     covariance = contenders._SIGMA**2 * contenders._RHO**lags
     # The standard error of an entry is at most √2 σ² / √20000 = 0.017.
     np.testing.assert_allclose(np.cov(draws.T), covariance, atol=0.07)
+
+
+@pytest.mark.parametrize("shared", [True, False])
+@pytest.mark.parametrize("name", contenders.FAMILY)
+def test_family_draws_once_for_each_member(name, shared):
+    """A batch of laws, or one law for all: b paths either way."""
+    b, d = 30, 40
+    options = {"among": contenders.FAMILY, "shared": shared}
+    f = contenders.function(name, "sample", False, b, d, "graph", **options)
+    # Σ E z². The standard deviation of the sum is about 170.
+    loc = contenders._loc(1 if shared else b, d).numpy()
+    expected = b * d * (np.mean(np.square(loc)) + contenders._SIGMA**2)
+    assert abs(float(f()) - expected) < 700
+    gradients = contenders.function(name, "log_prob", True, b, d, "graph", **options)()
+    assert len(gradients) == len(contenders.FAMILY[name].parameters(1, 2)) + 1  # and by x
+    assert all(np.all(np.isfinite(g)) for g in gradients)
 
 
 def test_measure_tells_a_slow_function_from_a_fast_one():

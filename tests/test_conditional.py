@@ -5,6 +5,7 @@ import oracles
 import pytest
 import scipy.stats
 import tensorflow as tf
+from family import RELATIVES, as_dense, random_parameters
 
 import tfp_ar1
 
@@ -177,3 +178,91 @@ def test_refuses_what_does_not_fit():
         distribution.conditional([1.0, 2.0], [True, False, True])
     with pytest.raises(ValueError, match="last dimension of `observed` must be the event size 3"):
         distribution.conditional([1.0, 2.0, 3.0], [True, False])
+
+
+# --- The rest of the family ------------------------------------------------------------------
+
+each_relative = pytest.mark.parametrize("name", RELATIVES)
+
+
+def random_observed(size):
+    """For four members of a batch: some, others, none, all."""
+    observed = np.random.default_rng(size).random((4, size)) < 0.4
+    observed[2], observed[3] = False, True
+    return observed
+
+
+@each_relative
+@pytest.mark.parametrize("size", [1, 9, 150])
+def test_relatives_agree_with_dense_algebra(size, name):
+    case = RELATIVES[name]
+    parameters = random_parameters(case, (4,), size)
+    distribution, law = case.distribution(*parameters), as_dense(case, parameters, size)
+    x, observed = np.random.default_rng(1).normal(size=(4, size)), random_observed(size)
+    conditional = distribution.conditional(np.where(observed, x, np.nan), observed)
+    samples = conditional.sample(2, seed=(1, 2)).numpy()
+    unconditional = distribution.sample(2, seed=(1, 2)).numpy()
+    for i, known in enumerate(observed):
+        mean, covariance, log_prob = dense(law.mean[i], law.covariance[i], x[i], known)
+        variance = np.diag(covariance)
+        oracles.assert_close(conditional.mean()[i], mean, event_ndims=1)
+        oracles.assert_close(conditional.variance()[i], variance, event_ndims=1)
+        oracles.assert_close(conditional.stddev()[i], np.sqrt(variance), event_ndims=1)
+        oracles.assert_close(conditional.observed_log_prob()[i], log_prob)
+        # A draw of the unconditional law is moved by what the observed differ from it.
+        for sample, draw in zip(samples[:, i], unconditional[:, i], strict=True):
+            mean_given_draw = dense(law.mean[i], law.covariance[i], draw, known)[0]
+            oracles.assert_close(sample, draw + mean - mean_given_draw, event_ndims=1)
+        np.testing.assert_array_equal(samples[:, i, known], np.tile(x[i, known], (2, 1)))
+
+
+@each_relative
+@pytest.mark.parametrize("size", [1, 7])
+def test_gradients_of_relatives_agree_with_finite_differences(size, name):
+    case, observed = RELATIVES[name], random_observed(size)
+    arguments = [*random_parameters(case, (4,), size, seed=3), np.ones((4, size))]
+
+    def objective(*arguments):
+        *parameters, x = map(tf.convert_to_tensor, arguments)
+        conditional = case.distribution(*parameters).conditional(
+            tf.where(observed, x, np.nan), observed
+        )
+        vectors = (
+            tf.sin(conditional.mean()) + conditional.stddev() + conditional.sample(seed=(1, 2))
+        )
+        connected = 0 * sum(map(tf.reduce_sum, [*parameters, x]))
+        return tf.reduce_sum(conditional.observed_log_prob()) + tf.reduce_sum(vectors) + connected
+
+    gradients = oracles.tf_gradients(objective, arguments)
+    for i, gradient in enumerate(gradients):
+        step = np.random.default_rng(i).normal(size=gradient.shape)
+        up, down = (
+            [a + h * step if i == j else a for j, a in enumerate(arguments)] for h in (1e-6, -1e-6)
+        )
+        slope = (objective(*up) - objective(*down)) / 2e-6
+        np.testing.assert_allclose(np.sum(gradient * step), slope, rtol=1e-5, atol=1e-7)
+
+
+def test_relatives_keep_accuracy_where_correlation_rounds_to_one():
+    """As AR1 above; the scales multiply what is left."""
+    distribution = tfp_ar1.MultivariateNormalANTE1(
+        tf.zeros(3), [1.0, 3.0, 0.5], fisher_z=[15.0, -15.0]
+    )
+    conditional = distribution.conditional([1.0, 0.0, -0.5], [True, False, True])
+    step = 1 / np.cosh(15.0) ** 2
+    variance = 9 * step**2 / (step * (2 - step))
+    np.testing.assert_allclose(conditional.variance(), [0, variance, 0], rtol=3e-4)
+    np.testing.assert_allclose(conditional.mean(), [1, 3, -0.5], rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["ARH1", "ANTE1", "OU"])
+def test_relatives_broadcast_values_and_masks(name):
+    case = RELATIVES[name]
+    parameters = random_parameters(case, (3,), D)
+    law, x = as_dense(case, parameters, D), X[0]
+    observed = np.random.default_rng(3).random((4, 1, D)) < 0.5
+    conditional = case.distribution(*parameters).conditional(x, observed)
+    assert conditional.sample([2, 5], seed=0).shape == (2, 5, 4, 3, D)
+    mean, _, log_prob = dense(law.mean[1], law.covariance[1], x, observed[2, 0])
+    oracles.assert_close(conditional.mean()[2, 1], mean, event_ndims=1)
+    oracles.assert_close(conditional.observed_log_prob()[2, 1], log_prob)

@@ -5,6 +5,7 @@ import re
 import typing
 
 import numpy as np
+import oracles
 import pytest
 import tensorflow as tf
 import tensorflow_probability as tfp
@@ -69,6 +70,7 @@ def test_the_sections_are_those_that_are_tested_and_linked():
         "A VAE in Keras 3",
         "An AR(1) random effect with NUTS",
         "A variational posterior",
+        "A scale or a correlation per step",
     ]
     for title in SECTIONS:
         anchor = re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-")
@@ -185,3 +187,33 @@ def test_variational_posterior(run_section):
     elbo = {"before": np.mean(before["elbo"]), "after": np.mean(after["elbo"])}
     assert abs(elbo["before"] + 360) < 3
     assert abs(elbo["after"] + 313) < 3
+
+
+def test_the_family(run_section):
+    before, after, end = run_section("A scale or a correlation per step")
+    # The numbers of parameters.
+    layers, size = after["tfp_ar1"].layers, after["latent_dim"]
+    classes = [getattr(layers, f"MultivariateNormal{name}") for name in ("AR1", "ARH1", "ANTE1")]
+    assert [cls.params_size(size) for cls in classes] == [10, 17, 23]
+    for names, units in ((before, 10), (after, 23)):
+        assert names["encoder"].layers[-2].units == units
+        assert names["z"].shape == (5, size)
+        assert len(names["encoder"].losses) == 1
+
+    # The covariances of the table, and the KL between them.
+    times = end["times"].numpy()
+    distances = np.abs(times[:, :, np.newaxis] - times[:, np.newaxis, :])
+    ou = 4.0 * np.exp(-distances / 1.5)
+    oracles.assert_close(end["path"].covariance(), ou, event_ndims=2)
+    lower = [[1, 0, 0, 0], [1.8, 4, 0, 0], [0, 0, 4, 0], [0, 0, -1, 1]]
+    ante1 = np.add(lower, np.tril(lower, -1).T)
+    oracles.assert_close(end["approximation"].covariance(), ante1, event_ndims=2)
+    mean = np.zeros(4)
+    oracles.assert_close(end["kl"], oracles.Dense(mean, ante1).kl(oracles.Dense(mean, ou)))
+    # What was observed, as it was; the rest is uncertain.
+    deviations = end["conditional"].stddev().numpy()
+    assert np.all((deviations > 1e-3) == [False, True, False, False])
+
+    # Both are N(0, I), whose KL is 0, whatever is summed.
+    assert end["posterior"].batch_shape == (7, 3)
+    assert end["layer"].losses[0] == 0

@@ -9,8 +9,21 @@ import oracles
 import pytest
 import tensorflow as tf
 import tensorflow_probability as tfp
+from family import (
+    AR1S,
+    ONE_OF_EACH,
+    RELATIVES,
+    as_dense,
+    as_float32,
+    cast,
+    normal,
+    positive,
+    random_parameters,
+)
 
-from tfp_ar1 import LinearOperatorAR1Cholesky, MultivariateNormalAR1
+from tfp_ar1 import MultivariateNormalAR1
+from tfp_ar1.gaussian_markov_chain import kl_terms
+from tfp_ar1.linear_operator_markov_cholesky import LinearOperatorMarkovCholesky
 
 tfd = tfp.distributions
 tfl = tf.linalg
@@ -21,38 +34,12 @@ EXTREME_FISHER_Z = np.float32([0, 1e-4, -1e-4, 3, -3, 9, -9, 20, -20, 40, -40, 6
 
 # --- The other side -------------------------------------------------------------------------
 #
-# A case is three functions: parameters(rng, batch_shape, size) -> arrays; distribution(*parameters,
-# size=...); and moments(*parameters, size=...) -> mean and covariance, dense TensorFlow in float64.
-
-
-def normal(rng, *shape):
-    return rng.normal(size=shape)
-
-
-def positive(rng, *shape):
-    return rng.uniform(0.5, 2.0, shape)
+# A case of `family.py`, or one for a normal of TFP.
 
 
 def squared(operator):
     """Scale times its transpose."""
     return tf.linalg.matmul(operator, operator, transpose_b=True)
-
-
-class Ar1:
-    def __init__(self, by):
-        self.by = by
-
-    def parameters(self, rng, batch, size):
-        rho = rng.permutation(np.resize(RHO, batch).ravel()).reshape(batch)
-        given = rho if self.by == "correlation" else np.arctanh(rho)
-        return normal(rng, *batch, size), positive(rng, *batch), given
-
-    def distribution(self, loc, scale, given, size):
-        return MultivariateNormalAR1(loc, scale, **{self.by: given})
-
-    def moments(self, loc, scale, given, size):
-        rho = given if self.by == "correlation" else tf.tanh(given)
-        return loc, oracles.tf_covariance(scale, rho, size) + 0 * rho[..., None, None]
 
 
 class Diag:
@@ -229,8 +216,8 @@ class UnsymmetricLowRankUpdate:
 
 
 CASES = {
-    "AR1": Ar1("correlation"),
-    "AR1 by fisher_z": Ar1("fisher_z"),
+    **AR1S,
+    **{name: RELATIVES[name] for name in ONE_OF_EACH},
     "Diag": Diag(),
     "Diag of identity": IdentityScale(),
     "ScaledIdentity": ScaledIdentity(),
@@ -249,29 +236,10 @@ CASES = {
 DENSE_CASES = ("TriL", "LowerTriangular", "FullMatrix")
 
 
-def as_float32(a):
-    """Rounded to float32, so that both dtypes are given the same numbers; as float64."""
-    return np.asarray(a).astype("float32").astype("float64")
-
-
-def random_parameters(case, batch, size, seed=0):
-    rng = np.random.default_rng(seed)
-    return [as_float32(a) for a in case.parameters(rng, batch, size)]
-
-
-def cast(arrays, dtype):
-    return [a.astype(dtype) for a in arrays]
-
-
 def five_ar1(size, by):
     """Parameters of five AR(1)s, one for each correlation."""
     loc, scale, _ = random_parameters(CASES["AR1"], (5,), size, seed=1)
     return [loc, scale, as_float32(RHO if by == "correlation" else np.arctanh(RHO))]
-
-
-def as_dense(case, parameters, size):
-    mean, covariance = case.moments(*map(tf.constant, parameters), size=size)
-    return oracles.Dense(mean.numpy(), covariance.numpy())
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -359,6 +327,117 @@ def test_second_derivatives(name, reverse):
     oracles.assert_close(hessian(ours), hessian(dense), "second derivative", event_ndims=2)
 
 
+# --- The rest of the family, with each other and with TFP's ---------------------------------
+
+WITH_RELATIVES = (
+    *("AR1", "ARH1 by fisher_z", "ANTE1", "OU", "Diag", "Independent", "Independent, shared loc"),
+    *("Sample", "TriL", "FullMatrix", "LowRankUpdate"),
+)
+each_relative = pytest.mark.parametrize("relative", ONE_OF_EACH)
+
+
+@each_relative
+@pytest.mark.parametrize("name", WITH_RELATIVES)
+@pytest.mark.parametrize("size", [1, 4, 150])
+def test_relatives(size, name, relative):
+    """Values under broadcasting, and gradients with respect to every parameter of both sides."""
+    ours, other = RELATIVES[relative], (RELATIVES | CASES)[name]
+    parameters = random_parameters(ours, (3,), size, seed=1)
+    other_parameters = random_parameters(other, (2, 1), size)
+    count, arguments = len(parameters), [*parameters, *other_parameters]
+    dense_p, dense_q = as_dense(ours, parameters, size), as_dense(other, other_parameters, size)
+
+    def kl(*arguments, reverse):
+        p = ours.distribution(*arguments[:count], size=size)
+        q = other.distribution(*arguments[count:], size=size)
+        return tfd.kl_divergence(q, p) if reverse else tfd.kl_divergence(p, q)
+
+    def dense_kl(*arguments, reverse):
+        p = ours.moments(*arguments[:count], size=size)
+        q = other.moments(*arguments[count:], size=size)
+        return oracles.tf_kl(q, p) if reverse else oracles.tf_kl(p, q)
+
+    for reverse in (False, True):
+        expected = dense_q.kl(dense_p) if reverse else dense_p.kl(dense_q)
+        for dtype in oracles.DTYPES:
+            actual = kl(*cast(arguments, dtype), reverse=reverse)
+            assert actual.dtype == dtype
+            oracles.assert_close(actual, expected, err_msg=f"{dtype}, reverse={reverse}")
+        if size == 150 and name in DENSE_CASES:
+            continue  # whose parameters are d × d
+        # The sum connects what has no influence: at size one, times and correlations.
+        actual, expected = (
+            oracles.tf_gradients(
+                lambda *a, f=f, r=reverse: f(*a, reverse=r) + 0 * sum(map(tf.reduce_sum, a)),
+                arguments,
+            )
+            for f in (kl, dense_kl)
+        )
+        for i, (a, e) in enumerate(zip(actual, expected, strict=True)):
+            message = f"argument {i}, reverse={reverse}"
+            oracles.assert_close(a, e, "gradient", a.ndim - 1, err_msg=message, at_least=0.1)
+
+
+@each_relative
+@pytest.mark.parametrize("name", WITH_RELATIVES[:8])
+def test_kl_terms(name, relative):
+    """The first n of them sum to the KL of the marginals of the first n coordinates."""
+    size, ours, other = 6, RELATIVES[relative], (RELATIVES | CASES)[name]
+    parameters = random_parameters(ours, (3,), size, seed=1)
+    other_parameters = random_parameters(other, (2, 1), size)
+    p, q = (
+        case.distribution(*given, size=size)
+        for case, given in ((ours, parameters), (other, other_parameters))
+    )
+    dense_p, dense_q = as_dense(ours, parameters, size), as_dense(other, other_parameters, size)
+    for (left, right), (dense_left, dense_right) in (
+        ((p, q), (dense_p, dense_q)),
+        ((q, p), (dense_q, dense_p)),
+    ):
+        terms = kl_terms(left, right)
+        assert terms.shape == (2, 3, size)
+        assert np.all(terms >= 0)
+        sums = np.cumsum(terms, axis=-1)
+        for n in range(1, size + 1):
+            firsts = (
+                oracles.Dense(d.mean[..., :n], d.covariance[..., :n, :n])
+                for d in (dense_left, dense_right)
+            )
+            oracles.assert_close(sums[..., n - 1], next(firsts).kl(next(firsts)), err_msg=f"{n}")
+
+
+@pytest.mark.parametrize("name", ["AR1", "ANTE1", "OU", "Diag", "Sample"])
+def test_kl_terms_of_an_unknown_shape(name):
+    case, ours = (RELATIVES | CASES)[name], RELATIVES["ANTE1"]
+    count = len(random_parameters(case, (), 2))
+
+    @tf.function(input_signature=[tf.TensorSpec(None, tf.float64)] * (3 + count))
+    def terms(loc, scale, rho, *parameters):
+        p = ours.distribution(loc, scale, rho)
+        q = case.distribution(*parameters, size=tf.shape(loc)[-1])
+        return kl_terms(p, q), kl_terms(q, p)
+
+    for size in (1, 4):
+        given = random_parameters(ours, (3,), size, seed=1)
+        other = random_parameters(case, (2, 1), size)
+        p = ours.distribution(*given)
+        q = case.distribution(*other, size=size)
+        for actual, expected in zip(
+            terms(*given, *other), (kl_terms(p, q), kl_terms(q, p)), strict=True
+        ):
+            oracles.assert_close(actual, expected, "same computation", 1)
+
+
+def test_kl_terms_refuse_what_is_no_path():
+    p = MultivariateNormalAR1(tf.zeros(3), correlation=0.5)
+    for q in (tfd.MultivariateNormalTriL(tf.zeros(3), tf.eye(3)), tfd.Dirichlet(tf.ones(3))):
+        for pair in ((p, q), (q, p)):
+            with pytest.raises(TypeError, match="`GaussianMarkovChain` or a vector of independent"):
+                kl_terms(*pair)
+    with pytest.raises(ValueError, match=r"same size; got event shape \(3,\)"):
+        kl_terms(p, tfd.MultivariateNormalDiag(tf.zeros(4)))
+
+
 # --- Shapes ---------------------------------------------------------------------------------
 
 # Batch shapes: those of our loc, marginal_scale and correlation, then that of the other side.
@@ -417,7 +496,9 @@ def test_broadcasting(name, reverse, static):
 
 
 @pytest.mark.parametrize("reverse", [False, True], ids=["from AR1", "to AR1"])
-@pytest.mark.parametrize("name", ["AR1", "Diag", "Independent", "Sample", "TriL"])
+@pytest.mark.parametrize(
+    "name", ["AR1", "ARH1", "ANTE1 by fisher_z", "OU", "Diag", "Independent", "Sample", "TriL"]
+)
 def test_xla_agrees_with_eager(name, reverse):
     size, other = 5, CASES[name]
     arguments = [
@@ -462,7 +543,7 @@ def test_nothing_is_made_dense(name, reverse, monkeypatch):
         raise AssertionError("to_dense was called")
 
     operators = (
-        LinearOperatorAR1Cholesky,
+        LinearOperatorMarkovCholesky,
         tfl.LinearOperatorDiag,
         tfl.LinearOperatorScaledIdentity,
         tfl.LinearOperatorIdentity,

@@ -1,4 +1,4 @@
-"""The Keras layer: samples, KL, seeds, saving, precision, errors."""
+"""The Keras layers: samples, KL, seeds, saving, precision, errors."""
 
 import json
 import os
@@ -16,8 +16,16 @@ import tfp_ar1
 
 tfd = tfp.distributions
 Layer = tfp_ar1.layers.MultivariateNormalAR1
+LAYERS = {
+    "ar1": tfp_ar1.layers.MultivariateNormalAR1,
+    "arh1": tfp_ar1.layers.MultivariateNormalARH1,
+    "ante1": tfp_ar1.layers.MultivariateNormalANTE1,
+}
+every_family = pytest.mark.parametrize("family", LAYERS)
 
 D = 3
+# How many numbers each layer needs for D coordinates.
+SIZES = {"ar1": D + 2, "arh1": D + D + 1, "ante1": D + D + (D - 1)}
 LOC = np.float32([0.5, -1.0, 2.0])
 SCALE = np.float32([0.5, 1.0, 2.0])
 FACTOR = np.float32([[1.0, 0.0, 0.0], [0.5, 2.0, 0.0], [-0.3, 0.4, 0.7]])
@@ -40,15 +48,20 @@ PRIORS = {
 }
 
 
-def packed(*shape, seed=5, dtype="float32"):
-    """Parameters of random distributions, `[*shape, D + 2]`."""
-    return np.random.default_rng(seed).normal(size=(*shape, D + 2)).astype(dtype)
+def packed(*shape, family="ar1", seed=5, dtype="float32"):
+    """Parameters of random distributions, `[*shape, SIZES[family]]`."""
+    return np.random.default_rng(seed).normal(size=(*shape, SIZES[family])).astype(dtype)
 
 
-def dense(params):
+def dense(params, family="ar1", size=D):
     """What the packed parameters mean."""
     params = np.asarray(params, np.float64)
-    return oracles.Dense.ar1(params[..., :D], np.exp(params[..., D] / 2), np.tanh(params[..., -1]))
+    num_scales = 1 if family == "ar1" else size
+    loc, log_s, fisher_z = np.split(params, [size, size + num_scales], axis=-1)
+    scale = np.broadcast_to(np.exp(log_s / 2), loc.shape)
+    rho = np.broadcast_to(np.tanh(fisher_z), (*loc.shape[:-1], size - 1))
+    correlations = oracles.tf_antedependent_correlations(tf.constant(rho)).numpy()
+    return oracles.Dense(loc, scale[..., :, None] * correlations * scale[..., None, :])
 
 
 def dense_prior(name):
@@ -69,15 +82,16 @@ def set_policy():
 
 @pytest.mark.parametrize("batch", [(4,), (2, 7)], ids=["vectors", "time-distributed"])
 @pytest.mark.parametrize("prior", PRIORS)
-def test_sample_and_weighted_mean_kl(prior, batch):
-    layer = Layer(D, prior=PRIORS[prior][0](), kl_weight=0.25, seed=0)
-    params = packed(*batch)
+@every_family
+def test_sample_and_weighted_mean_kl(family, prior, batch):
+    layer = LAYERS[family](D, prior=PRIORS[prior][0](), kl_weight=0.25, seed=0)
+    params = packed(*batch, family=family)
     z = layer(params)
     assert z.shape == (*batch, D)
     assert z.dtype == tf.float32
     assert layer.compute_output_shape((None, *params.shape[1:])) == (None, *batch[1:], D)
     (kl,) = layer.losses
-    expected = 0.25 * np.mean(dense(params).kl(dense_prior(prior)))
+    expected = 0.25 * np.mean(dense(params, family).kl(dense_prior(prior)))
     oracles.assert_close(kl, expected)
 
 
@@ -95,25 +109,46 @@ def test_without_prior_no_loss():
     assert layer.losses == []
 
 
-def test_samples_have_the_moments_of_the_distribution():
-    params = np.float32([1.0, -2.0, 0.5, np.log(4.0), np.arctanh(-0.6)])
-    z = Layer(D, seed=1)(np.tile(params, [40_000, 1])).numpy()
-    expected = dense(params)
+@pytest.mark.parametrize(
+    ("family", "covariance"),
+    [
+        ("ar1", [np.log(4.0), np.arctanh(-0.6)]),
+        ("arh1", [*np.log([4.0, 1.0, 0.25]), np.arctanh(-0.6)]),
+        ("ante1", [*np.log([4.0, 1.0, 0.25]), *np.arctanh([-0.6, 0.9])]),
+    ],
+)
+def test_samples_have_the_moments_of_the_distribution(family, covariance):
+    params = np.float32([1.0, -2.0, 0.5, *covariance])
+    z = LAYERS[family](D, seed=1)(np.tile(params, [40_000, 1])).numpy()
+    expected = dense(params, family)
     # The largest standard error is that of a variance, 4 √(2 / 40000) = 0.03.
     np.testing.assert_allclose(np.mean(z, axis=0), expected.mean, atol=0.05)
     np.testing.assert_allclose(np.cov(z.T), expected.covariance, atol=0.12)
 
 
-def test_distribution():
-    params = packed(2, 4)
-    distribution = Layer(D).distribution(params)
-    assert isinstance(distribution, tfp_ar1.MultivariateNormalAR1)
-    oracles.assert_close(distribution.mean(), dense(params).mean)
-    oracles.assert_close(distribution.covariance(), dense(params).covariance, event_ndims=2)
+@every_family
+def test_distribution(family):
+    params = packed(2, 4, family=family)
+    distribution = LAYERS[family](D).distribution(params)
+    assert isinstance(distribution, getattr(tfp_ar1, LAYERS[family].__name__))
+    expected = dense(params, family)
+    oracles.assert_close(distribution.mean(), expected.mean)
+    oracles.assert_close(distribution.covariance(), expected.covariance, event_ndims=2)
 
 
-def test_params_size():
-    assert Layer.params_size(D) == D + 2
+@every_family
+def test_params_size(family):
+    assert LAYERS[family].params_size(D) == SIZES[family]
+
+
+@every_family
+def test_a_single_coordinate(family):
+    """No neighbours: ANTE(1) has no correlation, that of the others plays no part."""
+    layer = LAYERS[family](1, prior=tfd.MultivariateNormalDiag(tf.zeros(1)))
+    params = np.float32([[0.5, np.log(4.0), 0.7]])[:, : layer.params_size(1)]
+    assert layer(params).shape == (1, 1)
+    # KL of N(½, 4) to N(0, 1)
+    oracles.assert_close(layer.losses, [0.5 * (4.0 + 0.25 - 1.0 - np.log(4.0))])
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -127,18 +162,22 @@ def test_the_seed_decides_the_noise(training):
     assert np.all(random != random_too)
 
 
-def test_gradients_reach_every_parameter():
-    params = tf.constant(packed(4))
-    layer = Layer(D, seed=0)
+@every_family
+def test_gradients_reach_every_parameter(family):
+    params = tf.constant(packed(4, family=family))
+    layer = LAYERS[family](D, seed=0)
     with tf.GradientTape() as tape:
         tape.watch(params)
         z = layer(params)
     gradient = tape.gradient(z, params).numpy()
     np.testing.assert_allclose(gradient[:, :D], 1.0)
-    # dz / d log s = (z - loc) / 2
-    noise = np.float64(z) - packed(4)[:, :D]
-    oracles.assert_close(gradient[:, D], np.sum(noise, axis=-1) / 2, dtype="float32")
-    assert np.all(gradient[:, D + 1] != 0)
+    # dz / d log s = (z - loc) / 2, summed over the coordinates that share s.
+    by_log_s = (np.float64(z) - params[:, :D]) / 2
+    if family == "ar1":
+        by_log_s = np.sum(by_log_s, axis=-1, keepdims=True)
+    num_scales = by_log_s.shape[-1]
+    oracles.assert_close(gradient[:, D : D + num_scales], by_log_s, dtype="float32")
+    assert np.all(gradient[:, D + num_scales :] != 0)
 
 
 # --- In models ---------------------------------------------------------------------------------
@@ -154,15 +193,19 @@ class Subclassed(keras.Model):
         return self.sampling(self.dense(x))
 
 
-def sequential(prior="diag", seed=3, **kwargs):
-    sampling = Layer(D, prior=prior and PRIORS[prior][0](), seed=seed, **kwargs)
-    return keras.Sequential([keras.Input((4,)), keras.layers.Dense(D + 2), sampling])
+def sequential(prior="diag", seed=3, family="ar1", **kwargs):
+    sampling = LAYERS[family](D, prior=prior and PRIORS[prior][0](), seed=seed, **kwargs)
+    return keras.Sequential([keras.Input((4,)), keras.layers.Dense(SIZES[family]), sampling])
 
 
 def functional():
     inputs = keras.Input((4,))
     params = keras.layers.Dense(D + 2)(inputs)
     return keras.Model(inputs, Layer(D, prior=PRIORS["diag"][0](), seed=3)(params))
+
+
+def no_loss(y, z):
+    return 0.0 * z[:, 0]
 
 
 INPUTS = np.random.default_rng(8).normal(size=(6, 4)).astype("float32")
@@ -176,7 +219,7 @@ def test_every_kind_of_model(make):
     params = next(layer for layer in model.layers if hasattr(layer, "kernel"))(INPUTS)
     kl = np.mean(dense(params).kl(dense_prior("diag")))
     oracles.assert_close(model.losses, [kl])
-    model.compile(optimizer=keras.optimizers.SGD(0.0), loss=lambda y, z: 0.0 * z[:, 0])
+    model.compile(optimizer=keras.optimizers.SGD(0.0), loss=no_loss)
     history = model.fit(INPUTS, INPUTS, verbose=0).history
     oracles.assert_close(history["loss"], [kl], dtype="float32")
     assert model.predict(INPUTS, verbose=0).shape == (6, D)
@@ -207,40 +250,49 @@ def test_fit_finds_the_optimum(jit_compile):
     np.testing.assert_allclose(fitted.covariance, variance * np.eye(D), atol=0.06)
 
 
-def test_eager_training_equals_graph_training():
+@pytest.mark.parametrize(
+    ("jit_compile", "loss"),
+    # XLA draws other noise from the same seed, so only the KL can be the same.
+    [(False, "mse"), (True, no_loss)],
+    ids=["graph", "jit"],
+)
+@every_family
+def test_eager_training_equals_compiled_training(family, jit_compile, loss):
     models = []
-    for run_eagerly in (True, False):
+    for how in ({"run_eagerly": True}, {"jit_compile": jit_compile}):
         keras.utils.set_random_seed(0)
-        model = sequential()
-        model.compile(
-            keras.optimizers.SGD(0.1), loss="mse", run_eagerly=run_eagerly, jit_compile=False
-        )
+        model = sequential(family=family)
+        model.compile(keras.optimizers.SGD(0.1), loss=loss, **how)
         model.fit(INPUTS, INPUTS[:, :D], batch_size=2, shuffle=False, verbose=0)
         models.append(model)
-    for eager, graph in zip(*(model.get_weights() for model in models), strict=True):
-        oracles.assert_close(eager, graph, "same computation", event_ndims=eager.ndim)
+    for eager, compiled in zip(*(model.get_weights() for model in models), strict=True):
+        oracles.assert_close(eager, compiled, "same computation", event_ndims=eager.ndim)
 
 
 # --- Saving ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("prior", [None, *PRIORS])
-def test_config_round_trip(prior):
-    layer = Layer(D, prior=prior and PRIORS[prior][0](), kl_weight=0.5, seed=4, name="mine")
+@every_family
+def test_config_round_trip(family, prior):
+    cls, params = LAYERS[family], packed(4, family=family)
+    layer = cls(D, prior=prior and PRIORS[prior][0](), kl_weight=0.5, seed=4, name="mine")
     config = json.loads(json.dumps(layer.get_config()))
-    copy = Layer.from_config(config)
+    copy = cls.from_config(config)
     assert copy.get_config() == layer.get_config()
     assert (copy.name, copy.event_size, copy.kl_weight, copy.seed) == ("mine", D, 0.5, 4)
-    np.testing.assert_array_equal(copy(packed(4)), layer(packed(4)))
+    np.testing.assert_array_equal(copy(params), layer(params))
     np.testing.assert_array_equal(copy.losses, layer.losses)
 
 
 @pytest.mark.parametrize("prior", [None, *PRIORS])
-def test_save_and_load(prior, tmp_path):
-    model = sequential(prior, seed=None, kl_weight=0.5)
+@every_family
+def test_save_and_load(family, prior, tmp_path):
+    model = sequential(prior, seed=None, kl_weight=0.5, family=family)
     model(INPUTS)
     model.save(tmp_path / "model.keras")
     loaded = keras.saving.load_model(tmp_path / "model.keras")
+    assert type(loaded.layers[-1]) is LAYERS[family]
     # Not the first sample of its seed: the state of the seed is saved.
     np.testing.assert_array_equal(loaded(INPUTS), model(INPUTS))
     np.testing.assert_array_equal(loaded.losses, model.losses)
@@ -252,6 +304,22 @@ def test_save_and_load_weights(tmp_path):
     model.save_weights(tmp_path / "w.weights.h5")
     other.load_weights(tmp_path / "w.weights.h5")
     np.testing.assert_array_equal(other(INPUTS), model(INPUTS))
+
+
+@every_family
+def test_the_learned_prior(family, tmp_path):
+    """Of one law for every family: its weights are the layer's, saved and loaded with it."""
+    prior = tfp_ar1.layers.MultivariateNormalAR1Prior(D, correlation=0.75)
+    model = keras.Sequential([keras.Input((SIZES[family],)), LAYERS[family](D, prior=prior)])
+    assert [v.name for v in model.trainable_variables] == ["fisher_z"]
+    params = packed(6, family=family)
+    model(params)
+    expected = oracles.Dense(np.zeros(D), oracles.ar1_covariance(1.0, 0.75, D))
+    oracles.assert_close(model.losses, [np.mean(dense(params, family).kl(expected))])
+    model.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    loaded(params)
+    np.testing.assert_array_equal(loaded.losses, model.losses)
 
 
 def test_load_weights_that_hold_no_seed():
@@ -291,21 +359,22 @@ def test_load_in_a_fresh_process(tmp_path):
     ("policy", "output"),
     [("mixed_float16", "float16"), ("mixed_bfloat16", "bfloat16"), ("float64", "float64")],
 )
-def test_dtype_policies(policy, output, set_policy):
+@every_family
+def test_dtype_policies(family, policy, output, set_policy):
     set_policy(policy)
     inner = np.float64 if policy == "float64" else np.float32
     prior = tfd.MultivariateNormalDiag(LOC.astype(inner))
-    layer = Layer(D, prior=prior, seed=0)
-    params = packed(6, dtype=inner)
+    layer = LAYERS[family](D, prior=prior, seed=0)
+    params = packed(6, family=family, dtype=inner)
     params[:, -1] += 4  # a correlation that half precision rounds to 1
     z = layer(params)
     assert z.dtype == output
     (kl,) = layer.losses
     assert kl.dtype == inner
-    expected = dense(params).kl(oracles.Dense(np.float64(LOC), np.eye(D)))
+    expected = dense(params, family).kl(oracles.Dense(np.float64(LOC), np.eye(D)))
     oracles.assert_close(kl, np.mean(expected))
     # The sample is rounded once, at the end.
-    exact = Layer(D, seed=0, dtype=inner)(params)
+    exact = LAYERS[family](D, seed=0, dtype=inner)(params)
     np.testing.assert_array_equal(z, tf.cast(exact, output))
 
 
@@ -370,8 +439,9 @@ def variable_prior():
 def test_bad_arguments(arguments, message):
     if "prior" in arguments:
         arguments = {**arguments, "prior": arguments["prior"]()}
-    with pytest.raises(ValueError, match=message):
-        Layer(**{"event_size": D, **arguments})
+    for cls in LAYERS.values():
+        with pytest.raises(ValueError, match=message):
+            cls(**{"event_size": D, **arguments})
 
 
 def test_kl_weight_nan():
@@ -379,14 +449,17 @@ def test_kl_weight_nan():
         Layer(D, kl_weight=float("nan"))
 
 
-def test_parameters_of_the_wrong_size():
-    with pytest.raises(ValueError, match=r"`params` must have 5 entries.*got shape \(2, 6\)"):
-        Layer(D)(np.zeros([2, 6], np.float32))
+@every_family
+def test_parameters_of_the_wrong_size(family):
+    message = rf"`params` must have {SIZES[family]} entries.*got shape \(2, 6\)"
+    with pytest.raises(ValueError, match=message):
+        LAYERS[family](D)(np.zeros([2, 6], np.float32))
 
 
-def test_parameters_of_the_wrong_size_in_a_functional_model():
-    with pytest.raises(ValueError, match=r"`params` must have 5 entries"):
-        Layer(D)(keras.Input((6,)))
+@every_family
+def test_parameters_of_the_wrong_size_in_a_functional_model(family):
+    with pytest.raises(ValueError, match=rf"`params` must have {SIZES[family]} entries"):
+        LAYERS[family](D)(keras.Input((6,)))
 
 
 def test_prior_without_a_kl():

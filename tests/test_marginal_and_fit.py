@@ -5,6 +5,7 @@ import oracles
 import pytest
 import scipy.optimize
 import tensorflow as tf
+from family import RELATIVES, as_dense, random_parameters
 
 import tfp_ar1
 
@@ -28,6 +29,28 @@ def test_marginal_keeps_accuracy_where_correlation_rounds_to_one():
     marginal = tfp_ar1.MultivariateNormalAR1(tf.zeros(9), fisher_z=15.0).marginal(step=2)
     # 1 - ρ² of two steps is twice that of one, to first order: a shift of u by log(2)/2.
     np.testing.assert_allclose(marginal.fisher_z, 15.0 - np.log(2) / 2, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "where", [(0, None, 1), (2, 7, 1), (1, None, 2), (0, -1, 3), (-2, None, 1), (4, 5, 1)]
+)
+@pytest.mark.parametrize("name", RELATIVES)
+def test_marginal_of_relatives(name, where):
+    case, kept = RELATIVES[name], slice(*where)
+    parameters = random_parameters(case, (3,), 9)
+    distribution, dense = case.distribution(*parameters), as_dense(case, parameters, 9)
+    marginal = distribution.marginal(*where)
+    assert type(marginal) is type(distribution)
+    oracles.assert_close(marginal.mean(), dense.mean[:, kept], event_ndims=1)
+    oracles.assert_close(marginal.covariance(), dense.covariance[:, kept, kept], event_ndims=2)
+
+
+@pytest.mark.parametrize("signs", [[1, 1, 1, 1], [-1, 1, 1, -1], [-1, -1, 1, 1]])
+def test_marginal_of_steps_keeps_accuracy_where_correlation_rounds_to_one(signs):
+    u = np.float32(signs) * 15
+    distribution = tfp_ar1.MultivariateNormalANTE1(tf.zeros(5), tf.ones(5), fisher_z=u)
+    expected = (15.0 - np.log(2) / 2) * np.array([signs[0] * signs[1], signs[2] * signs[3]])
+    np.testing.assert_allclose(distribution.marginal(step=2).fisher_z, expected, rtol=1e-6)
 
 
 def test_marginal_has_gradients():
@@ -73,3 +96,32 @@ def test_fit_of_a_batch():
     assert fitted.batch_shape == [3]
     np.testing.assert_allclose(fitted.correlation, CORRELATION, atol=0.02)
     np.testing.assert_allclose(fitted.marginal_scale, SCALE, rtol=0.03)
+
+
+@pytest.mark.parametrize("size", [1, 2, 6])
+def test_fit_of_antedependence_is_the_maximum_of_the_likelihood(size):
+    """Which the moments of the draws are."""
+    mixture = np.random.default_rng(1).normal(size=(size, size))
+    x = np.random.default_rng(0).normal(size=(30, 2, size)) @ mixture
+    fitted = tfp_ar1.MultivariateNormalANTE1.experimental_fit(x)
+    assert fitted.batch_shape == [2]
+    for i in range(2):
+        np.testing.assert_allclose(fitted.loc[i], x[:, i].mean(axis=0), rtol=1e-12)
+        np.testing.assert_allclose(fitted.scale_diag[i], x[:, i].std(axis=0), rtol=1e-12)
+        correlations = np.atleast_2d(np.corrcoef(x[:, i].T))
+        expected = np.diagonal(correlations, offset=1)
+        np.testing.assert_allclose(fitted.correlation[i], expected, rtol=1e-10, atol=1e-12)
+    best = tf.reduce_sum(fitted.log_prob(x), axis=0)
+    for step in (-1e-3, 1e-3):
+        for neighbour in (
+            fitted.copy(loc=fitted.loc + step),
+            fitted.copy(scale_diag=fitted.scale_diag * (1 + step)),
+            *([] if size == 1 else [fitted.copy(correlation=fitted.correlation * (1 + step))]),
+        ):
+            assert np.all(best > tf.reduce_sum(neighbour.log_prob(x), axis=0))
+
+
+@pytest.mark.parametrize("name", ["ARH1", "OU"])
+def test_no_fit_without_a_closed_form(name):
+    with pytest.raises(NotImplementedError):
+        RELATIVES[name].cls.experimental_fit(np.ones([5, 3]))

@@ -9,7 +9,12 @@ import pytest
 import tensorflow as tf
 import tensorflow_probability as tfp
 
-from tfp_ar1 import MultivariateNormalAR1, params
+from tfp_ar1 import (
+    MultivariateNormalANTE1,
+    MultivariateNormalAR1,
+    MultivariateNormalARH1,
+    params,
+)
 
 tfd = tfp.distributions
 
@@ -157,3 +162,84 @@ def test_event_size_that_is_none(event_size):
         params.params_size(event_size)
     with pytest.raises(ValueError, match="event_size"):
         params.new(tf.zeros(2), event_size)
+
+
+# --- The other families -----------------------------------------------------------------------
+
+FAMILIES = {"arh1": MultivariateNormalARH1, "ante1": MultivariateNormalANTE1}
+each_family = pytest.mark.parametrize("family", FAMILIES)
+
+
+def test_params_size_of_families():
+    for family, sizes in (
+        ("ar1", {1: 3, 2: 4, 10: 12}),
+        ("arh1", {1: 3, 2: 5, 10: 21}),
+        ("ante1", {1: 2, 2: 5, 10: 29}),
+    ):
+        assert {d: params.params_size(d, family) for d in sizes} == sizes
+
+
+def test_unknown_family():
+    message = r"Unknown family 'ar2'; expected one of \['ar1', 'arh1', 'ante1'\]"
+    with pytest.raises(ValueError, match=message):
+        params.params_size(3, "ar2")
+    with pytest.raises(ValueError, match=message):
+        params.new(tf.zeros(5), 3, family="ar2")
+
+
+@each_family
+@pytest.mark.parametrize("batch_shape", [(), (3,), (2, 4)])
+@pytest.mark.parametrize("size", [1, 4])
+def test_layout_of_families(size, batch_shape, family):
+    for dtype in oracles.DTYPES:
+        shape = (*batch_shape, params.params_size(size, family))
+        packed = np.random.default_rng(0).normal(size=shape).astype(dtype)
+        distribution = params.new(packed, size, family=family)
+        assert type(distribution) is FAMILIES[family]
+        assert distribution.dtype == dtype
+        assert distribution.batch_shape == batch_shape
+        assert distribution.event_shape == (size,)
+        loc, log_s, u = np.split(np.float64(packed), [size, 2 * size], axis=-1)
+        np.testing.assert_array_equal(distribution.loc, loc)
+        np.testing.assert_array_equal(distribution.fisher_z, u[..., 0] if family == "arh1" else u)
+        rho = np.tanh(u) if family == "ante1" else np.repeat(np.tanh(u), size - 1, axis=-1)
+        scale = np.exp(log_s / 2)
+        expected = scale[..., :, None] * scale[..., None, :]
+        expected *= oracles.tf_antedependent_correlations(tf.constant(rho))
+        oracles.assert_close(distribution.covariance(), expected, event_ndims=2)
+
+
+@each_family
+def test_zeros_are_the_standard_normal_of_families(family):
+    distribution = params.new(tf.zeros(params.params_size(5, family)), 5, family=family)
+    assert float(tfd.kl_divergence(distribution, tfd.MultivariateNormalDiag(tf.zeros(5)))) == 0
+
+
+@each_family
+@pytest.mark.parametrize("size", [1, 4, 150])
+def test_every_finite_vector_is_valid_for_families(size, family):
+    """All the largest, all the smallest, and mixtures of extremes and plain numbers."""
+    count = params.params_size(size, family)
+    mixed = np.random.default_rng(0).choice(np.float32(EXTREMES), size=(200, count))
+    packed = tf.constant([[FLOAT32_MAX] * count, [-FLOAT32_MAX] * count, *mixed], tf.float32)
+    with tf.GradientTape(persistent=True) as tape:
+        tape.watch(packed)
+        distribution = params.new(packed, size, validate_args=True, family=family)
+        sample = distribution.sample(seed=(1, 2))
+        kl = tfd.kl_divergence(distribution, tfd.MultivariateNormalDiag(tf.zeros(size)))
+    for name, value in {
+        "sample": sample,
+        "kl": kl,
+        "entropy": distribution.entropy(),
+        "gradient of the sample": tape.gradient(sample, packed),
+        "gradient of the KL": tape.gradient(kl, packed),
+    }.items():
+        finite = np.isfinite(value)
+        assert np.all(finite), f"{name} of {packed[np.argwhere(~finite)[0][0]]}: {value}"
+
+
+@each_family
+def test_wrong_last_dimension_of_families(family):
+    size = params.params_size(3, family)
+    with pytest.raises(ValueError, match=rf"must have {size} entries .*\({size + 1},\)"):
+        params.new(tf.zeros(size + 1), 3, family=family)

@@ -20,6 +20,11 @@ FACTOR = np.array([[1.0, 0.0, 0.0], [0.5, 2.0, 0.0], [-0.3, 0.4, 0.7]])
 DISTRIBUTIONS = {
     "ar1 by correlation": lambda t: tfp_ar1.MultivariateNormalAR1(LOC.astype(t), 2.0, 0.7),
     "ar1 by fisher_z": lambda t: tfp_ar1.MultivariateNormalAR1(LOC.astype(t), fisher_z=-12.0),
+    "arh1": lambda t: tfp_ar1.MultivariateNormalARH1(LOC.astype(t), SCALE.astype(t), 0.7),
+    "ante1 by fisher_z": lambda t: tfp_ar1.MultivariateNormalANTE1(
+        LOC.astype(t), SCALE.astype(t), fisher_z=np.array([0.3, -12.0], t)
+    ),
+    "ou": lambda t: tfp_ar1.MultivariateNormalOU(LOC.astype(t), 2.0, 0.7, np.array([0, 1, 5], t)),
     "diag": lambda t: tfd.MultivariateNormalDiag(LOC.astype(t), SCALE.astype(t)),
     "diag without scale": lambda t: tfd.MultivariateNormalDiag(LOC.astype(t)),
     "tril": lambda t: tfd.MultivariateNormalTriL(LOC.astype(t), FACTOR.astype(t)),

@@ -1,19 +1,29 @@
-"""The tf_keras layer and its KL regularizer: counted once, saved without pickles."""
+"""The tf_keras layers and their KL regularizer: counted once, saved without pickles."""
 
+import itertools
 import subprocess
 import sys
 
 import keras
 import numpy as np
+import oracles
 import pytest
 import tensorflow as tf
 import tensorflow_probability as tfp
 import tf_keras
+from test_layers import dense as dense_of_packed
 
 import tfp_ar1
 from tfp_ar1 import tfpl
 
 tfd = tfp.distributions
+
+LAYERS = {
+    "ar1": tfpl.MultivariateNormalAR1,
+    "arh1": tfpl.MultivariateNormalARH1,
+    "ante1": tfpl.MultivariateNormalANTE1,
+}
+every_family = pytest.mark.parametrize("family", LAYERS)
 
 D = 4
 X = np.random.default_rng(0).normal(size=(7, 5)).astype(np.float32)
@@ -23,48 +33,64 @@ PRIORS = {
     "Sample": lambda: tfd.Sample(tfd.Normal(0.0, 1.0), D),
     "AR1": lambda: tfp_ar1.MultivariateNormalAR1(tf.zeros(D), correlation=0.5),
 }
+# Their covariances; the means are 0.
+COVARIANCES = {name: np.eye(D) for name in PRIORS} | {"AR1": oracles.ar1_covariance(1.0, 0.5, D)}
 
 
-def encoder(prior, style="sequential", **kwargs):
+def with_regularizer(layer, prior, **kwargs):
+    return [layer(D, activity_regularizer=tfpl.KLDivergenceRegularizer(prior, **kwargs))]
+
+
+def with_add_loss(layer, prior, **kwargs):
+    return [layer(D), tfpl.KLDivergenceAddLoss(prior, **kwargs)]
+
+
+# Two ways to add the KL.
+WAYS = {"regularizer": with_regularizer, "add loss": with_add_loss}
+
+
+def encoder(prior, style="sequential", by="regularizer", family="ar1", channels=None, **kwargs):
+    """A model, and a function of its inputs that gives the packed parameters."""
     tf_keras.utils.set_random_seed(1)
-    regularizer = tfpl.KLDivergenceRegularizer(prior, **kwargs)
-    dense = tf_keras.layers.Dense(tfpl.MultivariateNormalAR1.params_size(D))
-    layer = tfpl.MultivariateNormalAR1(D, activity_regularizer=regularizer)
+    size = LAYERS[family].params_size(D)
+    dense = tf_keras.layers.Dense((channels or 1) * size)
+    reshape = [] if channels is None else [tf_keras.layers.Reshape((channels, size))]
+    layers = [dense, *reshape, *WAYS[by](LAYERS[family], prior, **kwargs)]
     inputs = tf_keras.Input((5,))
+    shape = (-1, size) if channels is None else (-1, channels, size)
     if style == "sequential":
-        return tf_keras.Sequential([inputs, dense, layer]), dense
-    return tf_keras.Model(inputs, layer(dense(inputs))), dense
+        model = tf_keras.Sequential([inputs, *layers])
+    else:
+        outputs = inputs
+        for layer in layers:
+            outputs = layer(outputs)
+        model = tf_keras.Model(inputs, outputs)
+    return model, lambda x: tf.reshape(dense(x), shape)
 
 
-def encoder_with_add_loss(prior, style="sequential", **kwargs):
-    tf_keras.utils.set_random_seed(1)
-    dense = tf_keras.layers.Dense(tfpl.MultivariateNormalAR1.params_size(D))
-    layers = [tfpl.MultivariateNormalAR1(D), tfpl.KLDivergenceAddLoss(prior, **kwargs)]
-    inputs = tf_keras.Input((5,))
-    if style == "sequential":
-        return tf_keras.Sequential([inputs, dense, *layers]), dense
-    return tf_keras.Model(inputs, layers[1](layers[0](dense(inputs)))), dense
+# Every prior with AR(1) in models of both styles, and each other family once each way.
+MODELS = [
+    *itertools.product(["ar1"], WAYS, PRIORS, ["sequential", "functional"]),
+    *itertools.product(["arh1", "ante1"], WAYS, ["AR1"], ["functional"]),
+]
 
 
-ENCODERS = {"regularizer": encoder, "add loss": encoder_with_add_loss}
-
-
-@pytest.mark.parametrize("style", ["sequential", "functional"])
-@pytest.mark.parametrize("prior", PRIORS)
-@pytest.mark.parametrize("by", ENCODERS)
-def test_the_kl_counts_once_also_after_saving_and_loading(by, prior, style, tmp_path):
-    prior = PRIORS[prior]()
-    model, dense = ENCODERS[by](prior, style, weight=0.5)
-    posterior = tfp_ar1.params.new(dense(X), D)
-    expected = 0.5 * np.mean(tfd.kl_divergence(posterior, prior))
+@pytest.mark.parametrize(("family", "by", "prior", "style"), MODELS)
+def test_the_kl_counts_once_also_after_saving_and_loading(family, by, prior, style, tmp_path):
+    distribution_b, covariance = PRIORS[prior](), COVARIANCES[prior]
+    model, params = encoder(distribution_b, style, by, family, weight=0.5)
+    posterior = dense_of_packed(params(X), family, D)
+    expected = 0.5 * np.mean(posterior.kl(oracles.Dense(np.zeros(D), covariance)))
     model(X)
-    np.testing.assert_allclose(sum(model.losses), expected, rtol=1e-6)
+    np.testing.assert_allclose(sum(model.losses), expected, rtol=1e-5)
+    expected = float(sum(model.losses))
     for name in ("model.keras", "model.h5", "model"):
         model.save(tmp_path / name)
         loaded = tf_keras.models.load_model(tmp_path / name)
+        assert type(loaded.layers[-1]) is type(model.layers[-1])
         distribution = loaded(X)
         np.testing.assert_allclose(sum(loaded.losses), expected, rtol=1e-6, err_msg=name)
-        np.testing.assert_allclose(distribution.mean(), posterior.mean(), rtol=1e-6)
+        np.testing.assert_allclose(distribution.mean(), posterior.mean, rtol=1e-6)
         # What was called, saved or loaded can still be put to work in another model.
         for each in (model, loaded):
             inputs = tf_keras.Input((5,))
@@ -75,8 +101,8 @@ def test_the_kl_counts_once_also_after_saving_and_loading(by, prior, style, tmp_
 
 def test_monte_carlo_kl_is_unbiased():
     prior = PRIORS["MultivariateNormalDiag"]()
-    model, dense = encoder(prior, use_exact_kl=False)
-    exact = np.mean(tfd.kl_divergence(tfp_ar1.params.new(dense(X), D), prior))
+    model, params = encoder(prior, use_exact_kl=False)
+    exact = np.mean(tfd.kl_divergence(tfp_ar1.params.new(params(X), D), prior))
     estimates = []
     for _ in range(200):
         model(X)
@@ -96,34 +122,136 @@ def test_trains_evaluates_and_predicts():
     assert whole.predict(X, verbose=0).shape == (7, 3)
 
 
+def packed(family, *shape):
+    size = LAYERS[family].params_size(D)
+    return np.random.default_rng(1).normal(size=(*shape, size)).astype(np.float32)
+
+
+@every_family
+def test_params_size(family):
+    sizes = {"ar1": D + 2, "arh1": D + D + 1, "ante1": D + D + (D - 1)}
+    assert LAYERS[family].params_size(D) == sizes[family]
+    with pytest.raises(ValueError, match=rf"`params` must have {sizes[family]} entries"):
+        LAYERS[family](D)(tf.zeros([2, sizes[family] + 1]))
+
+
 @pytest.mark.parametrize("conversion", ["mean", tfd.Distribution.mode, "stddev"])
-def test_what_stands_for_the_distribution(conversion):
-    layer = tfpl.MultivariateNormalAR1(D, convert_to_tensor_fn=conversion)
-    params = np.random.default_rng(1).normal(size=(2, D + 2)).astype(np.float32)
-    again = tfpl.MultivariateNormalAR1.from_config(layer.get_config())
-    expected = tfp_ar1.params.new(params, D)
-    expected = expected.stddev() if conversion == "stddev" else expected.mean()
+@every_family
+def test_what_stands_for_the_distribution(family, conversion):
+    cls, params = LAYERS[family], packed(family, 2)
+    layer = cls(D, convert_to_tensor_fn=conversion)
+    again = cls.from_config(layer.get_config())
+    expected = dense_of_packed(params, family, D)
+    deviations = np.sqrt(np.diagonal(expected.covariance, axis1=-2, axis2=-1))
+    expected = deviations if conversion == "stddev" else expected.mean
     for each in (layer, again):
         np.testing.assert_allclose(tf.convert_to_tensor(each(params)), expected, rtol=1e-6)
 
 
-def test_same_numbers_as_the_keras_3_layer():
-    params = np.random.default_rng(1).normal(size=(3, D + 2)).astype(np.float32)
-    prior = PRIORS["AR1"]()
-    new = tfp_ar1.layers.MultivariateNormalAR1(D, prior=prior)
+@every_family
+def test_same_numbers_as_the_keras_3_layer(family):
+    params, prior = packed(family, 3), PRIORS["AR1"]()
+    new = getattr(tfp_ar1.layers, LAYERS[family].__name__)(D, prior=prior)
     new(keras.ops.convert_to_tensor(params))
-    old = tfpl.MultivariateNormalAR1(D, activity_regularizer=tfpl.KLDivergenceRegularizer(prior))
+    old = LAYERS[family](D, activity_regularizer=tfpl.KLDivergenceRegularizer(prior))
     posterior = old(params)
+    wanted = getattr(tfp_ar1, LAYERS[family].__name__)
+    assert isinstance(posterior.tensor_distribution, wanted)
     np.testing.assert_array_equal(posterior.mean(), new.distribution(params).mean())
     np.testing.assert_array_equal(posterior.covariance(), new.distribution(params).covariance())
     np.testing.assert_allclose(sum(old.losses), sum(new.losses), rtol=1e-6)
 
 
-@pytest.mark.parametrize("by", ENCODERS)
+@every_family
+def test_half_precision(family):
+    """The parameters come in half precision; the law and its KL are in single precision."""
+    prior = PRIORS["AR1"]()
+    layer = LAYERS[family](
+        D, activity_regularizer=tfpl.KLDivergenceRegularizer(prior), dtype="mixed_float16"
+    )
+    params = tf.cast(packed(family, 6), tf.float16)
+    posterior = layer(params)
+    assert posterior.dtype == tf.float32
+    prior = oracles.Dense(np.zeros(D), COVARIANCES["AR1"])
+    expected = np.mean(dense_of_packed(params, family, D).kl(prior))
+    np.testing.assert_allclose(sum(layer.losses), expected, rtol=1e-5)
+
+
+CHANNELS = 3
+
+
+def prior_of_channels(fisher_z):
+    """A path for each channel, with a correlation of its own."""
+    loc = tf.zeros([CHANNELS, D])
+    return tfp_ar1.MultivariateNormalAR1(loc, fisher_z=tf.Variable(fisher_z, name="fisher_z"))
+
+
+@pytest.mark.parametrize("ndims", [0, 1])
+@pytest.mark.parametrize("by", WAYS)
+@every_family
+def test_kl_of_channels(family, by, ndims):
+    """`[batch, channels]`: the mean over both, or the mean over the batch of sums over channels."""
+    prior = prior_of_channels([0.0, 0.5, -1.0])
+    model, params = encoder(
+        prior, by=by, family=family, channels=CHANNELS, weight=0.5, reinterpreted_batch_ndims=ndims
+    )
+    posterior = model(X)
+    assert posterior.batch_shape == (len(X), CHANNELS)
+    covariance = oracles.ar1_covariance(1.0, np.tanh([0.0, 0.5, -1.0]), D)
+    kl = dense_of_packed(params(X), family, D).kl(oracles.Dense(np.zeros(D), covariance))
+    assert kl.shape == (len(X), CHANNELS)
+    expected = 0.5 * np.mean(kl.sum(-1) if ndims else kl)
+    np.testing.assert_allclose(sum(model.losses), expected, rtol=1e-5)
+    # As part of the loss that is trained, too.
+    model.compile("sgd")
+    np.testing.assert_allclose(model.test_on_batch(X), expected, rtol=1e-5)
+
+
+def test_kl_of_channels_by_samples():
+    prior = prior_of_channels([0.0, 0.5, -1.0])
+    options = {"channels": CHANNELS, "reinterpreted_batch_ndims": 1}
+    model, params = encoder(prior, use_exact_kl=False, **options)
+    covariance = oracles.ar1_covariance(1.0, np.tanh([0.0, 0.5, -1.0]), D)
+    kl = dense_of_packed(params(X), "ar1", D).kl(oracles.Dense(np.zeros(D), covariance))
+    estimates = []
+    for _ in range(200):
+        model(X)
+        estimates.append(float(sum(model.losses)))
+    expected = np.mean(np.sum(kl, axis=-1))
+    assert abs(np.mean(estimates) - expected) < 5 * np.std(estimates) / np.sqrt(200)
+
+
+@pytest.mark.parametrize("by", WAYS)
+def test_correlations_of_channels_are_trained_and_saved(by, tmp_path):
+    prior = prior_of_channels([0.0, 0.5, -1.0])
+    options = {"by": by, "channels": CHANNELS, "reinterpreted_batch_ndims": 1}
+    model, _ = encoder(prior, **options)
+    assert any(v is prior.fisher_z for v in model.trainable_variables)
+    model.compile(tf_keras.optimizers.Adam(0.1))
+    before = prior.fisher_z.numpy()
+    model.fit(X, epochs=2, verbose=0)
+    assert np.all(prior.fisher_z.numpy() != before)
+    loss = model.evaluate(X, verbose=0)
+    for name in ("model.keras", "model.h5", "model"):
+        model.save(tmp_path / name)
+        loaded = tf_keras.models.load_model(tmp_path / name)
+        assert any(np.array_equal(v, prior.fisher_z) for v in loaded.trainable_variables), name
+        np.testing.assert_allclose(loaded.evaluate(X, verbose=0), loss, rtol=1e-6, err_msg=name)
+        before = [v.numpy() for v in loaded.trainable_variables]
+        loaded.fit(X, verbose=0)
+        assert all(np.any(v != w) for v, w in zip(loaded.trainable_variables, before, strict=True))
+    model.save_weights(tmp_path / "weights.h5")
+    other_prior = prior_of_channels([1.0, 1.0, 1.0])
+    other, _ = encoder(other_prior, **options)
+    other.load_weights(tmp_path / "weights.h5")
+    np.testing.assert_array_equal(other_prior.fisher_z, prior.fisher_z)
+
+
+@pytest.mark.parametrize("by", WAYS)
 def test_variables_of_the_prior_are_trained_and_saved(by, tmp_path):
     fisher_z = tf.Variable(0.0, name="prior_fisher_z")
     prior = tfp_ar1.MultivariateNormalAR1(tf.zeros(D), fisher_z=fisher_z)
-    model, _ = ENCODERS[by](prior)
+    model, _ = encoder(prior, by=by)
     assert any(v is fisher_z for v in model.trainable_variables)
     model.compile(tf_keras.optimizers.Adam(0.1))
     model.fit(X, epochs=3, verbose=0)
@@ -137,7 +265,7 @@ def test_variables_of_the_prior_are_trained_and_saved(by, tmp_path):
     # Weights alone, into a model whose prior starts elsewhere.
     model.save_weights(tmp_path / "weights.h5")
     prior = tfp_ar1.MultivariateNormalAR1(tf.zeros(D), fisher_z=tf.Variable(1.0))
-    other, _ = ENCODERS[by](prior)
+    other, _ = encoder(prior, by=by)
     other.load_weights(tmp_path / "weights.h5")
     np.testing.assert_array_equal(prior.fisher_z, fisher_z)
 
@@ -173,8 +301,14 @@ def test_refuses_what_does_not_fit():
         tfpl.MultivariateNormalAR1(D, convert_to_tensor_fn=lambda d: d.mean())
     with pytest.raises(ValueError, match="`event_size` must be a positive integer; got 0"):
         tfpl.MultivariateNormalAR1(0)
-    with pytest.raises(ValueError, match="`weight` must not be negative; got -1"):
-        tfpl.KLDivergenceRegularizer(PRIORS["Sample"](), weight=-1.0)
+    for cls in (tfpl.KLDivergenceRegularizer, tfpl.KLDivergenceAddLoss):
+        with pytest.raises(ValueError, match="`weight` must not be negative; got -1"):
+            cls(PRIORS["Sample"](), weight=-1.0)
+        for ndims in (-1, 0.5):
+            with pytest.raises(ValueError, match=f"must be a non-negative integer; got {ndims}"):
+                cls(PRIORS["Sample"](), reinterpreted_batch_ndims=ndims)
+    with pytest.raises(ValueError, match=r"`reinterpreted_batch_ndims=2` needs .*shape \(None,\)"):
+        encoder(PRIORS["Sample"](), reinterpreted_batch_ndims=2)[0](X)
 
 
 def test_import_of_the_package_does_not_load_it():

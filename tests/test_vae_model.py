@@ -557,7 +557,7 @@ def test_float64(set_policy):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"posterior": "diagonal"}, r"Unknown posterior 'diagonal'; expected one of \['ar1', 'arh1'"),
+        ({"posterior": "diagonal"}, r"Unknown posterior 'diagonal'; expected one of \['ar1', 'ar"),
         ({"likelihood": "normal"}, r"Unknown likelihood 'normal'; expected one of \['bernoulli'"),
         ({"latent_dim": 0}, "must be a positive integer; got 0"),
         ({"latent_dim": None}, "must be a positive integer; got None"),

@@ -12,7 +12,7 @@ from tfp_ar1.vae import posteriors
 
 tfd = tfp.distributions
 
-FAMILIES = ("ar1", "diag", "isotropic", "full")
+FAMILIES = ("ar1", "arh1", "ante1", "diag", "isotropic", "full")
 D = 3
 
 
@@ -26,6 +26,12 @@ def moments(family, params):
     loc, rest = np.float64(params[..., :D]), np.float64(params[..., D:])
     if family == "ar1":
         covariance = oracles.ar1_covariance(np.exp(rest[..., 0] / 2), np.tanh(rest[..., 1]), D)
+    elif family in ("arh1", "ante1"):
+        scale, rho = np.exp(rest[..., :D] / 2), np.tanh(rest[..., D:])
+        if family == "arh1":
+            rho = np.repeat(rho, D - 1, axis=-1)
+        correlations = oracles.tf_antedependent_correlations(tf.constant(rho)).numpy()
+        covariance = scale[..., :, None] * scale[..., None, :] * correlations
     elif family == "full":
         a, b, c, d, e, f = (rest[..., i] for i in range(6))
         zero = np.zeros_like(a)
@@ -40,7 +46,7 @@ def moments(family, params):
 
 def test_names():
     assert tuple(posteriors.POSTERIORS) == FAMILIES
-    with pytest.raises(ValueError, match=r"Unknown posterior 'ar2'; expected one of \['ar1', 'dia"):
+    with pytest.raises(ValueError, match=r"Unknown posterior 'ar2'; expected one of \['ar1', 'arh"):
         posteriors.get("ar2")
 
 
@@ -48,6 +54,8 @@ def test_names():
     ("family", "sizes"),
     [
         ("ar1", {1: 3, 3: 5, 10: 12}),
+        ("arh1", {1: 3, 3: 7, 10: 21}),
+        ("ante1", {1: 2, 3: 8, 10: 29}),
         ("diag", {1: 2, 3: 6, 10: 20}),
         ("isotropic", {1: 2, 3: 4, 10: 11}),
         ("full", {1: 2, 3: 9, 10: 65}),
@@ -64,6 +72,8 @@ def test_params_size(family, sizes):
     ("family", "numbers"),
     [
         ("ar1", {1: 2, 2: 2, 50: 2}),
+        ("arh1", {1: 2, 2: 3, 50: 51}),
+        ("ante1", {1: 1, 2: 3, 50: 99}),
         ("diag", {1: 1, 2: 2, 50: 50}),
         ("isotropic", {1: 1, 2: 1, 50: 1}),
         ("full", {1: 1, 2: 3, 50: 1275}),
@@ -100,7 +110,7 @@ def test_new(family, batch, dtype):
     oracles.assert_close(posterior.correlation(distribution), correlation)
 
 
-@pytest.mark.parametrize("family", ["diag", "isotropic", "full"])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_correlation_of_one_coordinate_is_zero(family):
     posterior = posteriors.get(family)
     distribution = posterior.new(np.ones([4, posterior.params_size(1)], np.float32), 1)
@@ -169,7 +179,7 @@ def test_parameters_are_clipped_at_the_documented_bounds(family):
     smallest = posterior.new(np.full([size], -1e30, np.float32), 2)
     first = smallest.stddev()[0]  # the first row of a full factor is its diagonal alone
     np.testing.assert_allclose(first, np.exp(-ar1_params.LOG_S_BOUND / 2), rtol=1e-5)
-    if family == "ar1":
+    if family in ("ar1", "arh1", "ante1"):
         np.testing.assert_allclose(largest.fisher_z, ar1_params.FISHER_Z_BOUND)
         np.testing.assert_allclose(smallest.fisher_z, -ar1_params.FISHER_Z_BOUND)
 

@@ -215,7 +215,7 @@ class GaussianMarkovChain(tfd.MultivariateNormalLinearOperator):
         for name, check in self._checks().items():
             parameter = getattr(self, name)
             if parameter is not None and is_init != tensor_util.is_ref(parameter):
-                assertions.append(check(parameter))
+                assertions.append(check(tf.convert_to_tensor(parameter)))
         return assertions
 
     def _checks(self) -> Mapping[str, Any]:
@@ -369,8 +369,23 @@ class _Path(NamedTuple):
         return self.chain.squared_norm_of_solvevec(x)
 
 
-def _path(distribution: tfd.Distribution) -> _Path | None:
-    """`distribution` as a path, or `None` for a normal that is none.
+_DIAGONAL_OPERATORS = (
+    tf.linalg.LinearOperatorDiag,
+    tf.linalg.LinearOperatorIdentity,
+    tf.linalg.LinearOperatorScaledIdentity,
+)
+
+
+def _is_path(distribution: tfd.Distribution) -> bool:
+    """Whether `_path` takes it; without reading a variable."""
+    if isinstance(distribution, GaussianMarkovChain | _Independent | _Sample):
+        return True
+    is_normal = isinstance(distribution, tfd.MultivariateNormalLinearOperator)
+    return is_normal and isinstance(distribution.scale, _DIAGONAL_OPERATORS)
+
+
+def _path(distribution: tfd.Distribution) -> _Path:
+    """`distribution`, of which `_is_path` is true, as a path.
 
     Raises:
       ValueError: if it is an `Independent` or a `Sample` that is not a vector of `tfd.Normal`s.
@@ -387,10 +402,8 @@ def _path(distribution: tfd.Distribution) -> _Path | None:
             scale = tf.convert_to_tensor(operator.diag)
         elif isinstance(operator, tf.linalg.LinearOperatorScaledIdentity):
             scale = tf.convert_to_tensor(operator.multiplier)[..., tf.newaxis]
-        elif isinstance(operator, tf.linalg.LinearOperatorIdentity):
-            scale = tf.ones([1], operator.dtype)
         else:
-            return None
+            scale = tf.ones([1], operator.dtype)
         loc = _loc(distribution)
     # A diagonal scale may have negative entries.
     return _Path(loc, tf.math.log(tf.math.abs(scale)), chain)
@@ -548,14 +561,12 @@ def log_prob_terms(distribution: tfd.Distribution, x: Any) -> tf.Tensor:
 
 
 def _checked_path(distribution: tfd.Distribution) -> _Path:
-    known = (_Independent, _Sample, tfd.MultivariateNormalLinearOperator)
-    path = _path(distribution) if isinstance(distribution, known) else None
-    if path is None:
+    if not _is_path(distribution):
         raise TypeError(
             f"Expected a `GaussianMarkovChain` or a vector of independent normals; got "
             f"{distribution!r}."
         )
-    return path
+    return _path(distribution)
 
 
 def _event_size(*distributions: tfd.Distribution) -> Any:
@@ -581,9 +592,9 @@ def _kl_divergence(p: tfd.Distribution, q: tfd.Distribution, name: str | None = 
     """
     name = name or "kl_gaussian_markov_chain"
     with tf.name_scope(name), tf.control_dependencies(_check_event_sizes(p, q)):
-        p_path, q_path = _path(p), _path(q)
-        if p_path is None or q_path is None:
+        if not (_is_path(p) and _is_path(q)):
             return _kl_through_factors(p, q)
+        p_path, q_path = _path(p), _path(q)
         size = _event_size(p, q)
         of_covariance = _covariance_terms(p_path, q_path, size).total(size)
         of_loc = q_path.squared_norm_of_whitened(p_path.loc - q_path.loc)
@@ -617,10 +628,7 @@ def _squared_norm(matrix: tf.Tensor) -> tf.Tensor:
 
 def _is_diagonal_plus_low_rank(scale: tf.linalg.LinearOperator) -> bool:
     return isinstance(scale, tf.linalg.LinearOperatorLowRankUpdate) and isinstance(
-        scale.base_operator,
-        tf.linalg.LinearOperatorDiag
-        | tf.linalg.LinearOperatorIdentity
-        | tf.linalg.LinearOperatorScaledIdentity,
+        scale.base_operator, _DIAGONAL_OPERATORS
     )
 
 

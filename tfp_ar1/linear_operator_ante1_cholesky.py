@@ -115,7 +115,9 @@ class LinearOperatorANTE1Cholesky(LinearOperatorMarkovCholesky):
         return Chain(rho, scale, per_coordinate=True, size=self._size())
 
     def _assert_non_singular(self) -> tf.Operation:
-        return markov_cholesky.assert_non_singular(self._scale_diag, self._correlation)
+        return markov_cholesky.assert_non_singular(
+            "scale_diag", self._scale_diag, self._correlation
+        )
 
     @property
     def _composite_tensor_fields(self) -> tuple[str, ...]:

@@ -153,7 +153,9 @@ class LinearOperatorAR1Cholesky(LinearOperatorMarkovCholesky):
         return Chain(rho, scale, per_coordinate=False, size=self._size())
 
     def _assert_non_singular(self) -> tf.Operation:
-        return markov_cholesky.assert_non_singular(self._marginal_scale, self._correlation)
+        return markov_cholesky.assert_non_singular(
+            "marginal_scale", self._marginal_scale, self._correlation
+        )
 
     def _trace(self) -> tf.Tensor:
         chain = self.chain()

@@ -188,14 +188,18 @@ def read(parameter: Any, has_last_axis: bool, for_columns: bool) -> tf.Tensor | 
     return parameter[..., tf.newaxis, :] if has_last_axis else parameter[..., tf.newaxis]
 
 
-def assert_non_singular(scale: Any, correlation: Any) -> tf.Operation:
-    """An assertion that no scale is 0 and every |correlation| below 1."""
+def assert_non_singular(name: str, scale: Any, correlation: Any) -> tf.Operation:
+    """An assertion that no scale, the parameter `name`, is 0 and every |correlation| below 1."""
     # Of the parameters, and not of √(1 - ρ²), which underflows for a large `fisher_z`.
-    message = "Singular operator: a scale is 0, or a correlation not in (-1, 1)."
-    distances = [tf.math.abs(scale)]
+    distances = {f"`{name}` must not be 0": tf.math.abs(scale)}
     if correlation is not None:
-        distances.append(1.0 - tf.math.abs(correlation))
-    return tf.group(*(tf.debugging.assert_positive(d, message=message) for d in distances))
+        distances["`correlation` must lie in (-1, 1)"] = 1.0 - tf.math.abs(correlation)
+    return tf.group(
+        *(
+            tf.debugging.assert_positive(distance, message=f"Singular operator: {message}.")
+            for message, distance in distances.items()
+        )
+    )
 
 
 def with_tensors(operator: tf.linalg.LinearOperator) -> tf.linalg.LinearOperator:

@@ -105,9 +105,10 @@ class LinearOperatorOUCholesky(LinearOperatorMarkovCholesky):
         return Chain(rho, scale, per_coordinate=False, size=self._size())
 
     def _assert_non_singular(self) -> tf.Operation:
-        steps = self._times[..., 1:] - self._times[..., :-1]
+        times = tf.convert_to_tensor(self._times)
+        steps = times[..., 1:] - times[..., :-1]
         return tf.group(
-            markov_cholesky.assert_non_singular(self._marginal_scale, None),
+            markov_cholesky.assert_non_singular("marginal_scale", self._marginal_scale, None),
             tf.debugging.assert_positive(
                 steps / self._length_scale[..., tf.newaxis],
                 message="Singular operator: `times` do not increase, or `length_scale` is not "

@@ -311,8 +311,16 @@ def _over_scale(a: tf.Tensor, b: tf.Tensor, scale: tf.Tensor) -> tuple[tf.Tensor
 
 def pad(x: tf.Tensor, before: Any, after: Any, value: float = 0) -> tf.Tensor:
     """`x` with zeros, or another value, at both ends of its last axis."""
+    if value:
+        # Not `tf.pad`, which pads with zeros under `tf.vectorized_map`, whatever the value.
+        batch_shape = ps.shape(x)[:-1]
+        ends = (
+            tf.fill(ps.concat([batch_shape, [n]], axis=0), tf.cast(value, x.dtype))
+            for n in (before, after)
+        )
+        return tf.concat([next(ends), x, next(ends)], axis=-1)
     no_padding = ps.zeros([ps.rank(x) - 1, 2], dtype=tf.int32)
-    return tf.pad(x, ps.concat([no_padding, [[before, after]]], axis=0), constant_values=value)
+    return tf.pad(x, ps.concat([no_padding, [[before, after]]], axis=0))
 
 
 def _broadcast_to_batch(x: tf.Tensor, *batch_shapes: Any) -> tf.Tensor:

@@ -1,4 +1,4 @@
-"""tf_keras: the AR(1) normal as a layer in the manner of `tfp.layers`, and its KL regularizer.
+"""tf_keras: AR(1) and its relatives as layers in the manner of `tfp.layers`; KL regularizers.
 
 `tfp.layers` belongs to tf_keras (Keras 2), whose layers return distributions. This module is the
 counterpart there of `tfp_ar1.layers`, which is for Keras 3; both share the one mapping from packed
@@ -23,36 +23,24 @@ from tfp_ar1 import priors
 
 tfd = tfp.distributions
 
-__all__ = ["KLDivergenceAddLoss", "KLDivergenceRegularizer", "MultivariateNormalAR1"]
+__all__ = [
+    "KLDivergenceAddLoss",
+    "KLDivergenceRegularizer",
+    "MultivariateNormalANTE1",
+    "MultivariateNormalAR1",
+    "MultivariateNormalARH1",
+]
 
 _CONVERSIONS = ("sample", "mean", "mode", "stddev", "variance")
 
 
-@tf_keras.saving.register_keras_serializable(package="tfp_ar1")
-class MultivariateNormalAR1(tfp.layers.DistributionLambda):
-    """A layer that returns a normal with first-order autoregressive covariance.
+class _MarkovChainLayer(tfp.layers.DistributionLambda):
+    """What the layers share: they return the normal of a family of `params`.
 
-    Used as `tfp.layers.MultivariateNormalTriL` is, of which it needs only `event_size + 2` inputs:
-
-    ```python
-    encoder = tf_keras.Sequential([
-        tf_keras.layers.Dense(64, activation="relu"),
-        tf_keras.layers.Dense(tfp_ar1.tfpl.MultivariateNormalAR1.params_size(8)),
-        tfp_ar1.tfpl.MultivariateNormalAR1(
-            8, activity_regularizer=tfp_ar1.tfpl.KLDivergenceRegularizer(prior)),
-    ])
-    ```
-
-    Args:
-      event_size: number of coordinates d, at least 1.
-      convert_to_tensor_fn: what stands for the distribution where a tensor is needed:
-        `tfd.Distribution.sample`, `mean`, `mode`, `stddev` or `variance`, or its name.
-      validate_args: whether the distribution checks its parameters when the graph runs.
-      **kwargs: arguments of `tf_keras.layers.Layer`, such as `activity_regularizer`.
-
-    Raises:
-      ValueError: if `event_size` is not a positive integer, or `convert_to_tensor_fn` is unknown.
+    Subclasses name the `family`; the arguments are described in `MultivariateNormalAR1`.
     """
+
+    family: str
 
     def __init__(
         self,
@@ -80,19 +68,19 @@ class MultivariateNormalAR1(tfp.layers.DistributionLambda):
         prior = getattr(self.activity_regularizer, "distribution_b", None)
         self._prior_variables = list(prior.variables) if prior is not None else []
 
-    @staticmethod
-    def new(params: Any, event_size: int, validate_args: bool = False) -> tfd.Distribution:
-        """The distribution for packed parameters `[..., event_size + 2]`; see `tfp_ar1.params`."""
+    @classmethod
+    def new(cls, params: Any, event_size: int, validate_args: bool = False) -> tfd.Distribution:
+        """The distribution for packed parameters `[..., params_size(event_size)]`."""
         params = tf.convert_to_tensor(params)
         if params.dtype in (tf.float16, tf.bfloat16):
             # Under mixed precision: half a precision is not enough for a covariance.
             params = tf.cast(params, tf.float32)
-        return ar1_params.new(params, event_size, validate_args)
+        return ar1_params.new(params, event_size, validate_args, cls.family)
 
-    @staticmethod
-    def params_size(event_size: int) -> int:
-        """The number of packed parameters, `event_size + 2`."""
-        return ar1_params.params_size(event_size)
+    @classmethod
+    def params_size(cls, event_size: int) -> int:
+        """The number of packed parameters for each example; see `tfp_ar1.params`."""
+        return ar1_params.params_size(event_size, cls.family)
 
     def get_config(self) -> dict[str, Any]:
         """The arguments of the constructor; nothing is pickled."""
@@ -107,7 +95,7 @@ class MultivariateNormalAR1(tfp.layers.DistributionLambda):
     @classmethod
     def from_config(
         cls, config: Mapping[str, Any], custom_objects: Any = None
-    ) -> MultivariateNormalAR1:
+    ) -> _MarkovChainLayer:
         """Makes the layer again from `get_config`."""
         config = dict(config)
         regularizer = config.pop("activity_regularizer", None)
@@ -121,6 +109,58 @@ class MultivariateNormalAR1(tfp.layers.DistributionLambda):
 
 
 @tf_keras.saving.register_keras_serializable(package="tfp_ar1")
+class MultivariateNormalAR1(_MarkovChainLayer):
+    """A layer that returns a normal with first-order autoregressive covariance.
+
+    Used as `tfp.layers.MultivariateNormalTriL` is, but it needs only `event_size + 2` inputs,
+    `[loc (d), log s, fisher_z]` (see `tfp_ar1.params`):
+
+    ```python
+    encoder = tf_keras.Sequential([
+        tf_keras.layers.Dense(64, activation="relu"),
+        tf_keras.layers.Dense(tfp_ar1.tfpl.MultivariateNormalAR1.params_size(8)),
+        tfp_ar1.tfpl.MultivariateNormalAR1(
+            8, activity_regularizer=tfp_ar1.tfpl.KLDivergenceRegularizer(prior)),
+    ])
+    ```
+
+    Args:
+      event_size: number of coordinates d, at least 1.
+      convert_to_tensor_fn: what stands for the distribution where a tensor is needed:
+        `tfd.Distribution.sample`, `mean`, `mode`, `stddev` or `variance`, or its name.
+      validate_args: whether the distribution checks its parameters when the graph runs.
+      **kwargs: arguments of `tf_keras.layers.Layer`, such as `activity_regularizer`.
+
+    Raises:
+      ValueError: if `event_size` is not a positive integer, or `convert_to_tensor_fn` is unknown.
+    """
+
+    family = "ar1"
+
+
+@tf_keras.saving.register_keras_serializable(package="tfp_ar1")
+class MultivariateNormalARH1(_MarkovChainLayer):
+    """A layer that returns a normal with ARH(1) covariance: AR(1) with a scale per coordinate.
+
+    As `MultivariateNormalAR1`, with the same arguments and errors, for `2 event_size + 1` inputs,
+    `[loc (d), log s (d), fisher_z]`. It returns `tfp_ar1.MultivariateNormalARH1`.
+    """
+
+    family = "arh1"
+
+
+@tf_keras.saving.register_keras_serializable(package="tfp_ar1")
+class MultivariateNormalANTE1(_MarkovChainLayer):
+    """A layer that returns a normal with ANTE(1) covariance: a scale per coordinate, ρ per step.
+
+    As `MultivariateNormalAR1`, with the same arguments and errors, for `3 event_size - 1` inputs,
+    `[loc (d), log s (d), fisher_z (d - 1)]`. It returns `tfp_ar1.MultivariateNormalANTE1`.
+    """
+
+    family = "ante1"
+
+
+@tf_keras.saving.register_keras_serializable(package="tfp_ar1")
 class KLDivergenceRegularizer(tf_keras.regularizers.Regularizer):
     """The KL divergence of a layer's distribution to a prior, as its `activity_regularizer`.
 
@@ -128,18 +168,33 @@ class KLDivergenceRegularizer(tf_keras.regularizers.Regularizer):
     (`tfp.layers.KLDivergenceRegularizer` counts twice on a `DistributionLambda`: tf_keras calls the
     regularizer on the distribution and on its value, and TFP's answers to both; TFP issue 1215.)
 
-    The prior's parameters may be `tf.Variable`s: on a `tfpl.MultivariateNormalAR1` layer they are
-    trained and saved with the model. (tf_keras does not see them from any other layer; put a
+    The mean is over all batch axes of the distribution, unless `reinterpreted_batch_ndims` says
+    that the last of them are parts of one example. Latents of several channels, each a path with a
+    prior of its own, are a distribution of batch shape `[batch, channels]` and a prior of batch
+    shape `[channels]`; with `reinterpreted_batch_ndims=1` the KL of an example is the sum over its
+    channels, as the ELBO has it, and without it is their mean.
+
+    The prior's parameters may be `tf.Variable`s: on a layer of this module they are trained and
+    saved with the model. (tf_keras does not see them from any other layer; put a
     `KLDivergenceAddLoss` behind it.)
 
+    ```python
+    # A correlation for each of 3 channels of 50 steps, learned with the model.
+    prior = tfp_ar1.MultivariateNormalAR1(tf.zeros([3, 50]), fisher_z=tf.Variable(tf.zeros(3)))
+    regularizer = tfp_ar1.tfpl.KLDivergenceRegularizer(prior, reinterpreted_batch_ndims=1)
+    ```
+
     Args:
-      distribution_b: the prior: a `MultivariateNormalAR1`, or a normal in any of TFP's spellings.
+      distribution_b: the prior: a normal of this package, or one in any of TFP's spellings.
       use_exact_kl: if `True`, `tfd.kl_divergence`; if `False`, a Monte Carlo estimate with the
         layer's own sample.
       weight: factor of the KL, at least 0.
+      reinterpreted_batch_ndims: over how many of the last batch axes the KL is summed, as in
+        `tfd.Independent`; it is averaged over those before.
 
     Raises:
-      ValueError: if `weight` is negative.
+      ValueError: if `weight` is negative, or `reinterpreted_batch_ndims` is not a non-negative
+        integer; when called, if the distribution has fewer batch axes than that.
     """
 
     def __init__(
@@ -147,17 +202,26 @@ class KLDivergenceRegularizer(tf_keras.regularizers.Regularizer):
         distribution_b: tfd.Distribution | Mapping[str, Any],
         use_exact_kl: bool = True,
         weight: float = 1.0,
+        reinterpreted_batch_ndims: int = 0,
     ):
         if not weight >= 0:
             raise ValueError(f"`weight` must not be negative; got {weight}.")
+        if int(reinterpreted_batch_ndims) != reinterpreted_batch_ndims or (
+            reinterpreted_batch_ndims < 0
+        ):
+            raise ValueError(
+                f"`reinterpreted_batch_ndims` must be a non-negative integer; got "
+                f"{reinterpreted_batch_ndims!r}."
+            )
         if isinstance(distribution_b, Mapping):
             distribution_b = priors.from_config(distribution_b)
         self.distribution_b = distribution_b
         self.use_exact_kl = use_exact_kl
         self.weight = weight
+        self.reinterpreted_batch_ndims = int(reinterpreted_batch_ndims)
 
     def mean_kl(self, distribution_a: tfd.Distribution) -> tf.Tensor:
-        """`weight` times the KL divergence of `distribution_a`, averaged over its batch."""
+        """`weight` times the KL divergence of `distribution_a`, averaged over the examples."""
         if self.use_exact_kl:
             # What layers return is a wrapper, which also converts to a tensor.
             wrapped = getattr(distribution_a, "tensor_distribution", distribution_a)
@@ -165,7 +229,16 @@ class KLDivergenceRegularizer(tf_keras.regularizers.Regularizer):
         else:
             x = tf.convert_to_tensor(distribution_a)
             kl = distribution_a.log_prob(x) - self.distribution_b.log_prob(x)
-        return self.weight * tf.reduce_mean(kl)
+        return self.weight * tf.reduce_mean(self._sum_per_example(kl))
+
+    def _sum_per_example(self, kl: tf.Tensor) -> tf.Tensor:
+        ndims = self.reinterpreted_batch_ndims
+        if kl.shape.rank is not None and kl.shape.rank < ndims:
+            raise ValueError(
+                f"`reinterpreted_batch_ndims={ndims}` needs a distribution with as many batch "
+                f"axes; got batch shape {kl.shape}."
+            )
+        return tf.reduce_sum(kl, axis=list(range(-ndims, 0)))
 
     def __call__(self, output: Any) -> tf.Tensor:
         """The KL summed over axis 0, by whose size tf_keras divides; 0 for anything but a law."""
@@ -180,6 +253,7 @@ class KLDivergenceRegularizer(tf_keras.regularizers.Regularizer):
             "distribution_b": priors.to_config(self.distribution_b),
             "use_exact_kl": self.use_exact_kl,
             "weight": self.weight,
+            "reinterpreted_batch_ndims": self.reinterpreted_batch_ndims,
         }
 
 
@@ -203,10 +277,11 @@ class KLDivergenceAddLoss(tf_keras.layers.Layer):
         saved with the model.
       use_exact_kl: as for `KLDivergenceRegularizer`.
       weight: factor of the KL, at least 0.
+      reinterpreted_batch_ndims: as for `KLDivergenceRegularizer`.
       **kwargs: arguments of `tf_keras.layers.Layer`, such as `name`.
 
     Raises:
-      ValueError: if `weight` is negative.
+      ValueError: as for `KLDivergenceRegularizer`.
       TypeError: if called on anything but a distribution.
     """
 
@@ -215,10 +290,13 @@ class KLDivergenceAddLoss(tf_keras.layers.Layer):
         distribution_b: tfd.Distribution | Mapping[str, Any],
         use_exact_kl: bool = True,
         weight: float = 1.0,
+        reinterpreted_batch_ndims: int = 0,
         **kwargs,
     ):
         super().__init__(**kwargs)
-        self._regularizer = KLDivergenceRegularizer(distribution_b, use_exact_kl, weight)
+        self._regularizer = KLDivergenceRegularizer(
+            distribution_b, use_exact_kl, weight, reinterpreted_batch_ndims
+        )
         self._prior_variables = list(self._regularizer.distribution_b.variables)
 
     def call(self, distribution_a: tfd.Distribution) -> tfd.Distribution:

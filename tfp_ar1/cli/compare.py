@@ -127,16 +127,18 @@ def make_plan(out: pathlib.Path, grid: dict[str, Sequence], options: dict) -> Pl
     Raises:
       UserError: If something is wrong with the data.
     """
+    of_sequences = options.get("model") == "sequence"
     data = {}
     for spec in grid["dataset"]:
         data[spec] = _load(spec, options).fingerprint()
         twins = [other for other in data if data[other]["sha256"] == data[spec]["sha256"]]
         if len(twins) > 1:
-            raise UserError(
-                f"{twins[0]} and {spec} are the same data; leave one out (or give images each "
-                "their folder below --data-dir)."
+            what = (
+                "series; leave one out."
+                if of_sequences
+                else ("images; leave one out, or give each its folder below --data-dir.")
             )
-    of_sequences = options.get("model") == "sequence"
+            raise UserError(f"{twins[0]} and {spec} are the same {what}")
     complete = _complete_for_series if of_sequences else _complete_for_images
     if not of_sequences:
         _check_images(grid, options, data)
