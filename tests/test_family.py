@@ -306,11 +306,10 @@ def test_broadcasting(name):
             assert tuple(actual["event_shape"]) == (size,)
 
 
-@pytest.mark.parametrize(
-    ("name", "size"), [*((name, 5) for name in ONE_OF_EACH), ("ANTE1 by fisher_z", 150)]
-)
-def test_eager_function_and_xla_agree(name, size):
-    case = RELATIVES[name]
+@one_of_each
+def test_eager_function_and_xla_agree(name):
+    """test_recurrence has the same for a size in blocks."""
+    case, size = RELATIVES[name], 5
     arguments = [tf.constant(a) for a in (*random_parameters(case, (3,), size), draw(3, size))]
 
     def values_and_gradients(*arguments):
