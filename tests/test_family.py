@@ -306,6 +306,32 @@ def test_broadcasting(name):
             assert tuple(actual["event_shape"]) == (size,)
 
 
+@each_member
+def test_gradients_where_one_parameter_alone_has_a_batch(name):
+    """Each gradient has the shape of its parameter, summed over the batch of the others."""
+    case, size = RELATIVES[name], 5
+    value = tf.constant(draw(3, size, seed=6))
+    count = len(case.names)
+    for batched in range(count):
+        batches = [(3,) if i == batched else () for i in range(count)]
+        parameters = [tf.constant(a) for a in parameters_of_shapes(case, batches, size)]
+
+        def dense_log_prob(parameters):
+            mean, covariance = case.moments(*parameters, size=size)
+            return tfd.MultivariateNormalTriL(mean, tf.linalg.cholesky(covariance)).log_prob(value)
+
+        def log_prob(parameters):
+            return case.distribution(*parameters).log_prob(value)
+
+        actual, expected = (
+            tfp.math.value_and_gradient(lambda *a, f=f: tf.reduce_sum(f(a)), parameters)[1]
+            for f in (log_prob, dense_log_prob)
+        )
+        for parameter, one, other in zip(case.names, actual, expected, strict=True):
+            message = f"{parameter}, batch of {case.names[batched]}"
+            oracles.assert_close(one, other, "gradient", err_msg=message)
+
+
 @one_of_each
 def test_eager_function_and_xla_agree(name):
     """test_recurrence has the same for a size in blocks."""

@@ -6,8 +6,8 @@ takes the transposed matrices. `color` is the inverse of `whiten`. All work alon
 one ρ per batch member, or for one ρ_t per step t - 1 → t where `rho.per_step`; then ρ S stands for
 the matrix with ρ_1, …, ρ_(d-1) below its diagonal.
 
-How `recurrence` is evaluated is decided in `_scheme` alone; the gradient does not depend on it,
-because the gradient of the recurrence is the same recurrence run backwards:
+How `recurrence` is evaluated is decided in `_scheme` and `_step_scheme` alone; the gradient does
+not depend on it, because the gradient of the recurrence is the same recurrence run backwards:
 
     x̄ = (I - ρ S)⁻ᵀ ȳ,    ρ̄ = Σ_t x̄_t y_{t-1},    ρ̄_t = x̄_t y_{t-1}
 
@@ -31,6 +31,7 @@ from tfp_ar1.correlation import LagOneCorrelation
 # faster up to a few hundred coordinates, blocks beyond; blocks of 16 and of 32 are about alike.
 _LARGEST_SIZE_FOR_DOUBLING = 256
 _BLOCK_SIZE = 32
+# With a coefficient for each step; limits from 64 to 256 and blocks of 16 and 32 are about alike.
 _LARGEST_SIZE_FOR_DOUBLING_STEPS = 128
 _BLOCK_SIZE_FOR_STEPS = 16
 
@@ -245,15 +246,17 @@ def _first_and_later_innovations(
     x: tf.Tensor, rho: LagOneCorrelation, scale: tf.Tensor
 ) -> tuple[tf.Tensor, tf.Tensor]:
     x = _broadcast_to_batch(x, rho.batch_shape(), ps.shape(scale))
+    along_steps = scale[..., tf.newaxis]
+    parameters = (rho.innovation_precision_scale, rho.relative_complement)
+    if rho.per_step:
+        # The scale may have a batch that the correlations lack; a copy of these is not small.
+        first, later = _stencil(x, *parameters, tf.ones([1], x.dtype), rho.sign)
+        return first / along_steps, later / along_steps
+    # Small, and their gradients then need one sum only.
     shape = ps.shape(x)[:-1]
-    parameters = [rho.innovation_precision_scale, rho.relative_complement, scale]
-    if not rho.per_step:
-        # Small, and their gradients then need one sum only.
-        parameters = [tf.broadcast_to(t, shape) for t in parameters]
-    a, b, scale = parameters
-    scale = scale[..., tf.newaxis]
-    first, later = _stencil(x, *map(rho.along_steps, (a, b)), scale, rho.along_steps(rho.sign))
-    return first / scale, later
+    a, b, along_steps = (tf.broadcast_to(t, shape)[..., tf.newaxis] for t in (*parameters, scale))
+    first, later = _stencil(x, a, b, along_steps, rho.sign[..., tf.newaxis])
+    return first / along_steps, later
 
 
 def _stencil(
@@ -261,7 +264,8 @@ def _stencil(
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """`[x_0]`, and `(a (x_t - sign x_{t-1}) + b x_{t-1}) / scale`; few passes for the gradient.
 
-    The parameters have a last axis of size 1 or d - 1.
+    The parameters have a last axis of size 1 or d - 1; `a` and `b` the batch of `scale`, or that is
+    `[1]`.
     """
     a_, b_ = _over_scale(a, b, scale)
 
