@@ -142,6 +142,17 @@ def test_terms_against_dense(posterior, prior, kind):
         assert "prior_correlation" not in metrics
 
 
+def interpolated(x, observed, length):
+    """Straight lines between observed values of each series, by NumPy."""
+    lines = np.zeros_like(x)
+    for i, n in enumerate(length):
+        for feature in range(x.shape[-1]):
+            known = np.flatnonzero(observed[i, :, feature])
+            if len(known):
+                lines[i, :n, feature] = np.interp(np.arange(n), known, x[i, known, feature])
+    return lines
+
+
 @pytest.mark.parametrize("posterior", POSTERIORS)
 @pytest.mark.parametrize("network", sequence_networks.NETWORKS)
 def test_encoder_sees_what_was_observed(network, posterior):
@@ -149,7 +160,7 @@ def test_encoder_sees_what_was_observed(network, posterior):
     model, x = make(network, posterior=posterior), data("missing, lengths")
     valid = np.arange(T) < LENGTHS[:, None]
     observed = valid[..., None] & ~np.isnan(x["x"])
-    inputs = np.concatenate([np.where(observed, x["x"], 0), observed], axis=-1)
+    inputs = np.concatenate([interpolated(x["x"], observed, LENGTHS), observed], axis=-1)
     features = np.float64(model.encoder([inputs.astype("float32"), valid]))
     weights = [np.float64(w) for w in model.posterior_head.get_weights()]
     q = model.encode(x)
@@ -176,6 +187,19 @@ def test_encoder_sees_what_was_observed(network, posterior):
         np.testing.assert_allclose(model.correlation(x), means, rtol=1e-4, atol=1e-6)
     else:
         np.testing.assert_array_equal(model.correlation(x), np.zeros(N))
+
+
+def test_how_far_convolutions_see():
+    encoder, _ = sequence_networks.convolutional((41, 1), C, filters=(4, 4, 4), kernel_size=3)
+    rng = np.random.default_rng(0)
+    for v in encoder.trainable_variables:
+        v.assign(np.abs(rng.normal(size=v.shape)))  # no unit is dead
+    x, valid = tf.constant(np.abs(rng.normal(size=(1, 41, 2))), tf.float32), tf.ones((1, 41), bool)
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        feature = tf.reduce_sum(encoder([x, valid])[:, 20])
+    touched = np.flatnonzero(np.any(tape.gradient(feature, x)[0] != 0, axis=-1))
+    assert (touched[0], touched[-1]) == (20 - 7, 20 + 7)
 
 
 @pytest.mark.parametrize("posterior", POSTERIORS)

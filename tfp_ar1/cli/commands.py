@@ -42,7 +42,7 @@ _SEQUENCE_DEFAULTS = {
     "network": "convolutional",
     "likelihood": "gaussian",
     "batch_size": 32,
-    "learning_rate": 3e-3,
+    "learning_rate": 5e-3,
 }
 # Options of `train` that only one of the models has.
 _ONLY = {

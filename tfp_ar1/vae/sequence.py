@@ -62,9 +62,10 @@ class SequenceVAE(RhoVAE):
 
     Args:
       encoder: Keras model of two inputs, `[batch, steps, 2 * features]` and boolean
-        `[batch, steps]`, to features `[batch, steps, units]`. The first input holds the data, 0
-        where nothing was observed, and then 1 where it was observed and 0 elsewhere; the second
-        says which steps there are: the features of these must not depend on the others.
+        `[batch, steps]`, to features `[batch, steps, units]`. The first input holds the data, with
+        straight lines where values are missing between observed ones (beyond them the nearest is
+        held; 0 where there is none), and then 1 where they were observed and 0 elsewhere; the
+        second says which steps there are: the features of these must not depend on the others.
       decoder: Keras model from `[batch, channels]` to `[batch, features]`, which is applied to each
         step; or one from whole paths, `[batch, steps, channels]` to `[batch, steps, features]`,
         which cannot forecast. Logits for a Bernoulli likelihood, means for a Gaussian one.
@@ -274,7 +275,7 @@ class SequenceVAE(RhoVAE):
         """
         series = self._series(x)
         indicator = tf.cast(series.observed, series.values.dtype)
-        inputs = tf.concat([series.values, indicator], axis=-1)
+        inputs = tf.concat([_interpolated(series), indicator], axis=-1)
         features = self.encoder([inputs, series.valid], training=training)
         params = self.posterior_head(tf.cast(features, self.distribution_dtype), series.valid)
         return self.posterior.new(params, self.steps)
@@ -528,6 +529,35 @@ class SequenceVAE(RhoVAE):
         config = super().get_config()
         del config["latent_dim"]
         return {**config, "channels": self.channels, "steps": self.steps}
+
+
+def _interpolated(series: _Series) -> tf.Tensor:
+    """The values, with straight lines where they are missing between observed ones.
+
+    Before the first and behind the last observed value it is held; behind the end of a series, and
+    where nothing was observed, there is 0.
+    """
+    steps = tf.range(tf.shape(series.values)[1])[tf.newaxis, :, tf.newaxis]
+    last = tf.shape(series.values)[1] - 1
+    # The nearest observed step not after each, and not before it, if there is one.
+    before = tfp.math.scan_associative(tf.maximum, tf.where(series.observed, steps, -1), axis=1)
+    after = last - tf.reverse(
+        tfp.math.scan_associative(
+            tf.maximum, tf.reverse(tf.where(series.observed, last - steps, -1), [1]), axis=1
+        ),
+        [1],
+    )
+    before, after = tf.where(before < 0, after, before), tf.where(after > last, before, after)
+    before, after = (tf.clip_by_value(index, 0, last) for index in (before, after))
+
+    def at(index: tf.Tensor) -> tf.Tensor:
+        by_feature = [tf.linalg.matrix_transpose(tensor) for tensor in (series.values, index)]
+        return tf.linalg.matrix_transpose(tf.gather(*by_feature, batch_dims=2))
+
+    span = tf.maximum(after - before, 1)
+    weight = tf.cast(steps - before, series.values.dtype) / tf.cast(span, series.values.dtype)
+    low = at(before)
+    return tf.where(series.valid[..., tf.newaxis], low + weight * (at(after) - low), 0)
 
 
 def _x_and_length(x: Any) -> tuple[Any, Any]:

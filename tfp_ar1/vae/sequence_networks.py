@@ -25,19 +25,22 @@ _PARAMETERS = {
 def convolutional(
     data_shape: Sequence[int],
     channels: int,
-    filters: Sequence[int] = (32, 32, 32),
-    kernel_size: int = 9,
+    filters: Sequence[int] = (32, 32, 32, 32, 32, 32),
+    kernel_size: int = 3,
     hidden_units: Sequence[int] = (32,),
 ) -> tuple[keras.Model, keras.Model]:
-    """A stack of convolutions over time, of stride 1, and a decoder that sees one step at a time.
+    """Dilated convolutions over time, and a decoder that sees one step at a time.
 
-    A feature depends on the data of `len(filters) * (kernel_size - 1) / 2` steps on either side.
+    Each convolution sees twice as far as the one before (van den Oord et al., arXiv:1609.03499), so
+    that with `n` of them a feature depends on the data of `(2**n - 1) * (kernel_size - 1) / 2`
+    steps on either side: 63 by default. Where the number of filters stays the same, a convolution
+    adds to its input (He et al., arXiv:1512.03385).
 
     Args:
       data_shape: `(steps, features)` of one series.
       channels: number of latent channels.
       filters: number of filters of each convolution.
-      kernel_size: steps that a filter spans.
+      kernel_size: number of steps that a filter has.
       hidden_units: width of each hidden layer of the decoder.
 
     Returns:
@@ -51,11 +54,13 @@ def convolutional(
     # Behind the end of a series there is what "same" puts behind the end of the longest: zeros.
     mask = keras.ops.expand_dims(keras.ops.cast(valid, inputs.dtype), -1)
     features = inputs
-    for number in filters:
-        features = keras.layers.Conv1D(number, kernel_size, padding="same", activation="relu")(
-            features
+    for layer, number in enumerate(filters):
+        convolution = keras.layers.Conv1D(
+            number, kernel_size, padding="same", dilation_rate=2**layer, activation="relu"
         )
-        features = keras.layers.Multiply()([features, mask])
+        new = keras.layers.Multiply()([convolution(features), mask])
+        same = layer > 0 and new.shape == features.shape
+        features = keras.layers.Add()([features, new]) if same else new
     encoder = keras.Model([inputs, valid], features, name="encoder")
     return encoder, _step_decoder(data_shape, channels, hidden_units)
 
