@@ -6,6 +6,7 @@ exit code.
 """
 
 import contextlib
+import functools
 import json
 import math
 import os
@@ -22,7 +23,7 @@ import rich.console
 import rich.table
 
 from tfp_ar1.cli import compare as runner
-from tfp_ar1.cli import datasets, runs, series, startup
+from tfp_ar1.cli import datasets, runs, series, startup, strategies
 from tfp_ar1.cli.errors import Interrupted, UserError
 from tfp_ar1.cli.progress import Progress
 from tfp_ar1.version import __version__
@@ -343,6 +344,28 @@ def cli(ctx: click.Context) -> None:
 )
 @_num_importance_samples(default=50)
 @click.option(
+    "--strategy",
+    type=click.Choice(strategies.CHOICES),
+    default="none",
+    help="How the training is distributed: over the devices of this machine, or over the workers "
+    "of TF_CONFIG, with the same command on each.",
+)
+@click.option(
+    "--replicas",
+    metavar="N",
+    type=click.IntRange(min=1),
+    show_default="every GPU; without any, 2 parts of the CPU",
+    help="For mirrored: on how many devices.",
+)
+@click.option(
+    "--backup-steps",
+    metavar="N",
+    type=click.IntRange(min=0),
+    default=500,
+    help="A backup to resume from after so many steps of an epoch, besides that at its end; 0 for "
+    "none.",
+)
+@click.option(
     "--out",
     metavar="FOLDER",
     type=click.Path(path_type=pathlib.Path),
@@ -351,7 +374,7 @@ def cli(ctx: click.Context) -> None:
     "is then resumed.",
 )
 @click.pass_context
-def train(ctx: click.Context, out: pathlib.Path | None, **options: Any) -> None:
+def train(ctx: click.Context, out: pathlib.Path | None, backup_steps: int, **options: Any) -> None:
     r"""Train a model, evaluate it, and draw pictures.
 
     
@@ -367,6 +390,13 @@ def train(ctx: click.Context, out: pathlib.Path | None, **options: Any) -> None:
         runs.check_out(out)
     _check_of_model(ctx)
     _check_used(ctx, (options["network"],), (options["objective"],))
+    is_chief = _check_strategy(ctx, out)
+    options["replicas"] = strategies.num_replicas(options["strategy"], options["replicas"])
+    if options["batch_size"] < options["replicas"]:
+        raise UserError(
+            f"--batch-size {options['batch_size']} is too small for {options['replicas']} "
+            "replicas; it is that of all of them together."
+        )
     dataset = options["dataset"]
     options["epochs"] = options["epochs"] or _default_epochs(dataset)
     if options["model"] == "sequence":
@@ -381,10 +411,41 @@ def train(ctx: click.Context, out: pathlib.Path | None, **options: Any) -> None:
         datasets.check_network(options["network"], dataset, data.image_shape)
     config = runs.new_config(options, data.fingerprint())
     name = f"{datasets.short_name(dataset)}-{options['posterior']}"
-    with runs.claim(out, name, config) as run:
+    with runs.claim(out, name, config) if is_chief else _visited(out, config) as run:
         argv = [_program(), *ctx.obj, *(() if out else ("--out", str(run.folder)))]
         with _told_how_to_resume(run, shlex.join(argv)):
-            _train(run, data)
+            _train(run, data, backup_steps, is_chief)
+
+
+def _check_strategy(ctx: click.Context, out: pathlib.Path | None) -> bool:
+    """Checks the options of the strategy; returns whether this process writes the run."""
+    strategy = ctx.params["strategy"]
+    if strategy != "mirrored" and _given(ctx, "replicas"):
+        raise click.UsageError(
+            f"--replicas is for --strategy mirrored, not for {strategy}; leave it out.", ctx
+        )
+    if strategy != "multiworker":
+        return True
+    task = strategies.task()
+    if out is None:
+        raise click.UsageError(
+            "--strategy multiworker needs --out, a folder that all workers share.", ctx
+        )
+    return task.is_chief
+
+
+def _already(position: runs.Position) -> str:
+    """What is done of a run that is resumed."""
+    if position == (0, 0):
+        return ""
+    steps = f" and {position.step} steps" * bool(position.step)
+    return f", {position.epoch}{steps} of them done"
+
+
+@contextlib.contextmanager
+def _visited(folder: pathlib.Path, config: dict) -> Iterator[runs.Run]:
+    """The run of another worker, which is the one to write it."""
+    yield runs.Run(folder, config)
 
 
 def _default_epochs(dataset: str) -> int:
@@ -439,7 +500,7 @@ def _told_how_to_resume(run: runs.Run, command: str) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt as error:
-        done, epochs = run.epochs_done(), run.options["epochs"]
+        done, epochs = run.position().epoch, run.options["epochs"]
         raise Interrupted(
             f"interrupted after {done} of {epochs} epochs; resume with: {command}"
         ) from error
@@ -449,9 +510,11 @@ def _told_how_to_resume(run: runs.Run, command: str) -> Iterator[None]:
         ) from error
 
 
-def _train(run: runs.Run, data: datasets.Dataset | series.Series) -> None:
+def _train(
+    run: runs.Run, data: datasets.Dataset | series.Series, backup_steps: int, is_chief: bool
+) -> None:
     options = run.options
-    done = run.epochs_done()
+    position = run.position()
     if run.of_sequences:
         steps, channels = data.data_shape
         kind = f"windows of {steps} steps, {channels} channel{'s' * (channels > 1)}"
@@ -462,13 +525,23 @@ def _train(run: runs.Run, data: datasets.Dataset | series.Series) -> None:
     click.echo(
         f"Training on {datasets.short_name(options['dataset'])}: {len(data.x_train)} training and "
         f"{len(data.x_test)} test {kind}; {options['posterior']} posterior {latents}; "
-        f"{options['epochs']} epochs{f', {done} of them done' * bool(done)}."
+        f"{options['epochs']} epochs{_already(position)}."
     )
-    startup.import_tensorflow()
+    if options["strategy"] == "multiworker":
+        click.echo(strategies.task().describe())
+    start = functools.partial(strategies.start, options["strategy"], options["replicas"])
+    with strategies.restarting(run):
+        strategy = startup.import_tensorflow(start)
     from tfp_ar1.cli import plots, series_plots, training
 
     try:
-        model = training.train(run, data)
+        with strategies.restarting(run):
+            model = training.train(
+                run, data, strategy=strategy, backup_steps=backup_steps, writes=is_chief
+            )
+        if not is_chief:
+            click.echo("This worker is done; worker 0 evaluates the model and writes the run.")
+            return
         with runs.atomic(run.model_file) as path:
             model.save(path)
         metrics = _evaluate(model, data, options["num_importance_samples"])

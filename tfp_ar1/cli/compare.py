@@ -83,7 +83,7 @@ class Plan:
 
     def epochs_done(self, experiment: Experiment) -> int:
         """How many epochs an experiment has in its folder."""
-        return runs.Run(self.folder(experiment.name), {}).epochs_done()
+        return runs.Run(self.folder(experiment.name), {}).position().epoch
 
     def pending(self) -> list[Experiment]:
         """The experiments without a result, and without a failure."""

@@ -217,7 +217,8 @@ def _digits() -> dict[str, np.ndarray]:
 
 
 def _download(name: str) -> dict[str, np.ndarray]:
-    startup.import_tensorflow()
+    # The devices start later: how, depends on the strategy.
+    startup.import_tensorflow(start=lambda: None)
     import keras
 
     try:

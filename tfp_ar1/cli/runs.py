@@ -14,7 +14,7 @@ import pathlib
 import platform
 import shutil
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 from tfp_ar1.cli.errors import UserError
 
@@ -29,7 +29,20 @@ _PACKAGES = ("tfp_ar1", "tensorflow", "tensorflow-probability", "keras", "numpy"
 _LOCATIONS = ("dataset", "data_dir")
 _TEMPORARY = ".tmp-"
 # Options of `train` that runs of earlier versions do not have, with what these versions did.
-_LATER_OPTIONS = {"model": "image", "network": "mlp", "objective": "elbo"}
+_LATER_OPTIONS = {
+    "model": "image",
+    "network": "mlp",
+    "objective": "elbo",
+    "strategy": "none",
+    "replicas": 1,
+}
+
+
+class Position(NamedTuple):
+    """A place in a training: whole epochs, and steps of the one after them."""
+
+    epoch: int
+    step: int
 
 
 class Claimed(UserError):
@@ -119,14 +132,23 @@ class Run:
         """The folder of the state to resume from; only unfinished runs have it."""
         return self.folder / "checkpoint"
 
-    def checkpoint_files(self) -> dict[int, pathlib.Path]:
-        """The checkpoints that are there, by the number of epochs that they hold; at most two."""
-        files = self.checkpoints.glob("[0-9]*.weights.h5")
-        return {int(file.name.split(".")[0]): file for file in files}
+    def checkpoint_file(self, position: Position) -> pathlib.Path:
+        """The file of the state at a position."""
+        return self.checkpoints / f"{position.epoch}-{position.step}.npz"
 
-    def epochs_done(self) -> int:
-        """How many epochs need not be trained again."""
-        return max(self.checkpoint_files(), default=0)
+    def checkpoint_files(self) -> dict[Position, pathlib.Path]:
+        """The checkpoints that are there; at most two."""
+        if any(self.checkpoints.glob("[0-9]*.weights.h5")):
+            raise UserError(
+                f"{self.folder}: holds a checkpoint of an earlier version, which cannot be read; "
+                "choose another --out."
+            )
+        files = self.checkpoints.glob("[0-9]*-[0-9]*.npz")
+        return {Position(*map(int, file.stem.split("-"))): file for file in files}
+
+    def position(self) -> Position:
+        """How far the training is done and need not be done again."""
+        return max(self.checkpoint_files(), default=Position(0, 0))
 
     def history(self) -> dict[str, list[float]]:
         """What `fit` reported for every epoch so far, by name."""

@@ -6,9 +6,12 @@ import os
 import re
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import TypeVar
 
 from tfp_ar1.cli.errors import UserError
+
+_T = TypeVar("_T")
 
 
 def set_environment() -> None:
@@ -31,14 +34,18 @@ def check_backend() -> None:
         )
 
 
-def import_tensorflow() -> None:
-    """Imports TensorFlow and starts its devices without the notices that it prints."""
+def import_tensorflow(start: Callable[[], _T] | None = None) -> _T | None:
+    """Imports TensorFlow and starts its devices without the notices that it prints.
+
+    Args:
+      start: What starts the devices; returns its result.
+    """
     with _errors_only_on_stderr():
         import tensorflow as tf
 
-        tf.config.list_logical_devices()
-    for name in ("absl", "tensorflow"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+        for name in ("absl", "tensorflow"):
+            logging.getLogger(name).setLevel(logging.ERROR)
+        return (start or tf.config.list_logical_devices)()
 
 
 @contextlib.contextmanager

@@ -2,7 +2,6 @@
 
 import contextlib
 import math
-import time
 
 import click
 import keras
@@ -10,10 +9,12 @@ import numpy as np
 import tensorflow as tf
 
 from tfp_ar1 import RhoVAE, SequenceVAE
-from tfp_ar1.cli import series
+from tfp_ar1.cli import series, strategies
+from tfp_ar1.cli.batches import Batches
+from tfp_ar1.cli.checkpoints import Checkpoint, load_state, state_of
 from tfp_ar1.cli.datasets import Dataset
 from tfp_ar1.cli.progress import Progress
-from tfp_ar1.cli.runs import Run, atomic
+from tfp_ar1.cli.runs import Position, Run
 from tfp_ar1.vae import architectures, objectives, sequence_networks
 
 
@@ -34,6 +35,7 @@ def build(options: dict, data_shape: tuple[int, ...]) -> keras.Model:
     model = (_sequence_vae if of_sequences else _image_vae)(options, data_shape, arguments)
     model.build((None, *data_shape))
     model.compile(optimizer=keras.optimizers.Adam(options["learning_rate"]))
+    model.optimizer.build(model.trainable_variables)
     return model
 
 
@@ -58,7 +60,14 @@ def prior_correlation(model: SequenceVAE) -> np.ndarray:
     return np.broadcast_to(np.asarray(learned, np.float64), [model.channels])
 
 
-def train(run: Run, data: Dataset | series.Series, report: bool = True) -> keras.Model:
+def train(
+    run: Run,
+    data: Dataset | series.Series,
+    report: bool = True,
+    strategy: tf.distribute.Strategy | None = None,
+    backup_steps: int = 0,
+    writes: bool = True,
+) -> keras.Model:
     """Trains the model of a run from where it stands, and leaves `history.json`.
 
     A training that was interrupted ends where it would have ended without.
@@ -67,21 +76,32 @@ def train(run: Run, data: Dataset | series.Series, report: bool = True) -> keras
       run: A run, new or unfinished.
       data: Its images, or its series.
       report: Whether to show the progress, and to write TensorBoard's log.
+      strategy: How the training is distributed; `None` if it is not.
+      backup_steps: See `Checkpoint`.
+      writes: Whether this process writes into the folder of the run; of several workers one does.
 
     Returns:
-      The trained model.
+      The trained model. It is no part of the strategy.
 
     Raises:
       NotFinite: If the loss is no longer finite.
       click.ClickException: If the memory is not enough.
     """
+    options = run.options
+    strategy = strategy or tf.distribute.get_strategy()
+    batches = Batches(data.train, options["batch_size"], options["seed"], options.get("hide", 0))
     try:
-        return _train(run, data, report)
+        return _train(run, data, batches, report and writes, strategy, backup_steps, writes)
     except (MemoryError, tf.errors.ResourceExhaustedError) as error:
         raise click.ClickException(
             "not enough memory; start a new run with a smaller --batch-size, --latent-dim or "
             f"--hidden-units (or --window, --channels). {run.folder} stays unfinished."
         ) from error
+    except tf.errors.OpError as error:
+        # What was wrong with the data, and not that an operation failed because of it.
+        if batches.error is not None:
+            raise batches.error from error
+        raise
 
 
 def check_finite(metrics: dict) -> None:
@@ -98,36 +118,57 @@ def check_finite(metrics: dict) -> None:
             )
 
 
-def _train(run: Run, data: Dataset | series.Series, report: bool) -> keras.Model:
+def _train(
+    run: Run,
+    data: Dataset | series.Series,
+    batches: Batches,
+    report: bool,
+    strategy: tf.distribute.Strategy,
+    backup_steps: int,
+    writes: bool,
+) -> keras.Model:
     options = run.options
-    keras.utils.set_random_seed(options["seed"])
-    model = build(options, data.x_train.shape[1:])
-    checkpoint = Checkpoint(run)
-    done = checkpoint.restore(model)
-    epochs = options["epochs"]
-    if done < epochs:
-        batches = _Batches(
-            data.train, options["batch_size"], options["seed"], done, options.get("hide", 0)
-        )
-        steps = len(batches)
-        with contextlib.ExitStack() as stack:
-            callbacks = [_StopUnlessFinite(options["learning_rate"])]
-            if run.of_sequences:
-                callbacks.append(_cosine_decay(options["learning_rate"], epochs))
-            if report:
-                progress = Progress("training", total=epochs * steps, done=done * steps)
-                callbacks.append(_Report(stack.enter_context(progress), epochs, steps))
-                callbacks.append(keras.callbacks.TensorBoard(run.logs, write_graph=False))
+    epochs, steps = options["epochs"], batches.steps_per_epoch
+
+    def new_model() -> keras.Model:
+        keras.utils.set_random_seed(options["seed"])
+        return build(options, data.x_train.shape[1:])
+
+    with strategy.scope():
+        model = new_model()
+    checkpoint = Checkpoint(run, model, steps, backup_steps, writes)
+    position = checkpoint.restore()
+    strategies.check_alike(strategy, run, position)
+    with contextlib.ExitStack() as stack:
+        callbacks = [_StopUnlessFinite(options["learning_rate"])]
+        if run.of_sequences:
+            callbacks.append(_cosine_decay(options["learning_rate"], epochs))
+        if report and position.epoch < epochs:
+            done = position.epoch * steps + position.step
+            progress = Progress("training", total=epochs * steps, done=done)
+            callbacks.append(_Report(stack.enter_context(progress), epochs, done))
+            callbacks.append(keras.callbacks.TensorBoard(run.logs, write_graph=False))
+        while position.epoch < epochs:
+            # Keras begins at the first step of an epoch, so the rest of one is a `fit` of its own.
+            last = position.epoch + 1 if position.step else epochs
             model.fit(
-                batches,
-                epochs=epochs,
-                initial_epoch=done,
+                batches.dataset(position.epoch * steps + position.step, strategy),
+                epochs=last,
+                initial_epoch=position.epoch,
+                steps_per_epoch=steps - position.step,
                 shuffle=False,
                 validation_data=(data.test,),
                 validation_batch_size=options["batch_size"],
                 verbose=0,
                 callbacks=[*callbacks, checkpoint],
             )
+            position = Position(last, 0)
+    if strategy.num_replicas_in_sync == 1:
+        return model
+    # Saving and evaluating are for one process, which cannot read what is shared with others.
+    state = state_of(model)
+    model = new_model()
+    load_state(model, state)
     return model
 
 
@@ -140,89 +181,6 @@ def _cosine_decay(learning_rate: float, epochs: int) -> keras.callbacks.Callback
     return keras.callbacks.LearningRateScheduler(
         lambda epoch: learning_rate * (1 + math.cos(math.pi * epoch / epochs)) / 2
     )
-
-
-class _Batches(keras.utils.PyDataset):
-    """The training data in an order that depends on the seed and the epoch alone.
-
-    Keras shuffles arrays in the same way in every epoch once the seed is set. Here each epoch has
-    its own order, and a training that is resumed has the orders of one that never stopped. So it is
-    with the steps of series that are hidden.
-    """
-
-    def __init__(
-        self,
-        x: np.ndarray | dict[str, np.ndarray],
-        batch_size: int,
-        seed: int,
-        epoch: int,
-        hide: float = 0,
-    ) -> None:
-        super().__init__()
-        self._x, self._batch_size, self._seed = x, batch_size, seed
-        self._epoch, self._hide = epoch, hide
-        self._order = np.arange(len(keras.tree.flatten(x)[0]))
-
-    def __len__(self) -> int:
-        return math.ceil(len(self._order) / self._batch_size)
-
-    def __getitem__(self, index: int) -> tuple[np.ndarray | dict[str, np.ndarray]]:
-        start = index * self._batch_size
-        chosen = self._order[start : start + self._batch_size]
-        batch = keras.tree.map_structure(lambda part: part[chosen], self._x)
-        if self._hide:
-            batch = series.hide(batch, self._hide, [self._seed, self._epoch, index])
-        return (batch,)
-
-    def on_epoch_begin(self) -> None:
-        self._order = np.random.default_rng([self._seed, self._epoch]).permutation(len(self._order))
-        self._epoch += 1
-
-
-class Checkpoint(keras.callbacks.Callback):
-    """Keeps weights, optimizer and history of the last whole epoch in the run's folder.
-
-    The history has the seconds of each epoch too, those of the validation left out.
-
-    `keras.callbacks.BackupAndRestore` writes the weights and the number of the epoch one after the
-    other and in place; killed in between, it repeats an epoch or cannot be read. Here the number is
-    in the name of the one file, which appears whole or not at all, after its history.
-    """
-
-    def __init__(self, run: Run) -> None:
-        super().__init__()
-        self.run = run
-        self.history = run.history()
-
-    def restore(self, model: keras.Model) -> int:
-        """Loads the latest checkpoint, if there is one, and returns how many epochs are done."""
-        done = self.run.epochs_done()
-        if done:
-            model.optimizer.build(model.trainable_variables)
-            model.load_weights(self.run.checkpoint_files()[done])
-        # Killed between history and checkpoint, the history is one epoch ahead.
-        self.history = {name: values[:done] for name, values in self.history.items()}
-        return done
-
-    def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
-        """Starts the clock."""
-        self._start = time.perf_counter()
-
-    def on_test_begin(self, logs: dict | None = None) -> None:
-        """Stops the clock: the validation of an epoch comes after its training."""
-        self._seconds = time.perf_counter() - self._start
-
-    def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
-        """Writes history and checkpoint."""
-        for name, value in {**(logs or {}), "seconds": self._seconds}.items():
-            self.history.setdefault(name, []).append(float(value))
-        self.run.write_history(self.history)
-        old = self.run.checkpoint_files()
-        self.run.checkpoints.mkdir(exist_ok=True)
-        with atomic(self.run.checkpoints / f"{epoch + 1}.weights.h5") as path:
-            self.model.save_weights(path)
-        for file in old.values():
-            file.unlink()
 
 
 class _StopUnlessFinite(keras.callbacks.Callback):
@@ -252,17 +210,18 @@ class _StopUnlessFinite(keras.callbacks.Callback):
 class _Report(keras.callbacks.Callback):
     """Shows the progress."""
 
-    def __init__(self, progress: Progress, epochs: int, steps: int) -> None:
+    def __init__(self, progress: Progress, epochs: int, done: int) -> None:
         super().__init__()
-        self._progress, self._epochs, self._steps = progress, epochs, steps
+        self._progress, self._epochs, self._done = progress, epochs, done
         self._epoch, self._test = 0, ""
 
     def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
         self._epoch = epoch
 
     def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
+        self._done += 1
         self._progress.update(
-            self._epoch * self._steps + batch + 1,
+            self._done,
             f"epoch {self._epoch + 1}/{self._epochs}  loss {logs['loss']:.2f}{self._test}",
         )
 

@@ -14,6 +14,7 @@ from tfp_ar1 import params as ar1_params
 from tfp_ar1 import priors
 from tfp_ar1.layers import Prior, SeededMixin, checked_prior, current_prior, prior_to_config
 from tfp_ar1.vae import evaluation, likelihoods, objectives, posteriors
+from tfp_ar1.vae.multiworker import MultiWorkerMixin
 
 tfd = tfp.distributions
 
@@ -21,7 +22,7 @@ __all__ = ["RhoVAE"]
 
 
 @keras.saving.register_keras_serializable(package="tfp_ar1")
-class RhoVAE(SeededMixin, keras.Model):
+class RhoVAE(SeededMixin, MultiWorkerMixin, keras.Model):
     """A variational autoencoder, by default with the AR(1) posterior of the ρ-VAE paper.
 
     The encoder's features go through one dense layer to the parameters of the posterior q(z | x);
@@ -359,7 +360,8 @@ class RhoVAE(SeededMixin, keras.Model):
           **kwargs: `jit_compile`, `run_eagerly`, `steps_per_execution`, `auto_scale_loss`.
 
         Raises:
-          ValueError: if a loss or metrics are given.
+          ValueError: if a loss or metrics are given, or, for a model of several replicas, an option
+            that Keras cannot train these with.
         """
         for name in ("loss", "loss_weights", "metrics", "weighted_metrics"):
             if kwargs.get(name) is not None:
@@ -367,6 +369,18 @@ class RhoVAE(SeededMixin, keras.Model):
                     f"`RhoVAE` has a loss and metrics of its own; `{name}={kwargs[name]!r}` would "
                     f"be ignored. Use the argument `objective` of `RhoVAE` to change the loss."
                 )
+        if self.distribute_strategy.num_replicas_in_sync > 1:
+            # Keras fails with either, a single Dense layer too, and says nothing of the reason.
+            for name, fails in (
+                ("jit_compile", kwargs.get("jit_compile") is True),
+                ("steps_per_execution", kwargs.get("steps_per_execution", 1) > 1),
+            ):
+                if fails:
+                    raise ValueError(
+                        f"Keras cannot train several replicas with `{name}={kwargs[name]}`; leave "
+                        "it out."
+                    )
+            kwargs["jit_compile"] = False
         super().compile(optimizer=optimizer, **kwargs)
 
     def compile_from_config(self, config: dict[str, Any]) -> None:
@@ -422,7 +436,11 @@ class RhoVAE(SeededMixin, keras.Model):
         return {metric.name: metric.result() for metric in self.metrics}
 
     def _loss(self, x: tf.Tensor, sample_weight: tf.Tensor | None, training: bool) -> tf.Tensor:
-        """The mean loss of a batch, with what the layers add; updates the metrics."""
+        """A replica's part of the mean loss of a batch, with what layers add; updates the metrics.
+
+        The mean is over the whole batch, however it is shared out among the replicas, which may be
+        unevenly at the end of the data. The sum of the parts is the loss.
+        """
         terms = self.objective(self, x, training=training)
         loss = terms.loss
         if sample_weight is not None:
@@ -434,10 +452,13 @@ class RhoVAE(SeededMixin, keras.Model):
             metric.update_state(getattr(terms, name), sample_weight=sample_weight)
         for metric in self.prior_metrics:
             metric.update_state(self.prior.correlation_parameter())
-        # Gradients are summed over replicas.
-        return tf.add_n([tf.reduce_mean(loss), *penalties]) / (
-            tf.distribute.get_strategy().num_replicas_in_sync
-        )
+        replicas = tf.distribute.get_strategy().num_replicas_in_sync
+        examples = tf.cast(tf.shape(loss)[0], loss.dtype)
+        if replicas > 1:
+            examples = tf.distribute.get_replica_context().all_reduce("SUM", examples)
+        # Where records of the data are skipped, a batch can be empty.
+        mean = tf.math.divide_no_nan(tf.reduce_sum(loss), examples)
+        return tf.add_n([mean, *(penalty / replicas for penalty in penalties)])
 
     def export(
         self, filepath: Any, format: str = "tf_saved_model", verbose: bool | None = None, **kwargs

@@ -267,7 +267,8 @@ def maximum_mean_discrepancy(x: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
     Returns:
       A scalar. Time and memory are O((n + m)²).
     """
-    return tf.reduce_mean(witness(x, x, y)) - tf.reduce_mean(witness(y, x, y))
+    # A replica's share of the last batch can be empty; the mean of nothing is 0 here.
+    return _mean(witness(x, x, y)) - _mean(witness(y, x, y))
 
 
 def witness(points: tf.Tensor, x: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
@@ -283,7 +284,12 @@ def witness(points: tf.Tensor, x: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
     Returns:
       Tensor `[p]`. Time and memory are O(p (n + m)).
     """
-    return tf.reduce_mean(_kernel(points, x), axis=1) - tf.reduce_mean(_kernel(points, y), axis=1)
+    return _mean(_kernel(points, x)) - _mean(_kernel(points, y))
+
+
+def _mean(x: tf.Tensor) -> tf.Tensor:
+    """The mean over the last axis, 0 where it is empty."""
+    return tf.math.divide_no_nan(tf.reduce_sum(x, axis=-1), tf.cast(tf.shape(x)[-1], x.dtype))
 
 
 def _kernel(x: tf.Tensor, y: tf.Tensor) -> tf.Tensor:

@@ -1,0 +1,41 @@
+"""What Keras 3 needs to train a model under `tf.distribute.MultiWorkerMirroredStrategy`.
+
+Upstream: https://github.com/keras-team/keras/issues/20585. `tests/test_distributed.py` fails when a
+version of Keras no longer needs one of the two overrides; then it can go.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import tensorflow as tf
+
+__all__ = ["MultiWorkerMixin"]
+
+
+class MultiWorkerMixin:
+    """The overrides, for a `keras.Model` with a `train_step` of its own."""
+
+    def _maybe_symbolic_build(self, iterator: Any = None, data_batch: Any = None) -> None:
+        """Builds the optimizer in the strategy's scope.
+
+        Keras takes a first batch for it and computes symbolically what comes of it. There is
+        nothing more to find out for a model that is built, and under several workers it cannot.
+        """
+        if self._distribute_strategy is None or not self.built:
+            super()._maybe_symbolic_build(iterator=iterator, data_batch=data_batch)
+        elif self.optimizer is not None and not self.optimizer.built:
+            with self.distribute_strategy.scope():
+                self.optimizer.build(self.trainable_variables)
+
+    def _make_function(self, step_function: Callable[[Any], dict[str, tf.Tensor]]) -> Callable:
+        """Gives what a step reports a first axis, over which Keras averages the workers."""
+        if not isinstance(self.distribute_strategy, tf.distribute.MultiWorkerMirroredStrategy):
+            return super()._make_function(step_function)
+
+        def step(data: Any) -> dict[str, tf.Tensor]:
+            logs = step_function(data)
+            return {name: tf.reshape(value, [1]) for name, value in logs.items()}
+
+        return super()._make_function(step)
