@@ -121,7 +121,8 @@ def test_a_run_has_the_options_of_its_model_alone():
     assert of_sequences["window"] == 150
     only = {"prior", "channels", "window", "hide"}
     assert of_sequences.keys() - images.keys() == only
-    assert images.keys() - of_sequences.keys() == {"latent_dim", "hidden_units", "data_dir"}
+    only = {"latent_dim", "hidden_units", "data_dir", "corrupt"}
+    assert images.keys() - of_sequences.keys() == only
 
 
 def test_the_default_set_of_series():

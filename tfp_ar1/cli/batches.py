@@ -1,8 +1,10 @@
 """The order of the training data, and how batches of them reach the model."""
 
+import contextlib
 import functools
 import math
 import threading
+from collections.abc import Iterator
 
 import keras
 import numpy as np
@@ -35,7 +37,7 @@ class Batches:
         self._parts = keras.tree.flatten(x)
         self._num_examples = len(self._parts[0])
         self.steps_per_epoch = math.ceil(self._num_examples / batch_size)
-        self.error: Exception | None = None
+        self._error: Exception | None = None
         self._order = functools.lru_cache(maxsize=2)(self._order_of)
         self._lock = threading.Lock()
 
@@ -60,10 +62,7 @@ class Batches:
         return [np.array_split(part, num_replicas)[replica] for part in keras.tree.flatten(batch)]
 
     def dataset(self, first_step: int, strategy: tf.distribute.Strategy) -> tf.data.Dataset:
-        """The batches from a step on, without end: tuples `(x,)`, as `fit` takes them.
-
-        Errors of the data are in `error` too, where TensorFlow has not wrapped them.
-        """
+        """The batches from a step on, without end: tuples `(x,)`, as `fit` takes them."""
         num_replicas = strategy.num_replicas_in_sync
         if num_replicas == 1:
             return self._shares(first_step, range(1), 1)
@@ -75,6 +74,16 @@ class Batches:
 
         return strategy.distribute_datasets_from_function(of_worker)
 
+    @contextlib.contextmanager
+    def own_errors(self) -> Iterator[None]:
+        """Raises what was wrong with the data, where TensorFlow says that an operation failed."""
+        try:
+            yield
+        except tf.errors.OpError as error:
+            if self._error is None:
+                raise
+            raise self._error from error
+
     def _shares(self, first_step: int, replicas: range, num_replicas: int) -> tf.data.Dataset:
         """The shares of some replicas, in turn."""
 
@@ -83,7 +92,7 @@ class Batches:
             try:
                 return self.share(first_step + step, replicas[replica], num_replicas)
             except Exception as error:
-                self.error = self.error or error
+                self._error = self._error or error
                 raise
 
         def as_batch(number: tf.Tensor) -> tuple:

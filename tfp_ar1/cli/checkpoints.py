@@ -2,6 +2,7 @@
 
 import time
 import zipfile
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -34,6 +35,7 @@ class Checkpoint(keras.callbacks.Callback):
       every: A backup after so many steps of each epoch; 0 for none but at its end.
       writes: Whether this process writes. Of several workers one does, but all read their
         variables: where the variables of metrics are parts of a sum, this takes all of them.
+      skipped: Gives the images that were left out so far, for `Run.add_skipped`.
     """
 
     def __init__(
@@ -43,10 +45,12 @@ class Checkpoint(keras.callbacks.Callback):
         steps_per_epoch: int,
         every: int = 0,
         writes: bool = True,
+        skipped: Callable[[], dict[str, str]] = dict,
     ) -> None:
         super().__init__()
         self._run, self._model = run, model
         self._steps_per_epoch, self._every, self._writes = steps_per_epoch, every, writes
+        self._skipped = skipped
         self._begin = Position(0, 0)
         self._state: dict[str, np.ndarray] = {}
         self._history = run.history()
@@ -110,6 +114,7 @@ class Checkpoint(keras.callbacks.Callback):
         state = {_SECONDS: self._elapsed(), **state_of(self._model)}
         if not self._writes:
             return
+        self._run.add_skipped(self._skipped())
         old = self._run.checkpoint_files()
         self._run.checkpoints.mkdir(exist_ok=True)
         with atomic(self._run.checkpoint_file(position)) as path, path.open("wb") as file:

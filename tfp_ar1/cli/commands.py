@@ -7,6 +7,7 @@ exit code.
 
 import contextlib
 import functools
+import itertools
 import json
 import math
 import os
@@ -23,7 +24,7 @@ import rich.console
 import rich.table
 
 from tfp_ar1.cli import compare as runner
-from tfp_ar1.cli import datasets, runs, series, startup, strategies
+from tfp_ar1.cli import datasets, runs, series, startup, strategies, streams
 from tfp_ar1.cli.errors import Interrupted, UserError
 from tfp_ar1.cli.progress import Progress
 from tfp_ar1.version import __version__
@@ -47,7 +48,7 @@ _SEQUENCE_DEFAULTS = {
 }
 # Options of `train` that only one of the models has.
 _ONLY = {
-    "image": ("data_dir", "hidden_units", "latent_dim"),
+    "image": ("data_dir", "corrupt", "hidden_units", "latent_dim"),
     "sequence": ("prior", "channels", "window", "hide"),
 }
 _EPOCHS = {
@@ -162,7 +163,11 @@ def _for_sequences(option: str, default: Any) -> str:
     return f"{default}; for sequences {_SEQUENCE_DEFAULTS[option]}"
 
 
-_dataset_help = f"Images: {datasets.CHOICES}."
+_dataset_help = (
+    f"Images: {datasets.CHOICES}. Those of the last three stay on disk, whatever their size; of "
+    f"their test set at most {streams.MAX_TEST_IMAGES} images and "
+    f"{streams.MAX_TEST_BYTES // 2**20} MiB are used, which are read into memory."
+)
 _evaluate_help = f"{_dataset_help} For a model of series: {series.CHOICES}."
 _network_help = "Encoder and decoder: a multilayer perceptron, or convolutions."
 _objective_help = "What is minimized."
@@ -280,6 +285,13 @@ def cli(ctx: click.Context) -> None:
     help=f"{_dataset_help} Series: {series.CHOICES}.",
 )
 @_data_dir
+@click.option(
+    "--corrupt",
+    type=click.Choice(("stop", "skip")),
+    default="stop",
+    help="Images on disk: what is done at one that cannot be read. 'skip' leaves it out, counts it "
+    "and lists it in skipped.json.",
+)
 @_window
 @click.option(
     "--network",
@@ -382,6 +394,8 @@ def train(ctx: click.Context, out: pathlib.Path | None, backup_steps: int, **opt
       tfp-ar1 train
       tfp-ar1 train --dataset fashion_mnist --data-dir fashion-mnist --posterior diag
       tfp-ar1 train --dataset npz:photos.npz --likelihood gaussian --out runs/photos
+      tfp-ar1 train --dataset images:photos --network cnn --corrupt skip
+      tfp-ar1 train --dataset 'tfrecord:shards/*.tfrecord' --network dcgan
       tfp-ar1 train --model sequence --dataset pig_cvp --posterior diag --prior normal
       tfp-ar1 train --model sequence --dataset csv:rivers.csv --window 365
     """
@@ -407,7 +421,13 @@ def train(ctx: click.Context, out: pathlib.Path | None, backup_steps: int, **opt
         options = {key: value for key, value in options.items() if key not in _ONLY["sequence"]}
         if options["network"] != "mlp":
             options["hidden_units"] = None
-        data = datasets.load(dataset, options["data_dir"], options["likelihood"])
+        if _given(ctx, "corrupt") and not datasets.is_stream(dataset):
+            raise click.UsageError(
+                f"--corrupt is for {streams.CHOICES}, not for {dataset}; leave it out.", ctx
+            )
+        data = datasets.load(
+            dataset, options["data_dir"], options["likelihood"], options["corrupt"]
+        )
         datasets.check_network(options["network"], dataset, data.image_shape)
     config = runs.new_config(options, data.fingerprint())
     name = f"{datasets.short_name(dataset)}-{options['posterior']}"
@@ -508,6 +528,10 @@ def _told_how_to_resume(run: runs.Run, command: str) -> Iterator[None]:
         raise click.ClickException(
             f"{_describe(error)} The run is unfinished; resume with: {command}"
         ) from error
+    except streams.Corrupt as error:
+        raise click.ClickException(
+            f"{error.message} The run is unfinished; resume with: {command}"
+        ) from error
 
 
 def _train(
@@ -527,6 +551,8 @@ def _train(
         f"{len(data.x_test)} test {kind}; {options['posterior']} posterior {latents}; "
         f"{options['epochs']} epochs{_already(position)}."
     )
+    if not run.of_sequences and data.note:
+        click.echo(data.note)
     if options["strategy"] == "multiworker":
         click.echo(strategies.task().describe())
     start = functools.partial(strategies.start, options["strategy"], options["replicas"])
@@ -541,6 +567,7 @@ def _train(
             )
         if not is_chief:
             click.echo("This worker is done; worker 0 evaluates the model and writes the run.")
+            _print_skipped(data.skipped, " by this worker")
             return
         with runs.atomic(run.model_file) as path:
             model.save(path)
@@ -548,9 +575,11 @@ def _train(
     except training.NotFinite as error:
         raise click.ClickException(f"{error.message} {run.folder} stays unfinished.") from error
     pictures = (series_plots if run.of_sequences else plots).draw_run(run, model, data)
+    skipped = run.add_skipped(data.skipped)
     run.finish(metrics)
 
     _print_table(metrics)
+    _print_skipped(skipped, f", all in {run.skipped_file}")
     click.echo("Pictures:")
     for picture in pictures:
         click.echo(f"  {picture}")
@@ -561,6 +590,13 @@ def _train(
         f"Go on with:\n  {program} sample {folder}\n  {program} evaluate {folder}\n"
         f"  {tensorboard} --logdir {logs}"
     )
+
+
+def _print_skipped(skipped: dict[str, str], where: str) -> None:
+    if skipped:
+        click.echo(f"Left out as corrupt: {len(skipped)}{where}. The first:")
+        for position, problem in itertools.islice(skipped.items(), 3):
+            click.echo(f"  {position}: {problem}")
 
 
 @cli.command(context_settings={"show_default": True})
@@ -603,7 +639,9 @@ def evaluate(
 
 
 def _test_images(run: runs.Run, dataset: str, data_dir: str | None) -> datasets.Dataset:
-    data = datasets.load(dataset, data_dir, run.options["likelihood"])
+    data = datasets.load(
+        dataset, data_dir, run.options["likelihood"], run.options.get("corrupt", "stop")
+    )
     trained_shape = tuple(run.config["data"]["image_shape"])
     if data.image_shape != trained_shape:
         raise UserError(

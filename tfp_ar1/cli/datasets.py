@@ -1,7 +1,8 @@
 """The images that the command line trains on: where they come from, and what is asked of them.
 
 Everything here is NumPy; Keras is imported only to download. What is wrong with a file or an array
-is a `UserError` whose message names the file, what was found, and what to do.
+is a `UserError` whose message names the file, what was found, and what to do. Images that are to
+stay on disk are read by `streams`, all others are in memory.
 """
 
 import contextlib
@@ -10,6 +11,7 @@ import gzip
 import hashlib
 import math
 import pathlib
+import re
 import sys
 import zlib
 from collections.abc import Callable
@@ -17,11 +19,11 @@ from collections.abc import Callable
 import click
 import numpy as np
 
-from tfp_ar1.cli import startup
+from tfp_ar1.cli import images, startup, streams
 from tfp_ar1.cli.errors import UserError
 
 IDX_DATASETS = ("mnist", "fashion_mnist")
-CHOICES = "digits, mnist, fashion_mnist, npz:FILE or npy:FILE"
+CHOICES = f"digits, mnist, fashion_mnist, npz:FILE, npy:FILE, {streams.CHOICES}"
 # Of images for the convolutional networks.
 _MIN_SIDE = 4
 _IDX_FILES = {
@@ -34,11 +36,16 @@ _IDX_FILES = {
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
-    """Train and test images, float32 `[N, *image_shape]`, and the test labels if known."""
+    """Train and test images, float32 `[N, *image_shape]`, and the test labels if known.
 
-    x_train: np.ndarray
+    Of a source that stays on disk, `x_train` is a stream; `note` may then say how the test images
+    were chosen.
+    """
+
+    x_train: np.ndarray | streams.Stream
     x_test: np.ndarray
     y_test: np.ndarray | None = None
+    note: str | None = None
 
     @property
     def image_shape(self) -> tuple[int, ...]:
@@ -46,7 +53,7 @@ class Dataset:
         return self.x_train.shape[1:]
 
     @property
-    def train(self) -> np.ndarray:
+    def train(self) -> np.ndarray | streams.Stream:
         """The training images as the model takes them."""
         return self.x_train
 
@@ -55,18 +62,30 @@ class Dataset:
         """The test images as the model takes them."""
         return self.x_test
 
+    @property
+    def skipped(self) -> dict[str, str]:
+        """What was wrong with the images that were left out so far, by their position on disk."""
+        return self.x_train.skipped if isinstance(self.x_train, streams.Stream) else {}
+
     def fingerprint(self) -> dict:
-        """What identifies the data in a run's config."""
-        digest = hashlib.sha256()
-        for x in (self.x_train, self.x_test):
-            digest.update(repr(x.shape).encode())
-            digest.update(np.ascontiguousarray(x).data)
+        """What identifies the data in a run's config.
+
+        Of images on disk, `sha256` is that of samples, and `range` that of the test images.
+        """
+        if isinstance(self.x_train, streams.Stream):
+            sha256, seen = self.x_train.sha256, self.x_test
+        else:
+            digest, seen = hashlib.sha256(), self.x_train
+            for x in (self.x_train, self.x_test):
+                digest.update(repr(x.shape).encode())
+                digest.update(np.ascontiguousarray(x).data)
+            sha256 = digest.hexdigest()
         return {
             "image_shape": list(self.image_shape),
             "num_train": len(self.x_train),
             "num_test": len(self.x_test),
-            "range": [float(self.x_train.min()), float(self.x_train.max())],
-            "sha256": digest.hexdigest(),
+            "range": [float(seen.min()), float(seen.max())],
+            "sha256": sha256,
         }
 
 
@@ -74,7 +93,8 @@ def resolve(spec: str) -> str:
     """Checks the form of a `--dataset` value and makes its path absolute.
 
     Args:
-      spec: `digits`, `mnist`, `fashion_mnist`, `npz:FILE` or `npy:FILE`.
+      spec: `digits`, `mnist`, `fashion_mnist`, `npz:FILE`, `npy:FILE`, `stream:FILE.npy`,
+        `images:FOLDER` or `tfrecord:GLOB`.
 
     Returns:
       The value, with an absolute path if it has one.
@@ -83,7 +103,7 @@ def resolve(spec: str) -> str:
       click.BadParameter: If it is none of these.
     """
     kind, colon, file = spec.partition(":")
-    if kind in ("npz", "npy") and file:
+    if kind in ("npz", "npy", *streams.KINDS) and file:
         return f"{kind}:{pathlib.Path(file).expanduser().absolute()}"
     if kind in ("digits", *IDX_DATASETS) and not colon:
         return spec
@@ -93,10 +113,22 @@ def resolve(spec: str) -> str:
 def short_name(spec: str) -> str:
     """A `--dataset` value as a name for folders and titles: `digits`, or the stem of the file."""
     kind, _, file = spec.partition(":")
-    return pathlib.Path(file).stem if file else kind
+    stem = pathlib.Path(file).stem if file else kind
+    # What is left of a pattern without its wildcards.
+    return re.sub(r"\[.*?\]|[*?]", "", stem).strip("-_.") or kind if kind == "tfrecord" else stem
 
 
-def load(spec: str, data_dir: str | None = None, likelihood: str = "bernoulli") -> Dataset:
+def is_stream(spec: str) -> bool:
+    """Whether the images of a `--dataset` value stay on disk."""
+    return spec.partition(":")[0] in streams.KINDS
+
+
+def load(
+    spec: str,
+    data_dir: str | None = None,
+    likelihood: str = "bernoulli",
+    corrupt: str = "stop",
+) -> Dataset:
     """Reads a dataset and checks that a model can be trained on it.
 
     Args:
@@ -104,9 +136,11 @@ def load(spec: str, data_dir: str | None = None, likelihood: str = "bernoulli") 
       data_dir: Folder of IDX files for `mnist` and `fashion_mnist`, or of folders of these names
         (`fashion-mnist` too) that hold them; None downloads them.
       likelihood: With `"bernoulli"` every value must lie within [0, 1].
+      corrupt: `"stop"` or `"skip"`: what is done with corrupt images of a stream.
 
     Returns:
-      The `Dataset`. Data that come without a test set are split 80/20, always in the same way.
+      The `Dataset`. Data that come without a test set are split 80/20, always in the same way; the
+      test images of a stream are limited in number, as they are in memory.
 
     Raises:
       UserError: If something is wrong with the data.
@@ -116,6 +150,9 @@ def load(spec: str, data_dir: str | None = None, likelihood: str = "bernoulli") 
         raise UserError(
             f"--data-dir is for {' and '.join(IDX_DATASETS)}, not for {spec}; leave it out."
         )
+    if kind in streams.KINDS:
+        train, test, note = streams.load(kind, file, likelihood, corrupt)
+        return Dataset(train, test, note=note)
     if kind == "digits":
         arrays, source = _digits(), "digits"
     elif file:
@@ -125,23 +162,23 @@ def load(spec: str, data_dir: str | None = None, likelihood: str = "bernoulli") 
     else:
         arrays, source = _download(kind), kind
 
-    images = {
+    x = {
         name: _as_images(arrays[name], f"{source}: {name}", likelihood)
         for name in ("x_train", "x_test", "x")
         if name in arrays
     }
     labels = {
-        name[1:]: _as_labels(arrays[name], len(images["x" + name[1:]]), f"{source}: {name}")
+        name[1:]: _as_labels(arrays[name], len(x["x" + name[1:]]), f"{source}: {name}")
         for name in ("y_train", "y_test", "y")
         if name in arrays
     }
-    if "x" in images:
-        return _split(images["x"], labels.get(""))
-    train, test = images["x_train"], images["x_test"]
+    if "x" in x:
+        return _split(x["x"], labels.get(""))
+    train, test = x["x_train"], x["x_test"]
     if train.shape[1:] != test.shape[1:]:
         raise UserError(
-            f"{source}: training images have shape {_shape(train.shape[1:])} but test images "
-            f"{_shape(test.shape[1:])}; they must be alike."
+            f"{source}: training images have shape {images.shape_text(train.shape[1:])} but test "
+            f"images {images.shape_text(test.shape[1:])}; they must be alike."
         )
     return Dataset(train, test, labels.get("_test"))
 
@@ -155,49 +192,20 @@ def check_network(network: str, spec: str, image_shape: tuple[int, ...]) -> None
     if network != "mlp" and (len(image_shape) == 1 or min(image_shape[:2]) < _MIN_SIDE):
         raise UserError(
             f"--network {network} needs images of at least {_MIN_SIDE}x{_MIN_SIDE} pixels; those "
-            f"of {spec} have shape {_shape(image_shape)}; use --network mlp."
+            f"of {spec} have shape {images.shape_text(image_shape)}; use --network mlp."
         )
 
 
 def _split(x: np.ndarray, y: np.ndarray | None) -> Dataset:
-    # The seed is fixed, so that runs with different --seed are compared on the same test images.
-    order = np.random.default_rng(0).permutation(len(x))
-    num_test = max(1, round(0.2 * len(x)))
-    test, train = order[:num_test], order[num_test:]
+    train, test = images.split(len(x))
     return Dataset(x[train], x[test], None if y is None else y[test])
 
 
-def _shape(shape: tuple[int, ...]) -> str:
-    return "x".join(map(str, shape)) or "()"
-
-
 def _as_images(array: np.ndarray, what: str, likelihood: str) -> np.ndarray:
-    if array.dtype.kind not in "buif":
-        raise UserError(
-            f"{what} has dtype {array.dtype}; images must be uint8 (0 to 255) or floating-point."
-        )
-    if array.ndim not in (2, 3, 4):
-        raise UserError(
-            f"{what} has shape {array.shape}; expected [N, H, W], [N, H, W, C] or [N, D]."
-        )
-    if len(array) < 2:
-        raise UserError(f"{what} has shape {array.shape}; at least 2 images are needed.")
-    if array.size == 0:
-        raise UserError(f"{what} has shape {array.shape}; images must have at least 1 pixel.")
-    if array.dtype == np.uint8:
-        return array.astype(np.float32) / 255
-    with np.errstate(over="ignore"):
-        x = array.astype(np.float32)
-    if bad := np.count_nonzero(~np.isfinite(x)):
-        raise UserError(
-            f"{what}: {bad} of {x.size} values are NaN or infinite (in float32); replace them."
-        )
-    if likelihood == "bernoulli" and (outside := np.count_nonzero((x < 0) | (x > 1))):
-        raise UserError(
-            f"{what}: {outside} of {x.size} values lie outside [0, 1] (they range from "
-            f"{x.min():.6g} to {x.max():.6g}); rescale them, store 0 to 255 as uint8, or use "
-            "--likelihood gaussian."
-        )
+    images.check_array(array.shape, array.dtype, what)
+    x = images.to_float32(array)
+    if problem := images.wrong_values(x, likelihood):
+        raise UserError(f"{what}: {problem}.")
     return x
 
 
@@ -276,9 +284,9 @@ def _choose_arrays(files: list[str], path: pathlib.Path) -> dict[str, str]:
     if {"x_train", "x_test"} <= set(files):
         wanted = ("x_train", "x_test", "y_train", "y_test")
         return {name: name for name in wanted if name in files}
-    for images, labels in (("x", "y"), ("images", "labels")):
-        if images in files:
-            return {"x": images} | ({"y": labels} if labels in files else {})
+    for x, labels in (("x", "y"), ("images", "labels")):
+        if x in files:
+            return {"x": x} | ({"y": labels} if labels in files else {})
     if len(files) == 1:
         return {"x": files[0]}
     raise UserError(
@@ -301,10 +309,10 @@ def _read_idx_folder(folder: pathlib.Path, dataset: str) -> dict[str, np.ndarray
             )
         arrays[name] = read_idx(paths[name], ndim=3 if name.startswith("x") else 1)
     for part in ("train", "test"):
-        images, labels = len(arrays[f"x_{part}"]), len(arrays[f"y_{part}"])
-        if images != labels:
+        count, labels = len(arrays[f"x_{part}"]), len(arrays[f"y_{part}"])
+        if count != labels:
             raise UserError(
-                f"{paths[f'y_{part}']}: holds {labels} labels for {images} images; the files do "
+                f"{paths[f'y_{part}']}: holds {labels} labels for {count} images; the files do "
                 "not belong together."
             )
     return arrays
@@ -347,7 +355,7 @@ def read_idx(path: pathlib.Path, ndim: int) -> np.ndarray:
     if found != expected:
         problem = "truncated" if found < expected else "too long"
         raise UserError(
-            f"{path}: {problem}: expected {expected} bytes for {_shape(shape)} values, found "
-            f"{found}; {again}."
+            f"{path}: {problem}: expected {expected} bytes for {images.shape_text(shape)} values, "
+            f"found {found}; {again}."
         )
     return np.frombuffer(content, np.uint8, offset=header).reshape(shape)

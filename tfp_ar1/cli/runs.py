@@ -27,6 +27,8 @@ FORMAT_VERSION = 1
 _PACKAGES = ("tfp_ar1", "tensorflow", "tensorflow-probability", "keras", "numpy")
 # Where the same images lie is no part of what a run is; their hash in `data` is.
 _LOCATIONS = ("dataset", "data_dir")
+# A run that stopped at a corrupt image may be resumed without it.
+_MAY_CHANGE = (*_LOCATIONS, "corrupt")
 _TEMPORARY = ".tmp-"
 # Options of `train` that runs of earlier versions do not have, with what these versions did.
 _LATER_OPTIONS = {
@@ -35,6 +37,7 @@ _LATER_OPTIONS = {
     "objective": "elbo",
     "strategy": "none",
     "replicas": 1,
+    "corrupt": "stop",
 }
 
 
@@ -123,6 +126,11 @@ class Run:
         return self.folder / "model.keras"
 
     @property
+    def skipped_file(self) -> pathlib.Path:
+        """The images that were left out, and why; only runs that left some out have it."""
+        return self.folder / "skipped.json"
+
+    @property
     def logs(self) -> pathlib.Path:
         """TensorBoard's folder."""
         return self.folder / "logs"
@@ -158,6 +166,13 @@ class Run:
     def write_history(self, history: dict[str, list[float]]) -> None:
         """Writes `history.json`."""
         write_json(self.folder / "history.json", history)
+
+    def add_skipped(self, skipped: dict[str, str]) -> dict[str, str]:
+        """Adds to `skipped.json`, which may be there from before an interruption; returns all."""
+        before = _read_json(self.skipped_file) if self.skipped_file.exists() else {}
+        if not skipped.keys() <= before.keys():
+            write_json(self.skipped_file, before | skipped)
+        return before | skipped
 
     def finish(self, metrics: dict) -> None:
         """Marks the run as finished by writing its metrics; there is nothing to resume any more."""
@@ -292,7 +307,7 @@ def _check_same(run: Run, config: dict) -> None:
             f"those of --dataset {now['dataset']}; choose another --out."
         )
     for key in now:
-        if key not in _LOCATIONS and before.get(key) != now[key]:
+        if key not in _MAY_CHANGE and before.get(key) != now[key]:
             raise UserError(
                 f"{run.folder}: holds an unfinished run with --{key.replace('_', '-')} "
                 f"{before.get(key)}, not {now[key]}; resume it with the same options or choose "

@@ -112,6 +112,11 @@ class Series:
         """The test windows as the model takes them."""
         return {"x": self.x_test, "length": self.length_test}
 
+    @property
+    def skipped(self) -> dict[str, str]:
+        """What was left out as corrupt: nothing, as series are read as a whole."""
+        return {}
+
     def fingerprint(self) -> dict:
         """What identifies the data in a run's config, and what undoes the standardisation."""
         digest = hashlib.sha256()

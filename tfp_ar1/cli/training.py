@@ -91,17 +91,13 @@ def train(
     strategy = strategy or tf.distribute.get_strategy()
     batches = Batches(data.train, options["batch_size"], options["seed"], options.get("hide", 0))
     try:
-        return _train(run, data, batches, report and writes, strategy, backup_steps, writes)
+        with batches.own_errors():
+            return _train(run, data, batches, report and writes, strategy, backup_steps, writes)
     except (MemoryError, tf.errors.ResourceExhaustedError) as error:
         raise click.ClickException(
             "not enough memory; start a new run with a smaller --batch-size, --latent-dim or "
             f"--hidden-units (or --window, --channels). {run.folder} stays unfinished."
         ) from error
-    except tf.errors.OpError as error:
-        # What was wrong with the data, and not that an operation failed because of it.
-        if batches.error is not None:
-            raise batches.error from error
-        raise
 
 
 def check_finite(metrics: dict) -> None:
@@ -136,7 +132,7 @@ def _train(
 
     with strategy.scope():
         model = new_model()
-    checkpoint = Checkpoint(run, model, steps, backup_steps, writes)
+    checkpoint = Checkpoint(run, model, steps, backup_steps, writes, lambda: data.skipped)
     position = checkpoint.restore()
     strategies.check_alike(strategy, run, position)
     with contextlib.ExitStack() as stack:
