@@ -2,9 +2,9 @@
 
     python -m benchmarks.measure_throughput
 
-writes `results/throughput.json` and the tables of `results/throughput.md`. The three layouts run one
-after the other, several rounds of them, each in processes of its own; medians over the rounds. The
-time on more workers is computed from what was measured here and from a network that is assumed.
+writes `results/throughput.json` and the tables of `results/throughput.md`. The three layouts run
+one after the other, several rounds of them, each in processes of its own; medians over the rounds.
+The time on more workers is computed from what was measured here and from a network that is assumed.
 """
 
 from __future__ import annotations
@@ -87,94 +87,89 @@ def _in_processes(layout: str, number: int) -> dict[str, dict[str, float]]:
 
 def child() -> None:
     """Measures one layout, and prints its times as JSON."""
-    layout = sys.argv[1]
-    import tensorflow as tf
-
     from tfp_ar1.cli import strategies
 
-    kind = {"1 replica": "none", "2 replicas": "mirrored", "2 workers": "multiworker"}[layout]
+    kind = {"1 replica": "none", "2 replicas": "mirrored", "2 workers": "multiworker"}[sys.argv[1]]
     strategy = strategies.start(kind, 2)
+    results = {str(batch_size): _measure(strategy, batch_size) for batch_size in _BATCHES}
+    print(json.dumps(results), flush=True)
+
+
+def _measure(strategy: Any, batch_size: int) -> dict[str, float]:
+    """Seconds of a step, and of its parts."""
     import keras
     import numpy as np
+    import tensorflow as tf
 
     from tfp_ar1 import RhoVAE
     from tfp_ar1.cli.batches import Batches
     from tfp_ar1.vae import architectures
 
+    keras.utils.set_random_seed(0)
+    with strategy.scope():
+        networks = architectures.mlp((28, 28), 10, hidden_units=(400,))
+        model = RhoVAE(*networks, 10, seed=0)
+        model.compile(keras.optimizers.Adam(1e-3), jit_compile=False)
+        model.optimizer.build(model.trainable_variables)
     x = np.random.default_rng(0).uniform(size=(8192, 28, 28)).astype("float32")
-    results = {}
-    for batch_size in _BATCHES:
-        keras.utils.set_random_seed(0)
-        with strategy.scope():
-            networks = architectures.mlp((28, 28), 10, hidden_units=(400,))
-            model = RhoVAE(*networks, 10, seed=0)
-            model.compile(keras.optimizers.Adam(1e-3), jit_compile=False)
-            model.optimizer.build(model.trainable_variables)
-        batches = Batches(x, batch_size, seed=0)
-        feed = iter(batches.dataset(0, strategy))
-        (batch,) = next(feed)
-        gradients_of = [v.value for v in model.trainable_variables]
+    batches = Batches(x, batch_size, seed=0)
+    feed = iter(batches.dataset(0, strategy))
+    (batch,) = next(feed)
+    variables = [v.value for v in model.trainable_variables]
 
-        def forward(x: tf.Tensor) -> tf.Tensor:
-            return model._loss(x, None, training=True)
+    def forward(x: tf.Tensor) -> tf.Tensor:
+        return model._loss(x, None, training=True)
 
-        def backward(x: tf.Tensor) -> list[tf.Tensor]:
-            with tf.GradientTape() as tape:
-                loss = forward(x)
-            return tape.gradient(loss, gradients_of)
+    def backward(x: tf.Tensor) -> list[tf.Tensor]:
+        with tf.GradientTape() as tape:
+            loss = forward(x)
+        return tape.gradient(loss, variables)
 
-        def reduce(x: tf.Tensor) -> list[tf.Tensor]:
-            context = tf.distribute.get_replica_context()
-            return context.all_reduce("SUM", [tf.ones_like(v) for v in gradients_of])
+    def reduce(x: tf.Tensor) -> list[tf.Tensor]:
+        context = tf.distribute.get_replica_context()
+        return context.all_reduce("SUM", [tf.ones_like(v) for v in variables])
 
-        def step(x: tf.Tensor) -> list[tf.Tensor]:
-            return list(model.train_step((x,)).values())
+    def step(x: tf.Tensor) -> list[tf.Tensor]:
+        return list(model.train_step((x,)).values())
 
-        def on_replicas(function: Callable[[tf.Tensor], Any]) -> Callable[[], None]:
-            traced = tf.function(lambda x: strategy.run(function, args=(x,)))
+    def on_replicas(function: Callable[[tf.Tensor], Any]) -> Callable[[], None]:
+        traced = tf.function(lambda x: strategy.run(function, args=(x,)))
 
-            def call() -> None:
-                for one in tf.nest.flatten(traced(batch)):
-                    strategy.experimental_local_results(one)[0].numpy()
+        def call() -> None:
+            for one in tf.nest.flatten(traced(batch)):
+                strategy.experimental_local_results(one)[0].numpy()
 
-            return call
+        return call
 
-        parts = {"input": lambda: next(feed), "forward": on_replicas(forward)}
-        parts |= {"forward and backward": on_replicas(backward)}
-        if kind != "none":
-            parts["all-reduce"] = on_replicas(reduce)
-        parts["step without input"] = on_replicas(step)
-        times = {name: _median_seconds(part) for name, part in parts.items()}
+    def fit(steps: int) -> None:
+        dataset = batches.dataset(0, strategy)
+        model.fit(dataset, steps_per_epoch=steps, verbose=0, shuffle=False)
 
-        start = time.perf_counter()
-        model.fit(
-            batches.dataset(0, strategy), steps_per_epoch=_STEPS, epochs=1, verbose=0, shuffle=False
-        )  # traces
-        times_of_fit = []
-        for _ in range(_REPEATS):
-            start = time.perf_counter()
-            model.fit(
-                batches.dataset(0, strategy), steps_per_epoch=4 * _STEPS, verbose=0, shuffle=False
-            )
-            times_of_fit.append((time.perf_counter() - start) / (4 * _STEPS))
-        seconds = statistics.median(times_of_fit)
-        results[str(batch_size)] = {
-            **times,
-            "step of fit": seconds,
-            "images per second": batch_size / seconds,
-            "bytes per all-reduce": 4 * sum(int(np.prod(v.shape)) for v in gradients_of),
-        }
-    print(json.dumps(results), flush=True)
+    parts = {"input": lambda: next(feed), "forward": on_replicas(forward)}
+    parts |= {"forward and backward": on_replicas(backward)}
+    if strategy.num_replicas_in_sync > 1:
+        parts["all-reduce"] = on_replicas(reduce)
+    parts["step without input"] = on_replicas(step)
+    times = {name: _median_seconds(part, _STEPS) for name, part in parts.items()}
+    # A call of `fit` has a start of its own, which is not what is asked.
+    few, many = (_median_seconds(lambda n=n: fit(n), 1) for n in (_STEPS, 5 * _STEPS))
+    seconds = (many - few) / (4 * _STEPS)
+    return {
+        **times,
+        "step of fit": seconds,
+        "images per second": batch_size / seconds,
+        "bytes per all-reduce": 4 * sum(int(np.prod(v.shape)) for v in variables),
+    }
 
 
-def _median_seconds(function: Callable[[], Any]) -> float:
+def _median_seconds(function: Callable[[], Any], calls: int) -> float:
     function()
     times = []
     for _ in range(_REPEATS):
         start = time.perf_counter()
-        for _ in range(_STEPS):
+        for _ in range(calls):
             function()
-        times.append((time.perf_counter() - start) / _STEPS)
+        times.append((time.perf_counter() - start) / calls)
     return statistics.median(times)
 
 
@@ -202,9 +197,10 @@ def tables(results: dict[str, Any]) -> str:
         "# Throughput of a ρ-VAE",
         "",
         f"Written by `{results['command']}`; {results['cores']} cores, TensorFlow "
-        f"{results['versions']['tensorflow']}, Keras {results['versions']['keras']}. The paper's network "
-        "(784-400-10-400-784), Adam, random images; the batch is that of all replicas together; medians.",
-        "All layouts share the same cores, so that more of them cannot be faster: what they cost is seen.",
+        f"{results['versions']['tensorflow']}, Keras {results['versions']['keras']}. The paper's "
+        "network (784-400-10-400-784), Adam, random images; the batch is that of all replicas",
+        "together; medians. All layouts share the same cores, so that more of them cannot be",
+        "faster: what they cost is seen.",
         "",
         "| batch | layout | images per second | relative |",
         "| --- | --- | --- | --- |",
@@ -228,10 +224,12 @@ def tables(results: dict[str, Any]) -> str:
         "",
         "## More workers, on paper",
         "",
-        f"Each step all workers add up {num_bytes / 1e6:.2f} MB of gradients. A ring all-reduce of N workers moves 2 (N-1)/N "
-        "times as much through each, in 2 (N-1) messages one after the other. The time of a step is that of one worker's "
-        "share of the batch, measured above (`1 replica`, `step of fit`; for a share of less than 128 images that of 128), "
-        "and the all-reduce, on a network that is assumed and not measured, not overlapped. Speed-up over one worker:",
+        f"Each step all workers add up {num_bytes / 1e6:.2f} MB of gradients. A ring all-reduce of",
+        "N workers moves 2 (N-1)/N times as much through each, in 2 (N-1) messages one after the",
+        "other. The time of a step is that of one worker's share of the batch, from the steps of",
+        "`fit` on 1 replica above (for a share of less than 128 images that of 128), and the",
+        "all-reduce, on a network that is assumed and not measured, not overlapped. Speed-up over",
+        "one worker:",
         "",
         "| images per step | network | " + " | ".join(f"N = {n}" for n in _WORKERS) + " |",
         "| --- | --- |" + " --- |" * len(_WORKERS),

@@ -85,7 +85,7 @@ def test_errors_of_the_data_are_kept():
             raise ValueError("record 3 of shard 2")
 
     batches = Batches(Broken(), 2, seed=0)
-    with pytest.raises(ValueError, match="^record 3 of shard 2$"), batches.own_errors():
+    with pytest.raises(ValueError, match=r"^record 3 of shard 2$"), batches.own_errors():
         next(iter(batches.dataset(0, tf.distribute.get_strategy())))
     with pytest.raises(tf.errors.InternalError), Batches(X, 4, seed=0).own_errors():
         raise tf.errors.InternalError(None, None, "of TensorFlow's own")

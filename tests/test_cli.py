@@ -464,7 +464,7 @@ def test_out_that_holds_something_else(refused):
         ("thesis", "thesis: holds other files; choose another --out"),
         ("file", "file: is a file; choose another --out"),
         ("other", "config.json: was not written by 'tfp-ar1 train'"),
-        ("newer", "config.json: has format 99; this version of tfp-ar1 reads format 1"),
+        ("newer", "config.json: has format 99, but this version of tfp_ar1"),
     ):
         assert expected in refused("train", "--out", out)
 

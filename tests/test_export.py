@@ -67,6 +67,34 @@ def test_endpoints_in_a_process_without_the_package(posterior, tmp_path):
     assert run.returncode == 0, run.stderr
 
 
+def test_log_likelihood(tmp_path):
+    """The endpoint: what can be known of the estimate without its draws."""
+    encoder, decoder = architectures.mlp((4, 4), D, (8,))
+    model = tfp_ar1.RhoVAE(encoder, decoder, D, posterior="full", seed=0)
+    model.export(tmp_path / "exported", verbose=False)
+    loaded = tf.saved_model.load(tmp_path / "exported")
+    estimate = loaded.log_likelihood
+    seed = np.int32([3, 4])
+
+    # With one draw it is log p(x | z) p(z) / q(z | x), whose mean over draws is the ELBO.
+    one = np.stack([estimate(X, 1, [0, i]) for i in range(400)])
+    q = model.encode(X)
+    z = q.sample(4000, seed=1)
+    log_p = model.decode(tf.reshape(z, [-1, D])).log_prob(np.tile(X, [4000, 1, 1]))
+    elbo = np.mean(np.reshape(log_p, z.shape[:2]), axis=0) - q.kl_divergence(model.prior)
+    assert np.all(np.abs(one.mean(axis=0) - elbo) < 5 * one.std(axis=0) / np.sqrt(300))
+    # With many it is near the log-likelihood, which the package estimates from other draws.
+    many = estimate(X, 4000, seed)
+    np.testing.assert_allclose(many, model.log_likelihood(X, num_samples=4000), atol=0.05)
+    assert many.dtype == tf.float32
+
+    np.testing.assert_array_equal(estimate(X, 5, seed), estimate(X, 5, seed))
+    assert np.all(estimate(X, 5, seed) != estimate(X, 5, seed + 1))
+    for number in (0, -3):
+        with pytest.raises(tf.errors.InvalidArgumentError, match=r"num_samples.*at least 1"):
+            estimate(X, number, seed)
+
+
 def test_a_model_with_the_layer(tmp_path):
     keras.utils.set_random_seed(1)
     sampler = tfp_ar1.layers.MultivariateNormalAR1(D, seed=0)

@@ -17,6 +17,7 @@ from PIL import Image
 from test_cli import TINY, cli, contents, refused  # noqa: F401  two of them are fixtures
 
 from tfp_ar1.cli import datasets, images, streams, tfrecords
+from tfp_ar1.cli.batches import Batches
 
 RNG = np.random.default_rng(7)
 GRAY = RNG.integers(0, 256, (40, 6, 5), dtype=np.uint8)
@@ -598,7 +599,7 @@ def test_errors_of_a_pipeline_are_those_of_the_stream(tmp_path, monkeypatch):
         list(pipeline.take(5))
 
 
-def test_batches_of_which_nothing_is_left(tmp_path, cli):
+def test_batches_of_which_nothing_is_left(tmp_path, cli):  # noqa: F811
     """A batch that is skipped as a whole moves nothing, and the loss stays a number."""
     x = np.random.default_rng(0).uniform(size=(20, 4, 4)).astype("float32")
     x[::3] = np.nan

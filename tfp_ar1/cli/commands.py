@@ -1,4 +1,4 @@
-"""The commands `train`, `evaluate`, `sample`, `compare` and `report`.
+"""The commands `train`, `evaluate`, `sample`, `export`, `compare` and `report`.
 
 Everything a user can get wrong is checked before TensorFlow is imported, which takes seconds.
 Whatever is wrong is a `click.ClickException`, which `run` turns into one line on stderr and an
@@ -15,6 +15,8 @@ import pathlib
 import shlex
 import shutil
 import sys
+import zipfile
+import zlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -24,7 +26,7 @@ import rich.console
 import rich.table
 
 from tfp_ar1.cli import compare as runner
-from tfp_ar1.cli import datasets, runs, series, startup, strategies, streams
+from tfp_ar1.cli import datasets, model_card, runs, series, startup, strategies, streams
 from tfp_ar1.cli.errors import Interrupted, UserError
 from tfp_ar1.cli.progress import Progress
 from tfp_ar1.version import __version__
@@ -710,6 +712,53 @@ def sample(run: pathlib.Path, num_samples: int, seed: int, out: pathlib.Path | N
     click.echo(out)
 
 
+@cli.command()
+@_run
+@click.option(
+    "--out",
+    metavar="FOLDER",
+    type=click.Path(path_type=pathlib.Path),
+    show_default="RUN/export",
+    help="A new folder, or an empty one.",
+)
+def export(run: pathlib.Path, out: pathlib.Path | None) -> None:
+    r"""Write the model of RUN for processes that have TensorFlow only, with a model card.
+
+    The folder is a SavedModel, with README.md, what the model is and how to call it, and the same
+    for programs, model_card.json.
+
+
+    Examples:
+      tfp-ar1 export runs/digits-ar1-001
+      tfp-ar1 export runs/digits-ar1-001 --out models/digits
+    """
+    startup.check_backend()
+    run = runs.read_finished(run)
+    out = out or run.folder / "export"
+    runs.check_new_folder(out)
+    metrics = run.metrics()
+    model = _load_model(run)
+    card = model_card.make(run.config, metrics, model.distribution_dtype.name)
+    with runs.atomic_folder(out) as folder:
+        _export(model, folder, out)
+        runs.write_json(folder / "model_card.json", card)
+        (folder / "README.md").write_text(model_card.text(card), encoding="utf-8")
+    click.echo(f"Wrote {out}: a SavedModel, README.md (model card) and model_card.json.")
+    click.echo("Endpoints, for any number N of examples:")
+    for name in card["signatures"]:
+        click.echo(f"  {model_card.signature(card, name)}")
+
+
+def _export(model: Any, folder: pathlib.Path, out: pathlib.Path) -> None:
+    import tensorflow as tf
+
+    try:
+        model.export(folder, verbose=False)
+    except tf.errors.OpError as error:  # TensorFlow's own, where the disk is full.
+        reason = error.message.rpartition("; ")[2]  # Before it stands a temporary file.
+        raise click.ClickException(f"{out}: cannot be written: {reason}") from error
+
+
 def _list_of(item: click.ParamType, default: str, **kwargs: Any) -> dict[str, Any]:
     """The arguments of an option that takes a list."""
     return {"metavar": "LIST", "type": _CommaList(item), "default": default, **kwargs}
@@ -878,7 +927,30 @@ def _load_model(run: runs.Run) -> Any:
     try:
         return keras.saving.load_model(run.model_file)
     except Exception as error:  # A damaged archive fails in many ways.
-        raise UserError(f"{run.model_file}: cannot be loaded: {error}") from error
+        raise UserError(f"{run.model_file}: cannot be loaded{_why_not(run, error)}") from error
+
+
+def _why_not(run: runs.Run, error: Exception) -> str:
+    """What is wrong with a model that cannot be loaded, and what to do about it."""
+    if not _is_whole(run.model_file):
+        return ": it is damaged; restore it from a copy or train again."
+    first_line = str(error).strip().partition("\n")[0]
+    now, wrote = runs.versions(), runs.written_with(run.config)
+    other = [name for name in {**wrote, **now} if wrote.get(name) != now.get(name)]
+    if not other:
+        return f", though the same packages wrote it: {first_line}"
+    before = ", ".join(f"{name} {wrote.get(name, 'unknown')}" for name in other)
+    after = ", ".join(f"{name} {now.get(name, 'missing')}" for name in other)
+    return f". It was written with {before}; here are {after}. Install the former. ({first_line})"
+
+
+def _is_whole(archive: pathlib.Path) -> bool:
+    """Whether a zip archive has all its files, as they were written."""
+    try:
+        with zipfile.ZipFile(archive) as file:
+            return file.testzip() is None
+    except (zipfile.BadZipFile, OSError, EOFError, zlib.error):
+        return False
 
 
 def _evaluate(

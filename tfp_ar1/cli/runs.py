@@ -26,11 +26,12 @@ except ImportError:  # Windows: two processes in one folder are then not noticed
 FORMAT_VERSION = 1
 _PACKAGES = ("tfp_ar1", "tensorflow", "tensorflow-probability", "keras", "numpy")
 # Where the same images lie is no part of what a run is; their hash in `data` is.
-_LOCATIONS = ("dataset", "data_dir")
+LOCATIONS = ("dataset", "data_dir")
 # A run that stopped at a corrupt image may be resumed without it.
-_MAY_CHANGE = (*_LOCATIONS, "corrupt")
+_MAY_CHANGE = (*LOCATIONS, "corrupt")
 _TEMPORARY = ".tmp-"
-# Options of `train` that runs of earlier versions do not have, with what these versions did.
+# Options of `train` that runs of earlier versions do not have, with what these versions did. An
+# option that is new belongs here, with its default; a new FORMAT_VERSION is for what has none.
 _LATER_OPTIONS = {
     "model": "image",
     "network": "mlp",
@@ -39,6 +40,17 @@ _LATER_OPTIONS = {
     "replicas": 1,
     "corrupt": "stop",
 }
+# What every run has in the config's `options` and `data`: of both models, and of each.
+_OPTIONS = (
+    *("dataset", "posterior", "likelihood", "beta", "epochs", "batch_size", "learning_rate"),
+    *("seed", "num_importance_samples"),
+)
+_OPTIONS_OF = {
+    "image": ("latent_dim", "hidden_units"),
+    "sequence": ("prior", "channels", "window", "hide"),
+}
+_DATA = ("num_train", "num_test")
+_DATA_OF = {"image": ("image_shape",), "sequence": ("data_shape", "units")}
 
 
 class Position(NamedTuple):
@@ -71,6 +83,38 @@ def atomic(path: pathlib.Path) -> Iterator[pathlib.Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def atomic_folder(path: pathlib.Path) -> Iterator[pathlib.Path]:
+    """Like `atomic`, for a folder: gives an empty one, which takes its name if all went well.
+
+    Args:
+      path: The folder to write; what is above it is made. It must not exist, or be empty (see
+        `check_new_folder`).
+
+    Yields:
+      The temporary folder, beside `path`.
+
+    Raises:
+      OSError: If something was put there in the meantime; nothing is overwritten.
+    """
+    path = path.resolve()  # "." has no name that could be changed.
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{_TEMPORARY}{os.getpid()}-{path.name}")
+    temporary.mkdir()
+    try:
+        yield temporary
+        for file in temporary.rglob("*"):
+            if file.is_file():
+                with file.open("rb+") as opened:
+                    os.fsync(opened.fileno())
+        # Windows does not rename to a folder that exists, even an empty one.
+        with contextlib.suppress(FileNotFoundError):
+            path.rmdir()
+        temporary.rename(path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:
@@ -174,23 +218,38 @@ class Run:
             write_json(self.skipped_file, before | skipped)
         return before | skipped
 
+    def metrics(self) -> dict[str, Any]:
+        """The results on the test set, of a run that is finished."""
+        metrics = _read_json(self.metrics_file)
+        if not isinstance(metrics, dict):
+            raise UserError(
+                f"{self.metrics_file}: is damaged, it holds no results by name; restore it from a "
+                "copy or train again."
+            )
+        return metrics
+
     def finish(self, metrics: dict) -> None:
         """Marks the run as finished by writing its metrics; there is nothing to resume any more."""
         write_json(self.metrics_file, metrics)
         shutil.rmtree(self.checkpoints, ignore_errors=True)
 
 
-def new_config(options: dict, data: dict) -> dict:
-    """The content of `config.json` for the options of `train` and the fingerprint of its data."""
-    versions = {"python": platform.python_version()}
+def versions() -> dict[str, str]:
+    """The versions of Python and of the packages that matter to a model, by name."""
+    found = {"python": platform.python_version()}
     for package in _PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            versions[package] = importlib.metadata.version(package)
+            found[package] = importlib.metadata.version(package)
+    return found
+
+
+def new_config(options: dict, data: dict) -> dict:
+    """The content of `config.json` for the options of `train` and the fingerprint of its data."""
     return {
         "format_version": FORMAT_VERSION,
         "options": options,
         "data": data,
-        "versions": versions,
+        "versions": versions(),
     }
 
 
@@ -198,7 +257,7 @@ def read(folder: pathlib.Path) -> Run:
     """Reads the run in a folder, finished or not.
 
     Raises:
-      UserError: If there is none.
+      UserError: If there is none, its config is damaged, or a later version wrote it.
     """
     path = folder / "config.json"
     if not path.is_file():
@@ -207,24 +266,64 @@ def read(folder: pathlib.Path) -> Run:
             "'tfp-ar1 train' wrote."
         )
     config = _read_json(path)
-    if not isinstance(config, dict) or not {"format_version", "options", "data"} <= config.keys():
+    if not isinstance(config, dict) or "format_version" not in config:
         raise UserError(f"{path}: was not written by 'tfp-ar1 train'; name the folder of a run.")
-    if config["format_version"] != FORMAT_VERSION:
-        raise UserError(
-            f"{path}: has format {config['format_version']}; this version of tfp-ar1 reads format "
-            f"{FORMAT_VERSION}."
-        )
+    _check_format(path, config)
+    for part in ("options", "data"):
+        if not isinstance(config.get(part), dict):
+            raise _damaged(path, part)
     config["options"] = _LATER_OPTIONS | config["options"]
+    model = config["options"]["model"]
+    if not isinstance(model, str) or model not in _OPTIONS_OF:
+        raise _damaged(path, "options.model")
+    for part, keys in (
+        ("options", (*_OPTIONS, *_OPTIONS_OF[model])),
+        ("data", (*_DATA, *_DATA_OF[model])),
+    ):
+        for key in keys:
+            if key not in config[part]:
+                raise _damaged(path, f"{part}.{key}")
     return Run(folder, config)
 
 
+def _check_format(path: pathlib.Path, config: dict) -> None:
+    """Checks that this version can read what `config.json` says its format is."""
+    found = config["format_version"]
+    if type(found) is not int or found < 1:
+        raise _damaged(path, "format_version")
+    if found > FORMAT_VERSION:
+        now, wrote = versions().get("tfp_ar1", "unknown"), written_with(config).get("tfp_ar1")
+        needed = f"version {wrote} of tfp_ar1, which wrote it," if wrote else "a later tfp_ar1"
+        raise UserError(
+            f"{path}: has format {found}, but this version of tfp_ar1 ({now}) reads formats up to "
+            f"{FORMAT_VERSION}; install {needed} to use the run."
+        )
+
+
+def _damaged(path: pathlib.Path, what: str) -> UserError:
+    return UserError(
+        f"{path}: is damaged, it has no valid {what!r}; restore it from a copy or train again."
+    )
+
+
+def written_with(config: dict) -> dict[str, str]:
+    """The versions of Python and of packages that wrote a run, as far as its config has them."""
+    found = config.get("versions")
+    return found if isinstance(found, dict) else {}
+
+
 def read_finished(folder: pathlib.Path) -> Run:
-    """Like `read`, for runs that must have come to their end."""
+    """Like `read`, for runs that must have come to their end, and have their model."""
     run = read(folder)
     if not run.finished:
         raise UserError(
             f"{folder}: the run is unfinished; finish it with the same 'tfp-ar1 train' options and "
             f"--out {folder}."
+        )
+    if not run.model_file.is_file():
+        raise UserError(
+            f"{run.model_file}: is missing, though the run is finished; restore it from a copy or "
+            "train again."
         )
     return run
 
@@ -245,6 +344,18 @@ def check_out(folder: pathlib.Path) -> None:
         raise UserError(f"{folder}: holds other files; choose another --out.")
     if read(folder).finished:
         raise UserError(f"{folder}: already holds a finished run; choose another --out.")
+
+
+def check_new_folder(folder: pathlib.Path) -> None:
+    """Checks that a folder to be written by `atomic_folder` does not exist, or is empty.
+
+    Raises:
+      UserError: If something would be overwritten.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder}: is a file; choose another --out.")
+    if folder.exists() and any(folder.iterdir()):
+        raise UserError(f"{folder}: exists already and is not empty; choose another --out.")
 
 
 @contextlib.contextmanager

@@ -11,7 +11,7 @@ A `Stream` reads the images that it is indexed with, from one of three sources:
 
 What is in memory, whatever the size of the data: the images that were asked for; 8 to 24 bytes for
 each of all images, and for a folder their names; and the test images, of which there are at most
-10 000 and 256 MiB.
+10 000 and 64 MiB.
 
 Rows and records are counted from 0, as are bytes.
 """
@@ -35,7 +35,7 @@ from tfp_ar1.cli.files import open_raw, read_at
 KINDS = ("stream", "images", "tfrecord")
 CHOICES = "stream:FILE.npy, images:FOLDER or tfrecord:GLOB"
 MAX_TEST_IMAGES = 10_000
-MAX_TEST_BYTES = 256 * 2**20
+MAX_TEST_BYTES = 64 * 2**20
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif")
 _FORMATS = ("PNG", "JPEG", "BMP", "GIF")
 _FEATURES = ("image", "image/encoded")

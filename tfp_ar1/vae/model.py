@@ -473,7 +473,11 @@ class RhoVAE(SeededMixin, MultiWorkerMixin, keras.Model):
           `correlation`, `[batch]`, of the posterior;
         * `decode(z)`: the mean of p(x | z);
         * `generate(n, seed)`: new data, for an int32 scalar n and an int32 vector `[2]`; the
-          same seed gives the same data.
+          same seed gives the same data;
+        * `log_likelihood(x, num_samples, seed)`: the importance-weighted estimate of log p(x), in
+          nats, `[batch]`, for an int32 scalar number of draws and an int32 vector `[2]`. Draws are
+          made one at a time, so that memory does not grow with their number; the k-th is the same
+          whatever their number. It is an error if there are none.
 
         Args:
           filepath: folder to write.
@@ -504,15 +508,35 @@ class RhoVAE(SeededMixin, MultiWorkerMixin, keras.Model):
         def generate(n: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
             return self.decode(self.prior.sample(n, seed=seed)).mean()
 
+        def log_likelihood(x: tf.Tensor, num_samples: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+            tf.debugging.assert_positive(
+                num_samples, "`num_samples`, the number of draws, must be at least 1"
+            )
+            posterior = self.encode(x)
+
+            def add(k: tf.Tensor, total: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+                draw_seed = tf.random.experimental.stateless_fold_in(seed, k)
+                log_weight = self.draw(x, posterior, 1, draw_seed).log_weight[0]
+                both = tf.stack([total, tf.cast(log_weight, total.dtype)])
+                return k + 1, tf.reduce_logsumexp(both, axis=0)
+
+            # In float64, since a sum of many float32 weights would lose the small ones.
+            start = tf.fill(tf.shape(x)[:1], tf.constant(-np.inf, tf.float64))
+            _, total = tf.while_loop(
+                lambda k, _: k < num_samples, add, (0, start), parallel_iterations=1
+            )
+            return tf.cast(total - tf.math.log(tf.cast(num_samples, total.dtype)), dtype)
+
         archive = keras.export.ExportArchive()
         archive.track(self)
         archive.add_endpoint("serve", self.reconstruct, [data], **kwargs)
         archive.add_endpoint("reconstruct", self.reconstruct, [data], **kwargs)
         archive.add_endpoint("encode", encode, [data], **kwargs)
         archive.add_endpoint("decode", lambda z: self.decode(z).mean(), [latents], **kwargs)
-        number = tf.TensorSpec([], tf.int32, name="n")
+        n, num_samples = (tf.TensorSpec([], tf.int32, name=name) for name in ("n", "num_samples"))
         seed = tf.TensorSpec([2], tf.int32, name="seed")
-        archive.add_endpoint("generate", generate, [number, seed], **kwargs)
+        archive.add_endpoint("generate", generate, [n, seed], **kwargs)
+        archive.add_endpoint("log_likelihood", log_likelihood, [data, num_samples, seed], **kwargs)
         archive.write_out(filepath, verbose=True if verbose is None else verbose)
 
     def get_config(self) -> dict[str, Any]:
