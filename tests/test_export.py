@@ -69,6 +69,7 @@ def test_endpoints_in_a_process_without_the_package(posterior, tmp_path):
 
 def test_log_likelihood(tmp_path):
     """The endpoint: what can be known of the estimate without its draws."""
+    keras.utils.set_random_seed(0)
     encoder, decoder = architectures.mlp((4, 4), D, (8,))
     model = tfp_ar1.RhoVAE(encoder, decoder, D, posterior="full", seed=0)
     model.export(tmp_path / "exported", verbose=False)

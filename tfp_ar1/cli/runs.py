@@ -38,7 +38,6 @@ _LATER_OPTIONS = {
     "objective": "elbo",
     "strategy": "none",
     "replicas": 1,
-    "corrupt": "stop",
 }
 # What every run has in the config's `options` and `data`: of both models, and of each.
 _OPTIONS = (
