@@ -2,8 +2,10 @@
 
 import pathlib
 import re
+import shlex
 import typing
 
+import click
 import numpy as np
 import oracles
 import pytest
@@ -11,6 +13,7 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 
 import tfp_ar1
+from tfp_ar1.cli import commands
 
 ROOT = pathlib.Path(__file__).parents[1]
 tfd = tfp.distributions
@@ -217,3 +220,23 @@ def test_the_family(run_section):
     # Both are N(0, I), whose KL is 0, whatever is summed.
     assert end["posterior"].batch_shape == (7, 3)
     assert end["layer"].losses[0] == 0
+
+
+SCALING = fenced_blocks((ROOT / "docs" / "scaling.md").read_text(encoding="utf-8"))
+
+
+def test_scaling_in_python(tmp_path):
+    (block,) = (block for block in SCALING if block.language == "python")
+    model = run(block.code, tmp_path / "scaling.py")["vae"]
+    assert model.optimizer.iterations == 2
+
+
+def test_commands_of_scaling():
+    """What `train` and `export` are called with there, they know."""
+    lines = "".join(block.code for block in SCALING if block.language == "sh").splitlines()
+    calls = [shlex.split(line, comments=True)[1:] for line in lines if line.startswith("tfp-ar1")]
+    assert {call[0] for call in calls} == {"train", "export"}
+    for name, *arguments in calls:
+        parser = commands.cli.commands[name].make_parser(click.Context(commands.cli))
+        _, left, _ = parser.parse_args(arguments)
+        assert not left

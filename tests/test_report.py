@@ -431,16 +431,17 @@ def test_tensorflow_is_not_imported(file, tmp_path):
     assert {tmp_path / path for path in listed} == set((tmp_path / "out").iterdir())
 
 
-def test_results_page_is_what_the_committed_results_give(tmp_path):
+@pytest.mark.parametrize(
+    ("folder", "results_file"), [("results", "experiments.jsonl"), ("series", "series.jsonl")]
+)
+def test_results_page_is_what_the_committed_results_give(tmp_path, folder, results_file):
     root = pathlib.Path(__file__).parent.parent
-    committed = root / "docs" / "results"
+    committed, template = root / "docs" / folder, f"{folder}.template.md"
     written = report.write(
-        root / "benchmarks" / "results" / "experiments.jsonl",
-        tmp_path,
-        committed / "results.template.md",
+        root / "benchmarks" / "results" / results_file, tmp_path, committed / template
     )
     names = {path.name for path in written}
-    assert names == {path.name for path in committed.iterdir()} - {"results.template.md"}
+    assert names == {path.name for path in committed.iterdir()} - {template}
     for name in names:
         if name.endswith(".md"):
             assert (tmp_path / name).read_text() == (committed / name).read_text()
