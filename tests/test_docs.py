@@ -237,6 +237,6 @@ def test_commands_of_scaling():
     calls = [shlex.split(line, comments=True)[1:] for line in lines if line.startswith("tfp-ar1")]
     assert {call[0] for call in calls} == {"train", "export"}
     for name, *arguments in calls:
-        parser = commands.cli.commands[name].make_parser(click.Context(commands.cli))
-        _, left, _ = parser.parse_args(arguments)
+        command = commands.cli.commands[name]
+        _, left, _ = command.make_parser(click.Context(command)).parse_args(arguments)
         assert not left
