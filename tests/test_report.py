@@ -431,7 +431,9 @@ def test_tensorflow_is_not_imported(file, tmp_path):
     assert {tmp_path / path for path in listed} == set((tmp_path / "out").iterdir())
 
 
-@pytest.mark.parametrize(("folder", "results_file"), [("results", "experiments.jsonl")])
+@pytest.mark.parametrize(
+    ("folder", "results_file"), [("results", "experiments.jsonl"), ("series", "series.jsonl")]
+)
 def test_results_page_is_what_the_committed_results_give(tmp_path, folder, results_file):
     root = pathlib.Path(__file__).parent.parent
     committed, template = root / "docs" / folder, f"{folder}.template.md"
