@@ -133,6 +133,7 @@ _SERIES = _Kind(
 )
 _MEASURES = _IMAGES.measures | _SERIES.measures
 _TICKS = sorted([0, *(sign * t for sign in (-1, 1) for t in (0.5, 1, 2, 5, 10, 20, 50, 100, 1000))])
+_MOST_TICKS = 12
 # Settings that have a column of their own only where they differ.
 _MINOR = ("batch_size", "learning_rate", "num_importance_samples")
 
@@ -632,7 +633,9 @@ def _draw_differences(
     kind = _kind(rows[0][1][0][0])
     fig = Figure(figsize=(11, 1.6 + 0.32 * len(rows)), layout="constrained")
     axes = fig.subplots(1, 2, sharey=True)
-    labels = [f"{setting.dataset}, {setting.title()}: {variant}" for (setting, variant), _ in rows]
+    labels = [f"{setting.dataset}: {variant}" for (setting, variant), _ in rows]
+    if len(set(labels)) < len(labels):
+        labels = [f"{one.dataset}, {one.title()}: {variant}" for (one, variant), _ in rows]
     for ax, field in zip(axes, ("neg_elbo", "nll_iw"), strict=True):
         for row, ((_, variant), paired) in enumerate(rows):
             mean, half_width = _difference(paired, field)
@@ -651,6 +654,8 @@ def _draw_differences(
         ax.set_xscale("symlog", linthresh=1)
         low, high = ax.get_xlim()
         ticks = [tick for tick in _TICKS if low <= tick <= high]
+        if len(ticks) > _MOST_TICKS:
+            ticks = [tick for tick in ticks if abs(tick) in (0, 1, 10, 100, 1000)]
         ax.set_xticks(ticks, [_number(tick, 0 if tick % 1 == 0 else 1) for tick in ticks])
         ax.minorticks_off()
         ax.set_xlabel(f"nats per {kind.unit}, logarithmic beyond ±1")
