@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from test_cli import cli, contents, refused  # noqa: F401
 
-from tfp_ar1.cli import commands, runs, series, series_plots, training
+from tfp_ar1.cli import checkpoints, commands, runs, series, series_plots
 
 PICTURES = (
     "reconstructions.png",
@@ -244,12 +244,12 @@ def test_an_interrupted_run_goes_on_where_it_stood(
     argv = ["train", *TINY, "--dataset", f"npz:{own_series}", "--out", folder]
 
     def interrupt(path):
-        if path.name == "2.weights.h5":
+        if path.name == "2-0.npz":
             raise KeyboardInterrupt
         return runs.atomic(path)
 
     with monkeypatch.context() as patch:
-        patch.setattr(training, "atomic", interrupt)
+        patch.setattr(checkpoints, "atomic", interrupt)
         code, _, err = cli(*argv)
     assert code == 130
     assert "interrupted after 1 of 3 epochs; resume with: tfp-ar1 train --model sequence" in err
