@@ -538,6 +538,29 @@ def test_differences_of_series_are_to_any_posterior_and_prior(tmp_path, series_r
     assert rows[1]["imputation RMSE, 20% missing"] == "–"
 
 
+def test_baselines_of_series_in_a_page(tmp_path, series_records):
+    path = tmp_path / "x.jsonl"
+    rng = np.random.default_rng(1)
+    other = {f"last_value_{key}": 0.5 for key in report._IMPUTATION if "rmse" in key}
+    other |= {"dataset": "basic_motions", "data_sha256": "d" * 64}
+    write_lines(path, [*series_records, make_series_record(rng, "diag", "ar1", 0, **other)])
+    page = fill(
+        path,
+        tmp_path,
+        "{{baseline last_value imputation_rmse_20 dataset=pig_cvp}} "
+        "{{baseline last_value imputation_rmse_20 dataset=basic_motions digits=1}} "
+        "{{baseline matern_half forecast_rmse_1 dataset=pig_cvp}}\n",
+    )
+    assert page == "0.250 0.5 –\n"
+    for placeholder, message in (
+        ("{{baseline last_value imputation_rmse_20}}", "2 data sets fit (basic_motions, pig_cvp)"),
+        ("{{baseline mean imputation_rmse_20 dataset=pig_cvp}}", "there is no baseline 'mean'"),
+        ("{{baseline last_value x dataset=pig_cvp}}", "there is no measure 'x'"),
+    ):
+        with pytest.raises(UserError, match=re.escape(message)):
+            fill(path, tmp_path, placeholder)
+
+
 def test_report_of_series(tmp_path, series_records):
     path = tmp_path / "x.jsonl"
     write_lines(path, series_records)

@@ -895,13 +895,15 @@ def report(file: pathlib.Path, out: pathlib.Path, page: pathlib.Path | None) -> 
     In a TEMPLATE every {{...}} is replaced:
 
     
-      {{table results}}      means ± standard errors, a row for each configuration
-      {{table measures}}     the other measures, likewise
-      {{table differences}}  paired differences to diag, with 95% confidence intervals
-      {{mean FIELD}}         mean ± standard error of one configuration
-      {{difference FIELD}}   paired difference of one configuration, with its interval
-      {{runs}}               number of runs
-      {{versions}}           versions of the code and of the packages
+      {{table results}}        means ± standard errors, a row for each configuration
+      {{table measures}}       the other measures; of series {{table imputation}}, {{table forecasts}}
+      {{table differences}}    paired differences to diag, with 95% confidence intervals
+      {{table baselines}}      of series: what needs no model
+      {{mean FIELD}}           mean ± standard error of one configuration
+      {{difference FIELD}}     paired difference of one configuration, with its interval
+      {{baseline NAME FIELD}}  last_value, linear_interpolation or matern_half on one data set
+      {{runs}}                 number of runs
+      {{versions}}             versions of the code and of the packages
 
     FIELD is a measure as FILE calls it, such as neg_elbo. Settings may follow, to choose the runs:
     {{difference neg_elbo dataset=mnist latent_dim=10 posterior=ar1}}; digits=1 sets the number of

@@ -413,16 +413,17 @@ def _table_of_baselines(chosen: Sequence[Run]) -> str:
     return _table(
         [
             {"dataset": dataset, "baseline": name.replace("_", " ")}
-            | {
-                _MEASURES[field].label: _number(record[key], _MEASURES[field].digits)
-                if (key := f"{name}_{field}") in record
-                else "–"
-                for field in fields
-            }
+            | {_MEASURES[field].label: _baseline_text(record, name, field) for field in fields}
             for dataset, record in sorted(first.items())
             for name in _BASELINES_OF_SERIES
         ]
     )
+
+
+def _baseline_text(record: dict, name: str, field: str, digits: int | None = None) -> str:
+    digits = _MEASURES[field].digits if digits is None else digits
+    value = record.get(f"{name}_{field}")
+    return "–" if value is None else _number(value, digits)
 
 
 def _mean_text(records: Sequence[dict], field: str, digits: int | None = None) -> str:
@@ -504,6 +505,12 @@ def _fill(every: list[Run], words: list[str]) -> str:
         case ["mean", field]:
             records = _only(configurations(_choose(every, settings)))
             return _mean_text(records, _known(field), digits)
+        case ["baseline", name, field] if kind is _SERIES:
+            if name not in _BASELINES_OF_SERIES:
+                known = ", ".join(_BASELINES_OF_SERIES)
+                raise ValueError(f"there is no baseline {name!r}; choose from {known}.")
+            record = _one_data_set(_choose(every, settings))
+            return _baseline_text(record, name, _known(field), digits)
         case ["difference", field]:
             pairs = _only(_choose_differences(every, settings, to))
             return _difference_text(pairs, _known(field), digits)
@@ -524,6 +531,14 @@ def _choose(every: list[Run], settings: dict[str, str]) -> list[Run]:
     if not chosen:
         raise ValueError("there is no such run.")
     return chosen
+
+
+def _one_data_set(chosen: list[Run]) -> dict[str, Any]:
+    """A record of the one data set: what needs no model is the same in all of them."""
+    datasets = sorted({run.setting.dataset for run in chosen})
+    if len(datasets) > 1:
+        raise ValueError(f"{len(datasets)} data sets fit ({', '.join(datasets)}); add dataset=.")
+    return chosen[0].record
 
 
 def _choose_differences(
