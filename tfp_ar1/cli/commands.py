@@ -896,7 +896,7 @@ def report(file: pathlib.Path, out: pathlib.Path, page: pathlib.Path | None) -> 
 
     
       {{table results}}        means ± standard errors, a row for each configuration
-      {{table measures}}       the other measures; of series {{table imputation}}, {{table forecasts}}
+      {{table measures}}       the other measures; of series `imputation`, `forecasts`
       {{table differences}}    paired differences to diag, with 95% confidence intervals
       {{table baselines}}      of series: what needs no model
       {{mean FIELD}}           mean ± standard error of one configuration
