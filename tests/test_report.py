@@ -452,14 +452,21 @@ def test_results_page_is_what_the_committed_results_give(tmp_path, folder, resul
             assert np.abs(new - old).mean() < 0.005
 
 
-def test_readme_quotes_the_results_page():
+@pytest.mark.parametrize(
+    ("heading", "page", "count"),
+    [
+        ("## What to expect", "results/results.md", 8),
+        ("## Sequences: where AR(1) pays", "series/series.md", 6),
+    ],
+)
+def test_readme_quotes_the_results_pages(heading, page, count):
     root = pathlib.Path(__file__).parent.parent
     readme = (root / "README.md").read_text(encoding="utf-8")
-    section = readme.split("## What to expect")[1].split("\n## ")[0]
-    quoted = re.findall(r"\S+ \[\S+, \S+\]|[\d.]+ ± [\d.]+", section)
-    assert len(quoted) == 8
-    page = (root / "docs" / "results" / "results.md").read_text(encoding="utf-8")
-    assert all(number in page for number in quoted)
+    section = readme.split(heading)[1].split("\n## ")[0]
+    quoted = re.findall(r"[+−\d.]+ \[\S+, \S+\]|[\d.]+ ± [\d.]+", section)
+    assert len(quoted) == count
+    text = (root / "docs" / page).read_text(encoding="utf-8")
+    assert all(number in text for number in quoted)
 
 
 # Series

@@ -134,6 +134,7 @@ _SERIES = _Kind(
 _MEASURES = _IMAGES.measures | _SERIES.measures
 _TICKS = sorted([0, *(sign * t for sign in (-1, 1) for t in (0.5, 1, 2, 5, 10, 20, 50, 100, 1000))])
 _MOST_TICKS = 12
+_STRETCH = 1.3  # of the limits of that axis
 # Settings that have a column of their own only where they differ.
 _MINOR = ("batch_size", "learning_rate", "num_importance_samples")
 
@@ -667,7 +668,9 @@ def _draw_differences(
         ax.axvline(0, color="black", linewidth=0.8)
         # One large difference would hide all small ones.
         ax.set_xscale("symlog", linthresh=1)
-        low, high = ax.get_xlim()
+        # The margin that Matplotlib leaves is linear: next to nothing on this scale.
+        low, high = (_STRETCH * limit for limit in ax.get_xlim())
+        ax.set_xlim(low, high)
         ticks = [tick for tick in _TICKS if low <= tick <= high]
         if len(ticks) > _MOST_TICKS:
             ticks = [tick for tick in ticks if abs(tick) in (0, 1, 10, 100, 1000)]
