@@ -460,11 +460,22 @@ def test_two_commands_share_the_work(tmp_path, images, uninterrupted):
 def test_ctrl_c_stops_all_processes(tmp_path, images):
     path = tmp_path / "x.jsonl"
     argv = command(images, path, "--jobs", "2", "--epochs", "100000")
-    process = subprocess.Popen(argv, start_new_session=True, stderr=subprocess.PIPE, text=True)
-    assert is_at_work(process, path)
-    os.killpg(process.pid, signal.SIGINT)
-    # The workers have the pipe too: it ends with the last of them.
-    _, err = process.communicate(timeout=60)
+    process = subprocess.Popen(
+        argv,
+        start_new_session=True,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A shell's background jobs, of which these tests may be one, ignore the signal.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    try:
+        assert is_at_work(process, path)
+        os.killpg(process.pid, signal.SIGINT)
+        # The workers have the pipe too: it ends with the last of them.
+        _, err = process.communicate(timeout=60)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
     assert process.returncode == 130
     assert err == (
         f"tfp-ar1: interrupted; 0 of 4 runs are in {path}; go on with the same command.\n"

@@ -179,6 +179,68 @@ def test_other_data_for_a_trained_model(tmp_path):
         series.load(save(tmp_path / "b.npz", x=x[..., 0]), trained=trained)
 
 
+def test_csv_of_several_channels(tmp_path):
+    path = tmp_path / "rivers.csv"
+    path.write_text(
+        "series,step,flow,temperature\n"
+        "b,10,1,2\nb,12,5,NA\nb,11,3,\n"  # in any order, with missing values
+        "a c,-1,7,8\na c,2,9,nan\n"  # steps 0 and 1 are missing
+        "third,0,1,1\nthird,1,1,2\n"
+    )
+    arrays = series._read_csv(path)
+    assert arrays["names"] == ["flow", "temperature"]
+    np.testing.assert_array_equal(arrays["length"], [3, 4, 2])
+    missing = [NAN, NAN]
+    expected = [
+        [[1, 2], [3, NAN], [5, NAN], missing],
+        [[7, 8], missing, missing, [9, NAN]],
+        [[1, 1], [1, 2], missing, missing],
+    ]
+    np.testing.assert_array_equal(arrays["x"], expected)
+    data = series.load(f"csv:{path}")
+    assert data.units.names == ["flow", "temperature"]
+    assert data.data_shape == (4, 2)
+    assert sorted([*data.length_train, *data.length_test]) == [2, 3, 4]
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ("series,step\na,0\n", "row 1 must be the header series,step,NAME,"),
+        ("series,step,x,x\na,0,1,2\n", "with a name for each channel, all different"),
+        ("series,step,x\n", "has a header and no rows"),
+        ("series,step,x\na,0,1,2\n", "row 2: has 4 cells, but the header has 3"),
+        ("series,step,x\na,0.5,1\n", "row 2: step '0.5' is not a whole number"),
+        ("series,step,x\na,0,1\na,0,2\n", "row 3: repeats step 0 of series 'a'"),
+        ("series,step,x\na,0,1\na,1,cold\n", "row 3, column 3: 'cold' is not a number"),
+        ("series,step,x\na,0,1\na,1700000000,2\n", "steps must count the steps"),
+    ],
+)
+def test_mistakes_in_csv_of_several_channels(tmp_path, content, expected):
+    path = tmp_path / "own.csv"
+    path.write_text(content)
+    with pytest.raises(UserError, match=expected) as error:
+        series.load(f"csv:{path}")
+    assert "own.csv" in error.value.message
+
+
+def test_one_long_series_is_tested_at_its_end(tmp_path):
+    x = np.arange(53.0)[None, :, None] + [[[0.0, 0.5]]]
+    spec = save(tmp_path / "one.npz", x=x)
+    data = series.load(spec, window=5)
+    # Ten whole windows, of which the last two, with the three steps behind them, are for testing.
+    train, test = in_units(data, data.x_train), in_units(data, data.x_test)
+    np.testing.assert_allclose(train.reshape(-1, 2), x[0, :40], rtol=1e-5, atol=1e-5)
+    np.testing.assert_array_equal(data.length_train, 5)
+    np.testing.assert_array_equal(data.length_test, [5, 5, 3])
+    np.testing.assert_allclose(test.reshape(-1, 2)[:13], x[0, 40:], rtol=1e-5)
+    # A trained model finds the same again.
+    again = series.load(spec, trained=data.fingerprint())
+    np.testing.assert_array_equal(again.x_test, data.x_test)
+    with pytest.raises(UserError, match="or a --window that goes into it twice or more"):
+        series.load(spec)
+
+
 def test_csv(tmp_path):
     path = tmp_path / "x.csv"
     path.write_text("\ufeff1,2,,4\n\n5, 6 ,7\n9,1e1,nan,12\n1,1,1,1\n2,2,2,2\n", encoding="utf-8")
@@ -230,7 +292,7 @@ NAN = np.nan
         ({"x": np.zeros((4, 1))}, r"shape \(4, 1\); at least 1 series of 2 steps is needed"),
         ({"x": np.zeros((0, 5))}, r"shape \(0, 5\); at least 1 series"),
         ({"x": np.zeros((3, 5, 0))}, r"shape \(3, 5, 0\); at least 1 series"),
-        ({"x": np.zeros((1, 5))}, "holds one series alone, and none is left to test on"),
+        ({"x": np.zeros((1, 3))}, "holds one series alone, and none is left to test on"),
         ({"x": np.full((4, 2), "a")}, "x has dtype <U1; series must be numbers"),
         ({"x": [[1, np.inf, 1e300], [1, 2, 3]]}, r"x: 2 of 6 values are infinite \(in float32\)"),
         (

@@ -319,7 +319,128 @@ def test_full_lengths_are_no_lengths():
     np.testing.assert_array_equal(
         model.forecast(x, 3, 4, seed=0), model.forecast(full, 3, 4, seed=0)
     )
-    np.testing.assert_array_equal(model.impute({"x": x}, 4, seed=0), model.impute(full, 4, seed=0))
+    np.testing.assert_array_equal(
+        model.impute({"x": x}, num_samples=4, seed=0), model.impute(full, num_samples=4, seed=0)
+    )
+
+
+@pytest.mark.parametrize("rank", [2, 3])
+def test_a_mask_is_what_nan_is(rank):
+    rng = np.random.default_rng(3)
+    model, x = make(), series()
+    mask = rng.uniform(size=x.shape[:rank]) < 0.6
+    observed = np.broadcast_to(mask if rank == 3 else mask[..., None], x.shape)
+    with_nan = np.where(observed, x, np.nan)
+    # What stands where nothing was observed must not matter, whatever it is.
+    garbage = np.where(observed, x, rng.choice([np.nan, np.inf, 1e30, 0.0], size=x.shape))
+    masked = {"x": garbage, "mask": mask}
+    expected = model.impute(with_nan, num_samples=2, seed=0)
+    for given in ((garbage, mask), (masked,)):
+        np.testing.assert_array_equal(model.impute(*given, num_samples=2, seed=0), expected)
+    np.testing.assert_array_equal(
+        model.log_likelihood(masked, num_samples=3), model.log_likelihood(with_nan, num_samples=3)
+    )
+    lengths = model.impute({"x": with_nan, "length": LENGTHS}, num_samples=2, seed=0)
+    given = {"x": garbage, "length": LENGTHS}
+    np.testing.assert_array_equal(model.impute(given, mask, num_samples=2, seed=0), lengths)
+
+    first, second = (fitted(compiled(make()), given) for given in (masked, with_nan))
+    assert_same_weights(first, second)
+    batches = tf.data.Dataset.from_tensor_slices(masked).batch(3)
+    assert_same_weights(fitted(compiled(make()), batches, batch_size=None), first, atol=1e-6)
+
+
+def test_batches_that_end_with_their_longest_series():
+    """As `padded_batch` gives them, with lengths, with a mask, or with neither."""
+    x, lengths = series(), np.array([3, 4, 2, 5, 1, 5])
+    of_series = [{"x": a[:n], "length": n} for a, n in zip(x, lengths, strict=True)]
+    signature = {
+        "x": tf.TensorSpec([None, F]),
+        "length": tf.TensorSpec([], tf.int64),
+    }
+    each = tf.data.Dataset.from_generator(lambda: iter(of_series), output_signature=signature)
+    full = {"x": x, "length": lengths}
+    expected = fitted(compiled(make()), full)
+    padded = each.padded_batch(3)
+    assert {int(batch["x"].shape[1]) for batch in padded} == {4, 5}
+    assert_same_weights(fitted(compiled(make()), padded, batch_size=None), expected, atol=1e-4)
+    # XLA draws other noise, so that it is compared with itself.
+    of_xla = [
+        fitted(compiled(make(), jit_compile=True), x, batch_size=size)
+        for x, size in ((padded, None), (full, 3))
+    ]
+    assert_same_weights(*of_xla, atol=1e-4)
+
+    def with_mask(part):
+        return {"x": part["x"], "mask": tf.ones(tf.shape(part["x"])[:1], tf.bool)}
+
+    masked = {"x": x, "mask": np.arange(T) < lengths[:, None]}
+    assert_same_weights(
+        fitted(compiled(make()), each.map(with_mask).padded_batch(3), batch_size=None),
+        fitted(compiled(make()), masked),
+        atol=1e-4,
+    )
+    too_long = tf.data.Dataset.from_generator(
+        lambda: iter([np.zeros([T + 1, F])]), output_signature=tf.TensorSpec([None, F])
+    )
+    with pytest.raises(tf.errors.InvalidArgumentError, match="series of more than 7 steps"):
+        fitted(compiled(make()), too_long.batch(1), batch_size=None)
+
+
+@pytest.mark.parametrize("of", [np.asarray, tf.constant])
+def test_wrong_data_after_right_ones(of):
+    """The functions that were traced for right data take others, and must not get them."""
+    model, x = compiled(make()), series()
+    fitted(model, x)
+    model.impute(x, num_samples=1)
+    for wrong, message in (
+        (x[..., :1], r"data of shape \(batch, 7, 2\); got \(6, 7, 1\)"),
+        (x[:, :5], r"Expected data of shape \[N, 7, features\]"),
+        (np.where(x > 1, np.inf, x), "values that are not finite"),
+    ):
+        for use in (
+            lambda wrong: fitted(model, of(wrong)),
+            lambda wrong: model.evaluate(of(wrong), verbose=0),
+            lambda wrong: model.impute(of(wrong), num_samples=1),
+            lambda wrong: model.log_likelihood(of(wrong), num_samples=1),
+        ):
+            with pytest.raises(ValueError, match=message):
+                use(wrong)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"mask": 4}, r"`mask` must hold booleans, .*\(6, 7\) or \(6, 7, 2\); got dtype int64"),
+        ({"mask": np.ones((N, T))}, "`mask` must hold booleans, .*got dtype float64"),
+        ({"mask": np.ones((N, T + 1), bool)}, r"`mask` .*got dtype bool and shape \(6, 8\)"),
+        ({"num_samples": 0}, "`num_samples` must be an integer of at least 1"),
+        ({"batch_size": 0}, "`batch_size` must be an integer of at least 1"),
+        ({"seed": 2**31}, "`seed` must be an integer of 32 bits, or None; got 2147483648"),
+        ({"seed": 1.5}, "`seed` must be an integer of 32 bits, or None; got 1.5"),
+    ],
+)
+def test_mistakes_in_the_arguments_of_draws(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        make().impute(series(), **arguments)
+
+
+def test_mistakes_with_masks():
+    x, mask = series(), np.ones((N, T), bool)
+    model = make()
+    with pytest.raises(ValueError, match="Pass `mask` either as an argument or in the dictionary"):
+        model.impute({"x": x, "mask": mask}, mask)
+    with pytest.raises(ValueError, match="may have 'length' and 'mask'; got"):
+        model.impute({"x": x, "masks": mask})
+    with pytest.raises(ValueError, match="The data must be numbers; got dtype object"):
+        model.impute(x.astype(object))
+    # In a pipeline, where arrays are not checked.
+    batches = tf.data.Dataset.from_tensor_slices({"x": x, "mask": mask.astype("int32")}).batch(3)
+    with pytest.raises(ValueError, match=r"`mask` must hold booleans .*got dtype int32"):
+        fitted(compiled(model), batches, batch_size=None)
+    batches = tf.data.Dataset.from_tensor_slices({"x": x, "length": LENGTHS[:, None]}).batch(3)
+    with pytest.raises(ValueError, match=r"`length` must be of shape \[N\]"):
+        fitted(compiled(model), batches, batch_size=None)
 
 
 def test_nothing_observed():

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
+from tensorflow_probability.python.internal import dtype_util
 from tensorflow_probability.python.internal import prefer_static as ps
 
 # `tf.vectorized_map`, and so TFP's auto-batched joint distributions, drops custom gradients and
@@ -111,7 +112,7 @@ class LagOneCorrelation:
     def innovation_precision_scale(self) -> tf.Tensor:
         """`1 / √(1 - ρ²)`, at most the largest finite number, so that its product with 0 is 0."""
         if self._rho is None:
-            largest = 0.999 * np.log(np.finfo(self.dtype.as_numpy_dtype).max)
+            largest = 0.999 * np.log(float(dtype_util.max(self.dtype)))
             return tf.math.exp(tf.math.minimum(_log_cosh(self._u), tf.cast(largest, self.dtype)))
         return tf.math.rsqrt((1.0 - self._rho) * (1.0 + self._rho))
 
@@ -125,7 +126,7 @@ class LagOneCorrelation:
     @functools.cached_property
     def log_abs(self) -> tf.Tensor:
         """`log |ρ|`; for ρ = 0, that of the smallest normal number, whose square is 0."""
-        tiny = np.finfo(self.dtype.as_numpy_dtype).tiny
+        tiny = 4.0 / float(dtype_util.max(self.dtype))  # NumPy's finfo does not know bfloat16
         log_abs = tf.math.log(tf.math.maximum(tf.math.abs(self.value), tiny))
         if self._rho is None:
             distance = tf.math.abs(self.complement)

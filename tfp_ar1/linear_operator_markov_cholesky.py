@@ -196,7 +196,7 @@ def assert_non_singular(name: str, scale: Any, correlation: Any) -> tf.Operation
         distances["`correlation` must lie in (-1, 1)"] = 1.0 - tf.math.abs(correlation)
     return tf.group(
         *(
-            tf.debugging.assert_positive(distance, message=f"Singular operator: {message}.")
+            tf.debugging.assert_positive(distance, message=f"Singular operator: {message}")
             for message, distance in distances.items()
         )
     )

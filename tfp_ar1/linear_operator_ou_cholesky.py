@@ -15,6 +15,9 @@ from tfp_ar1.linear_operator_markov_cholesky import LinearOperatorMarkovCholesky
 
 __all__ = ["LinearOperatorOUCholesky"]
 
+# Steps of so many length scales have the correlation 0 in every floating-point type.
+_FAR = 1e4
+
 
 class LinearOperatorOUCholesky(LinearOperatorMarkovCholesky):
     r"""`LinearOperator` acting like the Cholesky factor of an Ornstein–Uhlenbeck covariance.
@@ -97,7 +100,12 @@ class LinearOperatorOUCholesky(LinearOperatorMarkovCholesky):
         """The parameters as tensors, each variable read once; see the base class."""
         length_scale = markov_cholesky.read(self._length_scale, False, for_columns)
         times = markov_cholesky.read(self._times, True, for_columns)
-        steps = (times[..., 1:] - times[..., :-1]) / length_scale[..., tf.newaxis]
+        steps = times[..., 1:] - times[..., :-1]
+        length_scale = length_scale[..., tf.newaxis]
+        # Where ρ = e^-x rounds to 0 anyway, the derivative of the quotient may overflow.
+        far = steps > _FAR * tf.math.abs(length_scale)
+        quotient = steps / tf.where(far, tf.ones_like(length_scale), length_scale)
+        steps = tf.where(far, tf.constant(_FAR, self.dtype), quotient)
         # atanh(e^-x), without a difference.
         fisher_z = 0.5 * (tf.math.log1p(tf.math.exp(-steps)) - tf.math.log(-tf.math.expm1(-steps)))
         rho = LagOneCorrelation(fisher_z=fisher_z, per_step=True)
@@ -112,7 +120,7 @@ class LinearOperatorOUCholesky(LinearOperatorMarkovCholesky):
             tf.debugging.assert_positive(
                 steps / self._length_scale[..., tf.newaxis],
                 message="Singular operator: `times` do not increase, or `length_scale` is not "
-                "positive.",
+                "positive",
             ),
         )
 

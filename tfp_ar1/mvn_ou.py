@@ -51,6 +51,8 @@ class MultivariateNormalOU(GaussianMarkovChain):
       length_scale: positive floating-point tensor `[B1, ..., Bb]`, the time ℓ over which the
         correlation falls by a factor e, in the unit of `times`.
       times: floating-point tensor `[B1, ..., Bb, d]`, strictly increasing along the last axis.
+        In float32, times far from 0, such as seconds since 1970, round to equal ones: subtract the
+        first.
       validate_args: if `True`, parameters are checked when the graph runs, at some cost. If
         `False`, invalid parameters may give NaN.
       allow_nan_stats: if `False`, raises where a statistic is undefined. (All are defined here.)

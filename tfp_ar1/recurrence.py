@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
+from tensorflow_probability.python.internal import dtype_util
 from tensorflow_probability.python.internal import prefer_static as ps
 
 from tfp_ar1.correlation import LagOneCorrelation
@@ -309,7 +310,7 @@ def _sum_to(x: tf.Tensor, like: tf.Tensor) -> tf.Tensor:
 
 def _over_scale(a: tf.Tensor, b: tf.Tensor, scale: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     """`a / scale`, at most the largest finite number, so that its product with 0 is 0; and b's."""
-    largest = np.asarray(0.999 * np.finfo(a.dtype.as_numpy_dtype).max, a.dtype.as_numpy_dtype)
+    largest = tf.constant(0.99 * float(dtype_util.max(a.dtype)), a.dtype)
     return tf.minimum(a / scale, largest), b / scale
 
 

@@ -26,6 +26,9 @@ class Checkpoint(keras.callbacks.Callback):
     other and in place; killed in between, it repeats an epoch or cannot be read. Here the position
     is in the name of the one file, which appears whole or not at all, after its history.
 
+    Of several workers the first writes, but all read their variables: where the variables of
+    metrics are parts of a sum, this takes all of them.
+
     The history has the seconds of each epoch too, those of the validation left out.
 
     Args:
@@ -33,8 +36,6 @@ class Checkpoint(keras.callbacks.Callback):
       model: Its model, built and compiled.
       steps_per_epoch: How many steps an epoch has.
       every: A backup after so many steps of each epoch; 0 for none but at its end.
-      writes: Whether this process writes. Of several workers one does, but all read their
-        variables: where the variables of metrics are parts of a sum, this takes all of them.
       skipped: Gives the images that were left out so far, for `Run.add_skipped`.
     """
 
@@ -44,12 +45,11 @@ class Checkpoint(keras.callbacks.Callback):
         model: keras.Model,
         steps_per_epoch: int,
         every: int = 0,
-        writes: bool = True,
         skipped: Callable[[], dict[str, str]] = dict,
     ) -> None:
         super().__init__()
         self._run, self._model = run, model
-        self._steps_per_epoch, self._every, self._writes = steps_per_epoch, every, writes
+        self._steps_per_epoch, self._every = steps_per_epoch, every
         self._skipped = skipped
         self._begin = Position(0, 0)
         self._state: dict[str, np.ndarray] = {}
@@ -65,9 +65,9 @@ class Checkpoint(keras.callbacks.Callback):
                 with np.load(files[position]) as file:
                     state = dict(file)
             except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+                goes_on = "go on from an earlier state" if len(files) > 1 else "begin anew"
                 raise UserError(
-                    f"{files[position]}: cannot be read ({error}); delete it to go on from an "
-                    "earlier state."
+                    f"{files[position]}: cannot be read ({error}); delete it to {goes_on}."
                 ) from error
             self._earlier_seconds = float(state.pop(_SECONDS))
             load_state(self._model, state)
@@ -103,7 +103,7 @@ class Checkpoint(keras.callbacks.Callback):
         """Writes history and checkpoint."""
         for name, value in {**(logs or {}), "seconds": self._seconds}.items():
             self._history.setdefault(name, []).append(float(value))
-        if self._writes:
+        if self._run.worker == 0:
             self._run.write_history(self._history)
         self._write(Position(epoch + 1, 0))
 
@@ -112,9 +112,9 @@ class Checkpoint(keras.callbacks.Callback):
 
     def _write(self, position: Position) -> None:
         state = {_SECONDS: self._elapsed(), **state_of(self._model)}
-        if not self._writes:
-            return
         self._run.add_skipped(self._skipped())
+        if self._run.worker:
+            return
         old = self._run.checkpoint_files()
         self._run.checkpoints.mkdir(exist_ok=True)
         with atomic(self._run.checkpoint_file(position)) as path, path.open("wb") as file:

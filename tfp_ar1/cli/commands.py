@@ -99,8 +99,10 @@ def _program() -> str:
     return str(called) if called.name == "tfp-ar1" and on_path is None else "tfp-ar1"
 
 
-def _describe(error: OSError) -> str:
-    return f"{error.filename}: {error.strerror}." if error.filename else str(error)
+def _describe(error: OSError, where: pathlib.Path | None = None) -> str:
+    """What went wrong and where, which errors of writing to an open file do not know."""
+    where = error.filename or where
+    return f"{where}: {error.strerror or error}." if where else f"{error}."
 
 
 class _DatasetType(click.ParamType):
@@ -402,11 +404,11 @@ def train(ctx: click.Context, out: pathlib.Path | None, backup_steps: int, **opt
       tfp-ar1 train --model sequence --dataset csv:rivers.csv --window 365
     """
     startup.check_backend()
-    if out is not None:
+    worker = _check_strategy(ctx, out)
+    if out is not None and worker == 0:
         runs.check_out(out)
     _check_of_model(ctx)
     _check_used(ctx, (options["network"],), (options["objective"],))
-    is_chief = _check_strategy(ctx, out)
     options["replicas"] = strategies.num_replicas(options["strategy"], options["replicas"])
     if options["batch_size"] < options["replicas"]:
         raise UserError(
@@ -433,27 +435,28 @@ def train(ctx: click.Context, out: pathlib.Path | None, backup_steps: int, **opt
         datasets.check_network(options["network"], dataset, data.image_shape)
     config = runs.new_config(options, data.fingerprint())
     name = f"{datasets.short_name(dataset)}-{options['posterior']}"
-    with runs.claim(out, name, config) if is_chief else _visited(out, config) as run:
+    visited = worker and contextlib.nullcontext(runs.visit(out, config, worker))
+    with visited or runs.claim(out, name, config) as run:
         argv = [_program(), *ctx.obj, *(() if out else ("--out", str(run.folder)))]
         with _told_how_to_resume(run, shlex.join(argv)):
-            _train(run, data, backup_steps, is_chief)
+            _train(run, data, backup_steps)
 
 
-def _check_strategy(ctx: click.Context, out: pathlib.Path | None) -> bool:
-    """Checks the options of the strategy; returns whether this process writes the run."""
+def _check_strategy(ctx: click.Context, out: pathlib.Path | None) -> int:
+    """Checks the options of the strategy; returns the number of this worker, or 0."""
     strategy = ctx.params["strategy"]
     if strategy != "mirrored" and _given(ctx, "replicas"):
         raise click.UsageError(
             f"--replicas is for --strategy mirrored, not for {strategy}; leave it out.", ctx
         )
     if strategy != "multiworker":
-        return True
+        return 0
     task = strategies.task()
     if out is None:
         raise click.UsageError(
             "--strategy multiworker needs --out, a folder that all workers share.", ctx
         )
-    return task.is_chief
+    return task.index
 
 
 def _already(position: runs.Position) -> str:
@@ -462,12 +465,6 @@ def _already(position: runs.Position) -> str:
         return ""
     steps = f" and {position.step} steps" * bool(position.step)
     return f", {position.epoch}{steps} of them done"
-
-
-@contextlib.contextmanager
-def _visited(folder: pathlib.Path, config: dict) -> Iterator[runs.Run]:
-    """The run of another worker, which is the one to write it."""
-    yield runs.Run(folder, config)
 
 
 def _default_epochs(dataset: str) -> int:
@@ -528,7 +525,7 @@ def _told_how_to_resume(run: runs.Run, command: str) -> Iterator[None]:
         ) from error
     except OSError as error:
         raise click.ClickException(
-            f"{_describe(error)} The run is unfinished; resume with: {command}"
+            f"{_describe(error, run.folder)} The run is unfinished; resume with: {command}"
         ) from error
     except streams.Corrupt as error:
         raise click.ClickException(
@@ -536,9 +533,7 @@ def _told_how_to_resume(run: runs.Run, command: str) -> Iterator[None]:
         ) from error
 
 
-def _train(
-    run: runs.Run, data: datasets.Dataset | series.Series, backup_steps: int, is_chief: bool
-) -> None:
+def _train(run: runs.Run, data: datasets.Dataset | series.Series, backup_steps: int) -> None:
     options = run.options
     position = run.position()
     if run.of_sequences:
@@ -555,29 +550,35 @@ def _train(
     )
     if not run.of_sequences and data.note:
         click.echo(data.note)
-    if options["strategy"] == "multiworker":
+    strategy = options["strategy"]
+    if strategy == "multiworker" and run.trained:
+        # The other workers may have left, and none is needed for what is left to do.
+        strategy = "none"
+    if strategy == "multiworker":
         click.echo(strategies.task().describe())
-    start = functools.partial(strategies.start, options["strategy"], options["replicas"])
+    elif run.worker:
+        _leave(run, data)
+        return
+    start = functools.partial(strategies.start, strategy, options["replicas"])
     with strategies.restarting(run):
         strategy = startup.import_tensorflow(start)
     from tfp_ar1.cli import plots, series_plots, training
 
     try:
         with strategies.restarting(run):
-            model = training.train(
-                run, data, strategy=strategy, backup_steps=backup_steps, writes=is_chief
-            )
-        if not is_chief:
-            click.echo("This worker is done; worker 0 evaluates the model and writes the run.")
-            _print_skipped(data.skipped, " by this worker")
-            return
+            model = training.train(run, data, strategy=strategy, backup_steps=backup_steps)
+            if run.worker:
+                strategies.wait_for_last_backup(run)
+                _leave(run, data)
+                return
         with runs.atomic(run.model_file) as path:
             model.save(path)
         metrics = _evaluate(model, data, options["num_importance_samples"])
     except training.NotFinite as error:
         raise click.ClickException(f"{error.message} {run.folder} stays unfinished.") from error
     pictures = (series_plots if run.of_sequences else plots).draw_run(run, model, data)
-    skipped = run.add_skipped(data.skipped)
+    run.add_skipped(data.skipped)
+    skipped = run.collect_skipped()
     run.finish(metrics)
 
     _print_table(metrics)
@@ -592,6 +593,12 @@ def _train(
         f"Go on with:\n  {program} sample {folder}\n  {program} evaluate {folder}\n"
         f"  {tensorboard} --logdir {logs}"
     )
+
+
+def _leave(run: runs.Run, data: datasets.Dataset | series.Series) -> None:
+    """What another worker than 0 says at its end."""
+    click.echo("This worker is done; worker 0 evaluates the model and writes the run.")
+    _print_skipped(data.skipped, " by this worker")
 
 
 def _print_skipped(skipped: dict[str, str], where: str) -> None:
@@ -738,7 +745,8 @@ def export(run: pathlib.Path, out: pathlib.Path | None) -> None:
     runs.check_new_folder(out)
     metrics = run.metrics()
     model = _load_model(run)
-    card = model_card.make(run.config, metrics, model.distribution_dtype.name)
+    dtype = model.distribution_dtype.name
+    card = model_card.make(run.config, metrics, dtype, num_skipped=len(run.skipped()))
     with runs.atomic_folder(out) as folder:
         _export(model, folder, out)
         runs.write_json(folder / "model_card.json", card)

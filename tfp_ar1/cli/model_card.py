@@ -62,13 +62,16 @@ _MEASURES = {
 }
 
 
-def make(config: dict, metrics: dict[str, Any], dtype: str = "float32") -> dict[str, Any]:
+def make(
+    config: dict, metrics: dict[str, Any], dtype: str = "float32", num_skipped: int = 0
+) -> dict[str, Any]:
     """The model card of a run as a dictionary, which JSON can hold.
 
     Args:
       config: The config of the run.
       metrics: Its results on the test set, by name.
       dtype: Of the exported model's data, `"float32"` or `"float64"`.
+      num_skipped: How many images of both sets were left out as corrupt.
 
     Returns:
       The card, with the keys `format_version`, `model`, `data`, `training`, `metrics`, `versions`
@@ -79,6 +82,8 @@ def make(config: dict, metrics: dict[str, Any], dtype: str = "float32") -> dict[
     one = "window" if of_sequences else "image"
     shape = data.pop("data_shape" if of_sequences else "image_shape")
     latent_shape = [options["channels"], shape[0]] if of_sequences else [options["latent_dim"]]
+    if datasets.is_stream(options["dataset"]):
+        data |= {"num_skipped": num_skipped, "sampled": True}
     learned_prior = of_sequences and options["prior"] == "ar1"
     return {
         "format_version": FORMAT_VERSION,
@@ -95,7 +100,7 @@ def make(config: dict, metrics: dict[str, Any], dtype: str = "float32") -> dict[
             + (f" = {options['beta']:g}" if options["objective"] == "elbo" else ""),
         },
         "data": {"name": datasets.short_name(options["dataset"]), "shape": shape, **data},
-        "training": {k: v for k, v in options.items() if k not in runs.LOCATIONS},
+        "training": {k: v for k, v in options.items() if k not in runs.MAY_CHANGE},
         "metrics": {name: _measure(name, value, one) for name, value in metrics.items()},
         "versions": {"trained": runs.written_with(config), "exported": runs.versions()},
         "signatures": _signatures(shape, latent_shape, dtype),
@@ -255,10 +260,15 @@ def _training_data(data: dict[str, Any], one: str) -> str:
         "Test set": f"{data['num_test']} {one}s",
         f"Shape of one {one}": _shape(data["shape"], "steps × channels" if one == "window" else ""),
     }
+    sampled = data.get("sampled", False)
+    if "num_skipped" in data:
+        rows["Left out as corrupt, of both sets"] = f"{data['num_skipped']} {one}s"
     if "range" in data:
-        rows["Range of values"] = f"{data['range'][0]:g} to {data['range'][1]:g}"
+        name = "Range of values in the test set" if sampled else "Range of values"
+        rows[name] = f"{data['range'][0]:g} to {data['range'][1]:g}"
     if "sha256" in data:
-        rows["SHA-256 of both sets"] = f"`{data['sha256']}`"
+        name = "names, sizes and samples of the files" if sampled else "both sets"
+        rows[f"SHA-256 of {name}"] = f"`{data['sha256']}`"
     units = data.get("units")
     if units:
         rows["Unit of time"] = units["step"]

@@ -6,6 +6,7 @@ A folder with a `config.json` is a run; `metrics.json` is written last and marks
 
 import contextlib
 import dataclasses
+import glob
 import importlib.metadata
 import itertools
 import json
@@ -25,10 +26,9 @@ except ImportError:  # Windows: two processes in one folder are then not noticed
 
 FORMAT_VERSION = 1
 _PACKAGES = ("tfp_ar1", "tensorflow", "tensorflow-probability", "keras", "numpy")
-# Where the same images lie is no part of what a run is; their hash in `data` is.
-LOCATIONS = ("dataset", "data_dir")
-# A run that stopped at a corrupt image may be resumed without it.
-_MAY_CHANGE = (*LOCATIONS, "corrupt")
+# Options that may change when a run is resumed. Where the same images lie is no part of what a run
+# is; their hash in `data` is. A run that stopped at a corrupt image may go on without it.
+MAY_CHANGE = ("dataset", "data_dir", "corrupt")
 _TEMPORARY = ".tmp-"
 # Options of `train` that runs of earlier versions do not have, with what these versions did. An
 # option that is new belongs here, with its default; a new FORMAT_VERSION is for what has none.
@@ -100,6 +100,9 @@ def atomic_folder(path: pathlib.Path) -> Iterator[pathlib.Path]:
     """
     path = path.resolve()  # "." has no name that could be changed.
     path.parent.mkdir(parents=True, exist_ok=True)
+    for leftover in path.parent.glob(f"{_TEMPORARY}*-{glob.escape(path.name)}"):
+        if not _is_running(leftover.name.removeprefix(_TEMPORARY).partition("-")[0]):
+            shutil.rmtree(leftover, ignore_errors=True)
     temporary = path.with_name(f"{_TEMPORARY}{os.getpid()}-{path.name}")
     temporary.mkdir()
     try:
@@ -114,6 +117,21 @@ def atomic_folder(path: pathlib.Path) -> Iterator[pathlib.Path]:
         temporary.rename(path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _is_running(pid: str) -> bool:
+    """Whether another process of this machine has that number, or may have it."""
+    if not pid.isdecimal() or fcntl is None:  # Windows knows no signal that only asks.
+        return True
+    if int(pid) == os.getpid():
+        return False
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:
@@ -132,10 +150,17 @@ def _read_json(path: pathlib.Path) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """A run folder and the config in it."""
+    """A run folder and the config in it.
+
+    Attributes:
+      folder: The folder.
+      config: The config.
+      worker: Which of several workers this process is; 0 writes the run.
+    """
 
     folder: pathlib.Path
     config: dict
+    worker: int = 0
 
     @property
     def options(self) -> dict:
@@ -151,6 +176,11 @@ class Run:
     def finished(self) -> bool:
         """Whether training and evaluation came to their end."""
         return self.metrics_file.exists()
+
+    @property
+    def trained(self) -> bool:
+        """Whether the training came to its end, and the state at its end is written."""
+        return self.finished or self.position().epoch >= self.options["epochs"]
 
     @property
     def value_range(self) -> tuple[float, float]:
@@ -171,7 +201,7 @@ class Run:
     @property
     def skipped_file(self) -> pathlib.Path:
         """The images that were left out, and why; only runs that left some out have it."""
-        return self.folder / "skipped.json"
+        return self.folder / (f"skipped-{self.worker}.json" if self.worker else "skipped.json")
 
     @property
     def logs(self) -> pathlib.Path:
@@ -211,11 +241,26 @@ class Run:
         write_json(self.folder / "history.json", history)
 
     def add_skipped(self, skipped: dict[str, str]) -> dict[str, str]:
-        """Adds to `skipped.json`, which may be there from before an interruption; returns all."""
-        before = _read_json(self.skipped_file) if self.skipped_file.exists() else {}
+        """Adds to `skipped.json`, which may be there from before an interruption; returns all.
+
+        Other workers than 0 have a file of their own, until `collect_skipped`.
+        """
+        before = self.skipped()
         if not skipped.keys() <= before.keys():
             write_json(self.skipped_file, before | skipped)
         return before | skipped
+
+    def skipped(self) -> dict[str, str]:
+        """The images that were left out so far, and why; nothing if there are none."""
+        return _read_json(self.skipped_file) if self.skipped_file.exists() else {}
+
+    def collect_skipped(self) -> dict[str, str]:
+        """Adds what the other workers left out to `skipped.json`; returns all."""
+        others = list(self.folder.glob("skipped-[0-9]*.json"))
+        every = self.add_skipped({k: v for file in others for k, v in _read_json(file).items()})
+        for file in others:
+            file.unlink()
+        return every
 
     def metrics(self) -> dict[str, Any]:
         """The results on the test set, of a run that is finished."""
@@ -393,8 +438,10 @@ def claim(out: pathlib.Path | None, default_name: str, config: dict) -> Iterator
                 raise Claimed(
                     f"{out}: another process is at work on this run; choose another --out."
                 ) from error
-        for leftover in out.glob(f"{_TEMPORARY}*"):  # Of a process that was killed.
-            leftover.unlink()
+        for folder in (out, run.checkpoints):
+            for leftover in folder.glob(f"{_TEMPORARY}*"):  # Of a process that was killed.
+                if leftover.is_file():
+                    leftover.unlink()
         yield run
 
 
@@ -408,18 +455,31 @@ def _first_free(parent: pathlib.Path, name: str) -> pathlib.Path:
             return folder
 
 
+def visit(folder: pathlib.Path, config: dict, worker: int) -> Run:
+    """The run that worker 0 writes into a folder, for another worker.
+
+    Raises:
+      UserError: If there is a finished run of another config.
+    """
+    run = Run(folder, config, worker)
+    if run.finished:
+        _check_same(read(folder), config)
+    return run
+
+
 def _check_same(run: Run, config: dict) -> None:
     before, now = run.options, config["options"]
+    a_run = "a finished run" if run.finished else "an unfinished run"
     if run.config["data"] != config["data"]:
         data = "series" if run.of_sequences else "images"
         raise UserError(
-            f"{run.folder}: holds an unfinished run on other {data} ({before['dataset']}) than "
+            f"{run.folder}: holds {a_run} on other {data} ({before['dataset']}) than "
             f"those of --dataset {now['dataset']}; choose another --out."
         )
     for key in now:
-        if key not in _MAY_CHANGE and before.get(key) != now[key]:
+        if key not in MAY_CHANGE and before.get(key) != now[key]:
             raise UserError(
-                f"{run.folder}: holds an unfinished run with --{key.replace('_', '-')} "
+                f"{run.folder}: holds {a_run} with --{key.replace('_', '-')} "
                 f"{before.get(key)}, not {now[key]}; resume it with the same options or choose "
                 "another --out."
             )

@@ -17,6 +17,7 @@ import dataclasses
 import hashlib
 import pathlib
 from collections.abc import Sequence
+from typing import Any
 
 import click
 import numpy as np
@@ -25,7 +26,10 @@ from tfp_ar1.cli.datasets import read_numpy
 from tfp_ar1.cli.errors import UserError
 
 CHOICES = "pig_cvp, basic_motions, gunpoint, npz:FILE, npy:FILE or csv:FILE"
+_HEADER = "series,step,NAME,..."
 _MIN_STEPS = 2
+# More missing values than this for each row of a file are a mistake in the numbers of the steps.
+_MOST_MISSING = 1000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,11 +166,15 @@ def load(
     * `.npy`: an array `[series, steps, channels]`, or `[series, steps]` for one channel;
     * `.npz`: such an array `x` (or any name if it is the only one), and if need be `length`, whole
       numbers `[series]`, `x_test` and `length_test`;
-    * `.csv`: a row for each series and a column for each step, no header, one channel. A row with
-      fewer cells is a shorter series.
+    * `.csv`, one channel: a row for each series and a column for each step, no header. A row with
+      fewer cells is a shorter series;
+    * `.csv`, any number of channels: a row for each step of each series under the header
+      `series,step,NAME,...` with the names of the channels. A series may be called anything; steps
+      are whole numbers, those that a series lacks between its first and last are missing.
 
-    NaN, or an empty cell, is a missing value. Without a test set it is the last fifth of the series
-    in an order drawn with a fixed seed, so that no series has windows in both sets.
+    NaN, NA, or an empty cell, is a missing value. Without a test set it is the last fifth of the
+    series in an order drawn with a fixed seed, so that no series has windows in both sets. Of one
+    long series it is the last fifth of the windows.
 
     Args:
       spec: A `--dataset` value (see `resolve`).
@@ -187,7 +195,7 @@ def load(
     kind, _, file = spec.partition(":")
     if file:
         arrays, source = _read(pathlib.Path(file), kind), file
-        names, step = None, "step"
+        names, step = arrays.pop("names", None), "step"
     else:
         arrays, source = _read_shipped(kind), spec
         names, step = SHIPPED[kind].names, SHIPPED[kind].step
@@ -206,7 +214,8 @@ def load(
     if "_test" in series:
         train, test = series[""], series["_test"]
     else:
-        train, test = _split(*series[""], source)
+        of_window = window if trained is None else trained["data_shape"][0]
+        train, test = _split(*series[""], of_window, source)
     num_channels = train[0].shape[-1]
     if test[0].shape[-1] != num_channels:
         raise UserError(
@@ -299,7 +308,7 @@ def _choose_arrays(files: list[str], path: pathlib.Path) -> dict[str, str]:
     )
 
 
-def _read_csv(path: pathlib.Path) -> dict[str, np.ndarray]:
+def _read_csv(path: pathlib.Path) -> dict[str, Any]:
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             rows = [row for row in csv.reader(file) if row]
@@ -307,24 +316,72 @@ def _read_csv(path: pathlib.Path) -> dict[str, np.ndarray]:
         raise UserError(f"{path}: cannot be read as .csv: {error}") from error
     if not rows:
         raise UserError(
-            f"{path}: is empty; expected a row for each series, a column for each step."
+            f"{path}: is empty; expected a row for each series, a column for each step, or the "
+            f"header {_HEADER}."
         )
+    if [cell.strip().lower() for cell in rows[0][:2]] == ["series", "step"]:
+        return _of_steps(path, *rows)
     length = np.array([len(row) for row in rows])
     x = np.full((len(rows), length.max()), np.nan)
     for i, row in enumerate(rows):
         for j, cell in enumerate(row):
-            if cell.strip():
-                x[i, j] = _as_number(cell, f"{path}: row {i + 1}, column {j + 1}")
+            x[i, j] = _as_number(cell, f"{path}: row {i + 1}, column {j + 1}")
     return {"x": x, "length": length}
 
 
+def _of_steps(path: pathlib.Path, header: list[str], *rows: list[str]) -> dict[str, Any]:
+    """The series of a file that has a row for each step of each series, below its header."""
+    names = [cell.strip() for cell in header[2:]]
+    if not names or not all(names) or len(set(names)) < len(names):
+        raise UserError(
+            f"{path}: row 1 must be the header {_HEADER}, with a name for each channel, all "
+            f"different; got {','.join(header)}."
+        )
+    series: dict[str, dict[int, list[float]]] = {}
+    for number, row in enumerate(rows, 2):
+        where = f"{path}: row {number}"
+        if len(row) != len(header):
+            raise UserError(
+                f"{where}: has {len(row)} cells, but the header has {len(header)}; leave cells "
+                "empty where values are missing."
+            )
+        try:
+            step = int(row[1])
+        except ValueError as error:
+            raise UserError(f"{where}: step {row[1]!r} is not a whole number.") from error
+        steps = series.setdefault(row[0].strip(), {})
+        if step in steps:
+            raise UserError(f"{where}: repeats step {step} of series {row[0].strip()!r}.")
+        steps[step] = [
+            _as_number(cell, f"{where}, column {j}") for j, cell in enumerate(row[2:], 3)
+        ]
+    if not series:
+        raise UserError(f"{path}: has a header and no rows.")
+    length = np.array([max(steps) - min(steps) + 1 for steps in series.values()])
+    values = len(series) * int(length.max()) * len(names)
+    if values > _MOST_MISSING * sum(map(len, series.values())) * len(names):
+        raise UserError(
+            f"{path}: the longest series goes over {length.max()} steps, nearly all of which are "
+            "missing; steps must count the steps (0, 1, 2, ...), not seconds or dates."
+        )
+    x = np.full((len(series), length.max(), len(names)), np.nan)
+    for i, steps in enumerate(series.values()):
+        first = min(steps)
+        for step, row in steps.items():
+            x[i, step - first] = row
+    return {"x": x, "length": length, "names": names}
+
+
 def _as_number(cell: str, where: str) -> float:
+    if cell.strip().lower() in ("", "na", "n/a", "null"):
+        return np.nan
     try:
         return float(cell)
     except ValueError as error:
         raise UserError(
             f"{where}: {cell!r} is not a number; expected a row for each series, without a header, "
-            "and empty cells where values are missing."
+            f"or a row for each step under the header {_HEADER}, and empty cells where values are "
+            "missing."
         ) from error
 
 
@@ -341,7 +398,8 @@ def _as_series(array: np.ndarray, what: str, likelihood: str) -> np.ndarray:
     x = x[..., None] if x.ndim == 2 else x
     if not x.size or x.shape[1] < _MIN_STEPS:
         raise UserError(
-            f"{what} has shape {array.shape}; at least 1 series of {_MIN_STEPS} steps is needed."
+            f"{what} has shape {array.shape}; at least 1 series of {_MIN_STEPS} steps is needed, "
+            "and series come before steps."
         )
     with np.errstate(over="ignore"):
         infinite = np.count_nonzero(np.isinf(x.astype(np.float32)))
@@ -383,14 +441,19 @@ def _cropped(x: np.ndarray, length: np.ndarray | None, what: str) -> tuple[np.nd
 
 
 def _split(
-    x: np.ndarray, length: np.ndarray, source: str
+    x: np.ndarray, length: np.ndarray, window: int | None, source: str
 ) -> tuple[tuple[np.ndarray, np.ndarray], ...]:
-    """Training and test series."""
-    if len(x) < 2:
-        raise UserError(
-            f"{source}: holds one series alone, and none is left to test on; give at least 2, or "
-            "x_test in an .npz file."
-        )
+    """Training and test series; of one long series the beginning and the end, in whole windows."""
+    if len(x) == 1:
+        windows = int(length[0]) // window if window else 0
+        if windows < 2:
+            raise UserError(
+                f"{source}: holds one series alone, and none is left to test on; give at least 2, "
+                "or x_test in an .npz file, or a --window that goes into it twice or more, to test "
+                "on its last windows."
+            )
+        begin = window * (windows - max(1, round(0.2 * windows)))
+        return (x[:, :begin], np.array([begin])), (x[:, begin:], length - begin)
     # The seed is fixed, so that runs with different --seed are compared on the same test series.
     order = np.random.default_rng(0).permutation(len(x))
     num_test = max(1, round(0.2 * len(x)))

@@ -49,7 +49,8 @@ def draw_run(run: Run, model: Any, data: Series) -> list[pathlib.Path]:
     units, (x, length) = data.units, _choose_windows(data)
     few = {"x": x, "length": length}
 
-    reconstructions(files["reconstructions"], units, x, replicate(model, few, _NUM_DRAWS, seed))
+    draws = replicate(model, few, _NUM_DRAWS, seed)
+    reconstructions(files["reconstructions"], units, x, length, draws)
 
     gap = gaps(length, x.shape[1], _GAP, seed)
     hidden = {"x": np.where(gap[..., None], np.nan, x), "length": length}
@@ -101,12 +102,23 @@ def gaps(length: np.ndarray, steps: int, share: float, seed: int) -> np.ndarray:
     return (step >= start[:, None]) & (step < np.minimum(start + size, length)[:, None])
 
 
-def reconstructions(path: pathlib.Path, units: Units, x: np.ndarray, draws: np.ndarray) -> None:
-    """Draws windows `[N, steps, channels]` and the band of `draws` `[num, N, steps, channels]`."""
+def reconstructions(
+    path: pathlib.Path, units: Units, x: np.ndarray, length: np.ndarray, draws: np.ndarray
+) -> None:
+    """Draws windows and bands of their reconstructions.
+
+    Args:
+      path: The file to write.
+      units: Of the data.
+      x: Windows `[N, steps, channels]`.
+      length: `[N]`: where each window ends; what is drawn behind that means nothing.
+      draws: `[num, N, steps, channels]`.
+    """
     x, draws = units.restore(x), units.restore(draws)
 
     def panel(ax: Axes, i: int, channel: int) -> None:
-        _band(ax, np.arange(x.shape[1]), draws[:, i, :, channel], "reconstruction")
+        steps = np.arange(length[i])
+        _band(ax, steps, draws[:, i, steps, channel], "reconstruction")
         _points(ax, x[i, :, channel], _DATA, "observed")
 
     _grid(path, units, len(x), panel, "Test windows and their reconstructions")
@@ -258,6 +270,9 @@ def _rho(rho: float) -> str:
 
 def _band(ax: Axes, steps: np.ndarray, draws: np.ndarray, name: str, half: bool = False) -> None:
     """The median and the central 90% (and the half) of draws `[num, len(steps)]`."""
+    if len(steps) == 1:
+        # Of a single step there would be nothing to see.
+        steps, draws = steps[0] + np.array([-0.3, 0.3]), np.repeat(draws, 2, axis=1)
     low, q1, median, q3, high = np.quantile(draws, (0.05, 0.25, 0.5, 0.75, 0.95), axis=0)
     style = {"color": _MODEL, "linewidth": 0}
     ax.fill_between(steps, low, high, alpha=0.2, label="90%", **style)
@@ -324,6 +339,8 @@ def _share_limits(axes: np.ndarray) -> None:
 
 
 def _label_steps(fig: Figure, axes: np.ndarray, step: str) -> None:
-    for ax in axes[-1]:
-        ax.set_xlabel(step)
+    for column in axes.T:
+        lowest = [ax for ax in column if ax.get_visible()][-1]
+        lowest.set_xlabel(step)
+        lowest.tick_params(labelbottom=True)
     fig.align_ylabels(axes[:, 0])

@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import signal
 import sys
 import time
 import zlib
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from tfp_ar1.cli import startup
+from tfp_ar1.cli import runs, startup
 from tfp_ar1.cli.errors import UserError
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ _EXAMPLE = (
 # How often a worker starts again without a step done in between, and where it keeps count.
 _MAX_RESTARTS = 10
 _SECONDS_BEFORE_RESTART = 1.0
+_SECONDS_FOR_BACKUP = 60.0
 _RESTARTS = "TFP_AR1_RESTARTS"
 
 
@@ -62,7 +64,8 @@ class Task:
         others = [a for i, a in enumerate(self.addresses) if i != self.index]
         return (
             f"Worker {self.index} of {len(self.addresses)}"
-            f"{'; waits for ' * bool(others)}{', '.join(others)}."
+            f"{'; waits for ' * bool(others)}{', '.join(others)}"
+            f"{' (Ctrl-C to stop)' * bool(others)}."
         )
 
 
@@ -129,12 +132,14 @@ def start(strategy: str, replicas: int) -> "tf.distribute.Strategy":
     """Starts TensorFlow's devices, and makes the strategy on them.
 
     With several workers this waits until all of them are there.
+
+    Raises:
+      UserError: If this worker cannot listen on its address.
     """
     import tensorflow as tf
 
     if strategy == "multiworker":
-        # Before anything else: its collective operations belong to the start of the runtime.
-        return tf.distribute.MultiWorkerMirroredStrategy()
+        return _start_worker()
     if strategy == "mirrored":
         gpus = tf.config.list_physical_devices("GPU")
         if not gpus:
@@ -147,6 +152,26 @@ def start(strategy: str, replicas: int) -> "tf.distribute.Strategy":
     return tf.distribute.get_strategy()
 
 
+def _start_worker() -> "tf.distribute.MultiWorkerMirroredStrategy":
+    import tensorflow as tf
+
+    # TensorFlow waits for the other workers without letting Python handle a signal.
+    handler = signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        # Before anything else: its collective operations belong to the start of the runtime.
+        return tf.distribute.MultiWorkerMirroredStrategy()
+    except tf.errors.UnknownError as error:
+        me = task()
+        raise UserError(
+            f"worker {me.index} cannot listen on {me.addresses[me.index]}, its address in "
+            f"TF_CONFIG: the port is taken, or the address is not of this machine ({error.message})"
+        ) from error
+    finally:
+        signal.signal(signal.SIGINT, handler)
+        # TensorFlow takes SIGTERM for the notice of a preemption, and goes on.
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
 def check_alike(strategy: "tf.distribute.Strategy", run: "Run", position: "Position") -> None:
     """Checks that all workers are at the same place of the same training.
 
@@ -157,7 +182,8 @@ def check_alike(strategy: "tf.distribute.Strategy", run: "Run", position: "Posit
 
     if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
         return
-    told = {"options": run.options, "data": run.config["data"]}
+    options = {k: v for k, v in run.options.items() if k not in runs.MAY_CHANGE}
+    told = {"options": options, "data": run.config["data"]}
     same = zlib.crc32(json.dumps(told, sort_keys=True, default=str).encode())
     mine = tf.constant([[same, *position]], tf.int64)
     everyones = strategy.gather(strategy.run(lambda: tf.identity(mine)), axis=0).numpy()
@@ -171,6 +197,21 @@ def check_alike(strategy: "tf.distribute.Strategy", run: "Run", position: "Posit
             f"the workers do not stand at the same place ({places}); {run.folder} must be a folder "
             "that all of them share."
         )
+
+
+def wait_for_last_backup(run: "Run") -> None:
+    """Waits until worker 0 has written the end of the training, from which it can go on alone.
+
+    Raises:
+      tf.errors.UnavailableError: If it does not in a minute.
+    """
+    import tensorflow as tf
+
+    deadline = time.monotonic() + _SECONDS_FOR_BACKUP
+    while not run.trained:
+        if time.monotonic() > deadline:
+            raise tf.errors.UnavailableError(None, None, "Worker 0 did not write the last backup.")
+        time.sleep(0.1)
 
 
 @contextlib.contextmanager
@@ -208,7 +249,11 @@ def _start_again(done: "Position", error: Exception) -> None:
             f"what they say. TensorFlow says: {error}"
         ) from error
     os.environ[_RESTARTS] = f"{here}/{count}"
-    click.echo("Another worker was lost; starting again from the last backup.", err=True)
+    click.echo(
+        "Another worker was lost (if it stopped by itself, it says why); starting again from the "
+        "last backup.",
+        err=True,
+    )
     time.sleep(_SECONDS_BEFORE_RESTART)
     sys.stdout.flush()
     sys.stderr.flush()

@@ -66,7 +66,6 @@ def train(
     report: bool = True,
     strategy: tf.distribute.Strategy | None = None,
     backup_steps: int = 0,
-    writes: bool = True,
 ) -> keras.Model:
     """Trains the model of a run from where it stands, and leaves `history.json`.
 
@@ -78,7 +77,6 @@ def train(
       report: Whether to show the progress, and to write TensorBoard's log.
       strategy: How the training is distributed; `None` if it is not.
       backup_steps: See `Checkpoint`.
-      writes: Whether this process writes into the folder of the run; of several workers one does.
 
     Returns:
       The trained model. It is no part of the strategy.
@@ -92,7 +90,8 @@ def train(
     batches = Batches(data.train, options["batch_size"], options["seed"], options.get("hide", 0))
     try:
         with batches.own_errors():
-            return _train(run, data, batches, report and writes, strategy, backup_steps, writes)
+            report = report and run.worker == 0
+            return _train(run, data, batches, report, strategy, backup_steps)
     except (MemoryError, tf.errors.ResourceExhaustedError) as error:
         raise click.ClickException(
             "not enough memory; start a new run with a smaller --batch-size, --latent-dim or "
@@ -121,7 +120,6 @@ def _train(
     report: bool,
     strategy: tf.distribute.Strategy,
     backup_steps: int,
-    writes: bool,
 ) -> keras.Model:
     options = run.options
     epochs, steps = options["epochs"], batches.steps_per_epoch
@@ -132,7 +130,7 @@ def _train(
 
     with strategy.scope():
         model = new_model()
-    checkpoint = Checkpoint(run, model, steps, backup_steps, writes, lambda: data.skipped)
+    checkpoint = Checkpoint(run, model, steps, backup_steps, lambda: data.skipped)
     position = checkpoint.restore()
     strategies.check_alike(strategy, run, position)
     with contextlib.ExitStack() as stack:

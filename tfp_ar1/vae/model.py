@@ -185,11 +185,7 @@ class RhoVAE(SeededMixin, MultiWorkerMixin, keras.Model):
         x = keras.ops.convert_to_tensor(x)
         if not self.built:
             self.build(tuple(x.shape))
-        if not tf.TensorShape(self.data_shape).is_compatible_with(x.shape[1:]):
-            raise ValueError(
-                f"The model is for data of shape (batch, {str(self.data_shape)[1:-1]}); got "
-                f"{tuple(x.shape)}."
-            )
+        self.check_shape(x.shape)
         features = self.encoder(x, training=training)
         params = self.posterior_head(tf.cast(features, self.distribution_dtype))
         return self.posterior.new(params, self.latent_dim)
@@ -239,7 +235,8 @@ class RhoVAE(SeededMixin, MultiWorkerMixin, keras.Model):
         Returns:
           Tensor `[n, *data_shape]`.
         """
-        z = self.prior.sample(n, seed=self.next_seed() if seed is None else [seed, 0])
+        seed = self.next_seed() if seed is None else objectives.checked_seed(seed)
+        z = self.prior.sample(n, seed=seed)
         return self.decode(z).mean()
 
     def correlation(self, x: Any, batch_size: int = 128) -> np.ndarray:
@@ -373,7 +370,7 @@ class RhoVAE(SeededMixin, MultiWorkerMixin, keras.Model):
             # Keras fails with either, a single Dense layer too, and says nothing of the reason.
             for name, fails in (
                 ("jit_compile", kwargs.get("jit_compile") is True),
-                ("steps_per_execution", kwargs.get("steps_per_execution", 1) > 1),
+                ("steps_per_execution", (kwargs.get("steps_per_execution") or 1) > 1),
             ):
                 if fails:
                     raise ValueError(
@@ -390,9 +387,22 @@ class RhoVAE(SeededMixin, MultiWorkerMixin, keras.Model):
             self.optimizer.build(self.trainable_variables)
 
     def check_data(self, x: Any) -> None:
-        """Raises `ValueError` if x is an array with values that the likelihood does not allow."""
-        if isinstance(x, np.ndarray):
-            self.likelihood.check(x)
+        """Raises `ValueError` if data are not what the model is for, in shape or in values.
+
+        Datasets and generators are passed over.
+        """
+        if isinstance(x, np.ndarray | tf.Tensor):
+            self.check_shape(x.shape)
+            self.likelihood.check(keras.ops.convert_to_numpy(x))
+
+    def check_shape(self, shape: Any) -> None:
+        """Raises `ValueError` if this cannot be the shape of a batch of data."""
+        shape = tf.TensorShape(shape)
+        if self.built and not shape.is_compatible_with([None, *self.data_shape]):
+            raise ValueError(
+                f"The model is for data of shape (batch, {str(self.data_shape)[1:-1]}); got "
+                f"{shape}."
+            )
 
     def fit(self, x: Any = None, y: Any = None, *args, **kwargs) -> keras.callbacks.History:
         """Trains the model: as `keras.Model.fit`, where targets `y` are ignored.
@@ -441,6 +451,10 @@ class RhoVAE(SeededMixin, MultiWorkerMixin, keras.Model):
         The mean is over the whole batch, however it is shared out among the replicas, which may be
         unevenly at the end of the data. The sum of the parts is the loss.
         """
+        replicas = tf.distribute.get_strategy().num_replicas_in_sync
+        examples = tf.shape(keras.tree.flatten(x)[0])[0]
+        if replicas > 1:
+            x, sample_weight = _never_empty(x, sample_weight)
         terms = self.objective(self, x, training=training)
         loss = terms.loss
         if sample_weight is not None:
@@ -452,8 +466,7 @@ class RhoVAE(SeededMixin, MultiWorkerMixin, keras.Model):
             metric.update_state(getattr(terms, name), sample_weight=sample_weight)
         for metric in self.prior_metrics:
             metric.update_state(self.prior.correlation_parameter())
-        replicas = tf.distribute.get_strategy().num_replicas_in_sync
-        examples = tf.cast(tf.shape(loss)[0], loss.dtype)
+        examples = tf.cast(examples, loss.dtype)
         if replicas > 1:
             examples = tf.distribute.get_replica_context().all_reduce("SUM", examples)
         # Where records of the data are skipped, a batch can be empty.
@@ -570,3 +583,22 @@ def _targets(x: Any, y: Any, kwargs: Mapping[str, Any]) -> Any:
     if y is not None or kwargs.get("sample_weight") is None:
         return y
     return next(iter(x.values())) if isinstance(x, Mapping) else x
+
+
+def _never_empty(x: Any, sample_weight: Any) -> tuple[Any, tf.Tensor]:
+    """A share of a batch; where it is empty, one example of ones and with the weight 0.
+
+    The smallest batches leave nothing for some replicas, and TensorFlow's dilated convolutions fail
+    on nothing.
+    """
+    number = tf.shape(keras.tree.flatten(x)[0])[0]
+    missing = tf.cast(tf.equal(number, 0), tf.int32)
+
+    def padded(part: tf.Tensor, value: int) -> tf.Tensor:
+        part = tf.convert_to_tensor(part)
+        paddings = tf.pad([[0, missing]], [[0, part.shape.rank - 1], [0, 0]])
+        return tf.pad(part, paddings, constant_values=tf.cast(value, part.dtype))
+
+    if sample_weight is None:
+        sample_weight = tf.ones([number])
+    return keras.tree.map_structure(lambda part: padded(part, 1), x), padded(sample_weight, 0)

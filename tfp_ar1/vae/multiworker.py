@@ -31,7 +31,10 @@ class MultiWorkerMixin:
 
     def _make_function(self, step_function: Callable[[Any], dict[str, tf.Tensor]]) -> Callable:
         """Gives what a step reports a first axis, over which Keras averages the workers."""
-        if not isinstance(self.distribute_strategy, tf.distribute.MultiWorkerMirroredStrategy):
+        strategy = self.distribute_strategy
+        of_workers = isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
+        # Of one replica alone Keras takes what the step reports as it is.
+        if not of_workers or strategy.num_replicas_in_sync == 1:
             return super()._make_function(step_function)
 
         def step(data: Any) -> dict[str, tf.Tensor]:

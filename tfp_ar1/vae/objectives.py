@@ -307,3 +307,10 @@ def checked_count(name: str, value: int, at_least: int) -> int:
     if not isinstance(value, numbers.Real) or value % 1 != 0 or value < at_least:
         raise ValueError(f"`{name}` must be an integer of at least {at_least}; got {value!r}.")
     return int(value)
+
+
+def checked_seed(seed: int) -> tf.Tensor:
+    """The seed that TFP takes, int32 `[2]`, or `ValueError` if it is not an int32 integer."""
+    if not isinstance(seed, numbers.Integral) or not tf.int32.min <= seed <= tf.int32.max:
+        raise ValueError(f"`seed` must be an integer of 32 bits, or None; got {seed!r}.")
+    return tf.constant([seed, 0], tf.int32)

@@ -32,6 +32,26 @@ class _Series(NamedTuple):
     length: tf.Tensor | None  # int32 [batch], or `None` where all series have all steps
 
 
+class _Parts(NamedTuple):
+    """What the methods take as data: an array, or a dictionary."""
+
+    x: Any
+    length: Any = None
+    mask: Any = None
+
+    @classmethod
+    def of(cls, data: Any) -> _Parts:
+        """Raises `ValueError` if a key is missing or unknown."""
+        if not isinstance(data, Mapping):
+            return cls(data)
+        if not {"x"} <= set(data) <= set(cls._fields):
+            raise ValueError(
+                f"Data in a dictionary must have the key 'x', and may have 'length' and 'mask'; "
+                f"got {list(data)}."
+            )
+        return cls(**data)
+
+
 @keras.saving.register_keras_serializable(package="tfp_ar1")
 class SequenceVAE(RhoVAE):
     """A variational autoencoder for time series, whose latents are paths in time.
@@ -46,15 +66,21 @@ class SequenceVAE(RhoVAE):
     vae = tfp_ar1.SequenceVAE(encoder, decoder, channels=2, steps=100, seed=0)
     vae.compile(optimizer=keras.optimizers.Adam(1e-3))
     vae.fit(x_train, epochs=30, validation_data=(x_test,))  # x [N, 100, 1]
-    vae.impute(x_with_gaps)  # NaN where nothing was observed
+    vae.impute(x_with_gaps)  # NaN where nothing was observed; or impute(x, mask)
     vae.forecast(x_test, steps=10)
     ```
 
     **Data.** An array `[N, steps, features]`, where NaN marks a value that was not observed: its
-    likelihood term drops out, and the encoder sees that it is missing. Or, for series of unequal
-    lengths, a dictionary `{"x": x, "length": length}` with integers `[N]` from 1 to `steps`: what x
-    holds from step `length` on is padding, and changes no result. `fit` and `evaluate` also take
-    `tf.data.Dataset`s of either; values and lengths in these are not checked.
+    likelihood term drops out, and the encoder sees that it is missing. Or a dictionary with that
+    array as `"x"` and one or both of
+
+    * `"length"`, for series of unequal lengths: integers `[N]` from 1 to `steps`. What x holds from
+      step `length` on is padding, and changes no result;
+    * `"mask"`: booleans `[N, steps]` or `[N, steps, features]`, true where x was observed, as
+      Keras's masks are. What x holds elsewhere changes no result.
+
+    `fit` and `evaluate` also take `tf.data.Dataset`s of either, whose batches may have fewer steps,
+    such as those of `padded_batch`; values and lengths in these are not checked.
 
     Training, metrics, objectives, sample weights, saving and `export` (for series of full length)
     are those of `RhoVAE`. The metric `correlation` is the posteriors' mean over the channels,
@@ -220,17 +246,23 @@ class SequenceVAE(RhoVAE):
         return tuple(input_shape["x"] if isinstance(input_shape, Mapping) else input_shape)
 
     def check_data(self, x: Any) -> None:
-        """Raises `ValueError` if arrays of data, or lengths, are not what the model is for."""
-        if not isinstance(x, np.ndarray | Mapping):
+        """Raises `ValueError` if data, lengths or a mask are not what the model is for.
+
+        Datasets and generators are passed over.
+        """
+        if not isinstance(x, np.ndarray | tf.Tensor | Mapping):
             return
-        x, length = _x_and_length(x)
-        x = np.asarray(x)
-        if x.ndim != 3 or not len(x) or x.shape[1] != self.steps:
+        parts = _Parts.of(x)
+        x, length, mask = (None if p is None else keras.ops.convert_to_numpy(p) for p in parts)
+        if x.ndim != 3 or not x.size or x.shape[1] != self.steps:
             raise ValueError(
                 f"Expected data of shape [N, {self.steps}, features], N at least 1; got {x.shape}."
             )
+        self.check_shape(x.shape)
+        if x.dtype.kind not in "buif":
+            raise ValueError(f"The data must be numbers; got dtype {x.dtype}.")
+        observed = ~np.isnan(x)
         if length is not None:
-            length = np.asarray(length)
             if length.shape != x.shape[:1] or not np.issubdtype(length.dtype, np.integer):
                 raise ValueError(
                     f"`length` must hold an integer for each of {len(x)} series; got dtype "
@@ -241,28 +273,59 @@ class SequenceVAE(RhoVAE):
                     f"`length` must be from 1 to {self.steps}, the number of steps; got values "
                     f"from {length.min()} to {length.max()}."
                 )
-            x = x[np.arange(self.steps) < length[:, np.newaxis]]
-        self.likelihood.check(x[~np.isnan(x)])
+            observed &= (np.arange(self.steps) < length[:, np.newaxis])[..., np.newaxis]
+        if mask is not None:
+            if mask.dtype != bool or mask.shape not in (x.shape[:2], x.shape):
+                raise ValueError(
+                    f"`mask` must hold booleans, true where x was observed, of shape {x.shape[:2]} "
+                    f"or {x.shape}; got dtype {mask.dtype} and shape {mask.shape}."
+                )
+            observed &= mask if mask.ndim == 3 else mask[..., np.newaxis]
+        self.likelihood.check(x[observed])
 
     def _series(self, x: Any) -> _Series:
         """Data as the methods take it, taken apart."""
-        x, length = _x_and_length(x)
+        x, length, mask = _Parts.of(x)
         x = tf.cast(keras.ops.convert_to_tensor(x), self.distribution_dtype)
         if not self.built:
             self.build(tuple(x.shape))
-        if not tf.TensorShape([None, *self.data_shape]).is_compatible_with(x.shape):
-            raise ValueError(
-                f"The model is for data of shape (batch, {str(self.data_shape)[1:-1]}); got "
-                f"{tuple(x.shape)}."
-            )
+        self.check_shape(x.shape)
+        x = self._with_all_steps(tf.ensure_shape(x, [None, None, self.data_shape[-1]]), np.nan)
         if length is None:
             valid = tf.ones(tf.shape(x)[:2], tf.bool)
         else:
             length = tf.cast(length, tf.int32)
+            if length.shape.rank not in (None, 1):
+                raise ValueError(f"`length` must be of shape [N]; got {length.shape}.")
+            length = tf.ensure_shape(length, [None])
             valid = tf.range(self.steps) < length[:, tf.newaxis]
         observed = valid[..., tf.newaxis] & ~tf.math.is_nan(x)
+        if mask is not None:
+            mask = tf.convert_to_tensor(mask)
+            if mask.dtype != tf.bool or mask.shape.rank not in (2, 3):
+                raise ValueError(
+                    f"`mask` must hold booleans of shape [N, {self.steps}], or that of x; got "
+                    f"dtype {mask.dtype.name} and shape {mask.shape}."
+                )
+            mask = mask if mask.shape.rank == 3 else mask[..., tf.newaxis]
+            observed &= self._with_all_steps(mask, False)
         # Zeros before anything is computed, or the gradients would be NaN too.
         return _Series(tf.where(observed, x, tf.zeros_like(x)), observed, valid, length)
+
+    def _with_all_steps(self, x: tf.Tensor, value: float | bool) -> tf.Tensor:
+        """`x`, `[batch, steps or fewer, ...]`, with the value in steps that the batch lacks.
+
+        The batches of `tf.data.Dataset.padded_batch` end where their longest series does.
+        """
+        if x.shape[1] is not None:
+            return x
+        lacking = self.steps - tf.shape(x)[1]
+        check = tf.debugging.assert_non_negative(
+            lacking, message=f"A batch has series of more than {self.steps} steps."
+        )
+        with tf.control_dependencies([check]):
+            x = tf.pad(x, [[0, 0], [0, lacking], [0, 0]], constant_values=value)
+        return tf.ensure_shape(x, [None, self.steps, None])
 
     def encode(self, x: Any, training: bool = False) -> tfd.Distribution:
         """The posterior q(z | x): batch shape `[batch, channels]`, event shape `[steps]`.
@@ -412,15 +475,21 @@ class SequenceVAE(RhoVAE):
         return mean, z, tf.sqrt(variance), self.posterior_correlation(posterior, x)
 
     def impute(
-        self, x: Any, num_samples: int = 100, seed: int | None = None, batch_size: int = 128
+        self,
+        x: Any,
+        mask: Any = None,
+        num_samples: int = 100,
+        seed: int | None = None,
+        batch_size: int = 128,
     ) -> np.ndarray:
         """Draws of whole series, given what is observed of them.
 
         They include the noise of observation: quantiles over the draws are prediction intervals.
 
         Args:
-          x: data `[N, steps, features]` with NaN where nothing was observed, or a dictionary with
-            lengths.
+          x: data `[N, steps, features]` with NaN where nothing was observed, or a dictionary.
+          mask: booleans `[N, steps]` or `[N, steps, features]`, true where x was observed. What x
+            holds elsewhere is not used, and may be NaN or not.
           num_samples: number S of draws of each series.
           seed: integer for the same draws each time, or `None` to go on with the model's own seed.
           batch_size: series at a time. Draws are made in portions, so that memory stays bounded.
@@ -430,8 +499,13 @@ class SequenceVAE(RhoVAE):
           a series is its forecast.
 
         Raises:
-          ValueError: if the data are not what the model is for.
+          ValueError: if the data are not what the model is for, or have a mask already.
         """
+        if mask is not None:
+            parts = _Parts.of(x)
+            if parts.mask is not None:
+                raise ValueError("Pass `mask` either as an argument or in the dictionary.")
+            x = {k: v for k, v in parts._replace(mask=mask)._asdict().items() if v is not None}
         return self._draws(self._impute, x, self.steps, num_samples, seed, batch_size)
 
     def forecast(
@@ -485,7 +559,8 @@ class SequenceVAE(RhoVAE):
         """Calls `draw(x, num_samples, seed)`, which decodes `steps` steps, in portions."""
         x = evaluation.checked_data(self, x)
         num_samples = objectives.checked_count("num_samples", num_samples, at_least=1)
-        seed = self.next_seed() if seed is None else tf.constant([seed, 0])
+        batch_size = objectives.checked_count("batch_size", batch_size, at_least=1)
+        seed = self.next_seed() if seed is None else objectives.checked_seed(seed)
         size = steps * self.data_shape[-1]
         portion = evaluation.portion_of_samples(num_samples, batch_size, size)
         batches = []
@@ -558,14 +633,3 @@ def _interpolated(series: _Series) -> tf.Tensor:
     weight = tf.cast(steps - before, series.values.dtype) / tf.cast(span, series.values.dtype)
     low = at(before)
     return tf.where(series.valid[..., tf.newaxis], low + weight * (at(after) - low), 0)
-
-
-def _x_and_length(x: Any) -> tuple[Any, Any]:
-    """The data and the lengths of the series, `None` if they are all of all steps."""
-    if not isinstance(x, Mapping):
-        return x, None
-    if not {"x"} <= set(x) <= {"x", "length"}:
-        raise ValueError(
-            f"Data in a dictionary must have the key 'x', and may have 'length'; got {list(x)}."
-        )
-    return x["x"], x.get("length")
