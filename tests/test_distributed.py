@@ -13,8 +13,8 @@ from tfp_ar1.vae import architectures
 SECONDS = 240  # for each of the trainings below, most of it for the import of TensorFlow
 
 # One training, on whatever it is told. The latents are not random here but functions of the data,
-# so that every way to share a batch out has the same ones. The last
-# batch, of 3, is shared unevenly.
+# so that every way to share a batch out has the same ones. The last batch, of 1, leaves nothing for
+# the second replica.
 TRAIN = """
 import json, os, sys
 import numpy as np
@@ -59,8 +59,8 @@ def sequence_model():
 
 results = {}
 for name, new, shape in (
-    ("image", image_model, (19, 4, 4)),
-    ("sequence", sequence_model, (19, 12, 2)),
+    ("image", image_model, (17, 4, 4)),
+    ("sequence", sequence_model, (17, 12, 2)),
 ):
     x = np.random.default_rng(0).uniform(size=shape).astype("float32")
     for feed in ("array", "pipeline"):
@@ -72,7 +72,7 @@ for name, new, shape in (
             data = {"x": x, "batch_size": 8, "shuffle": False}
         else:
             data = {"x": Batches(x, 8, seed=0).dataset(0, strategy), "steps_per_epoch": 3}
-        history = model.fit(**data, epochs=2, verbose=0, validation_data=(x[:5],)).history
+        history = model.fit(**data, epochs=2, verbose=0, validation_data=(x[:9],)).history
         for i, weight in enumerate(model.get_weights()):
             results[f"{name}-{feed}-weight-{i}"] = weight
         for key, values in history.items():
@@ -176,6 +176,17 @@ def test_keras_still_needs_our_overrides(trained, override):
     )
 
 
+@pytest.mark.slow
+def test_a_cluster_of_one_worker(tmp_path):
+    """Keras takes what its steps report as that of a model without a strategy."""
+    command = [sys.executable, "-m", "tfp_ar1", "train", "--hidden-units", "4", "--epochs", "1"]
+    command += ["--num-importance-samples", "2", "--strategy", "multiworker"]
+    process = workers.start([*command, "--out", str(tmp_path / "run")], *workers.tf_configs(1))
+    output, _ = process.communicate(timeout=SECONDS)
+    assert process.returncode == 0, output[-4000:]
+    assert "epoch 1/1" in output
+
+
 @pytest.mark.parametrize("option", [{"jit_compile": True}, {"steps_per_execution": 2}])
 def test_what_keras_cannot_do_on_several_replicas(monkeypatch, option):
     class Strategy:
@@ -186,5 +197,5 @@ def test_what_keras_cannot_do_on_several_replicas(monkeypatch, option):
     monkeypatch.setattr(type(model), "distribute_strategy", Strategy())
     with pytest.raises(ValueError, match=f"several replicas with `{next(iter(option))}="):
         model.compile(**option)
-    model.compile()
+    model.compile(steps_per_execution=None)
     assert model.jit_compile is False

@@ -182,10 +182,7 @@ def check_alike(strategy: "tf.distribute.Strategy", run: "Run", position: "Posit
 
     if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
         return
-    options = {k: v for k, v in run.options.items() if k not in runs.MAY_CHANGE}
-    told = {"options": options, "data": run.config["data"]}
-    same = zlib.crc32(json.dumps(told, sort_keys=True, default=str).encode())
-    mine = tf.constant([[same, *position]], tf.int64)
+    mine = tf.constant([[what_is_alike(run), *position]], tf.int64)
     everyones = strategy.gather(strategy.run(lambda: tf.identity(mine)), axis=0).numpy()
     if len({row[0] for row in everyones}) > 1:
         raise UserError(
@@ -197,6 +194,13 @@ def check_alike(strategy: "tf.distribute.Strategy", run: "Run", position: "Posit
             f"the workers do not stand at the same place ({places}); {run.folder} must be a folder "
             "that all of them share."
         )
+
+
+def what_is_alike(run: "Run") -> int:
+    """A number that is the same for workers that were started for the same training."""
+    options = {k: v for k, v in run.options.items() if k not in runs.MAY_CHANGE}
+    told = {"options": options, "data": run.config["data"]}
+    return zlib.crc32(json.dumps(told, sort_keys=True, default=str).encode())
 
 
 def wait_for_last_backup(run: "Run") -> None:
