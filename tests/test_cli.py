@@ -714,11 +714,24 @@ def test_an_interrupted_run_goes_on_where_it_stood(
     assert not run.finished
     assert run.position() == (done, 0)
     first = run.history()
+    leftover = run.checkpoints / ".tmp-1-2-0.npz"
+    leftover.touch()
 
     # The state is that after the last whole epoch: neither more nor fewer steps.
     model = training.build(run.options, (6, 6))
     assert checkpoints.Checkpoint(run, model, steps_per_epoch=3).restore() == (done, 0)
     assert model.optimizer.iterations == done * 3
+
+    # A checkpoint that was damaged is no state to begin with.
+    file = run.checkpoint_files()[done, 0]
+    whole = file.read_bytes()
+    file.write_bytes(whole[:1000])
+    code, _, err = train_tiny(cli, images, "--out", folder)
+    assert code == 2
+    assert f"{file}: cannot be read (" in err
+    assert "); delete it to begin anew." in err
+    assert not leftover.exists()
+    file.write_bytes(whole)
 
     code, out, _ = train_tiny(cli, images, "--out", folder)
     assert code == 0

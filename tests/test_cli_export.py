@@ -189,7 +189,7 @@ def test_the_card_says_what_the_run_recorded(exported):
     assert card["versions"] == {"trained": config["versions"], "exported": runs.versions()}
     assert card["data"]["shape"] == list(x.shape[1:])
     assert card["data"]["sha256"] == config["data"]["sha256"]
-    options = {k: v for k, v in config["options"].items() if k not in ("dataset", "data_dir")}
+    options = {k: v for k, v in config["options"].items() if k not in runs.MAY_CHANGE}
     assert card["training"] == options
     for expected in (
         "tiny",
@@ -208,6 +208,17 @@ def test_the_card_says_what_the_run_recorded(exported):
             assert line.count("|") - line.count("\\|") in (3, 4, 5)
 
 
+def test_the_card_of_images_that_stay_on_disk():
+    config = json.loads((RUNS["image"] / "config.json").read_text())
+    text = model_card.text(model_card.make(config, {}, num_skipped=7))
+    assert "Left out" not in text
+    config["options"]["dataset"] = "stream:x.npy"
+    text = model_card.text(model_card.make(config, {}, num_skipped=7))
+    assert "| Left out as corrupt, of both sets | 7 images |" in text
+    assert "| Range of values in the test set | " in text
+    assert "| SHA-256 of names, sizes and samples of the files | " in text
+
+
 @pytest.mark.parametrize("name", RUNS)
 def test_every_choice_of_the_command_line_is_described(name):
     config = json.loads((RUNS[name] / "config.json").read_text())
@@ -221,6 +232,21 @@ def test_every_choice_of_the_command_line_is_described(name):
             options = {**config["options"], option: choice}
             model = model_card.make({**config, "options": options}, {})["model"]
             assert len(model[option].removeprefix("Gaussian. ")) > len(choice)
+
+
+def test_what_killed_exports_left_is_removed(tmp_path):
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    running = tmp_path / f".tmp-{os.getppid()}-export"
+    other = tmp_path / f".tmp-{gone.pid}-other"
+    left = [tmp_path / f".tmp-{pid}-export" for pid in (os.getpid(), gone.pid)]
+    for folder in (running, other, *left):
+        folder.mkdir()
+        (folder / "part").touch()
+    with runs.atomic_folder(tmp_path / "export") as folder:
+        (folder / "whole").touch()
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {"export", running.name, other.name}
 
 
 def test_priors():

@@ -318,7 +318,8 @@ def test_pictures_of_every_shape(tmp_path, n, channels):
     units, x = UNITS[channels], windows(n, channels)
     path = tmp_path / "x.png"
     draws = np.nan_to_num(x) + np.random.default_rng(1).normal(size=(30, *x.shape))
-    series_plots.reconstructions(path, units, x, draws)
+    length = np.array([20] * (n - 1) + [15])
+    series_plots.reconstructions(path, units, x, length, draws)
     read(path)
     gap = series_plots.gaps(np.array([20] * n), 20, 0.2, seed=0)
     series_plots.imputations(path, units, x, gap, draws)
@@ -328,6 +329,49 @@ def test_pictures_of_every_shape(tmp_path, n, channels):
     series_plots.samples(path, units, x)
     read(path)
     assert [file.name for file in tmp_path.iterdir()] == ["x.png"]
+
+
+def drawn(monkeypatch):
+    """The figures of the pictures that are drawn from now on, which are not written."""
+    figures = []
+    monkeypatch.setattr(series_plots, "save", lambda figure, path: figures.append(figure))
+    return figures
+
+
+def bands_of(ax):
+    """The first and the last step of each band of a panel."""
+    paths = (collection.get_paths()[0].vertices[:, 0] for collection in ax.collections)
+    return [(steps.min(), steps.max()) for steps in paths]
+
+
+def test_a_reconstruction_ends_with_its_series(monkeypatch):
+    figures, x = drawn(monkeypatch), windows(2, 1)
+    draws = np.nan_to_num(x) + np.zeros((5, 1, 1, 1))
+    series_plots.reconstructions(None, UNITS[1], x, np.array([20, 15]), draws)
+    assert [bands_of(ax) for ax in figures[0].axes] == [[(0, 19)], [(0, 14)]]
+
+
+def test_a_gap_of_one_step_is_seen(monkeypatch):
+    figures, x = drawn(monkeypatch), windows(1, 1, steps=20)
+    gap = np.arange(20) == [[4]]
+    series_plots.imputations(None, UNITS[1], x, gap, np.zeros((5, *x.shape)))
+    ((low, high),) = bands_of(figures[0].axes[0])
+    assert low < 4 < high
+
+
+def test_every_column_says_what_its_steps_are(monkeypatch):
+    """Also the second and third, which have no panel at the bottom."""
+    figures, x = drawn(monkeypatch), windows(4, 1)
+    series_plots.samples(None, UNITS[1], x)
+    labelled = [ax.get_xlabel() for ax in figures[0].axes if ax.get_visible()]
+    assert labelled == ["", "step", "step", "step"]
+    figures[0].canvas.draw()
+    shown = [
+        any(tick.label1.get_visible() for tick in ax.xaxis.get_major_ticks())
+        for ax in figures[0].axes
+        if ax.get_visible()
+    ]
+    assert shown == [False, True, True, True]
 
 
 @pytest.mark.parametrize("channels", [1, 2, 9])

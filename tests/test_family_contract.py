@@ -1,5 +1,7 @@
 """TFP's contract for ARH(1), ANTE(1) and OU: what test_contract asks of AR(1), a test a point."""
 
+import collections
+import functools
 import inspect
 
 import numpy as np
@@ -7,12 +9,15 @@ import oracles
 import pytest
 import tensorflow as tf
 import tensorflow_probability as tfp
+from family import RELATIVES, as_dense, cast, random_parameters
 from test_contract import (
+    COMBINATIONS,
     CONDITIONAL,
     DISTRIBUTION,
     FEW,
     INDICES,
     KINDS,
+    MASK,
     OBSERVED,
     OTHERS,
     SEED,
@@ -29,20 +34,26 @@ from test_contract import (
     gradients_of_map,
     kl,
     log_mean_exp,
+    refuse,
     source,
 )
 
-from tfp_ar1 import MultivariateNormalANTE1, MultivariateNormalARH1, MultivariateNormalOU
+from tfp_ar1 import MultivariateNormalAR1, MultivariateNormalOU
+from tfp_ar1.linear_operator_markov_cholesky import LinearOperatorMarkovCholesky
 
 tfb = tfp.bijectors
 tfd = tfp.distributions
 
 BATCH_SHAPE = (2, 3)
-CLASSES = {
-    "ARH1": MultivariateNormalARH1,
-    "ANTE1": MultivariateNormalANTE1,
-    "OU": MultivariateNormalOU,
+# The other spelling of a correlation is named.
+CASES = {
+    "ARH1": RELATIVES["ARH1"],
+    "ANTE1": RELATIVES["ANTE1 by fisher_z"],
+    "OU": RELATIVES["OU"],
+    "ARH1 by fisher_z": RELATIVES["ARH1 by fisher_z"],
+    "ANTE1 by correlation": RELATIVES["ANTE1"],
 }
+CLASSES = {member: case.cls for member, case in CASES.items()}
 LOC, SCALE_DIAG = draw(2, 1, SIZE), np.exp(0.3 * draw(3, SIZE, seed=8))
 # Each parameter misses a part of the batch shape.
 ARGUMENTS = {
@@ -54,15 +65,27 @@ ARGUMENTS = {
         "length_scale": np.array([[0.6], [1.3]]),
         "times": np.cumsum(np.exp(0.3 * draw(3, SIZE, seed=10)), axis=-1),
     },
+    "ARH1 by fisher_z": {
+        "loc": LOC,
+        "scale_diag": SCALE_DIAG,
+        "fisher_z": np.arctanh([[0.6], [-0.3]]),
+    },
+    "ANTE1 by correlation": {
+        "loc": LOC,
+        "scale_diag": SCALE_DIAG,
+        "correlation": np.tanh(draw(2, 1, SIZE - 1, seed=9)),
+    },
 }
-# What (l)oc, (s)cale and (c)orrelation, on which a statistic depends, are to each.
-LETTERS = {
-    "ARH1": {"l": ("loc",), "s": ("scale_diag",), "c": ("correlation",)},
-    "ANTE1": {"l": ("loc",), "s": ("scale_diag",), "c": ("fisher_z",)},
-    "OU": {"l": ("loc",), "s": ("marginal_scale",), "c": ("length_scale", "times")},
-}
-each_member = pytest.mark.parametrize("member", CLASSES)
+# What (l)oc, (s)cale and (c)orrelation, on which a statistic depends, are among the parameters.
+LETTERS = {"l": slice(0, 1), "s": slice(1, 2), "c": slice(2, None)}
+each_member = pytest.mark.parametrize("member", ["ARH1", "ANTE1", "OU"])
+each_spelling = pytest.mark.parametrize("member", CASES)
 each_kind = pytest.mark.parametrize("kind", ["Variable", "TransformedVariable", "DeferredTensor"])
+
+
+def make_distribution(member, parameters):
+    """From the values of its parameters, in their order."""
+    return CASES[member].distribution(*parameters)
 
 
 def distribution(member, make=constant, **others):
@@ -70,26 +93,35 @@ def distribution(member, make=constant, **others):
     return CLASSES[member](**given, **others)
 
 
-def dense_covariance(member):
-    """By the formula of the class."""
-    given = {name: value[..., np.newaxis] for name, value in ARGUMENTS[member].items()}
-    if member == "OU":
-        times, length_scale = ARGUMENTS[member]["times"], given["length_scale"][..., np.newaxis]
-        distances = np.abs(times[..., :, None] - times[..., None, :])
-        return given["marginal_scale"][..., None] ** 2 * np.exp(-distances / length_scale)
-    if member == "ARH1":
-        rho = np.repeat(given["correlation"], SIZE - 1, axis=-1)
-    else:
-        rho = np.tanh(ARGUMENTS[member]["fisher_z"])
-    correlations = oracles.tf_antedependent_correlations(tf.constant(rho)).numpy()
-    return SCALE_DIAG[..., :, None] * SCALE_DIAG[..., None, :] * correlations
+def make_operator(member, parameters):
+    """The scale of `make_distribution`, by itself."""
+    names = CASES[member].names[1:]
+    return type(distribution(member).scale)(**dict(zip(names, parameters, strict=True)))
 
 
-DENSE = {member: oracles.Dense(LOC, dense_covariance(member)) for member in CLASSES}
+def dense(member, **changed):
+    return as_dense(CASES[member], (ARGUMENTS[member] | changed).values(), SIZE)
+
+
+DENSE = {member: dense(member) for member in CASES}
+
+
+def event_ndims_of(member):
+    properties = CLASSES[member].parameter_properties()
+    return {name: properties[name].event_ndims for name in CASES[member].names}
+
+
+def first(member):
+    """The parameters of the first member of the batch."""
+    event_ndims = event_ndims_of(member)
+    return {
+        name: value[(0,) * (value.ndim - event_ndims[name])]
+        for name, value in ARGUMENTS[member].items()
+    }
 
 
 def names_of(letters, member):
-    return [name for letter in letters for name in LETTERS[member][letter]]
+    return [name for letter in letters for name in CASES[member].names[LETTERS[letter]]]
 
 
 def all_kls(p):
@@ -99,7 +131,7 @@ def all_kls(p):
 # --- Variables ------------------------------------------------------------------------------------
 
 
-@each_member
+@each_spelling
 @pytest.mark.parametrize("validate_args", [False, True])
 def test_a_statistic_reads_each_variable_at_most_twice(member, validate_args):
     for name, statistic in STATISTICS.items():
@@ -112,7 +144,26 @@ def test_a_statistic_reads_each_variable_at_most_twice(member, validate_args):
         assert max(reads.values()) <= (4 if "marginal" in name else 2), (name, reads)
 
 
-@each_member
+@each_spelling
+def test_a_graph_reads_each_variable_at_most_twice(member):
+    """Counts operations, for plain variables: some reads make no tensor that Python sees."""
+    p = distribution(member, KINDS["Variable"])
+    variables = {id(getattr(p, k).handle): k for k in ARGUMENTS[member]}
+    for name, statistic in STATISTICS.items():
+        in_graph = function(lambda s=statistic: s.compute(p, VALUE))
+        graph = in_graph.get_concrete_function().graph
+        captured = {id(i): variables[id(v)] for v, i in graph.captures if id(v) in variables}
+        reads = collections.Counter(
+            captured[id(i)]
+            for operation in graph.get_operations()
+            for i in operation.inputs
+            if id(i) in captured
+        )
+        assert reads.keys() >= set(names_of(statistic.depends_on, member)), name
+        assert max(reads.values()) <= 2, (name, reads)
+
+
+@each_spelling
 def test_a_kl_reads_each_variable_once(member):
     for name, other in OTHERS.items():
         for reverse in (False, True):
@@ -124,7 +175,7 @@ def test_a_kl_reads_each_variable_once(member):
             assert reads.keys() >= set(ARGUMENTS[member])
 
 
-@each_member
+@each_spelling
 def test_gradients_of_statistics(member):
     for statistic in STATISTICS.values():
         p = distribution(member, KINDS["Variable"])
@@ -134,7 +185,7 @@ def test_gradients_of_statistics(member):
         )
 
 
-@each_member
+@each_spelling
 @pytest.mark.parametrize("other", OTHERS)
 def test_gradients_of_kls(member, other):
     for reverse in (False, True):
@@ -159,7 +210,7 @@ def test_new_values_of_variables_take_effect(member, kind):
     assert_all_close(compute(p, VALUE, FEW), compute(fresh, VALUE, FEW))
 
 
-@each_member
+@each_spelling
 @pytest.mark.parametrize("kind", ["Variable", "constant"])
 def test_the_arguments_are_the_attributes(member, kind):
     given = {name: KINDS[kind](name, value) for name, value in ARGUMENTS[member].items()}
@@ -201,54 +252,83 @@ def test_use_leaves_no_trace(member):
 # --- Shapes and slices ----------------------------------------------------------------------------
 
 
-# From the shape of an argument, what a graph knows of it.
+# From the shapes of batch and event of an argument, what a graph knows of its shape.
 KNOWN = {
-    "known": lambda shape: shape,
-    "sizes unknown": lambda shape: [None] * len(shape),
+    "known": lambda batch, event: [*batch, *event],
+    "batch unknown": lambda batch, event: [*(None if n == 2 else n for n in batch), *event],
+    "event unknown": lambda batch, event: [*batch, *(None for _ in event)],
+    "sizes unknown": lambda batch, event: [None] * len([*batch, *event]),
+    "rank unknown": lambda batch, event: None,
 }
+
+
+@functools.cache
+def eager_results(member):
+    return compute(distribution(member), VALUE, DISTRIBUTION | CONDITIONAL)
 
 
 @each_member
 @pytest.mark.parametrize("known", KNOWN)
 def test_static_shapes_are_known_where_they_can_be(member, known):
-    given = ARGUMENTS[member]
-    shapes = [KNOWN[known](np.shape(v)) for v in (*given.values(), VALUE)]
-    table = DISTRIBUTION | CONDITIONAL
+    def shape(value, event_ndims):
+        split = np.ndim(value) - event_ndims
+        return tf.TensorShape(KNOWN[known](np.shape(value)[:split], np.shape(value)[split:]))
+
+    def assert_shape(result, *expected, err_msg=""):
+        expected = functools.reduce(tf.TensorShape.concatenate, expected, tf.TensorShape([]))
+        assert result.shape.is_subtype_of(expected), f"{err_msg}: {result.shape}, not {expected}"
+
+    given, event_ndims = ARGUMENTS[member], event_ndims_of(member)
+    batch_shape = shape(np.zeros(BATCH_SHAPE), 0)
+    event_shape = tf.TensorShape(KNOWN[known]([], [SIZE]) or [None])
+    shapes = [*(shape(given[k], event_ndims[k]) for k in given), shape(VALUE, 1)]
 
     @function(input_signature=[tf.TensorSpec(shape, "float64") for shape in shapes])
     def in_graph(*arguments):
         *parameters, x = arguments
-        p = CLASSES[member](**dict(zip(given, parameters, strict=True)))
-        results = compute(p, x, table)
-        if known == "known":
-            assert p.batch_shape == BATCH_SHAPE
-            assert p.scale.shape[-2:] == p.precision().shape[-2:] == [SIZE, SIZE]
-            for name, result in results.items():
-                expected = BATCH_SHAPE + STATISTICS[name].event_ndims * (SIZE,)
-                assert result.shape == expected, name
-        else:
-            assert p.batch_shape.rank == 2
-            assert p.sample([5, 2], seed=SEED).shape[:2] == [5, 2]
-            for name, result in results.items():
-                assert result.shape.rank == 2 + STATISTICS[name].event_ndims, name
+        p = make_distribution(member, parameters)
+        assert p.batch_shape.is_subtype_of(batch_shape)
+        assert p.event_shape.is_subtype_of(event_shape)
+        for operator in (p.scale, p.precision()):
+            assert_shape(operator, batch_shape, event_shape, event_shape)
+        assert_shape(p.sample([5, 2], seed=SEED), [5, 2], batch_shape, event_shape)
+        results = compute(p, x, DISTRIBUTION | CONDITIONAL)
+        for name, result in results.items():
+            event = [event_shape] * STATISTICS[name].event_ndims
+            assert_shape(result, batch_shape, *event, err_msg=name)
         return results
 
-    actual = in_graph(*given.values(), VALUE)
-    assert_all_close(actual, compute(distribution(member), VALUE, table))
+    assert_all_close(in_graph(*given.values(), VALUE), eager_results(member))
+
+
+@each_member
+def test_a_conditional_of_unknown_rank(member):
+    """The rank of the mask too, on which the search for neighbours depends."""
+
+    def results(*arguments):
+        *parameters, x, observed = arguments
+        conditional = make_distribution(member, parameters).conditional(x, observed)
+        return (
+            conditional.mean(),
+            conditional.stddev(),
+            conditional.sample(seed=SEED),
+            conditional.observed_log_prob(),
+        )
+
+    given = tuple(ARGUMENTS[member].values())
+    signature = [tf.TensorSpec(None, "float64")] * (len(given) + 1) + [tf.TensorSpec(None, "bool")]
+    in_graph = function(results, input_signature=signature)
+    for x, observed in ((VALUE, OBSERVED), (VALUE, VALUE > 0), (VALUE[0, 0], VALUE > 0)):
+        for a, e in zip(in_graph(*given, x, observed), results(*given, x, observed), strict=True):
+            oracles.assert_close(a, e, "same computation", e.shape.rank - 2)
 
 
 @each_member
 def test_every_statistic_has_the_batch_shape_of_all_parameters(member):
     """Each parameter in turn is the only one that has a batch."""
-    event_ndims = {
-        name: p.event_ndims for name, p in CLASSES[member].parameter_properties().items()
-    }
-    first = {
-        name: value[(0,) * (value.ndim - event_ndims[name])]
-        for name, value in ARGUMENTS[member].items()
-    }
-    for changed in first:
-        given = first | {changed: np.stack([first[changed], 0.9 * first[changed]])}
+    one = first(member)
+    for changed in one:
+        given = one | {changed: np.stack([one[changed], 0.9 * one[changed]])}
         p = CLASSES[member](**given)
         assert p.batch_shape == (2,)
         assert tuple(p.batch_shape_tensor()) == (2,)
@@ -258,7 +338,7 @@ def test_every_statistic_has_the_batch_shape_of_all_parameters(member):
                 assert s.compute(p, draw(SIZE)).shape == shape, (changed, name)
 
 
-@each_member
+@each_spelling
 @pytest.mark.parametrize("index", INDICES, ids=str)
 def test_slices(member, index):
     value, p = VALUE[0, 0], distribution(member, KINDS["Variable"])
@@ -277,6 +357,34 @@ def test_slices(member, index):
         strict=True,
     ):
         oracles.assert_close(a, e, "same computation")
+
+
+@each_spelling
+def test_slices_of_slices_and_copies_lead_back_to_the_variables(member):
+    p = distribution(member, KINDS["Variable"])
+    name, scale = CASES[member].names[1], np.array([1.5, 1.0, 0.8])
+    if name == "scale_diag":
+        scale = scale[:, np.newaxis] * SCALE_DIAG[0]
+    part = p[:, ::2].copy(**{name: tf.Variable(scale[::2])})
+    p.loc.assign_add(tf.ones_like(p.loc))
+    x = VALUE[0, 0]
+    expected = dense(member, **{"loc": LOC + 1.0, name: scale}).log_prob(x)[:, ::2]
+    variables = [getattr(part if k == name else p, k) for k in ARGUMENTS[member]]
+    for slices in ((...,), (1,), (1, 0), (slice(None), 0), ((slice(None), slice(1, None)), 1)):
+        with tf.GradientTape() as tape:
+            sliced, log_prob = part, expected
+            for index in slices:
+                sliced, log_prob = sliced[index], log_prob[index]
+            actual = sliced.log_prob(x)
+        assert sliced.batch_shape == log_prob.shape
+        oracles.assert_close(actual, log_prob, err_msg=f"{slices}")
+        assert all(g is not None for g in tape.gradient(actual, variables)), slices
+
+
+@each_member
+def test_is_not_iterable(member):
+    with pytest.raises(TypeError, match="not iterable"):
+        iter(distribution(member))
 
 
 # --- Round trips: nests, functions, loops, saved models -------------------------------------------
@@ -389,6 +497,25 @@ def test_seeds_reproduce(member):
 
 
 @each_member
+@pytest.mark.parametrize("jit_compile", [False, True])
+def test_a_stateless_seed_gives_the_same_in_graphs(member, jit_compile):
+    p = distribution(member)
+    unit = MultivariateNormalAR1(tf.zeros_like(VALUE), correlation=0.0)
+
+    @function(jit_compile=jit_compile)
+    def sample(seed):
+        return p.sample([5], seed=seed), unit.sample([5], seed=seed)
+
+    seed = tf.constant(SEED)
+    actual, noise = sample(seed)
+    np.testing.assert_array_equal(sample(seed)[0], actual)
+    assert not np.any(sample(seed + 1)[0] == actual)
+    # XLA has noise of its own, also for tf.random.stateless_normal.
+    expected = p.loc + p.scale.matvec(noise) if jit_compile else p.sample([5], seed=SEED)
+    oracles.assert_close(actual, expected, "same computation", 1)
+
+
+@each_member
 @pytest.mark.parametrize("shape", [(), 3, [2, 0], [4, 1, 2]], ids=str)
 def test_sample_and_log_prob(member, shape):
     prefix = (shape,) if isinstance(shape, int) else tuple(shape)
@@ -432,20 +559,30 @@ def test_vectorized_map(member):
         oracles.assert_close(actual, expected, "same computation", event_ndims, err_msg=name)
 
 
-@pytest.mark.slow
 @each_member
-def test_gradients_of_vectorized_map(member):
-    """`tf.vectorized_map` drops custom gradients."""
-    given = [tf.constant(m, "float64") for m in members_of_map(member)]
-    weights, mask = draw(SIZE, seed=1), np.arange(SIZE) % 3 == 0
-    diag = tfd.MultivariateNormalDiag(VALUE[0, 0])
+def test_vectorized_map_over_values(member):
+    """As chains of MCMC do it, and without falling back to a loop."""
+    values = tf.constant(draw(5, *BATCH_SHAPE, SIZE))
+    log_prob = distribution(member).log_prob
+    log_probs = tf.vectorized_map(log_prob, values, fallback_to_while_loop=False)
+    oracles.assert_close(log_probs, DENSE[member].log_prob(values))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("member", "size"), [*((member, 5) for member in CASES), ("OU", 150)])
+def test_gradients_of_vectorized_map(member, size):
+    """`tf.vectorized_map` drops custom gradients. Of 150 steps that differ, paths are in blocks."""
+    case, x, weights = CASES[member], draw(size), draw(size, seed=1)
+    given = [tf.constant(a) for a in random_parameters(case, (2,), size)]
+    mask, diag = np.arange(size) % 3 == 0, tfd.MultivariateNormalDiag(x)
 
     def total(*parameters):
-        p = CLASSES[member](**dict(zip(ARGUMENTS[member], (LOC[0, 0], *parameters), strict=True)))
-        conditional = p.conditional(VALUE[0, 0], mask)
+        p = case.distribution(*parameters)
+        conditional = p.conditional(x, mask)
         vectors = (
             p.scale.matvec(weights),
             p.scale.matvec(weights, adjoint=True),
+            p.scale.solvevec(weights),
             p.scale.solvevec(weights, adjoint=True),
             p.covariance()[1],
             p.precision().matvec(weights),
@@ -453,25 +590,59 @@ def test_gradients_of_vectorized_map(member):
             conditional.stddev(),
         )
         scalars = (
-            p.log_prob(VALUE[0, 0]),
+            p.log_prob(x),
             p.entropy(),
-            p.marginal(0, None, 2).log_prob(VALUE[0, 0, ::2]),
+            p.marginal(0, None, 2).log_prob(x[::2]),
             conditional.observed_log_prob(),
             p.kl_divergence(diag),
             diag.kl_divergence(p),
         )
-        return tf.reduce_sum(weights * tf.add_n(vectors)) + tf.add_n(scalars)
+        results = [*(tf.reduce_sum(weights * v) for v in vectors), *scalars]
+        return tf.reduce_sum(draw(len(results), seed=2) * tf.stack(results))
 
-    for a, b in zip(
+    for name, a, b in zip(
+        case.names,
         gradients_of_map(total, given, mapped=True),
         gradients_of_map(total, given, mapped=False),
         strict=True,
     ):
-        oracles.assert_close(a, b, "gradient", event_ndims=1)
+        oracles.assert_close(a, b, "gradient", a.shape.rank - 1, err_msg=name)
+
+
+# The parameter of correlation, from a number of which tanh is about the correlation of neighbours.
+DRAWN = {
+    "ARH1": tf.tanh,
+    "ANTE1": lambda u: u * [1.0, -0.5, 0.1],
+    "OU": tf.exp,
+    "ARH1 by fisher_z": tf.identity,
+    "ANTE1 by correlation": lambda u: tf.tanh(u * [1.0, -0.5, 0.1]),
+}
+
+
+@each_spelling
+def test_auto_batched_joint_distribution_has_the_right_gradient(member):
+    """Against one path after the other."""
+    loc, scale = tf.zeros(SIZE), tf.ones([] if member == "OU" else SIZE)
+    times = (np.float32([0.0, 1.0, 1.5, 4.0]),) if member == "OU" else ()
+
+    def path(u):
+        return make_distribution(member, (loc, scale, DRAWN[member](u), *times))
+
+    prior = tfd.Normal(0.0, 1.0)
+    model = tfd.JointDistributionSequentialAutoBatched([prior, path])
+    # A correlation next to 1 is for those that can say it in float32.
+    u = tf.constant([0.0, 1.0, 3.0, -3.0 if "correlation" in CASES[member].names else 12.0])
+    x = 1.0 + 0.01 * tf.range(4.0)[:, tf.newaxis] * draw(4, SIZE, dtype="float32")[::-1]
+    actual = tfp.math.value_and_gradient(lambda u, x: model.log_prob([u, x]), [u, x])[1]
+    expected = gradients_of_map(
+        lambda u, x: prior.log_prob(u) + path(u).log_prob(x), [u, x], mapped=False
+    )
+    for name, a, e in zip(("u", "x"), actual, expected, strict=True):
+        oracles.assert_close(a, e, "gradient", a.shape.rank - 1, err_msg=name)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("member", ["ANTE1", "OU"])
+@each_spelling
 def test_xla_agrees_with_eager(member):
     """Every statistic, and a gradient in which all of them take part; test_kl has the KLs."""
     table = {name: s for name, s in STATISTICS.items() if "sample" not in name}
@@ -598,6 +769,13 @@ AROUND = {
         (5, *BATCH_SHAPE, SIZE),
         lambda dense, x: dense.log_prob(x),
     ),
+    "BatchConcat": (
+        lambda p: tfd.BatchConcat([p, p], axis=1),
+        (2, 6, SIZE),
+        lambda dense, x: np.concatenate(
+            [dense.log_prob(x[:, :3]), dense.log_prob(x[:, 3:])], axis=1
+        ),
+    ),
     "Independent": (
         lambda p: tfd.Independent(p, 2),
         (*BATCH_SHAPE, SIZE),
@@ -608,15 +786,30 @@ AROUND = {
         (2, SIZE),
         lambda dense, x: log_mean_exp(dense.log_prob(x[:, np.newaxis])),
     ),
+    "Mixture": (
+        lambda p: tfd.Mixture(tfd.Categorical(logits=np.zeros((2, 2))), [p[:, 0], p[:, 1]]),
+        (2, SIZE),
+        lambda dense, x: log_mean_exp(dense.log_prob(x[:, np.newaxis])[:, :2]),
+    ),
     "Sample": (
         lambda p: tfd.Sample(p, 5),
         (*BATCH_SHAPE, 5, SIZE),
         lambda dense, x: dense.log_prob(np.moveaxis(x, -2, 0)).sum(axis=0),
     ),
+    "Masked": (
+        lambda p: tfd.Masked(p, MASK),
+        (*BATCH_SHAPE, SIZE),
+        lambda dense, x: np.where(MASK, dense.log_prob(x), 0.0),
+    ),
     "TransformedDistribution": (
         lambda p: tfd.TransformedDistribution(p, tfb.Sinh()),
         (*BATCH_SHAPE, SIZE),
         lambda dense, x: dense.log_prob(np.arcsinh(x)) - 0.5 * np.log1p(x**2).sum(axis=-1),
+    ),
+    "Blockwise": (
+        lambda p: tfd.Blockwise([p, p]),
+        (*BATCH_SHAPE, 2 * SIZE),
+        lambda dense, x: dense.log_prob(x[..., :SIZE]) + dense.log_prob(x[..., SIZE:]),
     ),
 }
 
@@ -635,27 +828,101 @@ def test_other_distributions_around_it(member, name):
     assert around.sample(7, seed=SEED).shape == (7, *shape)
 
 
-@each_member
+@each_spelling
 def test_inside_a_joint_distribution(member):
-    given = {
-        name: value[(0,) * (value.ndim - CLASSES[member].parameter_properties()[name].event_ndims)]
-        for name, value in ARGUMENTS[member].items()
-    }
+    given = first(member)
     joint = tfd.JointDistributionNamedAutoBatched(
         {
             "level": tfd.Normal(np.float64(0.0), 1.0),
             "path": lambda level: CLASSES[member](**(given | {"loc": level + given["loc"]})),
+            "data": lambda path: tfd.Independent(tfd.Normal(path, 0.1), 1),
         }
     )
+    assert joint.event_shape == {"level": [], "path": [SIZE], "data": [SIZE]}
     x = joint.sample(5, seed=SEED)
-    assert x["path"].shape == (5, SIZE)
-    level = x["level"].numpy()
-    dense = oracles.Dense(level[:, None] + given["loc"], DENSE[member].covariance[0, 0])
-    expected = dense.log_prob(x["path"]) - 0.5 * (level**2 + np.log(2 * np.pi))
+    assert x["path"].shape == x["data"].shape == (5, SIZE)
+    level, path, data = (x[k].numpy() for k in ("level", "path", "data"))
+    paths = oracles.Dense(level[:, None] + given["loc"], DENSE[member].covariance[0, 0])
+    expected = paths.log_prob(path) - 0.5 * (level**2 + np.log(2 * np.pi))
+    error = (data - path) / 0.1
+    expected -= 0.5 * np.sum(error**2 + np.log(2 * np.pi * 0.1**2), axis=-1)
     oracles.assert_close(joint.log_prob(x), expected)
+    pinned = joint.experimental_pin(data=data[0])
+    oracles.assert_close(pinned.log_prob(level=level[0], path=path[0]), expected[0])
+    bijected = pinned.experimental_default_event_space_bijector()
+    assert bijected.inverse_event_shape(pinned.event_shape) == pinned.event_shape
+
+
+# --- The operator among operators -----------------------------------------------------------------
+
+
+@each_spelling
+def test_operators_made_of_it(member, monkeypatch):
+    case = CASES[member]
+    (a, a_matrix), (b, b_matrix) = (
+        (
+            make_operator(member, random_parameters(case, (2,), size)[1:]),
+            as_dense(case, random_parameters(case, (2,), size), size).factor,
+        )
+        for size in (3, 2)
+    )
+    for name, (combine, combine_matrices) in COMBINATIONS.items():
+        matrix = combine_matrices(a_matrix, b_matrix)
+        x = draw(2, matrix.shape[-1], 3)
+        with monkeypatch.context() as patch:
+            patch.setattr(LinearOperatorMarkovCholesky, "_to_dense", refuse)
+            combined = combine(a, b)
+            log_det = combined.log_abs_determinant()
+            results = {
+                "matmul": (combined.matmul(x), matrix @ x),
+                "adjoint matmul": (combined.matmul(x, adjoint=True), matrix.swapaxes(-1, -2) @ x),
+                "solve": (combined.solve(x), np.linalg.solve(matrix, x)),
+                "matvec": (combined.matvec(x[..., 0]), (matrix @ x)[..., 0]),
+            }
+        oracles.assert_close(log_det, np.linalg.slogdet(matrix)[1], err_msg=name)
+        oracles.assert_close(combined.to_dense(), matrix, event_ndims=2, err_msg=name)
+        for key, (actual, expected) in results.items():
+            ndims = expected.ndim - 1
+            oracles.assert_close(actual, expected, event_ndims=ndims, err_msg=f"{name}, {key}")
 
 
 @each_member
+def test_adjoint_and_inverse_of_a_hundred_thousand_rows(member, monkeypatch):
+    monkeypatch.setattr(LinearOperatorMarkovCholesky, "_to_dense", refuse)
+    size, rng = 100_000, np.random.default_rng(0)
+    if member == "OU":
+        steps = rng.uniform(0.1, 2.0, size - 1)
+        scale, rho = 2.0, np.exp(-steps / 1.3)
+        parameters = np.float64(scale), 1.3, np.append(0.0, np.cumsum(steps))
+    else:
+        scale = rng.uniform(0.5, 2.0, size)
+        rho = np.full(size - 1, 0.9) if member == "ARH1" else rng.uniform(-0.9, 0.9, size - 1)
+        parameters = scale, 0.9 if member == "ARH1" else np.arctanh(rho)
+    operator = make_operator(member, parameters)
+    x, root = draw(size), np.sqrt(1 - rho**2)
+    w = x / scale
+    whitened = np.append(w[0], (w[1:] - rho * w[:-1]) / root)
+    y = np.append(x[0], x[1:] / root)
+    whitened_adjoint = (y - np.append(rho * y[1:], 0.0)) / scale
+    for name, actual, expected in (
+        ("inverse", operator.inverse().matvec(x), whitened),
+        ("inverse of adjoint", operator.adjoint().inverse().matvec(x), whitened_adjoint),
+        ("adjoint of inverse", operator.inverse().adjoint().matvec(x), whitened_adjoint),
+        ("inverse of inverse", operator.inverse().inverse().matvec(whitened), x),
+        ("adjoint", operator.adjoint().matvec(whitened_adjoint), x),
+        ("adjoint of adjoint", operator.adjoint().adjoint().matvec(whitened), x),
+        ("adjoint's solve", operator.adjoint().solvevec(x), whitened_adjoint),
+    ):
+        oracles.assert_close(actual, expected, event_ndims=1, err_msg=name)
+    log_det = np.sum(np.log(scale * np.ones(size))) + np.sum(np.log(root))
+    oracles.assert_close(operator.adjoint().log_abs_determinant(), log_det)
+    oracles.assert_close(operator.inverse().log_abs_determinant(), -log_det)
+
+
+# --- Dtypes ---------------------------------------------------------------------------------------
+
+
+@each_spelling
 @pytest.mark.parametrize("dtype", oracles.DTYPES)
 def test_every_result_has_the_dtype_of_the_parameters(member, dtype):
     p = distribution(member, lambda _, value: value.astype(dtype))
@@ -663,3 +930,175 @@ def test_every_result_has_the_dtype_of_the_parameters(member, dtype):
     results["KL"] = p.kl_divergence(tfd.MultivariateNormalDiag(tf.zeros(SIZE, dtype)))
     assert {k for k, v in results.items() if v.dtype != dtype} == set()
     assert p.dtype == p.scale.dtype == p.precision().dtype == dtype
+
+
+@each_spelling
+@pytest.mark.parametrize("as_variable", [False, True])
+def test_mixed_dtypes_are_a_type_error(member, as_variable):
+    convert = tf.Variable if as_variable else tf.constant
+    for name in ARGUMENTS[member]:
+        given = {
+            k: convert(v.astype("float32" if k == name else "float64"))
+            for k, v in ARGUMENTS[member].items()
+        }
+        with pytest.raises(TypeError, match=r"dtype|float32"):
+            CLASSES[member](**given)
+        if name != "loc":
+            with pytest.raises(TypeError, match=r"dtype|float32"):
+                make_operator(member, [v for k, v in given.items() if k != "loc"])
+
+
+@each_spelling
+def test_python_numbers_take_the_dtype_of_the_others(member):
+    """All but one parameter are Python's numbers, or lists of them."""
+    numbers = {name: value.tolist() for name, value in first(member).items()}
+    for name in numbers:
+        for dtype in oracles.DTYPES:
+            given = {k: np.asarray(v, dtype) for k, v in numbers.items()}
+            p = CLASSES[member](**(numbers | {name: given[name]}))
+            for key, value in given.items():
+                assert getattr(p, key).dtype == dtype, (name, key)
+                # The number itself, and not the float32 that is nearest to it.
+                np.testing.assert_array_equal(getattr(p, key), value)
+            expected = as_dense(CASES[member], oracles.as_float64(*given.values()), SIZE)
+            x = VALUE[0, 0].astype(dtype)
+            oracles.assert_close(p.log_prob(x), expected.log_prob(x), err_msg=name)
+            if name != "loc":
+                operator = make_operator(
+                    member, [given[k] if k == name else v for k, v in numbers.items() if k != "loc"]
+                )
+                assert operator.dtype == dtype
+    assert CLASSES[member](**numbers).dtype == tf.float32
+
+
+# --- Correlations next to 1, and next to 0 --------------------------------------------------------
+
+# The parameters of correlation at their extremes; for OU, the times make it that of u = 8, that of
+# ρ = 0.9999, and one of e⁻⁵.
+EXTREME = {
+    "ARH1, 0.9999": ("ARH1", 0.9999),
+    "ARH1, -0.9999": ("ARH1", -0.9999),
+    "ARH1, u = 8": ("ARH1 by fisher_z", 8.0),
+    "ARH1, u = -8": ("ARH1 by fisher_z", -8.0),
+    "ANTE1, 0.9999": ("ANTE1 by correlation", [0.9999, 0.0, -0.9999]),
+    "ANTE1, u = 8": ("ANTE1", [8.0, 0.0, -8.0]),
+    "OU": ("OU", 1.0),
+}
+SCALES = np.float32([1.3, 0.7, 2.0, 0.1])
+TIMES = np.float32([0.0, 2.25e-7, 1e-4, 5.0])
+
+
+def exact_and_parameters(member, correlation):
+    """A chain of mean 0 in decimals, our parameters but `loc`, and the chain rule between them.
+
+    The last makes the derivatives in our parameters of those in each scale and each fisher_z.
+    """
+    correlation, mean = np.float32(correlation), (0.0,) * SIZE
+    if member == "OU":
+        parameters = [SCALES[0], correlation, TIMES]
+        length_scale, times = np.float64(correlation), np.float64(TIMES)
+        x = np.diff(times) / length_scale
+
+        def chain_rule(d_scale, d_u):
+            d_x = d_u / (-2.0 * np.sinh(x))  # u = atanh e^-x
+            d_steps = d_x / length_scale
+            d_times = np.append(0.0, d_steps) - np.append(d_steps, 0.0)
+            return np.sum(d_scale), np.sum(-d_steps * x), d_times
+
+        return oracles.ExactChain.ou(mean, *parameters), parameters, chain_rule
+
+    rho = u = np.float64(correlation)
+    by_correlation = CASES[member].names[-1] == "correlation"
+    if by_correlation:
+        u = np.arctanh(rho)
+
+    def chain_rule(d_scale, d_u):
+        if by_correlation:
+            d_u = d_u / ((1 - rho) * (1 + rho))
+        return d_scale, d_u if rho.ndim else np.sum(d_u)
+
+    exact = oracles.ExactChain(mean, SCALES, tuple(np.broadcast_to(u, [SIZE - 1])))
+    return exact, [SCALES, correlation], chain_rule
+
+
+@pytest.mark.parametrize("name", EXTREME)
+def test_values_and_gradients_next_to_one(name):
+    """Against 200 digits. Values are right to 3e-5 in float32 and to 1e-12 in float64, relative to
+    themselves; gradients to the tolerances of the suite.
+    """
+    member, correlation = EXTREME[name]
+    exact, parameters, chain_rule = exact_and_parameters(member, correlation)
+    # A path that is likely where correlations are positive, and one that is not.
+    smooth = parameters[0] * np.float32([1.0, 1.0001, 1.01, 0.5])
+    ragged, loc = draw(SIZE, dtype="float32"), np.float32([0.5, -1.0, 0.25, 2.0])
+    standard, other = oracles.Exact(exact.mean, 1.0, 0.0), oracles.Exact(tuple(loc), 1.25, -8.0)
+    # The value, and the derivative in a field at an index.
+    expected = {
+        "smooth": (exact.log_prob(smooth), lambda *at: exact.log_prob_derivative(smooth, *at)),
+        "ragged": (exact.log_prob(ragged), lambda *at: exact.log_prob_derivative(ragged, *at)),
+        # Up to a constant, the log-density at the mean with its sign changed.
+        "entropy": (exact.entropy(), lambda *at: -exact.log_prob_derivative(exact.mean, *at)),
+        "KL to N(0, I)": (exact.kl(standard), lambda *at: exact.kl_derivative(standard, *at)),
+        "KL from N(0, I)": (
+            standard.kl(exact),
+            lambda *at: standard.kl_derivative_other(exact, *at),
+        ),
+        "KL to AR1": (exact.kl(other), lambda *at: exact.kl_derivative(other, *at)),
+        "KL from AR1": (other.kl(exact), lambda *at: other.kl_derivative_other(exact, *at)),
+    }
+    derivatives = {
+        key: chain_rule(
+            np.array([derivative("scale", i) for i in range(SIZE)]),
+            np.array([derivative("fisher_z", i) for i in range(SIZE - 1)]),
+        )
+        for key, (_, derivative) in expected.items()
+    }
+    for dtype, tolerance in (("float32", 3e-5), ("float64", 1e-12)):
+        given = [tf.constant(a) for a in cast(parameters, dtype)]
+        with tf.GradientTape(persistent=True) as tape:
+            tape.watch(given)
+            p = make_distribution(member, (tf.zeros(SIZE, dtype), *given))
+            normal = tfd.MultivariateNormalDiag(tf.zeros(SIZE, dtype))
+            ar1 = MultivariateNormalAR1(tf.constant(loc, dtype), 1.25, fisher_z=-8.0)
+            results = {
+                "smooth": p.log_prob(tf.constant(smooth, dtype)),
+                "ragged": p.log_prob(tf.constant(ragged, dtype)),
+                "entropy": p.entropy(),
+                "KL to N(0, I)": p.kl_divergence(normal),
+                "KL from N(0, I)": normal.kl_divergence(p),
+                "KL to AR1": p.kl_divergence(ar1),
+                "KL from AR1": ar1.kl_divergence(p),
+            }
+        for key, result in results.items():
+            assert result.dtype == dtype
+            np.testing.assert_allclose(result, expected[key][0], rtol=tolerance, err_msg=key)
+            gradients = tape.gradient(result, given, unconnected_gradients="zero")
+            names = CASES[member].names[1:]
+            for k, a, e in zip(names, gradients, derivatives[key], strict=True):
+                message = f"{key}, {k}, {dtype}"
+                oracles.assert_close(a, e, "gradient", np.ndim(e), err_msg=message)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "length_scale"),
+    [("float32", 1e-2), ("float32", 1e-21), ("float32", 1e-38), ("float64", 1e-200)],
+)
+def test_ou_of_times_far_apart_does_not_depend_on_their_distance(dtype, length_scale):
+    """The correlation underflows to 0, and the square of the length scale to 0 as well."""
+    times = tf.constant([0.0, 1.0, 3.0, 4.5], dtype)
+    length_scale = tf.constant(length_scale, dtype)
+    x, loc = draw(SIZE, dtype=dtype, seed=1), draw(SIZE, dtype=dtype)
+    other = MultivariateNormalAR1(tf.zeros(SIZE, dtype), fisher_z=0.5)
+    with tf.GradientTape(persistent=True) as tape:
+        tape.watch([length_scale, times])
+        p = MultivariateNormalOU(loc, 1.3, length_scale, times)
+        results = compute(p, x, DISTRIBUTION | CONDITIONAL) | {
+            "KL to": p.kl_divergence(other),
+            "KL from": other.kl_divergence(p),
+        }
+    independent = MultivariateNormalAR1(loc, 1.3, correlation=0.0)
+    expected = compute(independent, x, DISTRIBUTION | CONDITIONAL)
+    assert_all_close({key: results[key] for key in expected}, expected)
+    for key, result in results.items():
+        for gradient in tape.gradient(result, [length_scale, times], unconnected_gradients="zero"):
+            np.testing.assert_array_equal(gradient, np.zeros(gradient.shape), err_msg=key)

@@ -695,6 +695,10 @@ def test_train_stops_at_a_corrupt_image_and_is_resumed_without_it(
     assert skipped.keys() == positions
     for position, problem in skipped.items():
         assert f"  {position}: {problem}\n" in out
+    assert cli("export", "run")[0] == 0
+    card = json.loads(pathlib.Path("run/export/model_card.json").read_text())
+    assert card["data"]["num_skipped"] == 3
+    assert "corrupt" not in card["training"]  # which it was at the beginning
 
 
 @pytest.mark.slow
