@@ -96,17 +96,22 @@ class LagOneCorrelation:
         """`log(1 - ρ²)`: the log-variance of a step given the one before, at marginal scale 1."""
         if self._rho is None:
             return -2.0 * _log_cosh(self._u)
-        # The sum is accurate near ±1, where the square is not, and the other way round near 0.
+        # The product is accurate near ±1, where the square is not, and the other way round near 0.
         near_zero = tf.math.log1p(-tf.math.square(self._rho))
-        near_one = tf.math.log1p(-self._rho) + tf.math.log1p(self._rho)
+        near_one = tf.math.log(self._innovation_variance)
         return tf.where(tf.math.abs(self._rho) < 0.5, near_zero, near_one)
+
+    @functools.cached_property
+    def _innovation_variance(self) -> tf.Tensor:
+        """`1 - ρ²`, where ρ is given."""
+        return (1.0 - self._rho) * (1.0 + self._rho)
 
     @functools.cached_property
     def innovation_scale(self) -> tf.Tensor:
         """`√(1 - ρ²)`."""
         if self._rho is None:
             return tf.math.exp(-_log_cosh(self._u))
-        return tf.math.sqrt((1.0 - self._rho) * (1.0 + self._rho))
+        return tf.math.sqrt(self._innovation_variance)
 
     @functools.cached_property
     def innovation_precision_scale(self) -> tf.Tensor:
@@ -114,7 +119,7 @@ class LagOneCorrelation:
         if self._rho is None:
             largest = 0.999 * np.log(float(dtype_util.max(self.dtype)))
             return tf.math.exp(tf.math.minimum(_log_cosh(self._u), tf.cast(largest, self.dtype)))
-        return tf.math.rsqrt((1.0 - self._rho) * (1.0 + self._rho))
+        return tf.math.rsqrt(self._innovation_variance)
 
     @functools.cached_property
     def relative_complement(self) -> tf.Tensor:
