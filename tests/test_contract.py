@@ -244,19 +244,25 @@ def test_a_kl_reads_each_variable_once(other, reverse, by):
     assert reads == dict.fromkeys(expected, 1)
 
 
-@each_statistic
-def test_a_graph_reads_each_variable_at_most_twice(name):
-    """Counts operations, for plain variables: some reads make no tensor that Python sees."""
-    p = distribution(make=KINDS["Variable"])
-    graph = function(lambda: STATISTICS[name].compute(p, VALUE)).get_concrete_function().graph
-    variables = {id(getattr(p, k).handle): k for k in ("loc", "marginal_scale", "correlation")}
+def reads_in_graph(p, parameters, compute):
+    """How often a graph that computes something of `p` reads each of its variables."""
+    graph = function(compute).get_concrete_function().graph
+    variables = {id(getattr(p, k).handle): k for k in parameters}
     captured = {id(inner): variables[id(v)] for v, inner in graph.captures if id(v) in variables}
-    reads = collections.Counter(
+    return collections.Counter(
         captured[id(i)]
         for operation in graph.get_operations()
         for i in operation.inputs
         if id(i) in captured
     )
+
+
+@each_statistic
+def test_a_graph_reads_each_variable_at_most_twice(name):
+    """Counts operations, for plain variables: some reads make no tensor that Python sees."""
+    p = distribution(make=KINDS["Variable"])
+    parameters = ("loc", "marginal_scale", "correlation")
+    reads = reads_in_graph(p, parameters, lambda: STATISTICS[name].compute(p, VALUE))
     assert reads.keys() >= set(names_of(STATISTICS[name].depends_on, "correlation"))
     assert max(reads.values()) <= 2, reads
 
@@ -614,7 +620,10 @@ def test_seeds_reproduce(seed, method):
 
 @pytest.mark.parametrize("jit_compile", [False, True])
 def test_a_stateless_seed_gives_the_same_in_graphs(jit_compile):
-    p = distribution("fisher_z")
+    check_stateless_seed(distribution("fisher_z"), jit_compile)
+
+
+def check_stateless_seed(p, jit_compile):
     unit = MultivariateNormalAR1(tf.zeros_like(VALUE), correlation=0.0)
 
     @function(jit_compile=jit_compile)

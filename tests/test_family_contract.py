@@ -1,6 +1,5 @@
 """TFP's contract for ARH(1), ANTE(1) and OU: what test_contract asks of AR(1), a test a point."""
 
-import collections
 import functools
 import inspect
 
@@ -27,6 +26,7 @@ from test_contract import (
     Reads,
     assert_all_close,
     assert_gradients_are_finite_differences,
+    check_stateless_seed,
     compute,
     constant,
     draw,
@@ -34,6 +34,7 @@ from test_contract import (
     gradients_of_map,
     kl,
     log_mean_exp,
+    reads_in_graph,
     refuse,
     source,
 )
@@ -148,17 +149,8 @@ def test_a_statistic_reads_each_variable_at_most_twice(member, validate_args):
 def test_a_graph_reads_each_variable_at_most_twice(member):
     """Counts operations, for plain variables: some reads make no tensor that Python sees."""
     p = distribution(member, KINDS["Variable"])
-    variables = {id(getattr(p, k).handle): k for k in ARGUMENTS[member]}
     for name, statistic in STATISTICS.items():
-        in_graph = function(lambda s=statistic: s.compute(p, VALUE))
-        graph = in_graph.get_concrete_function().graph
-        captured = {id(i): variables[id(v)] for v, i in graph.captures if id(v) in variables}
-        reads = collections.Counter(
-            captured[id(i)]
-            for operation in graph.get_operations()
-            for i in operation.inputs
-            if id(i) in captured
-        )
+        reads = reads_in_graph(p, ARGUMENTS[member], lambda s=statistic: s.compute(p, VALUE))
         assert reads.keys() >= set(names_of(statistic.depends_on, member)), name
         assert max(reads.values()) <= 2, (name, reads)
 
@@ -499,20 +491,7 @@ def test_seeds_reproduce(member):
 @each_member
 @pytest.mark.parametrize("jit_compile", [False, True])
 def test_a_stateless_seed_gives_the_same_in_graphs(member, jit_compile):
-    p = distribution(member)
-    unit = MultivariateNormalAR1(tf.zeros_like(VALUE), correlation=0.0)
-
-    @function(jit_compile=jit_compile)
-    def sample(seed):
-        return p.sample([5], seed=seed), unit.sample([5], seed=seed)
-
-    seed = tf.constant(SEED)
-    actual, noise = sample(seed)
-    np.testing.assert_array_equal(sample(seed)[0], actual)
-    assert not np.any(sample(seed + 1)[0] == actual)
-    # XLA has noise of its own, also for tf.random.stateless_normal.
-    expected = p.loc + p.scale.matvec(noise) if jit_compile else p.sample([5], seed=SEED)
-    oracles.assert_close(actual, expected, "same computation", 1)
+    check_stateless_seed(distribution(member), jit_compile)
 
 
 @each_member
