@@ -21,7 +21,7 @@ from tfp_ar1.cli import runs
 
 KILLS = int(os.environ.get("TFP_AR1_KILLS", "3"))
 WORKER_KILLS = int(os.environ.get("TFP_AR1_WORKER_KILLS", "1"))
-EPOCHS = 4 * max(3, KILLS, WORKER_KILLS)
+EPOCHS = 8 * max(KILLS, WORKER_KILLS)  # enough that the last kill comes before the end
 COMMAND = [sys.executable, "-m", "tfp_ar1", "train", "--hidden-units", "8", "--latent-dim", "3"]
 COMMAND += ["--epochs", str(EPOCHS), "--num-importance-samples", "2", "--batch-size", "64"]
 COMMAND += ["--backup-steps", "4"]
@@ -99,6 +99,7 @@ def test_killed_at_any_moment(tmp_path):
                 continue
         assert process.wait(timeout=SECONDS) == 0, (tmp_path / "log").read_text()[-4000:]
         break
+    assert kills
     print(f"{kills} kills")
     assert_same_run(folder, tmp_path / "uninterrupted")
 
