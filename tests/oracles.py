@@ -382,3 +382,17 @@ def _log_two_pi():
     with decimal.localcontext(_CONTEXT):
         pi = 4 * (4 * arctan_of_inverse(5) - arctan_of_inverse(239))
         return (2 * pi).ln()
+
+
+def check_inverses(operator, x, whitened, whitened_adjoint):
+    """Checks what `operator` gives by its inverses and adjoints: C⁻¹ x and C⁻ᵀ x are known."""
+    for name, actual, expected in (
+        ("inverse", operator.inverse().matvec(x), whitened),
+        ("inverse of adjoint", operator.adjoint().inverse().matvec(x), whitened_adjoint),
+        ("adjoint of inverse", operator.inverse().adjoint().matvec(x), whitened_adjoint),
+        ("inverse of inverse", operator.inverse().inverse().matvec(whitened), x),
+        ("adjoint", operator.adjoint().matvec(whitened_adjoint), x),
+        ("adjoint of adjoint", operator.adjoint().adjoint().matvec(whitened), x),
+        ("adjoint's solve", operator.adjoint().solvevec(x), whitened_adjoint),
+    ):
+        assert_close(actual, expected, event_ndims=1, err_msg=name)

@@ -1119,16 +1119,7 @@ def test_adjoint_and_inverse_of_a_hundred_thousand_rows():
     whitened = np.append(x[0], (x[1:] - rho * x[:-1]) / root) / scale
     y = np.append(x[0], x[1:] / root) / scale
     whitened_adjoint = y - np.append(rho * y[1:], 0.0)
-    for name, actual, expected in (
-        ("inverse", operator.inverse().matvec(x), whitened),
-        ("inverse of adjoint", operator.adjoint().inverse().matvec(x), whitened_adjoint),
-        ("adjoint of inverse", operator.inverse().adjoint().matvec(x), whitened_adjoint),
-        ("inverse of inverse", operator.inverse().inverse().matvec(whitened), x),
-        ("adjoint", operator.adjoint().matvec(whitened_adjoint), x),
-        ("adjoint of adjoint", operator.adjoint().adjoint().matvec(whitened), x),
-        ("adjoint's solve", operator.adjoint().solvevec(x), whitened_adjoint),
-    ):
-        oracles.assert_close(actual, expected, event_ndims=1, err_msg=name)
+    oracles.check_inverses(operator, x, whitened, whitened_adjoint)
     log_det = size * np.log(scale) + 0.5 * (size - 1) * np.log1p(-(rho**2))
     oracles.assert_close(operator.adjoint().log_abs_determinant(), log_det)
     oracles.assert_close(operator.inverse().log_abs_determinant(), -log_det)

@@ -883,16 +883,7 @@ def test_adjoint_and_inverse_of_a_hundred_thousand_rows(member, monkeypatch):
     whitened = np.append(w[0], (w[1:] - rho * w[:-1]) / root)
     y = np.append(x[0], x[1:] / root)
     whitened_adjoint = (y - np.append(rho * y[1:], 0.0)) / scale
-    for name, actual, expected in (
-        ("inverse", operator.inverse().matvec(x), whitened),
-        ("inverse of adjoint", operator.adjoint().inverse().matvec(x), whitened_adjoint),
-        ("adjoint of inverse", operator.inverse().adjoint().matvec(x), whitened_adjoint),
-        ("inverse of inverse", operator.inverse().inverse().matvec(whitened), x),
-        ("adjoint", operator.adjoint().matvec(whitened_adjoint), x),
-        ("adjoint of adjoint", operator.adjoint().adjoint().matvec(whitened), x),
-        ("adjoint's solve", operator.adjoint().solvevec(x), whitened_adjoint),
-    ):
-        oracles.assert_close(actual, expected, event_ndims=1, err_msg=name)
+    oracles.check_inverses(operator, x, whitened, whitened_adjoint)
     log_det = np.sum(np.log(scale * np.ones(size))) + np.sum(np.log(root))
     oracles.assert_close(operator.adjoint().log_abs_determinant(), log_det)
     oracles.assert_close(operator.inverse().log_abs_determinant(), -log_det)
