@@ -1072,3 +1072,25 @@ def test_ou_of_times_far_apart_does_not_depend_on_their_distance(dtype, length_s
     for key, result in results.items():
         for gradient in tape.gradient(result, [length_scale, times], unconnected_gradients="zero"):
             np.testing.assert_array_equal(gradient, np.zeros(gradient.shape), err_msg=key)
+
+
+@pytest.mark.parametrize("length_scale", [0.03, 0.1, 30.0, 1e19, 1e20, 1e30])
+def test_ou_of_any_length_scale_has_gradients(length_scale):
+    """In float32, as in float64, where the squares of such numbers are finite."""
+    values = {"length_scale": length_scale, "times": [0.0, 1.0, 3.0, 4.5]}
+    gradients = {}
+    for dtype in ("float32", "float64"):
+        given = {key: tf.constant(value, dtype) for key, value in values.items()}
+        x = draw(SIZE, dtype="float32", seed=1).astype(dtype)
+        with tf.GradientTape(persistent=True) as tape:
+            tape.watch(given)
+            p = MultivariateNormalOU(tf.zeros(SIZE, dtype), 1.3, **given)
+            results = {"log_prob": p.log_prob(x), "entropy": p.entropy()}
+        gradients[dtype] = {key: tape.gradient(result, given) for key, result in results.items()}
+    for key, expected in gradients["float64"].items():
+        for name in values:
+            actual = gradients["float32"][key][name]
+            scale = np.max(np.abs(expected[name]))
+            np.testing.assert_allclose(
+                actual, expected[name], rtol=1e-4, atol=1e-5 * scale, err_msg=f"{key}, {name}"
+            )

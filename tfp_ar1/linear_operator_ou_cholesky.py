@@ -6,6 +6,7 @@ from typing import Any
 
 import tensorflow as tf
 from tensorflow.python.ops.linalg.linear_operator import make_composite_tensor
+from tensorflow_probability.python.internal import prefer_static as ps
 from tensorflow_probability.python.internal import tensor_util
 
 from tfp_ar1 import linear_operator_markov_cholesky as markov_cholesky
@@ -17,6 +18,23 @@ __all__ = ["LinearOperatorOUCholesky"]
 
 # Steps of so many length scales have the correlation 0 in every floating-point type.
 _FAR = 1e4
+
+
+@tf.custom_gradient
+def _fisher_z(steps: tf.Tensor, length_scale: tf.Tensor) -> tuple[tf.Tensor, Any]:
+    """`atanh(e^-x)`, for x the quotient of two tensors of one shape."""
+    # Where ρ = e^-x rounds to 0 anyway, the quotient, or its derivative, may overflow.
+    far = steps > _FAR * tf.math.abs(length_scale)
+    length_scale = tf.where(far, tf.ones_like(length_scale), length_scale)
+    x = tf.where(far, tf.constant(_FAR, steps.dtype), steps / length_scale)
+    rho, complement = tf.math.exp(-x), -tf.math.expm1(-x)
+
+    # By the derivative with respect to log x, at most 1/2; that with respect to x may overflow.
+    def gradient(dy: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        slope = dy * (x / complement) * (rho / (1.0 + rho))
+        return -slope / steps, slope / length_scale
+
+    return 0.5 * tf.math.log1p(2.0 * rho / complement), gradient
 
 
 class LinearOperatorOUCholesky(LinearOperatorMarkovCholesky):
@@ -102,12 +120,8 @@ class LinearOperatorOUCholesky(LinearOperatorMarkovCholesky):
         times = markov_cholesky.read(self._times, True, for_columns)
         steps = times[..., 1:] - times[..., :-1]
         length_scale = length_scale[..., tf.newaxis]
-        # Where ρ = e^-x rounds to 0 anyway, the derivative of the quotient may overflow.
-        far = steps > _FAR * tf.math.abs(length_scale)
-        quotient = steps / tf.where(far, tf.ones_like(length_scale), length_scale)
-        steps = tf.where(far, tf.constant(_FAR, self.dtype), quotient)
-        # atanh(e^-x), without a difference.
-        fisher_z = 0.5 * (tf.math.log1p(tf.math.exp(-steps)) - tf.math.log(-tf.math.expm1(-steps)))
+        shape = ps.broadcast_shape(ps.shape(steps), ps.shape(length_scale))
+        fisher_z = _fisher_z(tf.broadcast_to(steps, shape), tf.broadcast_to(length_scale, shape))
         rho = LagOneCorrelation(fisher_z=fisher_z, per_step=True)
         scale = markov_cholesky.read(self._marginal_scale, False, for_columns)
         return Chain(rho, scale, per_coordinate=False, size=self._size())
