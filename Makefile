@@ -11,8 +11,7 @@ demo: .venv/installed
 # In two parts: TensorFlow keeps every function that it has traced or compiled until the process ends,
 # which adds up to 18 GB over the whole suite.
 test: .venv/installed
-	@status=0; for part in 'tests/test_[a-l]*.py' 'tests/test_[m-z]*.py'; do \
-		echo "$(BIN)/python -m pytest -n auto --maxprocesses 4 $$part"; \
+	status=0; for part in 'tests/test_[a-l]*.py' 'tests/test_[m-z]*.py'; do \
 		$(BIN)/python -m pytest -n auto --maxprocesses 4 $$part || status=1; \
 	done; exit $$status
 
