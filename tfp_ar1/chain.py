@@ -79,6 +79,13 @@ class Chain:
         """The inverse of `over_coordinate_scale`."""
         return x if self.coordinate_scale is None else x * self.coordinate_scale
 
+    def reversed(self) -> Chain:
+        """The same path from its last coordinate to its first."""
+        scale, per_coordinate = self.shared_scale, self.coordinate_scale is not None
+        if per_coordinate:
+            scale = self.coordinate_scale[..., ::-1]
+        return Chain(self.rho.reversed(), scale, per_coordinate, self.size)
+
     def diag_part(self) -> tf.Tensor:
         """The diagonal of L, `[..., d]`: each standard deviation, given the coordinate before."""
         ones = tf.ones([self.size], self.dtype)

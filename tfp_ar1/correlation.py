@@ -73,6 +73,13 @@ class LagOneCorrelation:
         """One of this object's tensors, with an axis of steps at its end: of size 1 if shared."""
         return x if self.per_step else x[..., tf.newaxis]
 
+    def reversed(self) -> LagOneCorrelation:
+        """The correlations of the steps in reverse order."""
+        if not self.per_step:
+            return self
+        given = (None if x is None else x[..., ::-1] for x in (self._rho, self._u))
+        return LagOneCorrelation(*given, per_step=True)
+
     @functools.cached_property
     def value(self) -> tf.Tensor:
         """The correlation ρ itself."""
@@ -174,6 +181,57 @@ def _decay(
         return (tf.identity(power), tf.identity(remainder)), gradient
 
     return with_gradient(size)
+
+
+def compare(p: LagOneCorrelation, q: LagOneCorrelation) -> tuple[tf.Tensor, tf.Tensor]:
+    """`log((1 - p²) / (1 - q²))` and `(p - q) / √(1 - q²)`, also where p and q are nearly equal.
+
+    With D = atanh p - atanh q and e = exp(D) - 1,
+
+    ```none
+    √(1 - q²) / √(1 - p²) = cosh(atanh p) / cosh(atanh q) = 1 + ½ e (e + q (2 + e)) / (1 + e)
+    (p - q) / √(1 - q²) = √(1 - p²) sinh D,    sinh D = ½ e (2 + e) / (1 + e)
+    ```
+
+    Returns:
+      Two tensors of the broadcast shape `[..., 1 or d - 1]`, with an axis of steps at the end.
+    """
+
+    def both(name: str) -> tuple[tf.Tensor, tf.Tensor]:
+        return tuple(rho.along_steps(getattr(rho, name)) for rho in (p, q))
+
+    scale, _ = both("innovation_scale")
+    signs, complements = (tf.math.subtract(*both(name)) for name in ("sign", "complement"))
+    _, precision_scale = both("innovation_precision_scale")
+    far_log_ratio = tf.math.subtract(*both("log_innovation_variance"))
+    far_difference = (signs - complements) * precision_scale
+
+    # Clipped, so that where it is not used it is finite, and so are its derivatives.
+    difference = tf.clip_by_value(_fisher_z_difference(p, q, both), -1.0, 1.0)
+    e, (_, q_value) = tf.math.expm1(difference), both("value")
+    half = 0.5 * e / (1.0 + e)
+    near_log_ratio = -2.0 * tf.math.log1p(half * (e + q_value * (2.0 + e)))
+    is_near = tf.math.abs(difference) < 1.0
+    return (
+        tf.where(is_near, near_log_ratio, far_log_ratio),
+        tf.where(is_near, scale * half * (2.0 + e), far_difference),
+    )
+
+
+def _fisher_z_difference(p: LagOneCorrelation, q: LagOneCorrelation, both: Any) -> tf.Tensor:
+    """`atanh p - atanh q`; what is beyond ±1 may be cut."""
+    if p._rho is None and q._rho is None:
+        return tf.math.subtract(*both("_u"))
+    signs, complements = both("sign"), both("complement")
+    if p._rho is None or q._rho is None:
+        difference = tf.math.subtract(*signs) - tf.math.subtract(*complements)
+    else:
+        difference = tf.math.subtract(*both("value"))
+    # 1 - p q from 1 - |p| and 1 - |q|
+    sign = tf.math.multiply(*signs)
+    of_p, of_q = (tf.math.abs(x) for x in complements)
+    remainder = (1.0 - sign) + sign * (of_p + of_q - of_p * of_q)
+    return tf.math.atanh(tf.clip_by_value(difference / remainder, -0.8, 0.8))
 
 
 def check_one_given(correlation: object, fisher_z: object) -> None:

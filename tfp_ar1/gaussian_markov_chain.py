@@ -22,7 +22,7 @@ from tfp_ar1 import linear_operator_markov_cholesky as markov_cholesky
 from tfp_ar1 import recurrence
 from tfp_ar1.chain import Chain, total
 from tfp_ar1.conditional import ConditionalMarkov
-from tfp_ar1.correlation import LagOneCorrelation
+from tfp_ar1.correlation import LagOneCorrelation, compare
 from tfp_ar1.linear_operator_markov_cholesky import LinearOperatorMarkovCholesky
 from tfp_ar1.linear_operator_markov_precision import LinearOperatorMarkovPrecision
 
@@ -336,15 +336,33 @@ PER_STEP = {
 # cancellation when p and q are close. Independent normals are the chain with ρ = 0.
 
 
-def _excess(log_ratio: tf.Tensor) -> tf.Tensor:
-    return tf.math.expm1(log_ratio) - log_ratio
+def _excess(v: tf.Tensor) -> tf.Tensor:
+    """`exp(v) - 1 - v`, and its first two derivatives, to full relative accuracy."""
+    expm1 = tf.math.expm1(v)
+    # The series of 1 - v / expm1(v) ends after two terms, with the relative error v³ / 360; the
+    # difference has eps / v. They are alike at the bound, where both are 2e-6 in float32.
+    bound = (360.0 * float(dtype_util.eps(v.dtype))) ** 0.25
+    near_zero = expm1 * v * (0.5 - v / 12.0)
+    return tf.where(tf.math.abs(v) < bound, near_zero, expm1 - v)
+
+
+def _log_ratio(scale: tf.Tensor | None, other: tf.Tensor | None, dtype: tf.DType) -> tf.Tensor:
+    """`log(scale / other)`, to full relative accuracy where the two are close; `None` for 1."""
+    if other is None:
+        return tf.zeros([1], dtype) if scale is None else tf.math.log(scale)
+    if scale is None:
+        return -tf.math.log(other)
+    # The difference of numbers within a factor of 2 is exact. Far below 1 it rounds the ratio.
+    is_near = scale > 0.5 * other
+    relative = tf.where(is_near, (scale - other) / other, tf.zeros([], dtype))
+    return tf.where(is_near, tf.math.log1p(relative), tf.math.log(scale) - tf.math.log(other))
 
 
 class _Path(NamedTuple):
     """A chain, or independent normals; `[..., d]`, or `[..., 1]` where coordinates are alike."""
 
     loc: tf.Tensor
-    log_scale: tf.Tensor
+    scale: tf.Tensor | None  # the standard deviations, positive; `None` where all are 1
     chain: Chain | None
 
     def rho(self) -> LagOneCorrelation | None:
@@ -359,7 +377,7 @@ class _Path(NamedTuple):
     def whiten(self, x: tf.Tensor) -> tf.Tensor:
         """`L⁻¹ x`."""
         if self.chain is None:
-            return x * tf.math.exp(-self.log_scale)
+            return x if self.scale is None else x / self.scale
         return self.chain.solvevec(x)
 
     def squared_norm_of_whitened(self, x: tf.Tensor) -> tf.Tensor:
@@ -378,18 +396,17 @@ _DIAGONAL_OPERATORS = (
 
 def _is_path(distribution: tfd.Distribution) -> bool:
     """Whether `_path` takes it; without reading a variable."""
-    if isinstance(distribution, GaussianMarkovChain | _Independent | _Sample):
+    if isinstance(distribution, _Independent | _Sample):
+        is_vector = distribution.event_shape.rank in (1, None)
+        return is_vector and isinstance(distribution.distribution, tfd.Normal)
+    if isinstance(distribution, GaussianMarkovChain):
         return True
     is_normal = isinstance(distribution, tfd.MultivariateNormalLinearOperator)
     return is_normal and isinstance(distribution.scale, _DIAGONAL_OPERATORS)
 
 
 def _path(distribution: tfd.Distribution) -> _Path:
-    """`distribution`, of which `_is_path` is true, as a path.
-
-    Raises:
-      ValueError: if it is an `Independent` or a `Sample` that is not a vector of `tfd.Normal`s.
-    """
+    """`distribution`, of which `_is_path` is true, as a path."""
     chain = None
     if isinstance(distribution, GaussianMarkovChain):
         chain = distribution.scale.chain()
@@ -403,26 +420,18 @@ def _path(distribution: tfd.Distribution) -> _Path:
         elif isinstance(operator, tf.linalg.LinearOperatorScaledIdentity):
             scale = tf.convert_to_tensor(operator.multiplier)[..., tf.newaxis]
         else:
-            scale = tf.ones([1], operator.dtype)
+            scale = None
         loc = _loc(distribution)
     # A diagonal scale may have negative entries.
-    return _Path(loc, tf.math.log(tf.math.abs(scale)), chain)
+    return _Path(loc, None if scale is None else tf.math.abs(scale), chain)
 
 
 def _loc_and_scale_of_iid_or_independent(
     distribution: tfd.Distribution,
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    kind = "Independent" if isinstance(distribution, _Independent) else "Sample"
     normal = distribution.distribution
-    rank = distribution.event_shape.rank
-    if not isinstance(normal, tfd.Normal) or rank not in (1, None):
-        raise ValueError(
-            f"KL divergence with a Gaussian Markov chain needs a `{kind}` of `tfd.Normal` whose "
-            f"event is a vector; got `{kind}` of `{type(normal).__name__}` with event shape "
-            f"{distribution.event_shape}."
-        )
     loc, scale = tf.convert_to_tensor(normal.loc), tf.convert_to_tensor(normal.scale)
-    if kind == "Sample":
+    if isinstance(distribution, _Sample):
         return loc[..., tf.newaxis], scale[..., tf.newaxis]
     if scale.shape.rank is None:
         scale = tf.broadcast_to(scale, normal.batch_shape_tensor())
@@ -450,6 +459,14 @@ def _check_event_sizes(p: tfd.Distribution, q: tfd.Distribution) -> list[Any]:
     ]
 
 
+def _difference_of_locs(p: _Path, q: _Path, size: Any) -> tf.Tensor:
+    """`[..., d]`, also where neither has an entry for each coordinate."""
+    difference = p.loc - q.loc
+    if difference.shape[-1:] == [size]:
+        return difference
+    return tf.broadcast_to(difference, ps.concat([ps.shape(difference)[:-1], [size]], axis=0))
+
+
 class _CovarianceTerms(NamedTuple):
     """The terms of twice the KL without those of `loc`; an axis of size 1 where all are alike."""
 
@@ -475,7 +492,7 @@ class _CovarianceTerms(NamedTuple):
 
 
 def _covariance_terms(p: _Path, q: _Path, size: Any) -> _CovarianceTerms:
-    log_ratio = 2.0 * (p.log_scale - q.log_scale)
+    log_ratio = 2.0 * _log_ratio(p.scale, q.scale, p.loc.dtype)
     if p.chain is None and q.chain is None:
         return _CovarianceTerms(None, None, _excess(log_ratio))
     if q.chain is None:
@@ -490,21 +507,16 @@ def _covariance_terms(p: _Path, q: _Path, size: Any) -> _CovarianceTerms:
         log_ratio = tf.broadcast_to(log_ratio, shape)
         later, earlier = log_ratio[..., 1:], log_ratio[..., :-1]
     rho_p, rho_q = p.rho(), q.rho()
-    ratio_before = tf.math.exp(0.5 * earlier)
-    value_q = rho_q.along_steps(rho_q.value)
+    # What ρ_t(q) makes of the coordinate before, in units of the innovation under q.
+    before = rho_q.along_steps(rho_q.value * rho_q.innovation_precision_scale)
+    before *= tf.math.exp(0.5 * earlier)
     if rho_p is None:
-        drift = -value_q * ratio_before
+        step, drift = later - q.log_innovation_variance(), -before
     else:
-        # ρ(p) - ρ(q) from the distances to the nearer end, which keep their accuracy there.
-        signs, complements = (
-            rho_p.along_steps(x) - rho_q.along_steps(y)
-            for x, y in ((rho_p.sign, rho_q.sign), (rho_p.complement, rho_q.complement))
-        )
-        drift = (signs - complements) * tf.math.exp(0.5 * later)
+        log_ratio_of_steps, difference = compare(rho_p, rho_q)
+        step, drift = later + log_ratio_of_steps, difference * tf.math.exp(0.5 * later)
         if not shared:
-            drift += value_q * ratio_before * tf.math.expm1(0.5 * (later - earlier))
-    drift *= rho_q.along_steps(rho_q.innovation_precision_scale)
-    step = later + p.log_innovation_variance() - q.log_innovation_variance()
+            drift += before * tf.math.expm1(0.5 * (later - earlier))
     return _CovarianceTerms(
         _excess(log_ratio[..., :1]), _excess(step) + tf.math.square(drift), None
     )
@@ -531,7 +543,7 @@ def kl_terms(p: tfd.Distribution, q: tfd.Distribution) -> tf.Tensor:
     with tf.name_scope("kl_terms"), tf.control_dependencies(_check_event_sizes(p, q)):
         p_path, q_path = _checked_path(p), _checked_path(q)
         size = _event_size(p, q)
-        squares = tf.square(q_path.whiten(p_path.loc - q_path.loc))
+        squares = tf.square(q_path.whiten(_difference_of_locs(p_path, q_path, size)))
         return 0.5 * (_covariance_terms(p_path, q_path, size).along_path(size) + squares)
 
 
@@ -553,10 +565,8 @@ def log_prob_terms(distribution: tfd.Distribution, x: Any) -> tf.Tensor:
     with tf.name_scope("log_prob_terms"):
         path = _checked_path(distribution)
         whitened = path.whiten(tf.convert_to_tensor(x, path.loc.dtype) - path.loc)
-        if path.chain is None:
-            log_scale = path.log_scale
-        else:
-            log_scale = tf.math.log(tf.math.abs(path.chain.diag_part()))
+        scale = path.scale if path.chain is None else tf.math.abs(path.chain.diag_part())
+        log_scale = 0.0 if scale is None else tf.math.log(scale)
         return -0.5 * (tf.square(whitened) + np.log(2.0 * np.pi)) - log_scale
 
 
@@ -593,12 +603,25 @@ def _kl_divergence(p: tfd.Distribution, q: tfd.Distribution, name: str | None = 
     name = name or "kl_gaussian_markov_chain"
     with tf.name_scope(name), tf.control_dependencies(_check_event_sizes(p, q)):
         if not (_is_path(p) and _is_path(q)):
+            _check_normal(p, q)
             return _kl_through_factors(p, q)
         p_path, q_path = _path(p), _path(q)
         size = _event_size(p, q)
         of_covariance = _covariance_terms(p_path, q_path, size).total(size)
-        of_loc = q_path.squared_norm_of_whitened(p_path.loc - q_path.loc)
+        of_loc = q_path.squared_norm_of_whitened(_difference_of_locs(p_path, q_path, size))
         return 0.5 * (of_covariance + of_loc)
+
+
+def _check_normal(*distributions: tfd.Distribution) -> None:
+    """Raises `NotImplementedError`, as TFP does, for an `Independent` or `Sample` of what not."""
+    for distribution in distributions:
+        if isinstance(distribution, _Independent | _Sample) and not _is_path(distribution):
+            raise NotImplementedError(
+                f"No KL divergence is known between a Gaussian Markov chain and "
+                f"`{type(distribution).__name__}` of `{type(distribution.distribution).__name__}` "
+                f"with event shape {distribution.event_shape}; only vectors of `tfd.Normal`s have "
+                f"one."
+            )
 
 
 def _kl_through_factors(

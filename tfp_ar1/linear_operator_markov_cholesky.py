@@ -7,13 +7,15 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
+from tensorflow.python.ops.linalg import linear_operator_util
+from tensorflow.python.ops.linalg.linear_operator import make_composite_tensor
 from tensorflow_probability.python.internal import dtype_util, tensor_util
 from tensorflow_probability.python.internal import prefer_static as ps
 
 from tfp_ar1.chain import Chain
 from tfp_ar1.correlation import LagOneCorrelation
 
-__all__ = ["LinearOperatorMarkovCholesky"]
+__all__ = ["LinearOperatorMarkovCholesky", "LinearOperatorMarkovCovariance"]
 
 
 class LinearOperatorMarkovCholesky(tf.linalg.LinearOperator):
@@ -124,6 +126,78 @@ class LinearOperatorMarkovCholesky(tf.linalg.LinearOperator):
 
     def _to_dense(self) -> tf.Tensor:
         return self._matmul(tf.eye(self._num_rows, dtype=self.dtype))
+
+    def _linop_matmul(
+        self, left_operator: tf.linalg.LinearOperator, right_operator: tf.linalg.LinearOperator
+    ) -> tf.linalg.LinearOperator:
+        if linear_operator_util.is_adjoint_pair(left_operator, right_operator):
+            return LinearOperatorMarkovCovariance(self)
+        return super()._linop_matmul(left_operator, right_operator)
+
+
+class LinearOperatorMarkovCovariance(tf.linalg.LinearOperatorComposition):
+    """The composition `C = L Lᵀ` of the Cholesky factor L of a Gaussian Markov chain, and Lᵀ.
+
+    It is what `L @ L.adjoint()` and the `inverse` of the precision give. Products, solves and
+    determinants go through L, at O(d) per column; `diag_part`, `trace` and `cholesky`, which the
+    composition of any two operators leaves to a dense matrix, are O(d) here.
+
+    Args:
+      scale: L.
+      is_non_singular: hint; true for every valid parameter, like the three below.
+      is_self_adjoint: hint.
+      is_positive_definite: hint.
+      is_square: hint.
+      name: a name for this operator.
+    """
+
+    def __init__(
+        self,
+        scale: LinearOperatorMarkovCholesky,
+        is_non_singular: bool | None = True,
+        is_self_adjoint: bool | None = True,
+        is_positive_definite: bool | None = True,
+        is_square: bool | None = True,
+        name: str = "LinearOperatorMarkovCovariance",
+    ):
+        hints = {
+            "is_non_singular": is_non_singular,
+            "is_self_adjoint": is_self_adjoint,
+            "is_positive_definite": is_positive_definite,
+            "is_square": is_square,
+        }
+        self._scale = scale
+        super().__init__([scale, scale.adjoint()], name=name, **hints)
+        # The base class has recorded its own arguments.
+        self._parameters = {"scale": scale, **hints, "name": name}
+
+    @property
+    def scale(self) -> LinearOperatorMarkovCholesky:
+        """The Cholesky factor."""
+        return self._scale
+
+    def _diag_part(self) -> tf.Tensor:
+        variances = tf.math.square(self._scale.chain().scale)
+        return tf.broadcast_to(variances, self.shape_tensor()[:-1])
+
+    def _trace(self) -> tf.Tensor:
+        return tf.reduce_sum(self._diag_part(), axis=-1)
+
+    def _linop_cholesky(self) -> LinearOperatorMarkovCholesky:
+        return self._scale
+
+    @property
+    def _composite_tensor_fields(self) -> tuple[str, ...]:
+        return ("scale",)
+
+    @property
+    def _experimental_parameter_ndims_to_matrix_ndims(self) -> dict[str, int]:
+        return {"scale": 0}
+
+
+LinearOperatorMarkovCovariance = make_composite_tensor(
+    LinearOperatorMarkovCovariance, module_name="tfp_ar1"
+)
 
 
 def common_float_dtype(parameters: dict[str, Any]) -> tf.DType:
