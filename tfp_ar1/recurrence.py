@@ -11,8 +11,9 @@ not depend on it, because the gradient of the recurrence is the same recurrence 
 
     x̄ = (I - ρ S)⁻ᵀ ȳ,    ρ̄ = Σ_t x̄_t y_{t-1},    ρ̄_t = x̄_t y_{t-1}
 
-so it costs about one more forward pass, to any order. Where a transformation drops this gradient,
-as `tf.vectorized_map` does, the operations that evaluated y are differentiated; that is right too.
+so it costs about one more forward pass. Its own derivatives are those of the operations that
+evaluate x̄ and y; and where a transformation drops this gradient, as `tf.vectorized_map` does, these
+are differentiated to begin with. That is right too, to any order.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ import tensorflow as tf
 from tensorflow_probability.python.internal import dtype_util
 from tensorflow_probability.python.internal import prefer_static as ps
 
-from tfp_ar1.correlation import LagOneCorrelation
+from tfp_ar1.correlation import LagOneCorrelation, power
 
 # Measured by `python -m benchmarks run --suite schemes` (benchmarks/results/speed.md): doubling is
 # faster up to a few hundred coordinates, blocks beyond; blocks of 16 and of 32 are about alike.
@@ -57,10 +58,11 @@ class _Base(NamedTuple):
         """ρ^k for the exponents 1, … given, along a new last axis."""
         later = np.asarray(exponents)[1:]
         factors = later.astype(self.value.dtype.as_numpy_dtype)
-        powers = tf.math.exp(factors * self.log_abs[..., tf.newaxis])
-        powers = tf.where(later % 2 == 0, powers, self.sign[..., tf.newaxis] * powers)
-        # ρ itself as it is, for its gradient at 0.
-        return tf.concat([self.value[..., tf.newaxis], powers], axis=-1)
+        value, sign, log_abs = (t[..., tf.newaxis] for t in self)
+        powers = power(sign * value, log_abs, factors)
+        powers = tf.where(later % 2 == 0, powers, sign * powers)
+        # ρ itself as it is.
+        return tf.concat([value, powers], axis=-1)
 
 
 class _Steps(NamedTuple):
@@ -159,13 +161,12 @@ def color(x: tf.Tensor, rho: LagOneCorrelation, scale: tf.Tensor) -> tf.Tensor:
         y: tf.Tensor, x: tf.Tensor, coefficient: tf.Tensor, scale: tf.Tensor, later: tf.Tensor
     ) -> tf.Tensor:
         def gradient(dy: tf.Tensor) -> tuple[tf.Tensor | None, ...]:
-            dx = _recurrence(dy, coefficient[..., tf.newaxis], scheme, reverse=True)
-            y_ = with_gradient(y, x, coefficient, scale, later)
+            dx = scheme.solve(dy, reverse=True)
             dfirst = tf.reduce_sum(dx[..., :1] * x[..., :1], axis=-1)
             return (
                 None,
                 _scaled(dx, scale[..., tf.newaxis], later[..., tf.newaxis]),
-                tf.reduce_sum(dx[..., 1:] * y_[..., :-1], axis=-1),
+                tf.reduce_sum(dx[..., 1:] * y[..., :-1], axis=-1),
                 dfirst,
                 tf.reduce_sum(dx * x, axis=-1) - dfirst,
             )
@@ -344,21 +345,19 @@ def _size(x: tf.Tensor) -> int | None:
 
 def _recurrence(x: tf.Tensor, coefficient: tf.Tensor, scheme: _Scheme, reverse: bool) -> tf.Tensor:
     """The recurrence with its gradient; `coefficient` is ρ, `[..., 1]` or `[..., d - 1]`."""
-    y = scheme.solve(x, reverse)
 
-    # Derivatives of any order pass through this function alone, not through the scheme that
-    # evaluated y: that is why there is no gradient for y.
+    # There is no gradient for y: the first derivatives do not pass through the scheme. Those of the
+    # gradient do, which is made of its operations, so that they exist in every graph.
     @tf.custom_gradient
     def with_gradient(y: tf.Tensor, x: tf.Tensor, coefficient: tf.Tensor) -> tf.Tensor:
         def gradient(dy: tf.Tensor) -> tuple[None, tf.Tensor, tf.Tensor]:
-            dx = _recurrence(dy, coefficient, scheme, not reverse)
-            y_ = with_gradient(y, x, coefficient)
-            products = dx[..., :-1] * y_[..., 1:] if reverse else dx[..., 1:] * y_[..., :-1]
+            dx = scheme.solve(dy, not reverse)
+            products = dx[..., :-1] * y[..., 1:] if reverse else dx[..., 1:] * y[..., :-1]
             return None, dx, _sum_to(products, coefficient)
 
         return tf.identity(y), gradient
 
-    return with_gradient(y, x, coefficient)
+    return with_gradient(scheme.solve(x, reverse), x, coefficient)
 
 
 def _scheme(base: _Base, size: int | None) -> _Scheme:
@@ -426,6 +425,10 @@ class _DoublingOfSteps(_Doubling):
             steps = steps.part(..., slice(shift, None)).times(steps.part(..., slice(-shift)))
 
 
+# The levels of any size that an int32 can hold. XLA differentiates no loop without a limit.
+_AT_MOST = {"maximum_iterations": 31}
+
+
 class _DynamicDoubling(_Scheme):
     """Doubling for a size that is known only when the graph runs."""
 
@@ -435,18 +438,19 @@ class _DynamicDoubling(_Scheme):
     def solve(self, x: tf.Tensor, reverse: bool) -> tf.Tensor:
         size = tf.shape(x)[-1]
         positions = tf.range(size)
+        value, sign, log_abs = self.base
 
         def step(shift: tf.Tensor, y: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-            power = tf.math.exp(tf.cast(shift, x.dtype) * self.base.log_abs)
-            power = tf.where(tf.equal(shift, 1), self.base.value, power)[..., tf.newaxis]
+            factor = power(value * sign, log_abs, tf.cast(shift, x.dtype))
+            factor = tf.where(tf.equal(shift, 1), value, factor)[..., tf.newaxis]
             source = positions + shift if reverse else positions - shift
             inside = tf.logical_and(source >= 0, source < size)
             # A gather, because XLA needs every shape in the loop to stay the same.
             shifted = tf.gather(y, tf.clip_by_value(source, 0, size - 1), axis=-1)
-            return 2 * shift, y + tf.where(inside, power * shifted, tf.zeros_like(y))
+            return 2 * shift, y + tf.where(inside, factor * shifted, tf.zeros_like(y))
 
-        _, y = tf.while_loop(lambda shift, _: shift < size, step, (tf.constant(1), x))
-        return y
+        start = (tf.constant(1), x)
+        return tf.while_loop(lambda shift, _: shift < size, step, start, **_AT_MOST)[1]
 
 
 class _DynamicDoublingOfSteps(_Scheme):
@@ -474,7 +478,7 @@ class _DynamicDoublingOfSteps(_Scheme):
             return 2 * shift, y, *steps.times(earlier)
 
         state = (tf.constant(1), x, *self.steps)
-        return tf.while_loop(lambda shift, *_: shift < size, step, state)[1]
+        return tf.while_loop(lambda shift, *_: shift < size, step, state, **_AT_MOST)[1]
 
 
 class _BlocksOfSteps(_Scheme):
