@@ -10,23 +10,24 @@ import tensorflow as tf
 from tensorflow_probability.python.internal import dtype_util
 from tensorflow_probability.python.internal import prefer_static as ps
 
-# A gradient function, that of `tf.custom_gradient`, is itself differentiated in a graph in which the
-# tensors that it holds are out of scope, unless they are inputs of plain operations. In the whole
-# package gradient functions are therefore made of plain operations, none of which has a custom
-# gradient, and whose derivatives are right to any order; only such ones are saved with a model, too.
+# A gradient function, that of `tf.custom_gradient`, may be differentiated in a graph in which the
+# tensors that it holds are out of scope unless they are inputs of plain operations, and is saved
+# with a model without the custom gradients inside it. In the whole package it is therefore made of
+# plain operations, whose own derivatives are right.
+#
 # `tf.vectorized_map`, and so TFP's auto-batched joint distributions, drops custom gradients and
 # differentiates the operations beneath. These therefore have gradients that are finite, and right
 # to rounding; the custom ones are more accurate, or cheaper.
 
 
-def _with_derivatives_of(value: tf.Tensor, other: tf.Tensor) -> tf.Tensor:
+def with_derivatives_of(other: tf.Tensor, value: tf.Tensor) -> tf.Tensor:
     """`value`, with the derivatives of `other`, of any order."""
     return tf.stop_gradient(value) + (other - tf.stop_gradient(other))
 
 
 def _tanh(u: tf.Tensor, complement: tf.Tensor) -> tf.Tensor:
     # The gradient of tf.tanh is 1 - tanh(u)², which float32 rounds to 0 from |u| = 8 on.
-    return _with_derivatives_of(tf.math.tanh(u), -complement)
+    return tf.stop_gradient(tf.math.tanh(u)) + (tf.stop_gradient(complement) - complement)
 
 
 @tf.custom_gradient
@@ -141,14 +142,9 @@ class LagOneCorrelation:
 
     @functools.cached_property
     def log_abs(self) -> tf.Tensor:
-        """`log |ρ|`; for ρ = 0, that of the smallest normal number, whose square is 0.
-
-        For `power`, which does not need it near 0: there it has no derivatives, whose overflow
-        times 0 would be NaN.
-        """
-        size = self.sign * self.value
-        at_least_tiny = tf.stop_gradient(tf.math.maximum(size, _tiny(self.dtype)))
-        log_abs = tf.math.log(tf.where(size < _NEAR_ZERO, at_least_tiny, size))
+        """`log |ρ|`; for ρ = 0, that of the smallest normal number, whose square is 0."""
+        tiny = 4.0 / float(dtype_util.max(self.dtype))  # NumPy's finfo does not know bfloat16
+        log_abs = tf.math.log(tf.math.maximum(tf.math.abs(self.value), tiny))
         if self._rho is None:
             distance = tf.math.abs(self.complement)
             near_one = tf.math.log1p(-tf.math.minimum(distance, 0.5))
@@ -166,32 +162,15 @@ class LagOneCorrelation:
           nearly 1.
         """
         exponent = tf.cast(lag, self.dtype)
-        decay = power(self.sign * self.value, self.log_abs, exponent)
+        size = self.sign * self.value
+        log_power = self.log_abs * exponent
+        # The derivatives of the logarithm make none where the power underflows.
+        by_power = tf.math.pow(tf.math.minimum(size, 0.1), exponent)
+        power = tf.where(size < 0.1, by_power, tf.math.exp(log_power))
         # 1 - e^(2x) = -tanh(x) (1 + e^(2x)); several times as fast as expm1, and as accurate.
-        square = tf.math.square(decay)
-        remainder = tf.math.tanh(self.log_abs * exponent) * (-1.0 - square)
-        return decay, _with_derivatives_of(remainder, -square)
-
-
-# Below it, a power is not taken by way of the logarithm.
-_NEAR_ZERO = 2.0**-5
-
-
-def _tiny(dtype: tf.DType) -> float:
-    """The smallest normal number; NumPy's finfo does not know bfloat16."""
-    return 4.0 / float(dtype_util.max(dtype))
-
-
-def power(size: tf.Tensor, log_size: tf.Tensor, exponent: tf.Tensor) -> tf.Tensor:
-    """`size^k` for size in [0, 1], from `LagOneCorrelation.log_abs`, and integers k ≥ 1.
-
-    Accurate for large exponents and where the size rounds to 1; so are the derivatives, of any
-    order, at 0 too.
-    """
-    # By the logarithm, a power that underflows has no derivatives. Those of tf.pow end in 0 · ∞ at 0
-    # itself: from the order k + 2 on, next to it.
-    near_zero = tf.math.pow(size + _tiny(size.dtype), exponent)
-    return tf.where(size < _NEAR_ZERO, near_zero, tf.math.exp(log_size * exponent))
+        square = tf.math.square(power)
+        remainder = tf.math.tanh(log_power) * (-1.0 - square)
+        return power, with_derivatives_of(-square, remainder)
 
 
 def check_one_given(correlation: object, fisher_z: object) -> None:
