@@ -10,21 +10,28 @@ import tensorflow as tf
 from tensorflow_probability.python.internal import dtype_util
 from tensorflow_probability.python.internal import prefer_static as ps
 
+# A gradient function, that of `tf.custom_gradient`, may be differentiated in a graph in which the
+# tensors that it holds are out of scope unless they are inputs of plain operations, and is saved
+# with a model without the custom gradients inside it. In the whole package it is therefore made of
+# plain operations, whose own derivatives are right.
+#
 # `tf.vectorized_map`, and so TFP's auto-batched joint distributions, drops custom gradients and
 # differentiates the operations beneath. These therefore have gradients that are finite, and right
 # to rounding; the custom ones are more accurate, or cheaper.
 
 
-@tf.custom_gradient
-def _tanh(u: tf.Tensor) -> tf.Tensor:
+def with_derivatives_of(other: tf.Tensor, value: tf.Tensor) -> tf.Tensor:
+    """`value`, with the derivatives of `other`, of any order."""
+    return tf.stop_gradient(value) + (other - tf.stop_gradient(other))
+
+
+def _tanh(u: tf.Tensor, complement: tf.Tensor) -> tf.Tensor:
     # The gradient of tf.tanh is 1 - tanh(u)², which float32 rounds to 0 from |u| = 8 on.
-    return tf.math.tanh(
-        u
-    ), lambda dy: dy * 4.0 * tf.math.sigmoid(2.0 * u) * tf.math.sigmoid(-2.0 * u)
+    return tf.stop_gradient(tf.math.tanh(u)) + (tf.stop_gradient(complement) - complement)
 
 
 @tf.custom_gradient
-def _log_cosh(u: tf.Tensor) -> tf.Tensor:
+def _log_cosh(u: tf.Tensor, complement: tf.Tensor) -> tf.Tensor:
     # TFP's own loses relative accuracy near 0, and its second derivative where tanh(u) rounds to 1.
     # Each branch gets a harmless number where it is not chosen, or its gradient could be NaN.
     is_small = tf.math.abs(u) < 0.5
@@ -32,7 +39,7 @@ def _log_cosh(u: tf.Tensor) -> tf.Tensor:
     near_zero = -0.5 * tf.math.log1p(-tf.math.square(tf.math.tanh(small)))
     large = tf.where(is_small, tf.ones_like(u), tf.math.abs(u))
     away = large + tf.math.softplus(-2.0 * large) - np.log(2.0)
-    return tf.where(is_small, near_zero, away), lambda dy: dy * _tanh(u)
+    return tf.where(is_small, near_zero, away), lambda dy: (dy * _tanh(u, complement), None)
 
 
 class LagOneCorrelation:
@@ -83,7 +90,7 @@ class LagOneCorrelation:
     @functools.cached_property
     def value(self) -> tf.Tensor:
         """The correlation ρ itself."""
-        return _tanh(self._u) if self._rho is None else self._rho
+        return _tanh(self._u, self.complement) if self._rho is None else self._rho
 
     @functools.cached_property
     def sign(self) -> tf.Tensor:
@@ -99,10 +106,15 @@ class LagOneCorrelation:
         return self.sign - self._rho
 
     @functools.cached_property
+    def _log_cosh(self) -> tf.Tensor:
+        """`log cosh u = -½ log(1 - ρ²)`, where u is given."""
+        return _log_cosh(self._u, self.complement)
+
+    @functools.cached_property
     def log_innovation_variance(self) -> tf.Tensor:
         """`log(1 - ρ²)`: the log-variance of a step given the one before, at marginal scale 1."""
         if self._rho is None:
-            return -2.0 * _log_cosh(self._u)
+            return -2.0 * self._log_cosh
         # The product is accurate near ±1, where the square is not, and the other way round near 0.
         near_zero = tf.math.log1p(-tf.math.square(self._rho))
         near_one = tf.math.log(self._innovation_variance)
@@ -117,7 +129,7 @@ class LagOneCorrelation:
     def innovation_scale(self) -> tf.Tensor:
         """`√(1 - ρ²)`."""
         if self._rho is None:
-            return tf.math.exp(-_log_cosh(self._u))
+            return tf.math.exp(-self._log_cosh)
         return tf.math.sqrt(self._innovation_variance)
 
     @functools.cached_property
@@ -125,7 +137,7 @@ class LagOneCorrelation:
         """`1 / √(1 - ρ²)`, at most the largest finite number, so that its product with 0 is 0."""
         if self._rho is None:
             largest = 0.999 * np.log(float(dtype_util.max(self.dtype)))
-            return tf.math.exp(tf.math.minimum(_log_cosh(self._u), tf.cast(largest, self.dtype)))
+            return tf.math.exp(tf.math.minimum(self._log_cosh, tf.cast(largest, self.dtype)))
         return tf.math.rsqrt(self._innovation_variance)
 
     @functools.cached_property
@@ -150,37 +162,22 @@ class LagOneCorrelation:
         """`|ρ|^k` and `1 - ρ^(2k)`: the size of the correlation at lag k, and what it leaves.
 
         Args:
-          lag: integer tensor of non-negative lags k, broadcast against ρ.
+          lag: integer tensor of positive lags k, broadcast against ρ.
 
         Returns:
           Two tensors of the broadcast shape, each with full relative accuracy, also where |ρ|^k is
           nearly 1.
         """
-        shape = ps.broadcast_shape(ps.shape(lag), ps.shape(self.sign))
-        size = tf.broadcast_to(self.sign * self.value, shape)
-        return _decay(size, self.log_abs, tf.cast(lag, self.dtype))
-
-
-def _decay(
-    size: tf.Tensor, log_size: tf.Tensor, exponent: tf.Tensor
-) -> tuple[tf.Tensor, tf.Tensor]:
-    """`size^k` and `1 - size^(2k)`."""
-    log_power = log_size * exponent
-    power = tf.where(tf.equal(exponent, 1.0), size, tf.math.exp(log_power))
-    # 1 - e^(2x) = -tanh(x) (1 + e^(2x)); several times as fast as expm1, and as accurate.
-    remainder = tf.math.tanh(log_power) * (-1.0 - tf.math.square(power))
-
-    # In terms of powers, not of the logarithm: right at ρ = 0 too, and accurate next to it.
-    @tf.custom_gradient
-    def with_gradient(size: tf.Tensor) -> tuple[tuple[tf.Tensor, tf.Tensor], Any]:
-        def gradient(d_power: tf.Tensor, d_remainder: tf.Tensor) -> tf.Tensor:
-            lower, _ = _decay(size, log_size, tf.maximum(exponent - 1.0, 0.0))
-            lower_of_square, _ = _decay(size, log_size, tf.maximum(2.0 * exponent - 1.0, 0.0))
-            return exponent * (d_power * lower - 2.0 * d_remainder * lower_of_square)
-
-        return (tf.identity(power), tf.identity(remainder)), gradient
-
-    return with_gradient(size)
+        exponent = tf.cast(lag, self.dtype)
+        size = self.sign * self.value
+        log_power = self.log_abs * exponent
+        # The derivatives of the logarithm make none where the power underflows.
+        by_power = tf.math.pow(tf.math.minimum(size, 0.1), exponent)
+        power = tf.where(size < 0.1, by_power, tf.math.exp(log_power))
+        # 1 - e^(2x) = -tanh(x) (1 + e^(2x)); several times as fast as expm1, and as accurate.
+        square = tf.math.square(power)
+        remainder = tf.math.tanh(log_power) * (-1.0 - square)
+        return power, with_derivatives_of(-square, remainder)
 
 
 def compare(p: LagOneCorrelation, q: LagOneCorrelation) -> tuple[tf.Tensor, tf.Tensor]:

@@ -11,8 +11,9 @@ not depend on it, because the gradient of the recurrence is the same recurrence 
 
     x̄ = (I - ρ S)⁻ᵀ ȳ,    ρ̄ = Σ_t x̄_t y_{t-1},    ρ̄_t = x̄_t y_{t-1}
 
-so it costs about one more forward pass, to any order. Where a transformation drops this gradient,
-as `tf.vectorized_map` does, the operations that evaluated y are differentiated; that is right too.
+so it costs about one more forward pass. Its own derivatives are those of the operations that
+evaluate x̄ and y; and where a transformation drops this gradient, as `tf.vectorized_map` does, these
+are differentiated to begin with. That is right too, to any order.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ import tensorflow as tf
 from tensorflow_probability.python.internal import dtype_util
 from tensorflow_probability.python.internal import prefer_static as ps
 
-from tfp_ar1.correlation import LagOneCorrelation
+from tfp_ar1.correlation import LagOneCorrelation, with_derivatives_of
 
 # Measured by `python -m benchmarks run --suite schemes` (benchmarks/results/speed.md): doubling is
 # faster up to a few hundred coordinates, blocks beyond; blocks of 16 and of 32 are about alike.
@@ -48,19 +49,28 @@ class _Base(NamedTuple):
     def of(cls, rho: LagOneCorrelation) -> _Base:
         return cls(rho.value, rho.sign, rho.log_abs)
 
-    def power(self, k: int) -> _Base:
-        power = tf.math.exp(k * self.log_abs)
+    def power(self, k: int, value: tf.Tensor) -> _Base:
+        """Its power `value`, to the exponent k."""
         sign = self.sign if k % 2 else tf.ones_like(self.sign)
-        return _Base(sign * power, sign, k * self.log_abs)
+        return _Base(value, sign, k * self.log_abs)
 
     def powers(self, exponents: Any) -> tf.Tensor:
-        """ρ^k for the exponents 1, … given, along a new last axis."""
+        """ρ^k for the exponents 1, 2, 3, … or 1, 2, 4, … given, along a new last axis."""
         later = np.asarray(exponents)[1:]
         factors = later.astype(self.value.dtype.as_numpy_dtype)
-        powers = tf.math.exp(factors * self.log_abs[..., tf.newaxis])
-        powers = tf.where(later % 2 == 0, powers, self.sign[..., tf.newaxis] * powers)
-        # ρ itself as it is, for its gradient at 0.
-        return tf.concat([self.value[..., tf.newaxis], powers], axis=-1)
+        value, sign, log_abs = (t[..., tf.newaxis] for t in self)
+        powers = tf.math.exp(factors * log_abs)
+        powers = tf.where(later % 2 == 0, powers, sign * powers)
+        # The derivatives are those of products, which a logarithm has not at 0.
+        parts = [value]
+        for k in _shifts(exponents[-1]):
+            if 2 * k - 1 in exponents[1:]:
+                part = tf.concat(parts, axis=-1)
+                parts = [part, part * part[..., -1:]]
+            else:
+                parts.append(tf.square(parts[-1]))
+        # ρ itself as it is.
+        return with_derivatives_of(tf.concat(parts, axis=-1), tf.concat([value, powers], axis=-1))
 
 
 class _Steps(NamedTuple):
@@ -103,8 +113,7 @@ def recurrence(x: tf.Tensor, rho: LagOneCorrelation, reverse: bool = False) -> t
     x = _broadcast_to_batch(x, rho.batch_shape())
     if rho.per_step:
         return _recurrence(x, rho.value, _step_scheme(_Steps.of(rho), _size(x)), reverse)
-    coefficient = tf.broadcast_to(rho.value, ps.shape(x)[:-1])[..., tf.newaxis]
-    return _recurrence(x, coefficient, _scheme(_Base.of(rho), _size(x)), reverse)
+    return _recurrence(x, rho.along_steps(rho.value), _scheme(_Base.of(rho), _size(x)), reverse)
 
 
 def linked_recurrence(
@@ -147,32 +156,29 @@ def color(x: tf.Tensor, rho: LagOneCorrelation, scale: tf.Tensor) -> tf.Tensor:
     if rho.per_step:
         return recurrence(scaled(x, rho, scale), rho)
     x = _broadcast_to_batch(x, rho.batch_shape(), ps.shape(scale))
-    batch_shape = ps.shape(x)[:-1]
     later = scale * rho.innovation_scale
     # From the parameters as they are, not broadcast: once for all draws that share them.
     scheme = _scheme(_Base.of(rho), _size(x))
-    y = scheme.color(x, scale, later)
-    coefficient, scale, later = (tf.broadcast_to(t, batch_shape) for t in (rho.value, scale, later))
 
     @tf.custom_gradient
     def with_gradient(
         y: tf.Tensor, x: tf.Tensor, coefficient: tf.Tensor, scale: tf.Tensor, later: tf.Tensor
     ) -> tf.Tensor:
         def gradient(dy: tf.Tensor) -> tuple[tf.Tensor | None, ...]:
-            dx = _recurrence(dy, coefficient[..., tf.newaxis], scheme, reverse=True)
-            y_ = with_gradient(y, x, coefficient, scale, later)
+            dx = scheme.solve(dy, reverse=True)
+            dcoefficient = tf.reduce_sum(dx[..., 1:] * y[..., :-1], axis=-1)
             dfirst = tf.reduce_sum(dx[..., :1] * x[..., :1], axis=-1)
             return (
                 None,
                 _scaled(dx, scale[..., tf.newaxis], later[..., tf.newaxis]),
-                tf.reduce_sum(dx[..., 1:] * y_[..., :-1], axis=-1),
-                dfirst,
-                tf.reduce_sum(dx * x, axis=-1) - dfirst,
+                _sum_to(dcoefficient, coefficient),
+                _sum_to(dfirst, scale),
+                _sum_to(tf.reduce_sum(dx * x, axis=-1) - dfirst, later),
             )
 
         return tf.identity(y), gradient
 
-    return with_gradient(y, x, coefficient, scale, later)
+    return with_gradient(scheme.color(x, scale, later), x, rho.value, scale, later)
 
 
 def scaled(x: tf.Tensor, rho: LagOneCorrelation, scale: tf.Tensor) -> tf.Tensor:
@@ -344,21 +350,19 @@ def _size(x: tf.Tensor) -> int | None:
 
 def _recurrence(x: tf.Tensor, coefficient: tf.Tensor, scheme: _Scheme, reverse: bool) -> tf.Tensor:
     """The recurrence with its gradient; `coefficient` is ρ, `[..., 1]` or `[..., d - 1]`."""
-    y = scheme.solve(x, reverse)
 
-    # Derivatives of any order pass through this function alone, not through the scheme that
-    # evaluated y: that is why there is no gradient for y.
+    # There is no gradient for y: the first derivatives do not pass through the scheme. Those of the
+    # gradient do, which is made of its operations, so that they exist in every graph.
     @tf.custom_gradient
     def with_gradient(y: tf.Tensor, x: tf.Tensor, coefficient: tf.Tensor) -> tf.Tensor:
         def gradient(dy: tf.Tensor) -> tuple[None, tf.Tensor, tf.Tensor]:
-            dx = _recurrence(dy, coefficient, scheme, not reverse)
-            y_ = with_gradient(y, x, coefficient)
-            products = dx[..., :-1] * y_[..., 1:] if reverse else dx[..., 1:] * y_[..., :-1]
+            dx = scheme.solve(dy, not reverse)
+            products = dx[..., :-1] * y[..., 1:] if reverse else dx[..., 1:] * y[..., :-1]
             return None, dx, _sum_to(products, coefficient)
 
         return tf.identity(y), gradient
 
-    return with_gradient(y, x, coefficient)
+    return with_gradient(scheme.solve(x, reverse), x, coefficient)
 
 
 def _scheme(base: _Base, size: int | None) -> _Scheme:
@@ -426,6 +430,10 @@ class _DoublingOfSteps(_Doubling):
             steps = steps.part(..., slice(shift, None)).times(steps.part(..., slice(-shift)))
 
 
+# The levels of any size that an int32 can hold. XLA differentiates no loop without a limit.
+_AT_MOST = {"maximum_iterations": 31}
+
+
 class _DynamicDoubling(_Scheme):
     """Doubling for a size that is known only when the graph runs."""
 
@@ -436,17 +444,19 @@ class _DynamicDoubling(_Scheme):
         size = tf.shape(x)[-1]
         positions = tf.range(size)
 
-        def step(shift: tf.Tensor, y: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        def step(shift: tf.Tensor, product: tf.Tensor, y: tf.Tensor) -> tuple[tf.Tensor, ...]:
             power = tf.math.exp(tf.cast(shift, x.dtype) * self.base.log_abs)
-            power = tf.where(tf.equal(shift, 1), self.base.value, power)[..., tf.newaxis]
+            power = tf.where(tf.equal(shift, 1), self.base.value, power)
+            power = with_derivatives_of(product, power)[..., tf.newaxis]
             source = positions + shift if reverse else positions - shift
             inside = tf.logical_and(source >= 0, source < size)
             # A gather, because XLA needs every shape in the loop to stay the same.
             shifted = tf.gather(y, tf.clip_by_value(source, 0, size - 1), axis=-1)
-            return 2 * shift, y + tf.where(inside, power * shifted, tf.zeros_like(y))
+            y += tf.where(inside, power * shifted, tf.zeros_like(y))
+            return 2 * shift, tf.square(product), y
 
-        _, y = tf.while_loop(lambda shift, _: shift < size, step, (tf.constant(1), x))
-        return y
+        state = (tf.constant(1), self.base.value, x)
+        return tf.while_loop(lambda shift, *_: shift < size, step, state, **_AT_MOST)[2]
 
 
 class _DynamicDoublingOfSteps(_Scheme):
@@ -474,7 +484,7 @@ class _DynamicDoublingOfSteps(_Scheme):
             return 2 * shift, y, *steps.times(earlier)
 
         state = (tf.constant(1), x, *self.steps)
-        return tf.while_loop(lambda shift, *_: shift < size, step, state)[1]
+        return tf.while_loop(lambda shift, *_: shift < size, step, state, **_AT_MOST)[1]
 
 
 class _BlocksOfSteps(_Scheme):
@@ -544,7 +554,7 @@ class _Blocks(_Scheme):
         self.rho = base.value
         self.powers = base.powers(range(1, _BLOCK_SIZE + 1))
         self.toeplitz = _toeplitz(self.powers)
-        self.of_carried = _scheme(base.power(_BLOCK_SIZE), self.num_blocks)
+        self.of_carried = _scheme(base.power(_BLOCK_SIZE, self.powers[..., -1]), self.num_blocks)
 
     def solve(self, x: tf.Tensor, reverse: bool) -> tf.Tensor:
         return self._solve(x, reverse, self.toeplitz, tf.zeros_like(x[..., :1]))
