@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import tensorflow as tf
 from tensorflow_probability.python.internal import distribution_util, samplers
 from tensorflow_probability.python.internal import prefer_static as ps
@@ -123,7 +123,7 @@ class ConditionalMarkov:
             tf.square(residual) / variance
             + tf.math.log(variance)
             + 2.0 * tf.math.log(self._chain.scale)
-            + np.log(2.0 * np.pi)
+            + math.log(2.0 * math.pi)
         )
         zero = tf.zeros([], log_prob.dtype)
         return tf.reduce_sum(tf.where(self.observed, log_prob, zero), axis=-1)

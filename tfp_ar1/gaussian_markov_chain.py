@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -165,14 +166,14 @@ class GaussianMarkovChain(tfd.MultivariateNormalLinearOperator):
         return self._log_prob_of_squared_norm(squared_norm, chain)
 
     def _log_prob_of_squared_norm(self, squared_norm: tf.Tensor, chain: Chain) -> tf.Tensor:
-        normalization = 0.5 * np.log(2.0 * np.pi) * tf.cast(self._event_size(), self.dtype)
+        normalization = 0.5 * math.log(2.0 * math.pi) * tf.cast(self._event_size(), self.dtype)
         return -0.5 * squared_norm - (chain.log_abs_determinant() + normalization)
 
     def _prob(self, x: tf.Tensor) -> tf.Tensor:
         return tf.math.exp(self._log_prob(x))
 
     def _entropy(self) -> tf.Tensor:
-        entropy = 0.5 * (1.0 + np.log(2.0 * np.pi)) * tf.cast(self._event_size(), self.dtype)
+        entropy = 0.5 * (1.0 + math.log(2.0 * math.pi)) * tf.cast(self._event_size(), self.dtype)
         entropy += self.scale.chain().log_abs_determinant()
         return tf.broadcast_to(entropy, self._static_or_dynamic_batch_shape())
 
@@ -557,7 +558,7 @@ def log_prob_terms(distribution: tfd.Distribution, x: Any) -> tf.Tensor:
             log_scale = path.log_scale
         else:
             log_scale = tf.math.log(tf.math.abs(path.chain.diag_part()))
-        return -0.5 * (tf.square(whitened) + np.log(2.0 * np.pi)) - log_scale
+        return -0.5 * (tf.square(whitened) + math.log(2.0 * math.pi)) - log_scale
 
 
 def _checked_path(distribution: tfd.Distribution) -> _Path:
