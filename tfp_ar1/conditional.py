@@ -57,7 +57,7 @@ class ConditionalMarkov:
                     f"{distribution.event_shape[-1]}; got shape {x.shape}."
                 )
         self.distribution = distribution
-        self._loc = tf.convert_to_tensor(distribution.loc)
+        self._loc = distribution._loc_or_zero()
         self._chain = distribution.scale.chain()
         rho, event_shape = self._chain.rho, ps.reshape(distribution._event_size(), [1])
         self._observed = tf.broadcast_to(

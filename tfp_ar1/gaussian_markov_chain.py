@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 import tensorflow as tf
@@ -33,6 +34,13 @@ tfd = tfp.distributions
 __all__ = ["GaussianMarkovChain", "kl_terms", "log_prob_terms"]
 
 
+def _not_implemented(method: str) -> Callable[..., NoReturn]:
+    def refuse(self: tfd.Distribution, *args: Any, **kwargs: Any) -> NoReturn:
+        raise NotImplementedError(f"{method} is not implemented: {type(self).__name__}")
+
+    return refuse
+
+
 class GaussianMarkovChain(tfd.MultivariateNormalLinearOperator):
     """Base class of the normals in which each coordinate depends on the one before it alone.
 
@@ -41,7 +49,8 @@ class GaussianMarkovChain(tfd.MultivariateNormalLinearOperator):
     properties of their parameters, and `_marginal`.
 
     Args:
-      loc: the mean, `[B1, ..., Bb, d]`, a tensor or a variable.
+      loc: the mean, `[B1, ..., Bb, d]`, a tensor or a variable. It may have one coordinate for all
+        d, or be a scalar, or `None` for 0.
       scale: the Cholesky factor of the covariance.
       parameters: the arguments of the subclass.
       validate_args: whether parameters are checked when the graph runs.
@@ -49,7 +58,7 @@ class GaussianMarkovChain(tfd.MultivariateNormalLinearOperator):
       name: name prefixed to operations.
 
     Raises:
-      ValueError: if `loc` is a scalar, or its last dimension is not that of `scale`.
+      ValueError: if the last dimension of `loc` is neither that of `scale` nor 1.
     """
 
     def __init__(
@@ -61,14 +70,24 @@ class GaussianMarkovChain(tfd.MultivariateNormalLinearOperator):
         allow_nan_stats: bool,
         name: str,
     ):
-        if not loc.shape[-1:].is_compatible_with(scale.shape[-1:]):
+        loc = tensor_util.convert_nonref_to_tensor(loc, dtype=scale.dtype, name="loc")
+        size = [] if loc is None else loc.shape[-1:]
+        if size not in ([], [1]) and not size.is_compatible_with(scale.shape[-1:]):
+            ndims = scale._experimental_parameter_ndims_to_matrix_ndims
+            sized = next(name for name, n in ndims.items() if n)
             raise ValueError(
-                f"`loc` must have {scale.shape[-1]} coordinates along its last axis, as the scale "
-                f"has; got shape {loc.shape}."
+                f"`loc` must have {scale.shape[-1]} coordinates along its last axis, as `{sized}` "
+                f"has, or 1 for all of them; got shapes {loc.shape} and "
+                f"{getattr(scale, sized).shape}."
             )
         super().__init__(loc=loc, scale=scale, validate_args=validate_args, name=name)
         self._allow_nan_stats = allow_nan_stats
         self._parameters = parameters
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled, and copied, by its arguments."""
+        # TFP's classes inside cannot be made by `__new__` alone, which is what pickle would do.
+        return functools.partial(type(self), **self.parameters), ()
 
     def correlation_parameter(self, name: str = "correlation_parameter") -> tf.Tensor:
         """The correlation of neighbours, whatever parameter it was computed from.
@@ -108,9 +127,14 @@ class GaussianMarkovChain(tfd.MultivariateNormalLinearOperator):
         if int(step) != step or step < 1:
             raise ValueError(f"`step` must be a positive integer; got {step!r}.")
         with self._name_and_control_scope(name):
-            kept = slice(start, stop, step)
-            loc = tf.convert_to_tensor(self.loc)[..., kept]
-            if tf.compat.dimension_value(loc.shape[-1]) == 0:
+            size = self._event_size()
+            # A step beyond the end keeps one coordinate, however long it is.
+            longest = max(size, 1) if isinstance(size, int) else 2**30
+            kept = slice(start, stop, min(int(step), longest))
+            if isinstance(size, int) and not any(map(tf.is_tensor, (start, stop))):
+                kept = slice(*kept.indices(size))
+            loc = self._loc_along_event()[..., kept]
+            if tf.compat.dimension_value(loc.shape[-1]) == 0 and size != 0:
                 raise ValueError(
                     f"The range start={start}, stop={stop}, step={step} has no coordinate of a "
                     f"distribution of event shape {self.event_shape}."
@@ -140,6 +164,13 @@ class GaussianMarkovChain(tfd.MultivariateNormalLinearOperator):
         """
         return ConditionalMarkov(self, value, observed)
 
+    # TransformedDistribution would ask its bijector, and that is what the message would be about.
+    _call_cdf = _not_implemented("cdf")
+    _call_log_cdf = _not_implemented("log_cdf")
+    _call_log_survival_function = _not_implemented("log_survival_function")
+    _call_quantile = _not_implemented("quantile")
+    _call_survival_function = _not_implemented("survival_function")
+
     def _call_sample_n(self, sample_shape: Any, seed: Any) -> tf.Tensor:
         # TransformedDistribution would go through its bijector; this goes to `_sample_n`.
         return tfd.Distribution._call_sample_n(self, sample_shape, seed)
@@ -151,18 +182,18 @@ class GaussianMarkovChain(tfd.MultivariateNormalLinearOperator):
         return samplers.normal(shape, dtype=self.dtype, seed=seed)
 
     def _sample_n(self, n: Any, seed: Any = None) -> tf.Tensor:
-        return self.loc + self.scale.chain().matvec(self._noise([n], seed))
+        return self._loc_or_zero() + self.scale.chain().matvec(self._noise([n], seed))
 
     def _sample_and_log_prob(self, sample_shape: Any, seed: Any) -> tuple[tf.Tensor, tf.Tensor]:
         # From the noise itself, rather than from the sample, whose rounding errors log_prob
         # magnifies by 1/√(1-ρ²).
         noise, chain = self._noise(sample_shape, seed), self.scale.chain()
-        sample = self.loc + chain.matvec(noise)
+        sample = self._loc_or_zero() + chain.matvec(noise)
         return sample, self._log_prob_of_squared_norm(recurrence.sum_of_squares(noise), chain)
 
     def _log_prob(self, x: tf.Tensor) -> tf.Tensor:
         chain = self.scale.chain()
-        squared_norm = chain.squared_norm_of_solvevec(x - self.loc)
+        squared_norm = chain.squared_norm_of_solvevec(x - self._loc_or_zero())
         return self._log_prob_of_squared_norm(squared_norm, chain)
 
     def _log_prob_of_squared_norm(self, squared_norm: tf.Tensor, chain: Chain) -> tf.Tensor:
@@ -179,7 +210,7 @@ class GaussianMarkovChain(tfd.MultivariateNormalLinearOperator):
 
     def _mean(self) -> tf.Tensor:
         shape = ps.concat([self._static_or_dynamic_batch_shape(), [self._event_size()]], axis=0)
-        mean = tf.broadcast_to(self.loc, shape)
+        mean = tf.broadcast_to(self._loc_or_zero(), shape)
         return tf.ensure_shape(mean, self.batch_shape.concatenate(self.event_shape))
 
     def _variance(self) -> tf.Tensor:
@@ -198,6 +229,18 @@ class GaussianMarkovChain(tfd.MultivariateNormalLinearOperator):
         shape = ps.concat([self._static_or_dynamic_batch_shape(), [size, size]], axis=0)
         return tf.broadcast_to(covariance, shape)
 
+    def _loc_or_zero(self) -> tf.Tensor:
+        """`loc` as a tensor, broadcast against the coordinates."""
+        return tf.zeros([], self.dtype) if self.loc is None else tf.convert_to_tensor(self.loc)
+
+    def _loc_along_event(self) -> tf.Tensor:
+        """`loc` as a tensor with all coordinates along its last axis."""
+        loc = self._loc_or_zero()
+        size = loc.shape[-1:]
+        if size.is_fully_defined() and size == self.event_shape:
+            return loc
+        return tf.broadcast_to(loc, ps.concat([ps.shape(loc)[:-1], [self._event_size()]], axis=0))
+
     def _event_size(self) -> Any:
         """The size d, as a Python integer where it is known."""
         size = tf.compat.dimension_value(self.event_shape[-1])
@@ -207,7 +250,8 @@ class GaussianMarkovChain(tfd.MultivariateNormalLinearOperator):
         if tensorshape_util.is_fully_defined(self.batch_shape):
             return np.array(tensorshape_util.as_list(self.batch_shape), np.int32)
         # Not `self.batch_shape_tensor()`, which would check the parameters once more.
-        return ps.broadcast_shape(ps.shape(self.loc)[:-1], self.scale.batch_shape_tensor())
+        loc = self._loc_or_zero()
+        return ps.broadcast_shape(ps.shape(loc)[:-1], self.scale.batch_shape_tensor())
 
     def _parameter_control_dependencies(self, is_init: bool) -> list[Any]:
         if not self.validate_args:
@@ -224,16 +268,11 @@ class GaussianMarkovChain(tfd.MultivariateNormalLinearOperator):
         raise NotImplementedError(f"`{type(self).__name__}` must define `_checks`.")
 
 
-def checked_loc(loc: Any, dtype: tf.DType) -> Any:
-    """`loc` as a tensor or variable.
-
-    Raises:
-      ValueError: if it is a scalar.
-    """
-    loc = tensor_util.convert_nonref_to_tensor(loc, dtype=dtype, name="loc")
-    if loc.shape.rank == 0:
-        raise ValueError("`loc` must have at least one dimension, the coordinates; got a scalar.")
-    return loc
+def check_required(**parameters: Any) -> None:
+    """Raises `ValueError` if a parameter that follows one with a default is missing."""
+    for name, value in parameters.items():
+        if value is None:
+            raise ValueError(f"Missing required `{name}` parameter.")
 
 
 def correlation_at_lag(scale: Any, step: int) -> dict[str, Any]:
@@ -249,26 +288,25 @@ def correlation_at_lag(scale: Any, step: int) -> dict[str, Any]:
 
 def correlation_of_steps(scale: Any, kept: slice) -> dict[str, Any]:
     """The parameter for neighbours in a slice of coordinates; of an operator with a ρ per step."""
-    before = ps.range(scale._size())[kept][:-1]
+    coordinates, step = ps.range(scale._size())[kept], kept.step
+    count = ps.maximum(ps.size(coordinates) - 1, 0)
+    first = ps.reduce_sum(coordinates[:1])
 
-    def taken(x: tf.Tensor, offset: int = 0) -> tf.Tensor:
-        return tf.gather(x, before + offset, axis=-1)
+    def taken(x: tf.Tensor) -> tf.Tensor:
+        return x[..., first : first + count * step]
 
-    if kept.step == 1:
+    if step == 1:
         name = "fisher_z" if scale.correlation is None else "correlation"
         return {name: taken(tf.convert_to_tensor(getattr(scale, name)))}
     rho = scale.chain().rho
-    sign, size, complement = taken(rho.sign), taken(rho.value * rho.sign), taken(rho.complement)
-    complement *= sign
-    for offset in range(1, kept.step):
-        next_sign = taken(rho.sign, offset)
-        # 1 - a b = 1 - a + a (1 - b)
-        complement += size * next_sign * taken(rho.complement, offset)
-        size *= next_sign * taken(rho.value, offset)
-        sign *= next_sign
-    near_zero = tf.math.atanh(tf.minimum(size, 0.5))
-    near_one = 0.5 * (tf.math.log1p(size) - tf.math.log(complement))
-    return {"fisher_z": sign * tf.where(size < 0.5, near_zero, near_one)}
+    steps = (taken(x) for x in (rho.value, rho.sign * rho.complement))
+    value, complement = recurrence.product_of_steps(
+        *(tf.reshape(x, ps.concat([ps.shape(x)[:-1], [count, step]], axis=0)) for x in steps)
+    )
+    size = tf.math.abs(value)
+    near_zero = tf.math.atanh(tf.clip_by_value(value, -0.5, 0.5))
+    near_one = 0.5 * tf.math.sign(value) * (tf.math.log1p(size) - tf.math.log(complement))
+    return {"fisher_z": tf.where(size < 0.5, near_zero, near_one)}
 
 
 def assert_positive(name: str) -> Any:
@@ -314,7 +352,7 @@ def properties_of_positive(dtype: Any, **shape: Any) -> Any:
 PER_MEMBER = {"shape_fn": lambda shape: shape[:-1]}
 PER_STEP = {
     "event_ndims": 1,
-    "shape_fn": lambda shape: ps.concat([shape[:-1], [shape[-1] - 1]], axis=0),
+    "shape_fn": lambda shape: ps.concat([shape[:-1], [ps.maximum(shape[-1] - 1, 0)]], axis=0),
 }
 
 
@@ -431,6 +469,8 @@ def _loc_and_scale_of_iid_or_independent(
 
 
 def _loc(distribution: tfd.MultivariateNormalLinearOperator) -> tf.Tensor:
+    if isinstance(distribution, GaussianMarkovChain):
+        return distribution._loc_along_event()
     if distribution.loc is None:
         return tf.zeros([], distribution.dtype)
     return tf.convert_to_tensor(distribution.loc)
