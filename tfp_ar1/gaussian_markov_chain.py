@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, NoReturn
@@ -32,6 +31,10 @@ tfb = tfp.bijectors
 tfd = tfp.distributions
 
 __all__ = ["GaussianMarkovChain", "kl_terms", "log_prob_terms"]
+
+
+def _remake(cls: type[GaussianMarkovChain], parameters: dict[str, Any]) -> GaussianMarkovChain:
+    return cls(**parameters)
 
 
 def _not_implemented(method: str) -> Callable[..., NoReturn]:
@@ -87,7 +90,7 @@ class GaussianMarkovChain(tfd.MultivariateNormalLinearOperator):
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickled, and copied, by its arguments."""
         # TFP's classes inside cannot be made by `__new__` alone, which is what pickle would do.
-        return functools.partial(type(self), **self.parameters), ()
+        return _remake, (type(self), self.parameters)
 
     def correlation_parameter(self, name: str = "correlation_parameter") -> tf.Tensor:
         """The correlation of neighbours, whatever parameter it was computed from.
@@ -124,7 +127,11 @@ class GaussianMarkovChain(tfd.MultivariateNormalLinearOperator):
         Raises:
           ValueError: if `step` is not a positive integer, or no coordinate is left.
         """
-        if int(step) != step or step < 1:
+        try:
+            valid = int(step) == step and step >= 1
+        except (TypeError, ValueError):
+            valid = False
+        if not valid:
             raise ValueError(f"`step` must be a positive integer; got {step!r}.")
         with self._name_and_control_scope(name):
             size = self._event_size()
@@ -288,7 +295,9 @@ def correlation_at_lag(scale: Any, step: int) -> dict[str, Any]:
 
 def correlation_of_steps(scale: Any, kept: slice) -> dict[str, Any]:
     """The parameter for neighbours in a slice of coordinates; of an operator with a ρ per step."""
-    coordinates, step = ps.range(scale._size())[kept], kept.step
+    given_as_tensors = any(map(tf.is_tensor, (kept.start, kept.stop)))
+    coordinates = (tf if given_as_tensors else ps).range(scale._size())[kept]
+    step = kept.step
     count = ps.maximum(ps.size(coordinates) - 1, 0)
     first = ps.reduce_sum(coordinates[:1])
 
@@ -500,7 +509,7 @@ class _CovarianceTerms(NamedTuple):
 
     def total(self, size: Any) -> tf.Tensor:
         """Their sum over the path, `[...]`."""
-        counts = (1, ps.maximum(size - 1, 0), size)
+        counts = (ps.minimum(size, 1), ps.maximum(size - 1, 0), size)
         return sum(total(x, n) for x, n in zip(self, counts, strict=True) if x is not None)
 
     def along_path(self, size: Any) -> tf.Tensor:
