@@ -302,8 +302,8 @@ def _stencil(
             a_, b_ = _over_scale(a, b, scale)
             dlater, dearlier = a_ * dy, (b_ - sign * a_) * dy
             # By pads, which XLA fuses into the sum, as it does not do with concatenations.
-            size = ps.shape(dy)[-1]
-            dx = tf.add_n([pad(dlater, 1, 0), pad(dearlier, 0, 1), pad(dfirst, 0, size)])
+            one, size = ps.shape(dfirst)[-1], ps.shape(dy)[-1]  # Without coordinates: 0 and 0.
+            dx = tf.add_n([pad(dlater, one, 0), pad(dearlier, 0, one), pad(dfirst, 0, size)])
             # Graphs compute the difference once; eagerly, again.
             da = _sum_to(dy * difference(x), a) / scale
             db = _sum_to(dy * x[..., :-1], b) / scale
