@@ -4,6 +4,7 @@ KLs are in test_kl, conditionals in test_conditional, marginals and fits in test
 the operators in test_linear_operator_markov_cholesky, and TFP's contract in test_family_contract.
 """
 
+import copy
 import functools
 import itertools
 
@@ -683,22 +684,38 @@ class TestConstruction:
                 k: tf.constant(v, "float32" if k == name else "float64")
                 for k, v in valid(cls).items()
             }
-            with pytest.raises(TypeError, match=r"dtype|float32"):
+            with pytest.raises(TypeError, match=rf"dtype.*`{name}` float32"):
                 cls(**mixed)
 
     @pytest.mark.parametrize(
         ("cls", "name", "value", "message"),
         [
-            *((cls, "loc", 0.0, "`loc` must have at least one dimension") for cls in VALID),
             *((cls, "loc", [0.0, 1.0], "`loc` must have 3 coordinates") for cls in VALID),
-            *((cls, "loc", [0.0], "`loc` must have 3 coordinates") for cls in VALID),
+            *((cls, "scale_diag", None, "Missing required `scale_diag`") for cls in CORRELATION),
             *((cls, "scale_diag", 1.0, "`scale_diag` must have at least") for cls in CORRELATION),
-            *((cls, "scale_diag", [1.0], r"must have (1 coord|one ent)") for cls in CORRELATION),
+            *(
+                (cls, "scale_diag", [1.0], r"must have (1 coord|one ent).*`scale_diag`")
+                for cls in CORRELATION
+            ),
             (MultivariateNormalANTE1, "correlation", 0.5, r"`correlation` .* 2; got shape \(\)"),
             (MultivariateNormalANTE1, "correlation", [0.5], r"`correlation` .* 2; got shape \(1,"),
             (MultivariateNormalANTE1, "correlation", [0.5] * 3, r" 2; got shape \(3,\)"),
             (MultivariateNormalOU, "times", 1.0, "`times` must have at least one dimension"),
-            (MultivariateNormalOU, "times", [0.0, 1.0], "`loc` must have 2 coordinates"),
+            (MultivariateNormalOU, "times", [0.0, 1.0], "`loc` must have 2 coord.*as `times` has"),
+            (MultivariateNormalOU, "times", [[0.0], [1.0], [5.0]], r"write `times\[\.\.\., 0\]`"),
+            *(
+                (MultivariateNormalOU, name, None, f"Missing required `{name}`")
+                for name in ("marginal_scale", "length_scale", "times")
+            ),
+            *(
+                (MultivariateNormalOU, "times", times, "`times` must be strictly increasing.*Sort")
+                for times in (
+                    [0.0, 2.0, 1.0],
+                    np.float32([[0.0, 1.0, 2.0], [0.0, 1.0, 1.0]]),
+                    tf.constant([0.0, np.nan, 1.0]),
+                    np.float32([1.7e9, 1.7e9 + 1, 1.7e9 + 2]),
+                )
+            ),
         ],
     )
     def test_shapes_that_do_not_fit(self, cls, name, value, message):
@@ -712,8 +729,24 @@ class TestConstruction:
     @each_class
     def test_no_coordinates(self, cls):
         empty = {k: np.zeros([0], np.float32) if np.ndim(v) else v for k, v in valid(cls).items()}
-        with pytest.raises(ValueError, match="must have at least one coordinate"):
-            cls(**empty)
+        p, x = cls(**empty), np.zeros([2, 0], np.float32)
+        standard = tfd.MultivariateNormalDiag(tf.zeros([0]))
+        assert p.event_shape == [0]
+        assert p.sample(2, seed=SEED).shape == p.conditional(x, x == 0).sample().shape == [2, 0]
+        for result in (p.log_prob(x), p.marginal(step=2).log_prob(x)):
+            np.testing.assert_array_equal(result, [0, 0])
+        shifted = MultivariateNormalAR1(tf.zeros([0]), 3.0, 0.5)
+        for q in (standard, shifted):
+            assert tfd.kl_divergence(p, q) == tfd.kl_divergence(q, p) == 0
+        assert p.entropy() == p.precision().log_abs_determinant() == 0
+        assert p.covariance().shape == p.precision().to_dense().shape == [0, 0]
+
+        def results(*values):
+            p = cls(**dict(zip(empty, values, strict=True)))
+            return p.log_prob(x[0]) + p.entropy() + p.kl_divergence(shifted)
+
+        for gradient in oracles.tf_gradients(results, [tf.constant(v) for v in empty.values()]):
+            np.testing.assert_array_equal(gradient, np.zeros_like(gradient))
 
     @each_class
     def test_one_coordinate(self, cls):
@@ -770,13 +803,80 @@ class TestConstruction:
         for use in (lambda: p.sample(seed=SEED), lambda: p.log_prob(tf.zeros(3)), p.entropy):
             with pytest.raises(error, match=name):
                 use()
-        cls(**(given | {name: bad}))  # is not checked unless asked
+        if name != "times":
+            cls(**(given | {name: bad}))  # is not checked unless asked
 
     @each_correlated
     def test_validate_args_of_fisher_z(self, cls):
         bad = np.full_like(np.float32(CORRELATION[cls]), np.inf)
         with pytest.raises((ValueError, tf.errors.InvalidArgumentError), match="fisher_z"):
             cls(**VALID[cls], fisher_z=bad, validate_args=True)
+
+
+class TestLoc:
+    """It broadcasts against the coordinates, and may be missing, as in TFP."""
+
+    @each_class
+    @pytest.mark.parametrize("loc", [None, 0.5, "variable"])
+    def test_all_coordinates_share_it(self, cls, loc):
+        loc = tf.Variable([[1.0], [2.0]]) if loc == "variable" else loc
+        p = cls(**(valid(cls) | {"loc": loc}))
+        assert (p.loc is None) == (loc is None)
+        batch = () if loc is None else np.shape(loc)[:-1]
+        full = np.broadcast_to(0.0 if loc is None else loc, (*batch, 3))
+        dense = tfd.MultivariateNormalFullCovariance(np.float32(full), p.covariance())
+        x, observed = np.float32([0.3, -1.0, 2.0]), [True, False, True]
+        assert p.batch_shape == batch
+        assert p.event_shape == [3]
+        for method in ("mean", "mode", "stddev", "entropy"):
+            oracles.assert_close(getattr(p, method)(), getattr(dense, method)())
+        oracles.assert_close(p.log_prob(x), dense.log_prob(x))
+        y, log_prob = p.experimental_sample_and_log_prob(4, seed=SEED)
+        oracles.assert_close(y - full, p.sample(4, seed=SEED) - full)
+        oracles.assert_close(log_prob, dense.log_prob(y))
+        # As with all coordinates written down: the pairs of equal ones, and those without any.
+        written = cls(**(valid(cls) | {"loc": np.float32(full)}))
+        others = (written, p, dense, tfd.MultivariateNormalDiag(None, tf.ones(3)))
+        for q in (*others, tfd.Sample(tfd.Normal(0.5, 1.0), 3)):
+            for pair, expected in (((p, q), (written, q)), ((q, p), (q, written))):
+                oracles.assert_close(tfd.kl_divergence(*pair), tfd.kl_divergence(*expected))
+        for part in (lambda p: p[..., tf.newaxis], lambda p: p[0] if batch else p, copy.copy):
+            oracles.assert_close(part(p).log_prob(x), part(written).log_prob(x))
+            assert part(p).batch_shape == part(written).batch_shape
+        for law in (lambda p: p.marginal(1), lambda p: p.marginal(step=2)):
+            oracles.assert_close(law(p).log_prob(x[:2]), law(written).log_prob(x[:2]))
+        oracles.assert_close(
+            p.conditional(x, observed).mean(), written.conditional(x, observed).mean()
+        )
+        oracles.assert_close(tf.function(lambda p: p.kl_divergence(written))(p), np.zeros(batch))
+
+    def test_of_a_size_known_when_the_graph_runs(self):
+        @tf.function(input_signature=[tf.TensorSpec([None]), tf.TensorSpec([None])])
+        def kl(loc, scale):
+            p = MultivariateNormalARH1(loc, scale, 0.5)
+            return p.kl_divergence(MultivariateNormalARH1(None, scale, 0.5))
+
+        full = MultivariateNormalARH1(tf.fill([3], 2.0), [1.0, 2.0, 3.0], 0.5)
+        expected = full.kl_divergence(full.copy(loc=tf.zeros(3)))
+        for loc in ([2.0], [2.0, 2.0, 2.0]):
+            oracles.assert_close(kl(tf.constant(loc), tf.constant([1.0, 2.0, 3.0])), expected)
+
+    @pytest.mark.parametrize("loc", [None, 0.5])
+    def test_ar1_takes_its_size_from_it(self, loc):
+        with pytest.raises(ValueError, match=r"`loc` must have .* write `loc=tf.fill\(\[d\], val"):
+            MultivariateNormalAR1(loc, 1.0, 0.5)
+
+
+@pytest.mark.parametrize(
+    "method", ["cdf", "log_cdf", "log_survival_function", "quantile", "survival_function"]
+)
+def test_what_no_member_has(method):
+    p = MultivariateNormalOU(tf.zeros([2, 3]), 1.0, 2.0, [0.0, 1.0, 5.0])
+    with pytest.raises(NotImplementedError, match=f"^{method} is not .*: MultivariateNormalOU$"):
+        getattr(p, method)(tf.fill([3], 0.5))
+    mixture = tfd.MixtureSameFamily(tfd.Categorical([0.0, 0.0]), p)
+    with pytest.raises(NotImplementedError):
+        getattr(mixture, method)(tf.fill([3], 0.5))
 
 
 @pytest.mark.slow

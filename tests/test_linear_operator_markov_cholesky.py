@@ -226,7 +226,6 @@ class TestConstruction:
         ("kind", "name", "value", "message"),
         [
             ("ARH1", "scale_diag", 1.0, "`scale_diag` must have at least one dimension"),
-            ("ARH1", "scale_diag", [], "`scale_diag` must have at least one coordinate"),
             ("ANTE1", "correlation", 0.5, r"each step .* 2; got shape \(\)"),
             ("ANTE1", "correlation", [0.5], r"each step .* 2; got shape \(1,\)"),
             ("OU", "times", 1.0, "`times` must have at least one dimension"),

@@ -28,6 +28,12 @@ DISTRIBUTIONS = {
     "diag": lambda t: tfd.MultivariateNormalDiag(LOC.astype(t), SCALE.astype(t)),
     "diag without scale": lambda t: tfd.MultivariateNormalDiag(LOC.astype(t)),
     "tril": lambda t: tfd.MultivariateNormalTriL(LOC.astype(t), FACTOR.astype(t)),
+    "full covariance": lambda t: tfd.MultivariateNormalFullCovariance(
+        LOC.astype(t), (FACTOR @ FACTOR.T).astype(t)
+    ),
+    "diag plus low rank": lambda t: tfd.MultivariateNormalDiagPlusLowRank(
+        LOC.astype(t), SCALE.astype(t), scale_perturb_factor=FACTOR[:, :1].astype(t)
+    ),
     "independent": lambda t: tfd.Independent(tfd.Normal(LOC.astype(t), SCALE.astype(t)), 1),
     "sample": lambda t: tfd.Sample(tfd.Normal(np.ones([], t), 2.0), 3),
     "nested": lambda t: tfd.Sample(tfd.Independent(tfd.Normal(LOC.astype(t), 1.0), 1), [1]),
@@ -58,6 +64,41 @@ def test_numpy_scalars_keep_their_dtype():
     assert through_json(distribution).dtype == tf.float64
 
 
+ZEROS = np.zeros(3)
+# Numbers without a dtype, beside parameters of float64 that decide it, or alone.
+PYTHON_NUMBERS = {
+    "integer": (lambda: tfp_ar1.MultivariateNormalAR1(ZEROS, 1, 0), tf.float64),
+    "list": (lambda: tfp_ar1.MultivariateNormalARH1(ZEROS, [0.1, 2, 3], 0.5), tf.float64),
+    "integers": (lambda: tfp_ar1.MultivariateNormalANTE1(ZEROS, [1, 2, 3], [0, 0]), tf.float64),
+    "tuple": (lambda: tfp_ar1.MultivariateNormalOU(ZEROS, 1, 2, (0, 0.1, 2)), tf.float64),
+    "loc": (
+        lambda: tfp_ar1.MultivariateNormalAR1([0, 0.1, 0], correlation=np.float64(0.5)),
+        tf.float64,
+    ),
+    "integer loc": (lambda: tfp_ar1.MultivariateNormalAR1([0, 0, 0], 1, 0.5), tf.float32),
+    "array in a list": (
+        lambda: tfp_ar1.MultivariateNormalARH1([0, 0, 0], [np.float64(0.1), 2, 3], 0),
+        tf.float64,
+    ),
+    "rows": (lambda: tfd.MultivariateNormalTriL(ZEROS, FACTOR.tolist()), tf.float64),
+    "no loc": (lambda: tfd.MultivariateNormalDiag(None, SCALE), tf.float64),
+    "inside": (lambda: tfd.Independent(tfd.Normal([0, 0, 0], 1), 1), tf.float32),
+    "size": (lambda: tfd.Sample(tfd.Normal(0, np.float64(1)), np.int64(3)), tf.float64),
+    "shape": (lambda: tfd.Sample(tfd.Normal(0, 1), tf.TensorShape([3])), tf.float32),
+    "empty shape": (lambda: tfd.Sample(tfd.MultivariateNormalDiag(ZEROS), ()), tf.float64),
+}
+
+
+@pytest.mark.parametrize("name", PYTHON_NUMBERS)
+def test_numbers_of_python_take_the_dtype_of_the_others_again(name):
+    make, dtype = PYTHON_NUMBERS[name]
+    distribution = make()
+    copy = through_json(distribution)
+    assert copy.dtype == distribution.dtype == dtype
+    value = np.array([0.3, -1.0, 2.0])
+    np.testing.assert_array_equal(copy.log_prob(value), distribution.log_prob(value))
+
+
 def test_variables_stay_variables():
     loc = tf.Variable([0.0, 0.0], name="centre")
     scale = tf.Variable([1.0, 2.0], trainable=False)
@@ -72,7 +113,7 @@ def test_variables_stay_variables():
 def test_transformed_variables_are_refused():
     scale = tfp.util.TransformedVariable(1.0, tfp.bijectors.Softplus())
     with pytest.raises(ValueError, match="transformed variable cannot be saved"):
-        priors.to_config(tfd.Normal(0.0, scale))
+        priors.to_config(tfd.Sample(tfd.Normal(0.0, scale), 3))
 
 
 def test_kl_divergence_between_spellings():

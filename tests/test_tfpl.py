@@ -302,6 +302,8 @@ def test_refuses_what_does_not_fit():
     with pytest.raises(ValueError, match="`event_size` must be a positive integer; got 0"):
         tfpl.MultivariateNormalAR1(0)
     for cls in (tfpl.KLDivergenceRegularizer, tfpl.KLDivergenceAddLoss):
+        with pytest.raises(ValueError, match="class `Laplace` cannot be saved; use one of"):
+            cls(tfd.Independent(tfd.Laplace(tf.zeros(D), 1.0), 1))
         with pytest.raises(ValueError, match="`weight` must not be negative; got -1"):
             cls(PRIORS["Sample"](), weight=-1.0)
         for ndims in (-1, 0.5):

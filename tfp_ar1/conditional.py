@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import tensorflow as tf
 from tensorflow_probability.python.internal import distribution_util, samplers
 from tensorflow_probability.python.internal import prefer_static as ps
@@ -57,7 +57,7 @@ class ConditionalMarkov:
                     f"{distribution.event_shape[-1]}; got shape {x.shape}."
                 )
         self.distribution = distribution
-        self._loc = tf.convert_to_tensor(distribution.loc)
+        self._loc = distribution._loc_or_zero()
         self._chain = distribution.scale.chain()
         rho, event_shape = self._chain.rho, ps.reshape(distribution._event_size(), [1])
         self._observed = tf.broadcast_to(
@@ -123,7 +123,7 @@ class ConditionalMarkov:
             tf.square(residual) / variance
             + tf.math.log(variance)
             + 2.0 * tf.math.log(self._chain.scale)
-            + np.log(2.0 * np.pi)
+            + math.log(2.0 * math.pi)
         )
         zero = tf.zeros([], log_prob.dtype)
         return tf.reduce_sum(tf.where(self.observed, log_prob, zero), axis=-1)

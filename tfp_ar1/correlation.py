@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import functools
+import math
 from typing import Any
 
-import numpy as np
 import tensorflow as tf
 from tensorflow_probability.python.internal import dtype_util
 from tensorflow_probability.python.internal import prefer_static as ps
@@ -38,7 +38,7 @@ def _log_cosh(u: tf.Tensor, complement: tf.Tensor) -> tf.Tensor:
     small = tf.where(is_small, u, tf.zeros_like(u))
     near_zero = -0.5 * tf.math.log1p(-tf.math.square(tf.math.tanh(small)))
     large = tf.where(is_small, tf.ones_like(u), tf.math.abs(u))
-    away = large + tf.math.softplus(-2.0 * large) - np.log(2.0)
+    away = large + tf.math.softplus(-2.0 * large) - math.log(2.0)
     return tf.where(is_small, near_zero, away), lambda dy: (dy * _tanh(u, complement), None)
 
 
@@ -136,7 +136,7 @@ class LagOneCorrelation:
     def innovation_precision_scale(self) -> tf.Tensor:
         """`1 / √(1 - ρ²)`, at most the largest finite number, so that its product with 0 is 0."""
         if self._rho is None:
-            largest = 0.999 * np.log(float(dtype_util.max(self.dtype)))
+            largest = 0.999 * math.log(float(dtype_util.max(self.dtype)))
             return tf.math.exp(tf.math.minimum(self._log_cosh, tf.cast(largest, self.dtype)))
         return tf.math.rsqrt(self._innovation_variance)
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 import tensorflow as tf
@@ -32,6 +33,17 @@ tfd = tfp.distributions
 __all__ = ["GaussianMarkovChain", "kl_terms", "log_prob_terms"]
 
 
+def _remake(cls: type[GaussianMarkovChain], parameters: dict[str, Any]) -> GaussianMarkovChain:
+    return cls(**parameters)
+
+
+def _not_implemented(method: str) -> Callable[..., NoReturn]:
+    def refuse(self: tfd.Distribution, *args: Any, **kwargs: Any) -> NoReturn:
+        raise NotImplementedError(f"{method} is not implemented: {type(self).__name__}")
+
+    return refuse
+
+
 class GaussianMarkovChain(tfd.MultivariateNormalLinearOperator):
     """Base class of the normals in which each coordinate depends on the one before it alone.
 
@@ -40,7 +52,8 @@ class GaussianMarkovChain(tfd.MultivariateNormalLinearOperator):
     properties of their parameters, and `_marginal`.
 
     Args:
-      loc: the mean, `[B1, ..., Bb, d]`, a tensor or a variable.
+      loc: the mean, `[B1, ..., Bb, d]`, a tensor or a variable. It may have one coordinate for all
+        d, or be a scalar, or `None` for 0.
       scale: the Cholesky factor of the covariance.
       parameters: the arguments of the subclass.
       validate_args: whether parameters are checked when the graph runs.
@@ -48,7 +61,7 @@ class GaussianMarkovChain(tfd.MultivariateNormalLinearOperator):
       name: name prefixed to operations.
 
     Raises:
-      ValueError: if `loc` is a scalar, or its last dimension is not that of `scale`.
+      ValueError: if the last dimension of `loc` is neither that of `scale` nor 1.
     """
 
     def __init__(
@@ -60,14 +73,24 @@ class GaussianMarkovChain(tfd.MultivariateNormalLinearOperator):
         allow_nan_stats: bool,
         name: str,
     ):
-        if not loc.shape[-1:].is_compatible_with(scale.shape[-1:]):
+        loc = tensor_util.convert_nonref_to_tensor(loc, dtype=scale.dtype, name="loc")
+        size = [] if loc is None else loc.shape[-1:]
+        if size not in ([], [1]) and not size.is_compatible_with(scale.shape[-1:]):
+            ndims = scale._experimental_parameter_ndims_to_matrix_ndims
+            sized = next(name for name, n in ndims.items() if n)
             raise ValueError(
-                f"`loc` must have {scale.shape[-1]} coordinates along its last axis, as the scale "
-                f"has; got shape {loc.shape}."
+                f"`loc` must have {scale.shape[-1]} coordinates along its last axis, as `{sized}` "
+                f"has, or 1 for all of them; got shapes {loc.shape} and "
+                f"{getattr(scale, sized).shape}."
             )
         super().__init__(loc=loc, scale=scale, validate_args=validate_args, name=name)
         self._allow_nan_stats = allow_nan_stats
         self._parameters = parameters
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled, and copied, by its arguments."""
+        # TFP's classes inside cannot be made by `__new__` alone, which is what pickle would do.
+        return _remake, (type(self), self.parameters)
 
     def correlation_parameter(self, name: str = "correlation_parameter") -> tf.Tensor:
         """The correlation of neighbours, whatever parameter it was computed from.
@@ -104,12 +127,21 @@ class GaussianMarkovChain(tfd.MultivariateNormalLinearOperator):
         Raises:
           ValueError: if `step` is not a positive integer, or no coordinate is left.
         """
-        if int(step) != step or step < 1:
+        try:
+            valid = int(step) == step and step >= 1
+        except (TypeError, ValueError):
+            valid = False
+        if not valid:
             raise ValueError(f"`step` must be a positive integer; got {step!r}.")
         with self._name_and_control_scope(name):
-            kept = slice(start, stop, step)
-            loc = tf.convert_to_tensor(self.loc)[..., kept]
-            if tf.compat.dimension_value(loc.shape[-1]) == 0:
+            size = self._event_size()
+            # A step beyond the end keeps one coordinate, however long it is.
+            longest = max(size, 1) if isinstance(size, int) else 2**30
+            kept = slice(start, stop, min(int(step), longest))
+            if isinstance(size, int) and not any(map(tf.is_tensor, (start, stop))):
+                kept = slice(*kept.indices(size))
+            loc = self._loc_along_event()[..., kept]
+            if tf.compat.dimension_value(loc.shape[-1]) == 0 and size != 0:
                 raise ValueError(
                     f"The range start={start}, stop={stop}, step={step} has no coordinate of a "
                     f"distribution of event shape {self.event_shape}."
@@ -139,6 +171,13 @@ class GaussianMarkovChain(tfd.MultivariateNormalLinearOperator):
         """
         return ConditionalMarkov(self, value, observed)
 
+    # TransformedDistribution would ask its bijector, and that is what the message would be about.
+    _call_cdf = _not_implemented("cdf")
+    _call_log_cdf = _not_implemented("log_cdf")
+    _call_log_survival_function = _not_implemented("log_survival_function")
+    _call_quantile = _not_implemented("quantile")
+    _call_survival_function = _not_implemented("survival_function")
+
     def _call_sample_n(self, sample_shape: Any, seed: Any) -> tf.Tensor:
         # TransformedDistribution would go through its bijector; this goes to `_sample_n`.
         return tfd.Distribution._call_sample_n(self, sample_shape, seed)
@@ -150,35 +189,35 @@ class GaussianMarkovChain(tfd.MultivariateNormalLinearOperator):
         return samplers.normal(shape, dtype=self.dtype, seed=seed)
 
     def _sample_n(self, n: Any, seed: Any = None) -> tf.Tensor:
-        return self.loc + self.scale.chain().matvec(self._noise([n], seed))
+        return self._loc_or_zero() + self.scale.chain().matvec(self._noise([n], seed))
 
     def _sample_and_log_prob(self, sample_shape: Any, seed: Any) -> tuple[tf.Tensor, tf.Tensor]:
         # From the noise itself, rather than from the sample, whose rounding errors log_prob
         # magnifies by 1/√(1-ρ²).
         noise, chain = self._noise(sample_shape, seed), self.scale.chain()
-        sample = self.loc + chain.matvec(noise)
+        sample = self._loc_or_zero() + chain.matvec(noise)
         return sample, self._log_prob_of_squared_norm(recurrence.sum_of_squares(noise), chain)
 
     def _log_prob(self, x: tf.Tensor) -> tf.Tensor:
         chain = self.scale.chain()
-        squared_norm = chain.squared_norm_of_solvevec(x - self.loc)
+        squared_norm = chain.squared_norm_of_solvevec(x - self._loc_or_zero())
         return self._log_prob_of_squared_norm(squared_norm, chain)
 
     def _log_prob_of_squared_norm(self, squared_norm: tf.Tensor, chain: Chain) -> tf.Tensor:
-        normalization = 0.5 * np.log(2.0 * np.pi) * tf.cast(self._event_size(), self.dtype)
+        normalization = 0.5 * math.log(2.0 * math.pi) * tf.cast(self._event_size(), self.dtype)
         return -0.5 * squared_norm - (chain.log_abs_determinant() + normalization)
 
     def _prob(self, x: tf.Tensor) -> tf.Tensor:
         return tf.math.exp(self._log_prob(x))
 
     def _entropy(self) -> tf.Tensor:
-        entropy = 0.5 * (1.0 + np.log(2.0 * np.pi)) * tf.cast(self._event_size(), self.dtype)
+        entropy = 0.5 * (1.0 + math.log(2.0 * math.pi)) * tf.cast(self._event_size(), self.dtype)
         entropy += self.scale.chain().log_abs_determinant()
         return tf.broadcast_to(entropy, self._static_or_dynamic_batch_shape())
 
     def _mean(self) -> tf.Tensor:
         shape = ps.concat([self._static_or_dynamic_batch_shape(), [self._event_size()]], axis=0)
-        mean = tf.broadcast_to(self.loc, shape)
+        mean = tf.broadcast_to(self._loc_or_zero(), shape)
         return tf.ensure_shape(mean, self.batch_shape.concatenate(self.event_shape))
 
     def _variance(self) -> tf.Tensor:
@@ -197,6 +236,18 @@ class GaussianMarkovChain(tfd.MultivariateNormalLinearOperator):
         shape = ps.concat([self._static_or_dynamic_batch_shape(), [size, size]], axis=0)
         return tf.broadcast_to(covariance, shape)
 
+    def _loc_or_zero(self) -> tf.Tensor:
+        """`loc` as a tensor, broadcast against the coordinates."""
+        return tf.zeros([], self.dtype) if self.loc is None else tf.convert_to_tensor(self.loc)
+
+    def _loc_along_event(self) -> tf.Tensor:
+        """`loc` as a tensor with all coordinates along its last axis."""
+        loc = self._loc_or_zero()
+        size = loc.shape[-1:]
+        if size.is_fully_defined() and size == self.event_shape:
+            return loc
+        return tf.broadcast_to(loc, ps.concat([ps.shape(loc)[:-1], [self._event_size()]], axis=0))
+
     def _event_size(self) -> Any:
         """The size d, as a Python integer where it is known."""
         size = tf.compat.dimension_value(self.event_shape[-1])
@@ -206,7 +257,8 @@ class GaussianMarkovChain(tfd.MultivariateNormalLinearOperator):
         if tensorshape_util.is_fully_defined(self.batch_shape):
             return np.array(tensorshape_util.as_list(self.batch_shape), np.int32)
         # Not `self.batch_shape_tensor()`, which would check the parameters once more.
-        return ps.broadcast_shape(ps.shape(self.loc)[:-1], self.scale.batch_shape_tensor())
+        loc = self._loc_or_zero()
+        return ps.broadcast_shape(ps.shape(loc)[:-1], self.scale.batch_shape_tensor())
 
     def _parameter_control_dependencies(self, is_init: bool) -> list[Any]:
         if not self.validate_args:
@@ -223,16 +275,11 @@ class GaussianMarkovChain(tfd.MultivariateNormalLinearOperator):
         raise NotImplementedError(f"`{type(self).__name__}` must define `_checks`.")
 
 
-def checked_loc(loc: Any, dtype: tf.DType) -> Any:
-    """`loc` as a tensor or variable.
-
-    Raises:
-      ValueError: if it is a scalar.
-    """
-    loc = tensor_util.convert_nonref_to_tensor(loc, dtype=dtype, name="loc")
-    if loc.shape.rank == 0:
-        raise ValueError("`loc` must have at least one dimension, the coordinates; got a scalar.")
-    return loc
+def check_required(**parameters: Any) -> None:
+    """Raises `ValueError` if a parameter that follows one with a default is missing."""
+    for name, value in parameters.items():
+        if value is None:
+            raise ValueError(f"Missing required `{name}` parameter.")
 
 
 def correlation_at_lag(scale: Any, step: int) -> dict[str, Any]:
@@ -248,26 +295,27 @@ def correlation_at_lag(scale: Any, step: int) -> dict[str, Any]:
 
 def correlation_of_steps(scale: Any, kept: slice) -> dict[str, Any]:
     """The parameter for neighbours in a slice of coordinates; of an operator with a ρ per step."""
-    before = ps.range(scale._size())[kept][:-1]
+    given_as_tensors = any(map(tf.is_tensor, (kept.start, kept.stop)))
+    coordinates = (tf if given_as_tensors else ps).range(scale._size())[kept]
+    step = kept.step
+    count = ps.maximum(ps.size(coordinates) - 1, 0)
+    first = ps.reduce_sum(coordinates[:1])
 
-    def taken(x: tf.Tensor, offset: int = 0) -> tf.Tensor:
-        return tf.gather(x, before + offset, axis=-1)
+    def taken(x: tf.Tensor) -> tf.Tensor:
+        return x[..., first : first + count * step]
 
-    if kept.step == 1:
+    if step == 1:
         name = "fisher_z" if scale.correlation is None else "correlation"
         return {name: taken(tf.convert_to_tensor(getattr(scale, name)))}
     rho = scale.chain().rho
-    sign, size, complement = taken(rho.sign), taken(rho.value * rho.sign), taken(rho.complement)
-    complement *= sign
-    for offset in range(1, kept.step):
-        next_sign = taken(rho.sign, offset)
-        # 1 - a b = 1 - a + a (1 - b)
-        complement += size * next_sign * taken(rho.complement, offset)
-        size *= next_sign * taken(rho.value, offset)
-        sign *= next_sign
-    near_zero = tf.math.atanh(tf.minimum(size, 0.5))
-    near_one = 0.5 * (tf.math.log1p(size) - tf.math.log(complement))
-    return {"fisher_z": sign * tf.where(size < 0.5, near_zero, near_one)}
+    steps = (taken(x) for x in (rho.value, rho.sign * rho.complement))
+    value, complement = recurrence.product_of_steps(
+        *(tf.reshape(x, ps.concat([ps.shape(x)[:-1], [count, step]], axis=0)) for x in steps)
+    )
+    size = tf.math.abs(value)
+    near_zero = tf.math.atanh(tf.clip_by_value(value, -0.5, 0.5))
+    near_one = 0.5 * tf.math.sign(value) * (tf.math.log1p(size) - tf.math.log(complement))
+    return {"fisher_z": tf.where(size < 0.5, near_zero, near_one)}
 
 
 def assert_positive(name: str) -> Any:
@@ -313,7 +361,7 @@ def properties_of_positive(dtype: Any, **shape: Any) -> Any:
 PER_MEMBER = {"shape_fn": lambda shape: shape[:-1]}
 PER_STEP = {
     "event_ndims": 1,
-    "shape_fn": lambda shape: ps.concat([shape[:-1], [shape[-1] - 1]], axis=0),
+    "shape_fn": lambda shape: ps.concat([shape[:-1], [ps.maximum(shape[-1] - 1, 0)]], axis=0),
 }
 
 
@@ -439,6 +487,8 @@ def _loc_and_scale_of_iid_or_independent(
 
 
 def _loc(distribution: tfd.MultivariateNormalLinearOperator) -> tf.Tensor:
+    if isinstance(distribution, GaussianMarkovChain):
+        return distribution._loc_along_event()
     if distribution.loc is None:
         return tf.zeros([], distribution.dtype)
     return tf.convert_to_tensor(distribution.loc)
@@ -476,7 +526,7 @@ class _CovarianceTerms(NamedTuple):
 
     def total(self, size: Any) -> tf.Tensor:
         """Their sum over the path, `[...]`."""
-        counts = (1, ps.maximum(size - 1, 0), size)
+        counts = (ps.minimum(size, 1), ps.maximum(size - 1, 0), size)
         return sum(total(x, n) for x, n in zip(self, counts, strict=True) if x is not None)
 
     def along_path(self, size: Any) -> tf.Tensor:
@@ -567,7 +617,7 @@ def log_prob_terms(distribution: tfd.Distribution, x: Any) -> tf.Tensor:
         whitened = path.whiten(tf.convert_to_tensor(x, path.loc.dtype) - path.loc)
         scale = path.scale if path.chain is None else tf.math.abs(path.chain.diag_part())
         log_scale = 0.0 if scale is None else tf.math.log(scale)
-        return -0.5 * (tf.square(whitened) + np.log(2.0 * np.pi)) - log_scale
+        return -0.5 * (tf.square(whitened) + math.log(2.0 * math.pi)) - log_scale
 
 
 def _checked_path(distribution: tfd.Distribution) -> _Path:

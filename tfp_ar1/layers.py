@@ -168,7 +168,7 @@ def checked_prior(
     Raises:
       TypeError: if the prior is neither a distribution nor a layer with a method `distribution`.
       ValueError: if the prior is not over vectors of `event_size`, is of another batch shape or
-        dtype, or holds variables, which Keras would not see.
+        dtype, holds variables, which Keras would not see, or is of a class that cannot be saved.
     """
     if isinstance(prior, Mapping):
         is_layer = "class_name" in prior
@@ -199,6 +199,8 @@ def checked_prior(
             f"would neither train nor save. Give it constants, or let a layer own its weights: "
             f"`tfp_ar1.layers.MultivariateNormalAR1Prior`."
         )
+    if not learned:
+        priors.check_can_be_saved(distribution)
     return prior
 
 

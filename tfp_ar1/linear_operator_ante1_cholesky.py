@@ -55,7 +55,7 @@ class LinearOperatorANTE1Cholesky(LinearOperatorMarkovCholesky):
 
     Raises:
       ValueError: if both or neither of `correlation` and `fisher_z` are given; if `scale_diag` is a
-        scalar or has no coordinate; if the correlation has not an entry for each step; if
+        scalar; if the correlation has not an entry for each step; if
         `is_square` is `False`.
       TypeError: if the parameters are not real floating-point numbers or differ in dtype.
     """

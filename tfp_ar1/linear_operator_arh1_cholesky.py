@@ -53,7 +53,7 @@ class LinearOperatorARH1Cholesky(LinearOperatorMarkovCholesky):
 
     Raises:
       ValueError: if both or neither of `correlation` and `fisher_z` are given; if `scale_diag` is a
-        scalar or has no coordinate; if `is_square` is `False`.
+        scalar; if `is_square` is `False`.
       TypeError: if the parameters are not real floating-point numbers or differ in dtype.
     """
 

@@ -206,7 +206,16 @@ def common_float_dtype(parameters: dict[str, Any]) -> tf.DType:
     Raises:
       TypeError: if they differ in dtype, or are not real floating-point numbers.
     """
-    dtype = dtype_util.common_dtype(list(parameters.values()), dtype_hint=tf.float32)
+    try:
+        dtype = dtype_util.common_dtype(list(parameters.values()), dtype_hint=tf.float32)
+    except TypeError as error:
+        found = {name: getattr(x, "dtype", None) for name, x in parameters.items()}
+        found = ", ".join(
+            f"`{n}` {getattr(t, 'name', t)}" for n, t in found.items() if t is not None
+        )
+        raise TypeError(
+            f"All parameters must share a floating-point dtype; got {found}."
+        ) from error
     if not dtype_util.is_floating(dtype):
         names = ", ".join(f"`{name}`" for name in parameters)
         raise TypeError(
@@ -219,27 +228,26 @@ def size_of_last_axis(name: str, x: Any) -> tf.Tensor:
     """The size of the last axis of a parameter.
 
     Raises:
-      ValueError: if it is a scalar, or has no entries.
+      ValueError: if it is a scalar.
     """
     if x.shape.rank == 0:
         raise ValueError(
             f"`{name}` must have at least one dimension, the coordinates; got a scalar."
         )
     size = tf.compat.dimension_value(x.shape[-1]) if x.shape.rank else None
-    if size == 0:
-        raise ValueError(f"`{name}` must have at least one coordinate; got shape {x.shape}.")
     return tf.convert_to_tensor(ps.shape(x)[-1] if size is None else size, tf.int32)
 
 
 def check_steps(name: str, x: Any, num_rows: tf.Tensor) -> None:
     """Raises `ValueError` unless the last axis of a correlation has an entry for each step."""
     size = tf.get_static_value(num_rows)
-    if x.shape.rank == 0 or (
-        size is not None and x.shape.rank and not x.shape[-1:].is_compatible_with([size - 1])
-    ):
+    num_steps = None if size is None else max(size - 1, 0)
+    if x.shape.rank == 0 or (x.shape.rank and not x.shape[-1:].is_compatible_with([num_steps])):
+        of_scale = "the" if size is None else f"the {size}"
         raise ValueError(
-            f"`{name}` must have one entry for each step between neighbouring coordinates along "
-            f"its last axis, {'d - 1' if size is None else size - 1}; got shape {x.shape}."
+            f"`{name}` must have one entry for each step between {of_scale} coordinates of "
+            f"`scale_diag` along its last axis, {'d - 1' if size is None else num_steps}; got "
+            f"shape {x.shape}."
         )
 
 

@@ -68,7 +68,7 @@ class LinearOperatorOUCholesky(LinearOperatorMarkovCholesky):
       name: a name for this operator.
 
     Raises:
-      ValueError: if `times` is a scalar or has no entry; if `is_square` is `False`.
+      ValueError: if `times` is a scalar; if `is_square` is `False`.
       TypeError: if the parameters are not real floating-point numbers or differ in dtype.
     """
 

@@ -47,7 +47,8 @@ class MultivariateNormalANTE1(GaussianMarkovChain):
     ```
 
     Args:
-      loc: floating-point tensor `[B1, ..., Bb, d]`, the mean.
+      loc: floating-point tensor `[B1, ..., Bb, d]`, the mean. It broadcasts against the
+        coordinates, as a scalar or `[B1, ..., Bb, 1]`; `None`, the default, is 0.
       scale_diag: positive floating-point tensor `[B1, ..., Bb, d]`, the standard deviation σ_t of
         each coordinate.
       correlation: floating-point tensor `[B1, ..., Bb, d - 1]`, in (-1, 1); entry t - 1 is ρ_t,
@@ -61,16 +62,16 @@ class MultivariateNormalANTE1(GaussianMarkovChain):
       name: name prefixed to operations created by this class.
 
     Raises:
-      ValueError: if both or neither of `correlation` and `fisher_z` are given, if `loc` or
-        `scale_diag` is a scalar, if they differ in their last dimension, or if the correlation
-        has not an entry for each step.
+      ValueError: if both or neither of `correlation` and `fisher_z` are given, if
+        `scale_diag` is missing or a scalar, if `loc` has another last dimension, but not 1, or if
+        the correlation has not an entry for each step.
       TypeError: if the parameters differ in dtype or are not floating-point.
     """
 
     def __init__(
         self,
-        loc: Any,
-        scale_diag: Any,
+        loc: Any = None,
+        scale_diag: Any = None,
         correlation: Any = None,
         fisher_z: Any = None,
         validate_args: bool = False,
@@ -78,6 +79,7 @@ class MultivariateNormalANTE1(GaussianMarkovChain):
         name: str = "MultivariateNormalANTE1",
     ):
         parameters = dict(locals())
+        markov.check_required(scale_diag=scale_diag)
         check_one_given(correlation, fisher_z)
         given = {
             "loc": loc,
@@ -93,7 +95,6 @@ class MultivariateNormalANTE1(GaussianMarkovChain):
                 correlation=convert(correlation, dtype=dtype, name="correlation"),
                 fisher_z=convert(fisher_z, dtype=dtype, name="fisher_z"),
             )
-            loc = markov.checked_loc(loc, dtype)
             super().__init__(loc, scale, parameters, validate_args, allow_nan_stats, name)
 
     @property

@@ -86,7 +86,7 @@ class MultivariateNormalAR1(GaussianMarkovChain):
 
     Raises:
       ValueError: if both or neither of `correlation` and `fisher_z` are given, or if `loc` is a
-        scalar.
+        scalar or `None`.
       TypeError: if the parameters differ in dtype or are not floating-point.
     """
 
@@ -111,7 +111,12 @@ class MultivariateNormalAR1(GaussianMarkovChain):
         with tf.name_scope(name) as name:
             dtype = common_float_dtype(given)
             convert = tensor_util.convert_nonref_to_tensor
-            loc = markov.checked_loc(loc, dtype)
+            loc = convert(loc, dtype=dtype, name="loc")
+            if loc is None or loc.shape.rank == 0:
+                raise ValueError(
+                    f"`loc` must have at least one dimension, the coordinates, which it alone "
+                    f"counts: for d equal ones write `loc=tf.fill([d], value)`; got {loc!r}."
+                )
             num_rows = tf.compat.dimension_value(loc.shape[-1]) if loc.shape.rank else None
             scale = LinearOperatorAR1Cholesky(
                 num_rows=ps.shape(loc)[-1] if num_rows is None else num_rows,

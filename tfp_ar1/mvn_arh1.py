@@ -42,7 +42,8 @@ class MultivariateNormalARH1(GaussianMarkovChain):
     ```
 
     Args:
-      loc: floating-point tensor `[B1, ..., Bb, d]`, the mean.
+      loc: floating-point tensor `[B1, ..., Bb, d]`, the mean. It broadcasts against the
+        coordinates, as a scalar or `[B1, ..., Bb, 1]`; `None`, the default, is 0.
       scale_diag: positive floating-point tensor `[B1, ..., Bb, d]`, the standard deviation σ_t of
         each coordinate.
       correlation: floating-point tensor `[B1, ..., Bb]`, ρ in (-1, 1). Exactly one of
@@ -55,15 +56,15 @@ class MultivariateNormalARH1(GaussianMarkovChain):
       name: name prefixed to operations created by this class.
 
     Raises:
-      ValueError: if both or neither of `correlation` and `fisher_z` are given, if `loc` or
-        `scale_diag` is a scalar, or if they differ in their last dimension.
+      ValueError: if both or neither of `correlation` and `fisher_z` are given, if
+        `scale_diag` is missing or a scalar, or if `loc` has another last dimension, but not 1.
       TypeError: if the parameters differ in dtype or are not floating-point.
     """
 
     def __init__(
         self,
-        loc: Any,
-        scale_diag: Any,
+        loc: Any = None,
+        scale_diag: Any = None,
         correlation: Any = None,
         fisher_z: Any = None,
         validate_args: bool = False,
@@ -71,6 +72,7 @@ class MultivariateNormalARH1(GaussianMarkovChain):
         name: str = "MultivariateNormalARH1",
     ):
         parameters = dict(locals())
+        markov.check_required(scale_diag=scale_diag)
         check_one_given(correlation, fisher_z)
         given = {
             "loc": loc,
@@ -86,7 +88,6 @@ class MultivariateNormalARH1(GaussianMarkovChain):
                 correlation=convert(correlation, dtype=dtype, name="correlation"),
                 fisher_z=convert(fisher_z, dtype=dtype, name="fisher_z"),
             )
-            loc = markov.checked_loc(loc, dtype)
             super().__init__(loc, scale, parameters, validate_args, allow_nan_stats, name)
 
     @property

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
 from tensorflow_probability.python.internal import tensor_util
@@ -45,35 +46,38 @@ class MultivariateNormalOU(GaussianMarkovChain):
     ```
 
     Args:
-      loc: floating-point tensor `[B1, ..., Bb, d]`, the mean at the given times.
+      loc: floating-point tensor `[B1, ..., Bb, d]`, the mean at the given times. It
+        broadcasts against them, as a scalar or `[B1, ..., Bb, 1]`; `None`, the default, is 0.
       marginal_scale: positive floating-point tensor `[B1, ..., Bb]`, the standard deviation σ of
         every coordinate.
       length_scale: positive floating-point tensor `[B1, ..., Bb]`, the time ℓ over which the
         correlation falls by a factor e, in the unit of `times`.
       times: floating-point tensor `[B1, ..., Bb, d]`, strictly increasing along the last axis.
-        In float32, times far from 0, such as seconds since 1970, round to equal ones: subtract the
-        first.
+        They are data: `make_trainable` takes them, and makes no variable of them. In float32,
+        times far from 0, such as seconds since 1970, round to equal ones: subtract the first.
       validate_args: if `True`, parameters are checked when the graph runs, at some cost. If
         `False`, invalid parameters may give NaN.
       allow_nan_stats: if `False`, raises where a statistic is undefined. (All are defined here.)
       name: name prefixed to operations created by this class.
 
     Raises:
-      ValueError: if `loc` or `times` is a scalar, or if they differ in their last dimension.
+      ValueError: if one of the other parameters is missing, if `times` is a scalar, if `loc` has
+        another last dimension, but not 1, or if `times` are known and not strictly increasing.
       TypeError: if the parameters differ in dtype or are not floating-point.
     """
 
     def __init__(
         self,
-        loc: Any,
-        marginal_scale: Any,
-        length_scale: Any,
-        times: Any,
+        loc: Any = None,
+        marginal_scale: Any = None,
+        length_scale: Any = None,
+        times: Any = None,
         validate_args: bool = False,
         allow_nan_stats: bool = True,
         name: str = "MultivariateNormalOU",
     ):
         parameters = dict(locals())
+        markov.check_required(marginal_scale=marginal_scale, length_scale=length_scale, times=times)
         given = {
             "loc": loc,
             "marginal_scale": marginal_scale,
@@ -83,12 +87,16 @@ class MultivariateNormalOU(GaussianMarkovChain):
         with tf.name_scope(name) as name:
             dtype = common_float_dtype(given)
             convert = tensor_util.convert_nonref_to_tensor
+            loc, times = (
+                convert(loc, dtype=dtype, name="loc"),
+                convert(times, dtype=dtype, name="times"),
+            )
+            _check_times(times, loc)
             scale = LinearOperatorOUCholesky(
                 marginal_scale=convert(marginal_scale, dtype=dtype, name="marginal_scale"),
                 length_scale=convert(length_scale, dtype=dtype, name="length_scale"),
-                times=convert(times, dtype=dtype, name="times"),
+                times=times,
             )
-            loc = markov.checked_loc(loc, dtype)
             super().__init__(loc, scale, parameters, validate_args, allow_nan_stats, name)
 
     @property
@@ -121,8 +129,9 @@ class MultivariateNormalOU(GaussianMarkovChain):
             "loc": tfp.util.ParameterProperties(event_ndims=1),
             "marginal_scale": markov.properties_of_positive(dtype, **markov.PER_MEMBER),
             "length_scale": markov.properties_of_positive(dtype, **markov.PER_MEMBER),
+            # Not preferred, so that no variable is made of them.
             "times": tfp.util.ParameterProperties(
-                event_ndims=1, default_constraining_bijector_fn=tfb.Ascending
+                event_ndims=1, default_constraining_bijector_fn=tfb.Ascending, is_preferred=False
             ),
         }
 
@@ -136,3 +145,32 @@ class MultivariateNormalOU(GaussianMarkovChain):
                 message="`times` must be strictly increasing along the last axis.",
             ),
         }
+
+
+def _check_times(times: Any, loc: Any) -> None:
+    """Refuses what `times` are at times taken for, and known values that do not increase.
+
+    Raises:
+      ValueError: if they have the last axis of features that index points of a Gaussian process
+        have, or are known and not strictly increasing.
+    """
+    size = None if loc is None or not loc.shape.rank else loc.shape[-1]
+    if size not in (None, 1) and times.shape.rank not in (None, 0, 1) and times.shape[-1] == 1:
+        raise ValueError(
+            f"`times` of shape {times.shape} have one coordinate, where `loc` has {size}: their "
+            f"last axis runs over the coordinates. For the index points of a Gaussian process, "
+            f"which have one more axis, write `times[..., 0]`."
+        )
+    values = None if tensor_util.is_ref(times) else tf.get_static_value(times)
+    if values is None or values.ndim == 0:
+        return
+    wrong = np.argwhere(~(values[..., 1:] > values[..., :-1]))
+    if len(wrong):
+        *member, i = wrong[0]
+        before, after = values[(*member, i)], values[(*member, i + 1)]
+        raise ValueError(
+            f"`times` must be strictly increasing along the last axis; got {after} after {before} "
+            f"at position {i + 1}, in {values.dtype.name}. Sort the observations by time, and give "
+            f"one for each time. (Times far from 0 may be equal after rounding: subtract the "
+            f"first.)"
+        )

@@ -18,7 +18,7 @@ from tfp_ar1.mvn_ou import MultivariateNormalOU
 
 tfd = tfp.distributions
 
-__all__ = ["from_config", "kl_divergence", "standard_normal", "to_config"]
+__all__ = ["check_can_be_saved", "from_config", "kl_divergence", "standard_normal", "to_config"]
 
 _CLASSES = {
     cls.__name__: cls
@@ -29,6 +29,8 @@ _CLASSES = {
         MultivariateNormalOU,
         tfd.Independent,
         tfd.MultivariateNormalDiag,
+        tfd.MultivariateNormalDiagPlusLowRank,
+        tfd.MultivariateNormalFullCovariance,
         tfd.MultivariateNormalTriL,
         tfd.Normal,
         tfd.Sample,
@@ -74,6 +76,7 @@ def to_config(distribution: tfd.Distribution) -> dict[str, Any]:
 
     Args:
       distribution: a distribution of this package, or one of `tfd.MultivariateNormalDiag`,
+        `MultivariateNormalDiagPlusLowRank`, `MultivariateNormalFullCovariance`,
         `MultivariateNormalTriL`, `Normal`, `Independent` and `Sample`, nested or not.
 
     Returns:
@@ -81,18 +84,35 @@ def to_config(distribution: tfd.Distribution) -> dict[str, Any]:
       variable.
 
     Raises:
-      ValueError: if the distribution, or one inside it, is of another class, or a parameter is a
-        transformed variable.
+      ValueError: as `check_can_be_saved`.
+    """
+    check_can_be_saved(distribution)
+    return {
+        "distribution": type(distribution).__name__,
+        "parameters": {k: _value_to_config(v) for k, v in distribution.parameters.items()},
+    }
+
+
+def check_can_be_saved(distribution: tfd.Distribution) -> None:
+    """Refuses what `to_config` cannot write, without reading a parameter: before any training.
+
+    Raises:
+      ValueError: if the distribution, or one inside it, is of a class that `to_config` does not
+        know, or a parameter is a transformed variable.
     """
     name = type(distribution).__name__
     if type(distribution) is not _CLASSES.get(name):
         raise ValueError(
             f"A prior of class `{name}` cannot be saved; use one of {sorted(_CLASSES)}."
         )
-    return {
-        "distribution": name,
-        "parameters": {k: _value_to_config(v) for k, v in distribution.parameters.items()},
-    }
+    for value in distribution.parameters.values():
+        if isinstance(value, tfd.Distribution):
+            check_can_be_saved(value)
+        if isinstance(value, tfp.util.DeferredTensor):
+            raise ValueError(
+                f"A prior with a transformed variable cannot be saved; got {value!r}. Use a "
+                f"parameter that needs no constraint, such as `fisher_z` as a `tf.Variable`."
+            )
 
 
 def from_config(config: Mapping[str, Any]) -> tfd.Distribution:
@@ -109,17 +129,15 @@ def from_config(config: Mapping[str, Any]) -> tfd.Distribution:
 
 
 def _value_to_config(value: Any) -> Any:
-    # NumPy's float64 is a float to Python, but it has a dtype to keep.
-    plain = isinstance(value, bool | int | float | str) and not isinstance(value, np.generic)
-    if value is None or plain:
-        return value
     if isinstance(value, tfd.Distribution):
         return to_config(value)
-    if isinstance(value, tfp.util.DeferredTensor):
-        raise ValueError(
-            f"A prior with a transformed variable cannot be saved; got {value!r}. Use a parameter "
-            f"that needs no constraint, such as `fisher_z` as a `tf.Variable`."
-        )
+    # Python's numbers take the dtype of the parameters beside them, in lists too. (NumPy's float64
+    # is a float to Python, but it has a dtype to keep.)
+    if all(
+        v is None or (isinstance(v, bool | int | float | str) and not isinstance(v, np.generic))
+        for v in tf.nest.flatten(value)
+    ):
+        return value
     array = np.asarray(tf.convert_to_tensor(value))
     config = {"dtype": array.dtype.name, "values": array.tolist()}
     if isinstance(value, tf.Variable):

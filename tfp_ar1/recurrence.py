@@ -141,6 +141,25 @@ def linked_recurrence(
     return _recurrence(x, steps.value, _step_scheme(steps, _size(x)), reverse)
 
 
+def product_of_steps(value: tf.Tensor, complement: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """The products ρ_1 … ρ_k along the last axis, in ⌈log2 k⌉ passes over halves.
+
+    Args:
+      value: floating-point tensor of shape `[..., k]`, ρ; k is known and at least 1.
+      complement: tensor of the same shape, `1 - |ρ|`.
+
+    Returns:
+      The product, and 1 minus its size, of shape `[...]`: accurate where they are small.
+    """
+    count = value.shape[-1]
+    padding = 2 ** (count - 1).bit_length() - count
+    product = _Steps(pad(value, 0, padding, value=1), pad(complement, 0, padding))
+    while (count := product.value.shape[-1]) > 1:
+        half = count // 2
+        product = product.part(..., slice(half)).times(product.part(..., slice(half, None)))
+    return product.value[..., 0], product.complement[..., 0]
+
+
 def color(x: tf.Tensor, rho: LagOneCorrelation, scale: tf.Tensor) -> tf.Tensor:
     """The path that innovations make, the inverse of `whiten`: `recurrence` of K σ x.
 
@@ -289,8 +308,8 @@ def _stencil(
             a_, b_ = _over_scale(a, b, scale)
             dlater, dearlier = a_ * dy, (b_ - sign * a_) * dy
             # By pads, which XLA fuses into the sum, as it does not do with concatenations.
-            size = ps.shape(dy)[-1]
-            dx = tf.add_n([pad(dlater, 1, 0), pad(dearlier, 0, 1), pad(dfirst, 0, size)])
+            one, size = ps.shape(dfirst)[-1], ps.shape(dy)[-1]  # Without coordinates: 0 and 0.
+            dx = tf.add_n([pad(dlater, one, 0), pad(dearlier, 0, one), pad(dfirst, 0, size)])
             # Graphs compute the difference once; eagerly, again.
             da = _sum_to(dy * difference(x), a) / scale
             db = _sum_to(dy * x[..., :-1], b) / scale

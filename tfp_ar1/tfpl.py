@@ -193,8 +193,9 @@ class KLDivergenceRegularizer(tf_keras.regularizers.Regularizer):
         `tfd.Independent`; it is averaged over those before.
 
     Raises:
-      ValueError: if `weight` is negative, or `reinterpreted_batch_ndims` is not a non-negative
-        integer; when called, if the distribution has fewer batch axes than that.
+      ValueError: if `weight` is negative, the prior is of a class that cannot be saved (see
+        `tfp_ar1.priors.to_config`), or `reinterpreted_batch_ndims` is not a non-negative integer;
+        when called, if the distribution has fewer batch axes than that.
     """
 
     def __init__(
@@ -215,6 +216,7 @@ class KLDivergenceRegularizer(tf_keras.regularizers.Regularizer):
             )
         if isinstance(distribution_b, Mapping):
             distribution_b = priors.from_config(distribution_b)
+        priors.check_can_be_saved(distribution_b)
         self.distribution_b = distribution_b
         self.use_exact_kl = use_exact_kl
         self.weight = weight
