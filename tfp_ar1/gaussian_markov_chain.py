@@ -389,7 +389,7 @@ def _excess(v: tf.Tensor) -> tf.Tensor:
     expm1 = tf.math.expm1(v)
     # The series of 1 - v / expm1(v) ends after two terms, with the relative error v³ / 360; the
     # difference has eps / v. They are alike at the bound, where both are 2e-6 in float32.
-    bound = (360.0 * float(dtype_util.eps(v.dtype))) ** 0.25
+    bound = (360.0 * float(np.spacing(v.dtype.as_numpy_dtype(1)))) ** 0.25
     near_zero = expm1 * v * (0.5 - v / 12.0)
     return tf.where(tf.math.abs(v) < bound, near_zero, expm1 - v)
 
