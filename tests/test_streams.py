@@ -97,7 +97,7 @@ def test_the_values_of_each_source(tmp_path, kind, x):
     assert stream.shape == (32, *x.shape[1:])
     assert (stream.ndim, stream.size, len(stream)) == (x.ndim, 32 * x[0].size, 32)
     assert stream.dtype == np.float32
-    assert (data.image_shape, data.y_test, data.note) == (x.shape[1:], None, None)
+    assert (data.image_shape, data.y_test, data.notes) == (x.shape[1:], None, ())
 
     expected = x[train].astype(np.float32) / 255
     shuffled = np.random.default_rng(1).permutation(32)
@@ -213,7 +213,7 @@ def test_given_test_images_are_limited(tmp_path, monkeypatch):
     monkeypatch.setattr(streams, "MAX_TEST_IMAGES", 8)
     data = datasets.load(f"images:{tmp_path}")
     assert len(data.x_test) == 8
-    assert "Of 40 test images 8 are used" in data.note
+    assert "Of 40 test images 8 are used" in data.notes[0]
     # Not the first ones, which are of one kind if the folders below are classes.
     positions = [np.flatnonzero((np.float32(GRAY) / 255 == x).all((1, 2)))[0] for x in data.x_test]
     assert max(positions) >= 20 > min(positions)
@@ -269,7 +269,7 @@ def test_the_fingerprint_does_not_depend_on_the_listing(tmp_path, monkeypatch):
     spec = write_folder(tmp_path, GRAY)
     before = datasets.load(spec).fingerprint()
     list_images = streams._list_images
-    monkeypatch.setattr(streams, "_list_images", lambda x: reversed(list(list_images(x))))
+    monkeypatch.setattr(streams, "_list_images", lambda *x: reversed(list(list_images(*x))))
     assert datasets.load(spec).fingerprint() == before
     monkeypatch.undo()
     (tmp_path / "a" / "000.png").rename(tmp_path / "a" / "0000.png")

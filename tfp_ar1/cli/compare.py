@@ -130,7 +130,10 @@ def make_plan(out: pathlib.Path, grid: dict[str, Sequence], options: dict) -> Pl
     of_sequences = options.get("model") == "sequence"
     data = {}
     for spec in grid["dataset"]:
-        data[spec] = _load(spec, options).fingerprint()
+        loaded = _load(spec, options)
+        for note in loaded.notes:
+            click.echo(f"{spec}: {note}", err=True)
+        data[spec] = loaded.fingerprint()
         twins = [other for other in data if data[other]["sha256"] == data[spec]["sha256"]]
         if len(twins) > 1:
             what = (
@@ -363,6 +366,7 @@ def work(plan: Plan) -> None:
             spec = experiment.options["dataset"]
             if spec not in data:
                 data[spec] = _load(spec, experiment.options)
+                runs.check_data(run, data[spec].fingerprint())
             path, record = _result(plan, experiment, run, data[spec])
             with results.locked(plan.out):
                 results.append(path, record)
