@@ -379,6 +379,13 @@ def turned(image):
     return buffer.getvalue()
 
 
+def pages(images):
+    buffer = io.BytesIO()
+    first, *others = map(Image.fromarray, images)
+    first.save(buffer, "TIFF", save_all=True, append_images=others)
+    return buffer.getvalue()
+
+
 def bomb():
     """A PNG of 20,000 x 20,000 pixels, as its header says."""
     content = io.BytesIO()
@@ -400,6 +407,7 @@ def picture(image, mode=None, form="PNG"):
     ("content", "expected"),
     [
         (turned(BYTES[0]), "is stored turned or mirrored (EXIF orientation 6); store it upright"),
+        (pages(BYTES[:3]), "has 3 pages; store each as a file"),
         (bomb(), "cannot be decoded"),
         (picture(BYTES[0], "RGBA"), "alpha channel"),
         (picture(BYTES[0], "CMYK", "TIFF"), "pixels of the kind CMYK"),

@@ -656,10 +656,11 @@ def evaluate(
             "data of the training.",
             err=True,
         )
+    model = _load_model(run)
     for note in data.notes:
         click.echo(note, err=as_json)
     metrics = _evaluate(
-        _load_model(run),
+        model,
         data,
         num_importance_samples or options["num_importance_samples"],
     )

@@ -128,12 +128,10 @@ def make_plan(out: pathlib.Path, grid: dict[str, Sequence], options: dict) -> Pl
       UserError: If something is wrong with the data.
     """
     of_sequences = options.get("model") == "sequence"
-    data = {}
+    data, notes = {}, {}
     for spec in grid["dataset"]:
         loaded = _load(spec, options)
-        for note in loaded.notes:
-            click.echo(f"{spec}: {note}", err=True)
-        data[spec] = loaded.fingerprint()
+        data[spec], notes[spec] = loaded.fingerprint(), loaded.notes
         twins = [other for other in data if data[other]["sha256"] == data[spec]["sha256"]]
         if len(twins) > 1:
             what = (
@@ -161,6 +159,9 @@ def make_plan(out: pathlib.Path, grid: dict[str, Sequence], options: dict) -> Pl
             draws_samples=point["seed"] == grid["seed"][0] and len(shape) > 1,
         )
         experiments.setdefault(experiment.name, experiment)
+    for spec in data:
+        for note in notes[spec]:
+            click.echo(f"{datasets.short_name(spec)}: {note}", err=True)
     return Plan(out, list(experiments.values()), _code_version())
 
 

@@ -170,6 +170,10 @@ def load(
             data = Dataset(*streams.load(kind, file, likelihood, corrupt, trained))
         else:
             data = _load_in_memory(kind, file, data_dir, likelihood, trained)
+        low, high = float(data.x_test.min()), float(data.x_test.max())
+        if low < 0 or high > 1:
+            note = f"Values are taken as they are; those of the test images go from {low:.6g} to "
+            data = dataclasses.replace(data, notes=(*data.notes, f"{note}{high:.6g}."))
         return data if trained is None else _to_be_scored(data, spec, trained)
 
 

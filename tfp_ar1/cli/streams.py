@@ -49,10 +49,12 @@ _TEST_FOLDERS = ("test", "testing", "val", "valid", "validation")
 _MOST_ENCODED = 2**30
 # The EXIF tag that says how an image is to be shown, and its values for "not as it is stored".
 _ORIENTATION, _TURNED = 0x0112, range(2, 9)
+_METADATA = {"exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif"}
 _FEATURES = ("image", "image/encoded")
 # Of the contents, for the fingerprint.
 _SAMPLES, _SAMPLE_BYTES = 64, 64 * 1024
 _SCANNED_BYTES = 2**22
+_MOST_KINDS = 6  # Of files that are left out, each named with its ending.
 
 
 class Corrupt(UserError):
@@ -464,7 +466,10 @@ class _ImageFiles(_Encoded):
             raise UserError(f"{folder}: {what} give that of the image files.")
         left_out: collections.Counter[str] = collections.Counter()
         self.files = _Files(folder, list(_list_images(os.fsencode(folder), left_out)))
-        others = ", ".join(f"{n} {what}" for what, n in sorted(left_out.items()))
+        shown = sorted(left_out.most_common(_MOST_KINDS))
+        others = ", ".join(f"{n} {what}" for what, n in shown)
+        if rest := left_out.total() - sum(n for _, n in shown):
+            others += f", {rest} others"
         self.notes = [f"Left out of {folder}: {others}."] if others else []
         others = f" (and {others})" * bool(others)
         self._check(
@@ -645,12 +650,17 @@ def _decode(content: bytes, image_shape: tuple[int, ...] | None = None) -> np.nd
                     f"has shape {images.shape_text(shape)}, the others "
                     f"{images.shape_text(image_shape)}"
                 )
-            if (turned := image.getexif().get(_ORIENTATION)) in _TURNED:
+            if image.format == "TIFF" and image.n_frames > 1:
+                raise _Unreadable(f"has {image.n_frames} pages; store each as a file")
+            pixels = np.asarray(image.convert("L" if gray else "RGB"))
+            # Asked only where there is something to find, as it takes as long as to decode.
+            turned = image.getexif().get(_ORIENTATION) if _METADATA & image.info.keys() else None
+            if turned in _TURNED:
                 raise _Unreadable(
                     f"is stored turned or mirrored (EXIF orientation {turned}); store it upright, "
                     "with PIL.ImageOps.exif_transpose"
                 )
-            return np.asarray(image.convert("L" if gray else "RGB"))
+            return pixels
     except (_Unreadable, MemoryError):
         raise
     except UnidentifiedImageError as error:
