@@ -138,8 +138,8 @@ def test_the_test_part_of_an_npz_file(tmp_path, names):
 def test_arrays_that_are_not_read_are_named(tmp_path):
     data = datasets.load(npz(tmp_path, x=BYTES, y=np.arange(20), x_val=BYTES, mask=BYTES))
     assert f"Of {tmp_path / 'own.npz'} are read: x, y; not read: mask, x_val." in data.notes
-    data = series.load(npz(tmp_path, x=WALKS, y=np.arange(12)))
-    assert f"Of {tmp_path / 'own.npz'} are read: x; not read: y." in data.notes
+    data = series.load(npz(tmp_path, x=WALKS, y=np.arange(12), mask_test=WALKS > 0))
+    assert f"Of {tmp_path / 'own.npz'} are read: x; not read: mask_test, y." in data.notes
 
 
 def test_images_that_are_in_both_sets(tmp_path):
@@ -327,8 +327,8 @@ def test_hidden_and_other_files_are_left_out_and_counted(tmp_path):
     np.testing.assert_array_equal(all_images(data), expected)
     (note,) = data.notes
     assert note == (
-        f"Left out of {folder}: 1 .csv, 2 .heic, 1 hidden files, 3 hidden folders, 1 links to "
-        "folders, 1 without an ending."
+        f"Left out of {folder}: 1 .csv, 2 .heic, 1 hidden file, 3 hidden folders, 1 linked "
+        "folder, 1 other file."
     )
 
 
@@ -358,6 +358,14 @@ def test_folders_that_are_the_split(tmp_path, train, test):
     np.testing.assert_allclose(data.x_train[:], BYTES[:12] / 255, rtol=1e-6)
     np.testing.assert_allclose(data.x_test, BYTES[12:13] / 255, rtol=1e-6)
     assert f"Of {tmp_path} only {train} and {test} are read, not README." in data.notes
+
+
+def test_dark_image_files_are_named(tmp_path):
+    data = datasets.load(write_images(tmp_path, BYTES % 2))
+    assert (
+        "The images are bytes of at most 1, which are divided by 255; if 1 is white"
+        in (data.notes[0])
+    )
 
 
 def test_splits_further_below_are_not_pooled(tmp_path):

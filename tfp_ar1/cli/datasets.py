@@ -348,7 +348,7 @@ def read_numpy(
                 )
             for theirs in names.values():
                 with loaded.zip.open(f"{theirs}.npy") as member:
-                    _check_size(path, member, advice)
+                    _check_size(path / f"{theirs}.npy", member, advice)
             return {ours: np.asarray(loaded[theirs]) for ours, theirs in names.items()}
     except UserError:
         raise

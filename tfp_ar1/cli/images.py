@@ -59,7 +59,7 @@ def of_bytes(white: int, greatest: int) -> list[str]:
     if 0 < greatest <= DARK:
         return [
             f"The images are bytes of at most {greatest}, which are divided by 255; if "
-            f"{greatest} is white, store them as float32, divided by {greatest}."
+            f"{greatest} is white, scale them to 255 and store them again."
         ]
     return []
 

@@ -364,8 +364,9 @@ def _read(path: pathlib.Path, kind: str, notes: list[str]) -> dict[str, Any]:
 
 
 def _choose_arrays(files: list[str], path: pathlib.Path) -> dict[str, str]:
-    known = ("x", "length", "mask", "x_test", "length_test", "mask_test")
     if "x" in files:
+        parts = [part for part in ("", "_test") if f"x{part}" in files]
+        known = (f"{name}{part}" for part in parts for name in ("x", "length", "mask"))
         return {name: name for name in known if name in files}
     if len(files) == 1:
         return {"x": files[0]}
@@ -434,7 +435,7 @@ def _of_series(
     check_memory(
         path,
         len(length) * int(length.max()) * _BYTES_PER_VALUE,
-        f"the longest of {len(length)} rows has {length.max()} cells: is it a mistake?",
+        f"the longest of {len(length)} rows has {length.max()} cells; look whether that is right",
     )
     x = np.full((len(length), length.max()), np.nan)
     for i, row in enumerate(numbers):

@@ -270,6 +270,8 @@ def load(
             f"{place}: none of the {len(test)} test images can be used; the first: "
             + ": ".join(next(iter(faults.found.items())))
         )
+    if kind != "stream":  # Of encoded images the test images stand for all.
+        notes += images.of_bytes(255, round(255 * float(x_test.max())))
     return Stream(source, train, faults, sha256), x_test, None, tuple(notes)
 
 
@@ -467,7 +469,7 @@ class _ImageFiles(_Encoded):
         left_out: collections.Counter[str] = collections.Counter()
         self.files = _Files(folder, list(_list_images(os.fsencode(folder), left_out)))
         shown = sorted(left_out.most_common(_MOST_KINDS))
-        others = ", ".join(f"{n} {what}" for what, n in shown)
+        others = ", ".join(f"{n} {what}{'s' * (n > 1 and what[0] != '.')}" for what, n in shown)
         if rest := left_out.total() - sum(n for _, n in shown):
             others += f", {rest} others"
         self.notes = [f"Left out of {folder}: {others}."] if others else []
@@ -511,7 +513,7 @@ def _list_images(folder: bytes, left_out: collections.Counter[str]) -> Iterator[
     for below, folders, names in os.walk(folder, onerror=_raise):
         links = [name for name in folders if os.path.islink(os.path.join(below, name))]
         hidden = [name for name in folders if _is_hidden(os.fsdecode(name))]
-        left_out.update(["links to folders"] * len(links) + ["hidden folders"] * len(hidden))
+        left_out.update(["linked folder"] * len(links) + ["hidden folder"] * len(hidden))
         folders[:] = sorted(set(folders) - {*links, *hidden})
         if parts := _split_of([os.fsdecode(name) for name in folders]):
             where = os.fsencode(below).decode(errors="replace")
@@ -523,9 +525,9 @@ def _list_images(folder: bytes, left_out: collections.Counter[str]) -> Iterator[
             suffix = os.path.splitext(name)[1].lower().decode(errors="replace")
             if suffix not in _SUFFIXES:
                 if not _is_hidden(os.fsdecode(name)):
-                    left_out[suffix or "without an ending"] += 1
+                    left_out[suffix or "other file"] += 1
             elif _is_hidden(os.fsdecode(name)):
-                left_out["hidden files"] += 1
+                left_out["hidden file"] += 1
             else:
                 yield os.path.relpath(os.path.join(below, name), folder)
 
