@@ -334,7 +334,7 @@ def test_hidden_and_other_files_are_left_out_and_counted(tmp_path):
 
 @pytest.mark.parametrize("suffix", [".webp", ".TIF", ".pgm", ".jfif"])
 def test_other_endings_are_read(tmp_path, suffix):
-    flat = np.full((2, 6, 5), 51, np.uint8)
+    flat = np.full((2, 6, 5), 204, np.uint8)
     write_images(tmp_path / "x", flat[:1])
     Image.fromarray(flat[1]).convert("RGB" if suffix == ".webp" else "L").save(
         tmp_path / "x" / f"y{suffix}", {".webp": "WEBP", ".TIF": "TIFF"}.get(suffix)
@@ -343,7 +343,7 @@ def test_other_endings_are_read(tmp_path, suffix):
         Image.fromarray(flat[0]).convert("RGB").save(tmp_path / "x" / "00.png")
     data = datasets.load(f"images:{tmp_path / 'x'}")
     assert len(data.x_train) + len(data.x_test) == 2
-    np.testing.assert_allclose(all_images(data), 0.2, atol=0.01)
+    np.testing.assert_allclose(all_images(data), 0.8, atol=0.01)
     assert not data.notes
 
 
@@ -679,6 +679,19 @@ def test_data_of_a_run_that_have_changed(scored, cli, tmp_path, kind):  # noqa: 
     assert f"All 20 images of {spec} are scored." in said
     assert "what is scored may hold data of the training" in said
     assert longer != spec
+
+
+def test_the_file_of_the_run_read_in_another_way(scored, tmp_path):
+    run, data = finished_run(tmp_path / "run", "--dataset", npy(tmp_path, BYTES))
+    for spec in (f"stream:{tmp_path / 'own.npy'}", npz(tmp_path, arr_0=BYTES)):
+        x, said = scored(run, "--dataset", spec)
+        np.testing.assert_array_equal(x, data.x_test)
+        assert "holds the data that the model was trained on" in said
+    run, _ = finished_run(tmp_path / "other", "--dataset", npy(tmp_path, BYTES, "stream"))
+    os.chdir(tmp_path / "run")
+    x, said = scored(run, "--dataset", "npy:../own.npy")
+    assert len(x) == 20
+    assert "what is scored may hold data of the training" in said
 
 
 def test_a_file_that_has_a_test_part(scored, tmp_path):

@@ -650,10 +650,10 @@ def evaluate(
         ) from error
     if trained is None:
         runs.check_data(run, data.fingerprint())
-    elif dataset == options["dataset"] and not data.is_that_of(trained):
+    elif _place(dataset) == _place(options["dataset"]) and not data.is_that_of(trained):
         click.echo(
-            f"{dataset} has changed since {run.folder} was trained on it: what is scored may hold "
-            "data of the training.",
+            f"{dataset} has changed since {run.folder} was trained on it, or was read in another "
+            "way: what is scored may hold data of the training.",
             err=True,
         )
     model = _load_model(run)
@@ -669,6 +669,11 @@ def evaluate(
     else:
         _print_table(metrics)
         _print_skipped(data.skipped, "")
+
+
+def _place(dataset: str) -> str:
+    """Where the data of a `--dataset` value lie, whatever they are read as; or their name."""
+    return os.path.realpath(dataset.partition(":")[2] or dataset)
 
 
 def _test_images(

@@ -207,26 +207,27 @@ def _load_in_memory(
         for name in ("y_train", "y_test", "y")
         if name in arrays
     }
-    if "x" in x:
+    if "x_train" in x:
+        train, test, y_test = x["x_train"], x["x_test"], labels.get("_test")
+    elif trained is None:
         train, test, y_test = _split(x["x"], labels.get(""))
     else:
-        train, test, y_test = x["x_train"], x["x_test"], labels.get("_test")
+        train, test, y_test = x["x"][:0], x["x"], labels.get("")
     if train.shape[1:] != test.shape[1:]:
         raise UserError(
             f"{source}: training images have shape {images.shape_text(train.shape[1:])} but test "
             f"images {images.shape_text(test.shape[1:])}; they must be alike."
         )
-    data = Dataset(train, test, y_test, tuple(notes))
-    if trained is not None and "x" in x and not data.is_that_of(trained):
-        return Dataset(x["x"][:0], x["x"], labels.get(""), data.notes)
     if file and (shared := images.num_shared(train, test)):
-        note = f"{shared} of {len(test)} test images are among the training images too."
-        return dataclasses.replace(data, notes=(*data.notes, note))
-    return data
+        notes.append(f"{shared} of {len(test)} test images are among the training images too.")
+    return Dataset(train, test, y_test, tuple(notes))
 
 
 def _to_be_scored(data: Dataset, spec: str, trained: dict) -> Dataset:
     """Data for a trained model, with a note of what of them is scored."""
+    if not len(data.x_train) and len(data.x_test) > 1:
+        split = Dataset(*_split(data.x_test, data.y_test), data.notes)
+        data = split if split.is_that_of(trained) else data
     number, apart = len(data.x_test), len(data.x_train)
     if not apart:
         note = f"All {number} images of {spec} are scored."
