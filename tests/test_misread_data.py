@@ -20,8 +20,9 @@ import pytest
 from PIL import Image
 from test_cli import cli, refused  # noqa: F401  fixtures
 from test_datasets import IDX_NAMES, idx_bytes, write_idx_folder
+from test_streams import write_shards
 
-from tfp_ar1.cli import commands, datasets, files, runs, series, streams
+from tfp_ar1.cli import commands, compare, datasets, files, runs, series, streams
 from tfp_ar1.cli.errors import UserError
 
 RNG = np.random.default_rng(3)
@@ -379,6 +380,14 @@ def test_splits_further_below_are_not_pooled(tmp_path):
     assert len(datasets.load(f"images:{tmp_path / 'own'}").x_train) == 5
 
 
+def test_shards_of_training_and_test_images_in_one_pattern(tmp_path):
+    for name in ("train", "test"):
+        spec = write_shards(tmp_path, BYTES, name=name)
+    assert not datasets.load(spec).notes
+    (note,) = datasets.load(f"tfrecord:{tmp_path}/*").notes
+    assert "3 of 6 files are named test-0-of-3.tfrecord or the like, and become one set" in note
+
+
 def turned(image):
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -627,8 +636,6 @@ def of_kind(kind, folder, x):
         return npz(folder, x=x)
     if kind == "images":
         return write_images(folder / "images", x)
-    from test_streams import write_shards
-
     return write_shards(folder, x)
 
 
@@ -755,6 +762,11 @@ def test_one_long_series_is_scored_as_a_whole(scored, tmp_path):
     x, said = scored(run, "--dataset", spec)
     np.testing.assert_allclose(data.units.restore(x["x"]).ravel(), long[0] + 1, atol=1e-5)
     assert "All 1 series of" in said
+    # Of what is no whole window, single steps cannot be scored.
+    spec = npy(tmp_path / "new", WALKS.reshape(4, 21)[:, :15])
+    x, said = scored(run, "--dataset", spec)
+    assert len(x["x"]) == 8
+    assert "8 windows of 7 steps; 4 pieces of 1 step or without values are left out." in said
     x, _ = scored(run)
     assert len(x["x"]) == 2
 
@@ -777,3 +789,22 @@ def test_training_is_not_resumed_on_other_data(refused, tmp_path):  # noqa: F811
     npy(tmp_path, BYTES)
     message = refused("train", "--dataset", spec, "--epochs", 3, "--out", run)
     assert f"holds an unfinished run on {spec}, which has changed since; restore it" in message
+
+
+def test_another_window_is_no_change_of_the_file(refused, tmp_path):  # noqa: F811
+    spec = npy(tmp_path, WALKS)
+    run, _ = finished_run(tmp_path / "run", *SEQUENCE, spec, "--window", 3)
+    (run / "metrics.json").unlink()
+    message = refused("train", *SEQUENCE, spec, "--window", 4, "--epochs", 3, "--out", run)
+    assert "with --window 3, not 4; resume it with the same options" in message
+
+
+def test_compare_does_not_go_on_with_other_data(cli, tmp_path, monkeypatch):  # noqa: F811
+    spec, plans = npy(tmp_path, BYTES % 2), []
+    monkeypatch.setattr(compare, "dry_run", plans.append)
+    assert cli("compare", "--dataset", spec, "--dry-run")[2] == (
+        "own: The images are bytes of 0 and 1 alone, which are taken as they are.\n"
+    )
+    npy(tmp_path, BYTES)
+    with pytest.raises(UserError, match=r"own\.npy: has changed since"):
+        compare.work(plans[0])

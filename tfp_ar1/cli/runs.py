@@ -491,12 +491,8 @@ def check_data(run: Run, data: dict) -> None:
 def _check_same(run: Run, config: dict) -> None:
     before, now = run.options, config["options"]
     a_run = "a finished run" if run.finished else "an unfinished run"
-    if run.config["data"] != config["data"]:
-        if before["dataset"] == now["dataset"]:
-            raise UserError(
-                f"{run.folder}: holds {a_run} on {now['dataset']}, which has changed since; "
-                "restore it or choose another --out."
-            )
+    other_data = run.config["data"] != config["data"]
+    if other_data and before["dataset"] != now["dataset"]:
         data = "series" if run.of_sequences else "images"
         raise UserError(
             f"{run.folder}: holds {a_run} on other {data} ({before['dataset']}) than "
@@ -509,3 +505,8 @@ def _check_same(run: Run, config: dict) -> None:
                 f"{before.get(key)}, not {now[key]}; resume it with the same options or choose "
                 "another --out."
             )
+    if other_data:
+        raise UserError(
+            f"{run.folder}: holds {a_run} on {now['dataset']}, which has changed since; restore it "
+            "or choose another --out."
+        )

@@ -264,9 +264,16 @@ def _load(
     else:
         data = cut(*_split(x, length, window, source))
     if whole:
+        pieces = int((-(-series[max(series)][1] // window)).sum())
         if data.is_that_of(trained):
             scored = f"{source} holds the data of the training, whose test series are scored"
-        notes.append(f"{scored}: {len(data.x_test)} windows of {data.data_shape[0]} steps.")
+            pieces = len(data.x_test)
+        left_out = pieces - len(data.x_test)
+        notes.append(
+            f"{scored}: {len(data.x_test)} windows of {window} steps"
+            + f"; {left_out} pieces of 1 step or without values are left out" * bool(left_out)
+            + "."
+        )
     return dataclasses.replace(data, notes=tuple(notes))
 
 

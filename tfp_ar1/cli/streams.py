@@ -611,7 +611,7 @@ def _of_shards(paths: Sequence[str]) -> list[str]:
     if not others or not any(name.startswith(_TRAIN_FOLDERS) for name in names):
         return []
     return [
-        f"{len(others)} of {len(names)} files are named {others[0]} or the like, and become one "
+        f"{len(others)} of {len(names)} files are named {min(others)} or the like, and become one "
         "set with the others; give a pattern that leaves them out if they are test images."
     ]
 
