@@ -197,6 +197,11 @@ def test_missing_values_are_counted(tmp_path):
     )
 
 
+def test_series_with_channels_first_are_named(tmp_path):
+    (note,) = series.load(npy(tmp_path, RNG.normal(size=(9, 2, 30)))).notes
+    assert "series of 2 steps and 30 channels; if these stand the other way round" in note
+
+
 # Series as text
 
 ROWS = "1.5,2,3\n4,5,6\n7,8,9\n"
@@ -650,7 +655,7 @@ def test_all_of_other_images_are_scored(scored, tmp_path, kind, monkeypatch):
         spec = of_kind(kind, tmp_path / f"of {len(new)}", new)
         x, said = scored(run, "--dataset", spec)
         np.testing.assert_allclose(in_order(x), in_order(new / 255), rtol=1e-6)
-        assert f"All {len(new)} images of {spec} are scored." in said
+        assert f"{'All 9 images' if len(new) > 1 else 'The image'} of {spec} " in said
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -741,7 +746,8 @@ def test_all_of_other_series_are_scored(scored, tmp_path, kind):
         spec = write_series(kind, tmp_path / f"of {number}", new)
         x, said = scored(run, "--dataset", spec)
         np.testing.assert_allclose(data.units.restore(x["x"])[..., 0], new, atol=1e-4)
-        assert f"All {number} series of {spec[4:]} are scored: {number} windows of 7 steps." in said
+        assert f"{'All 5' if number > 1 else 'The one'} series of {spec[4:]} " in said
+        assert f"scored: {number} windows of 7 steps." in said
     # Those of the training, in another place.
     (tmp_path / "here").rename(tmp_path / "there")
     x, said = scored(run, "--dataset", trained.replace("here", "there"))
@@ -761,7 +767,7 @@ def test_one_long_series_is_scored_as_a_whole(scored, tmp_path):
     spec = npy(tmp_path / "new", long + 1)
     x, said = scored(run, "--dataset", spec)
     np.testing.assert_allclose(data.units.restore(x["x"]).ravel(), long[0] + 1, atol=1e-5)
-    assert "All 1 series of" in said
+    assert "The one series of" in said
     # Of what is no whole window, single steps cannot be scored.
     spec = npy(tmp_path / "new", WALKS.reshape(4, 21)[:, :15])
     x, said = scored(run, "--dataset", spec)

@@ -230,7 +230,8 @@ def _to_be_scored(data: Dataset, spec: str, trained: dict) -> Dataset:
         data = split if split.is_that_of(trained) else data
     number, apart = len(data.x_test), len(data.x_train)
     if not apart:
-        note = f"All {number} images of {spec} are scored."
+        every = f"All {number} images of {spec} are" if number > 1 else f"The image of {spec} is"
+        note = f"{every} scored."
     elif data.is_that_of(trained):
         note = (
             f"{spec} holds the data that the model was trained on: its {number} test images are "

@@ -242,6 +242,12 @@ def _load(
             series[part] = _cropped(x, arrays.get(f"length{part}"), f"{source}: length{part}")
     there = sum(np.count_nonzero(~np.isnan(x)) for x, _ in series.values())
     most = sum(int(length.sum()) * x.shape[-1] for x, length in series.values())
+    steps, channels = series[""][0].shape[1:]
+    if file and channels > steps:
+        notes.append(
+            f"{source} is read as series of {steps} steps and {channels} channels; if these stand "
+            "the other way round, store numpy.swapaxes(x, 1, 2)."
+        )
     if there < most / 2:
         notes.append(f"{1 - there / most:.0%} of the values of {source} are missing.")
     if trained is not None:
@@ -257,6 +263,8 @@ def _load(
     elif whole:
         data = cut((x[:0], length[:0]), (x, length))
         scored = f"All {len(x)} series of {source} are scored"
+        if len(x) == 1:
+            scored = f"The one series of {source} is scored"
         with contextlib.suppress(UserError):  # One series may be too short for the training.
             split = cut(*_split(x, length, window, source))
             if split.is_that_of(trained):
