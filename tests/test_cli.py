@@ -619,7 +619,7 @@ def test_evaluate_on_other_images(cli, finished):
     code, out, _ = cli("evaluate", folder, "--dataset", "npy:x.npy", "--json")
     assert code == 0
     metrics = json.loads(out)
-    assert metrics["num_examples"] == 2
+    assert metrics["num_examples"] == 10
     assert metrics["neg_elbo"] != json.loads((folder / "metrics.json").read_text())["neg_elbo"]
 
 

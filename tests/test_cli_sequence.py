@@ -198,7 +198,7 @@ def test_evaluate_on_other_series(cli, finished):
     np.save("x.npy", x)
     code, out, err = cli("evaluate", folder, "--dataset", "npy:x.npy", "--json")
     assert code == 0, err
-    assert json.loads(out)["num_examples"] == 1
+    assert json.loads(out)["num_examples"] == 5
     # In the units of the training series: a shift of the data is not standardised away.
     np.save("shifted.npy", x + 1000)
     code, shifted, _ = cli("evaluate", folder, "--dataset", "npy:shifted.npy", "--json")

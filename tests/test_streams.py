@@ -97,7 +97,7 @@ def test_the_values_of_each_source(tmp_path, kind, x):
     assert stream.shape == (32, *x.shape[1:])
     assert (stream.ndim, stream.size, len(stream)) == (x.ndim, 32 * x[0].size, 32)
     assert stream.dtype == np.float32
-    assert (data.image_shape, data.y_test, data.note) == (x.shape[1:], None, None)
+    assert (data.image_shape, data.y_test, data.notes) == (x.shape[1:], None, ())
 
     expected = x[train].astype(np.float32) / 255
     shuffled = np.random.default_rng(1).permutation(32)
@@ -213,7 +213,7 @@ def test_given_test_images_are_limited(tmp_path, monkeypatch):
     monkeypatch.setattr(streams, "MAX_TEST_IMAGES", 8)
     data = datasets.load(f"images:{tmp_path}")
     assert len(data.x_test) == 8
-    assert "Of 40 test images 8 are used" in data.note
+    assert "Of 40 test images 8 are used" in data.notes[0]
     # Not the first ones, which are of one kind if the folders below are classes.
     positions = [np.flatnonzero((np.float32(GRAY) / 255 == x).all((1, 2)))[0] for x in data.x_test]
     assert max(positions) >= 20 > min(positions)
@@ -269,7 +269,7 @@ def test_the_fingerprint_does_not_depend_on_the_listing(tmp_path, monkeypatch):
     spec = write_folder(tmp_path, GRAY)
     before = datasets.load(spec).fingerprint()
     list_images = streams._list_images
-    monkeypatch.setattr(streams, "_list_images", lambda x: reversed(list(list_images(x))))
+    monkeypatch.setattr(streams, "_list_images", lambda *x: reversed(list(list_images(*x))))
     assert datasets.load(spec).fingerprint() == before
     monkeypatch.undo()
     (tmp_path / "a" / "000.png").rename(tmp_path / "a" / "0000.png")
@@ -398,14 +398,14 @@ def test_folders_that_are_refused(refused, monkeypatch):  # noqa: F811
     assert "x: no such folder; give that of the image files" in refused(*train)
     folder = pathlib.Path("x")
     folder.mkdir()
-    assert "x: holds 0 files .png, .jpg, .jpeg, .bmp, .gif; at least 2" in refused(*train)
+    assert "x: holds 0 files .png, .jpg, .jpeg, " in refused(*train)
     (folder / "0.png").write_bytes(encode(GRAY[0]))
     assert "x: holds 1 files" in refused(*train)
     monkeypatch.setattr(images, "split", lambda *_: (np.array([0]), np.array([1])))
     for content, expected in (
-        (b"", "1.png: is no PNG, JPEG, BMP, GIF image (0 bytes)"),
-        (b"nonsense", "1.png: is no PNG, JPEG, BMP, GIF image (8 bytes)"),
-        (encode(GRAY[1], "TIFF"), "1.png: is no PNG, JPEG, BMP, GIF image"),
+        (b"", "1.png: is no PNG, JPEG, BMP, GIF, WEBP, TIFF, PPM image (0 bytes)"),
+        (b"nonsense", "1.png: is no PNG, JPEG, BMP, GIF, WEBP, TIFF, PPM image (8 bytes)"),
+        (encode(GRAY[1], "TGA"), "1.png: is no PNG, JPEG, BMP, GIF, WEBP, TIFF, PPM image"),
         (encode(GRAY[1])[:-40], "1.png: cannot be decoded ("),
         (encode(GRAY[1][:5]), "1.png: has shape 5x5, the others 6x5"),
         (encode(COLOUR[1]), "1.png: has shape 6x5x3, the others 6x5"),
@@ -451,7 +451,7 @@ def test_patterns_and_shards_that_are_refused(tmp_path):
     for record, expected in (
         (b"\x07nonsense", "is not a tf.train.Example"),
         (example(encode(GRAY[0]), "picture"), "has no feature image or image/encoded of one bytes"),
-        (example(b"nonsense"), "is no PNG, JPEG, BMP, GIF image (8 bytes)"),
+        (example(b"nonsense"), "is no PNG, JPEG, BMP, GIF, WEBP, TIFF, PPM image (8 bytes)"),
         (b"", "has no feature image or image/encoded of one bytes value, but none"),
     ):
         write_records(path, [record, *records])
@@ -776,4 +776,5 @@ def test_data_of_four_times_the_memory(tmp_path, large_file, kind):
     else:
         assert done.returncode == 2, done.stderr
         assert "cannot be read as .npy: Unable to allocate 5.00 GiB" in done.stderr
+        assert "--dataset stream:FILE.npy" in done.stderr
         assert not (tmp_path / "run").exists()

@@ -548,8 +548,8 @@ def _train(run: runs.Run, data: datasets.Dataset | series.Series, backup_steps: 
         f"{len(data.x_test)} test {kind}; {options['posterior']} posterior {latents}; "
         f"{options['epochs']} epochs{_already(position)}."
     )
-    if not run.of_sequences and data.note:
-        click.echo(data.note)
+    for note in data.notes:
+        click.echo(note)
     strategy = options["strategy"]
     if strategy == "multiworker" and run.trained:
         # The other workers may have left, and none is needed for what is left to do.
@@ -623,6 +623,9 @@ def evaluate(
 ) -> None:
     r"""Evaluate the model of RUN on test data: its own or others.
 
+    Its own are the test data of the training. Of others all are scored, unless they come with a
+    test set, as x_test in an .npz file: then this alone.
+
     
     Examples:
       tfp-ar1 evaluate runs/digits-ar1-001 --num-importance-samples 500
@@ -631,13 +634,33 @@ def evaluate(
     startup.check_backend()
     run = runs.read_finished(run)
     options = run.options
+    trained = None
     if dataset is None:
         dataset, data_dir = options["dataset"], data_dir or options.get("data_dir")
     else:
-        dataset = _source(run.of_sequences).resolve(dataset)
-    data = (_test_series if run.of_sequences else _test_images)(run, dataset, data_dir)
+        dataset, trained = _source(run.of_sequences).resolve(dataset), run.config["data"]
+    try:
+        data = (_test_series if run.of_sequences else _test_images)(run, dataset, data_dir, trained)
+    except FileNotFoundError as error:
+        if trained is not None:
+            raise
+        raise UserError(
+            f"{_describe(error)} {run.folder} was trained on it; if it was moved, give its place "
+            "with --dataset."
+        ) from error
+    if trained is None:
+        runs.check_data(run, data.fingerprint())
+    elif _place(dataset) == _place(options["dataset"]) and not data.is_that_of(trained):
+        click.echo(
+            f"{dataset} has changed since {run.folder} was trained on it, or was read in another "
+            "way: what is scored may hold data of the training.",
+            err=True,
+        )
+    model = _load_model(run)
+    for note in data.notes:
+        click.echo(note, err=as_json)
     metrics = _evaluate(
-        _load_model(run),
+        model,
         data,
         num_importance_samples or options["num_importance_samples"],
     )
@@ -645,11 +668,19 @@ def evaluate(
         click.echo(json.dumps(metrics, indent=2))
     else:
         _print_table(metrics)
+        _print_skipped(data.skipped, "")
 
 
-def _test_images(run: runs.Run, dataset: str, data_dir: str | None) -> datasets.Dataset:
+def _place(dataset: str) -> str:
+    """Where the data of a `--dataset` value lie, whatever they are read as; or their name."""
+    return os.path.realpath(dataset.partition(":")[2] or dataset)
+
+
+def _test_images(
+    run: runs.Run, dataset: str, data_dir: str | None, trained: dict | None
+) -> datasets.Dataset:
     data = datasets.load(
-        dataset, data_dir, run.options["likelihood"], run.options.get("corrupt", "stop")
+        dataset, data_dir, run.options["likelihood"], run.options.get("corrupt", "stop"), trained
     )
     trained_shape = tuple(run.config["data"]["image_shape"])
     if data.image_shape != trained_shape:
@@ -660,10 +691,17 @@ def _test_images(run: runs.Run, dataset: str, data_dir: str | None) -> datasets.
     return data
 
 
-def _test_series(run: runs.Run, dataset: str, data_dir: str | None) -> series.Series:
+def _test_series(
+    run: runs.Run, dataset: str, data_dir: str | None, trained: dict | None
+) -> series.Series:
     if data_dir is not None:
         raise UserError(f"--data-dir is for models of images, not for {run.folder}; leave it out.")
-    return series.load(dataset, likelihood=run.options["likelihood"], trained=run.config["data"])
+    return series.load(
+        dataset,
+        likelihood=run.options["likelihood"],
+        trained=run.config["data"],
+        whole=trained is not None,
+    )
 
 
 @cli.command(context_settings={"show_default": True})

@@ -128,9 +128,10 @@ def make_plan(out: pathlib.Path, grid: dict[str, Sequence], options: dict) -> Pl
       UserError: If something is wrong with the data.
     """
     of_sequences = options.get("model") == "sequence"
-    data = {}
+    data, notes = {}, {}
     for spec in grid["dataset"]:
-        data[spec] = _load(spec, options).fingerprint()
+        loaded = _load(spec, options)
+        data[spec], notes[spec] = loaded.fingerprint(), loaded.notes
         twins = [other for other in data if data[other]["sha256"] == data[spec]["sha256"]]
         if len(twins) > 1:
             what = (
@@ -158,6 +159,9 @@ def make_plan(out: pathlib.Path, grid: dict[str, Sequence], options: dict) -> Pl
             draws_samples=point["seed"] == grid["seed"][0] and len(shape) > 1,
         )
         experiments.setdefault(experiment.name, experiment)
+    for spec in data:
+        for note in notes[spec]:
+            click.echo(f"{datasets.short_name(spec)}: {note}", err=True)
     return Plan(out, list(experiments.values()), _code_version())
 
 
@@ -363,6 +367,7 @@ def work(plan: Plan) -> None:
             spec = experiment.options["dataset"]
             if spec not in data:
                 data[spec] = _load(spec, experiment.options)
+                runs.check_data(run, data[spec].fingerprint())
             path, record = _result(plan, experiment, run, data[spec])
             with results.locked(plan.out):
                 results.append(path, record)

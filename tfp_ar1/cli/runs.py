@@ -467,10 +467,32 @@ def visit(folder: pathlib.Path, config: dict, worker: int) -> Run:
     return run
 
 
+def check_data(run: Run, data: dict) -> None:
+    """Checks that the data of a run are still those that it was trained on.
+
+    Args:
+      run: The run.
+      data: The fingerprint of the data as they are now.
+
+    Raises:
+      UserError: If they have changed: then what is set apart for testing is not what was.
+    """
+    dataset, before = run.options["dataset"], run.config["data"]
+    if any(before.get(key, value) != value for key, value in data.items()):
+        was, now = (f"{x['num_train']} training and {x['num_test']} test" for x in (before, data))
+        kind = "windows" if run.of_sequences else "images"
+        raise UserError(
+            f"{dataset}: has changed since {run.folder} was trained on it ({was} {kind} then, "
+            f"{now} now), so that its test {kind} are not those that the training left out; "
+            f"restore it, or give --dataset {dataset} to have all of it scored as it is now."
+        )
+
+
 def _check_same(run: Run, config: dict) -> None:
     before, now = run.options, config["options"]
     a_run = "a finished run" if run.finished else "an unfinished run"
-    if run.config["data"] != config["data"]:
+    other_data = run.config["data"] != config["data"]
+    if other_data and before["dataset"] != now["dataset"]:
         data = "series" if run.of_sequences else "images"
         raise UserError(
             f"{run.folder}: holds {a_run} on other {data} ({before['dataset']}) than "
@@ -483,3 +505,8 @@ def _check_same(run: Run, config: dict) -> None:
                 f"{before.get(key)}, not {now[key]}; resume it with the same options or choose "
                 "another --out."
             )
+    if other_data:
+        raise UserError(
+            f"{run.folder}: holds {a_run} on {now['dataset']}, which has changed since; restore it "
+            "or choose another --out."
+        )

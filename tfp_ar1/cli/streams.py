@@ -3,9 +3,9 @@
 A `Stream` reads the images that it is indexed with, from one of three sources:
 
 * `stream:FILE.npy`: an array as in `npy:FILE`, read row by row.
-* `images:FOLDER`: PNG, JPEG, BMP and GIF files (of a GIF the first frame) of one shape, also in
-  folders below, sorted by path. Those in FOLDER/train and FOLDER/test, where there are both, are
-  the training and the test images.
+* `images:FOLDER`: PNG, JPEG, BMP, GIF, WebP, TIFF and PPM files (of an animation the first frame)
+  of one shape, also in folders below, sorted by path. Those in FOLDER/train and FOLDER/test, where
+  there are both, are the training and the test images.
 * `tfrecord:GLOB`: TFRecord files of `tf.train.Example`, not compressed, each with an encoded image
   as the bytes feature `image` or `image/encoded`.
 
@@ -16,6 +16,7 @@ each of all images, and for a folder their names; and the test images, of which 
 Rows and records are counted from 0, as are bytes.
 """
 
+import collections
 import dataclasses
 import glob
 import hashlib
@@ -30,17 +31,30 @@ import numpy as np
 
 from tfp_ar1.cli import images, startup, tfrecords
 from tfp_ar1.cli.errors import UserError
-from tfp_ar1.cli.files import open_raw, read_at
+from tfp_ar1.cli.files import check_memory, check_regular, open_raw, read_at
 
 KINDS = ("stream", "images", "tfrecord")
 CHOICES = "stream:FILE.npy, images:FOLDER or tfrecord:GLOB"
 MAX_TEST_IMAGES = 10_000
 MAX_TEST_BYTES = 64 * 2**20
-_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif")
-_FORMATS = ("PNG", "JPEG", "BMP", "GIF")
+_SUFFIXES = (
+    *(".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".gif", ".webp", ".tif", ".tiff"),
+    *(".ppm", ".pgm", ".pbm", ".pnm"),
+)
+_FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
+# Names of folders of training images, and of test images, the better ones first.
+_TRAIN_FOLDERS = ("train", "training")
+_TEST_FOLDERS = ("test", "testing", "val", "valid", "validation")
+# More bytes than this are no encoded image, of which PIL reads at most 179 million pixels.
+_MOST_ENCODED = 2**30
+# The EXIF tag that says how an image is to be shown, and its values for "not as it is stored".
+_ORIENTATION, _TURNED = 0x0112, range(2, 9)
+_METADATA = {"exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif"}
 _FEATURES = ("image", "image/encoded")
 # Of the contents, for the fingerprint.
 _SAMPLES, _SAMPLE_BYTES = 64, 64 * 1024
+_SCANNED_BYTES = 2**22
+_MOST_KINDS = 6  # Of files that are left out, each named with its ending.
 
 
 class Corrupt(UserError):
@@ -100,7 +114,7 @@ class _Files:
 
     def sha256(self) -> str:
         """A hash of the names, of the sizes, and of samples of the contents put end to end."""
-        sizes = np.fromiter((self[i].stat().st_size for i in range(len(self))), np.int64)
+        sizes = np.fromiter((check_regular(self[i]).st_size for i in range(len(self))), np.int64)
         digest = hashlib.sha256(self._names.tobytes() + sizes.astype("<i8").tobytes())
         ends = np.cumsum(sizes)
         total = int(ends[-1])
@@ -122,6 +136,7 @@ class _Source(Protocol):
 
     files: _Files
     image_shape: tuple[int, ...]
+    notes: list[str]
 
     def __len__(self) -> int: ...
 
@@ -197,8 +212,8 @@ class Stream:
 
 
 def load(
-    kind: str, place: str, likelihood: str, corrupt: str = "stop"
-) -> tuple[Stream, np.ndarray, str | None]:
+    kind: str, place: str, likelihood: str, corrupt: str = "stop", trained: dict | None = None
+) -> tuple[Stream | np.ndarray, np.ndarray, None, tuple[str, ...]]:
     """Opens a source, and reads its test images.
 
     Args:
@@ -206,47 +221,84 @@ def load(
       place: The file, the folder, or the pattern of the shards.
       likelihood: With `"bernoulli"` every value must lie within [0, 1].
       corrupt: `"stop"` or `"skip"`: what is done with corrupt images.
+      trained: See `datasets.load`. All images are then read, if they are no others' test images.
 
     Returns:
       The training images; the test images, float32 `[N, *image_shape]`, at most `MAX_TEST_IMAGES`
-      and `MAX_TEST_BYTES`; and what the user should know about these, if there is something.
+      and `MAX_TEST_BYTES`; no labels; and what the user should know about these.
 
     Raises:
       UserError: If something is wrong with the data.
     """
-    faults, note = Faults(corrupt == "skip"), None
+    faults, notes = Faults(corrupt == "skip"), []
     path = pathlib.Path(place)
-    parts = kind == "images" and (path / "train").is_dir() and (path / "test").is_dir()
+    at_least = 2 if trained is None else 1
+    parts = _parts(path) if kind == "images" else None
     source: _Source
     if kind == "stream":
-        source = _NpyFile(path, likelihood, faults)
+        source = _NpyFile(path, likelihood, faults, at_least)
     elif kind == "tfrecord":
-        source = _TFRecordFiles(path, faults)
+        source = _TFRecordFiles(path, faults, at_least)
     else:
-        source = _ImageFiles(path / "train" if parts else path, faults)
-    max_test = max(1, min(MAX_TEST_IMAGES, MAX_TEST_BYTES // (4 * math.prod(source.image_shape))))
+        source = _ImageFiles(path / parts[0] if parts else path, faults, at_least)
     sha256 = source.files.sha256()
+    max_test = max(1, min(MAX_TEST_IMAGES, MAX_TEST_BYTES // (4 * math.prod(source.image_shape))))
+    notes += source.notes
     if parts:
         train = np.arange(len(source))
-        test_source = _ImageFiles(path / "test", faults, source.image_shape)
+        test_source = _ImageFiles(path / parts[1], faults, 1, source.image_shape)
+        notes += [*test_source.notes, *_beside(path, parts)]
         sha256 = hashlib.sha256((sha256 + test_source.files.sha256()).encode()).hexdigest()
         test = np.arange(len(test_source))
-        if len(test) > max_test:
-            note = (
-                f"Of {len(test)} test images {max_test} are used, chosen at random, the same in "
-                f"every run: at most {MAX_TEST_IMAGES}, and {MAX_TEST_BYTES // 2**20} MiB."
-            )
-            test = np.sort(np.random.default_rng(0).permutation(test)[:max_test])
     else:
         test_source = source
         train, test = images.split(len(source), max_test)
+    if trained is not None and sha256 != trained.get("sha256"):
+        if not parts:
+            train, test = np.arange(0), np.arange(len(source))
+        needed = 4 * len(test) * math.prod(source.image_shape)
+        check_memory(place, needed, "hand it over in parts")
+    elif len(test) > max_test:
+        notes.append(
+            f"Of {len(test)} test images {max_test} are used, chosen at random, the same in "
+            f"every run: at most {MAX_TEST_IMAGES}, and {MAX_TEST_BYTES // 2**20} MiB."
+        )
+        test = np.sort(np.random.default_rng(0).permutation(test)[:max_test])
     x_test = _read_all(Stream(test_source, test, faults, sha256))
     if not len(x_test):
         raise UserError(
             f"{place}: none of the {len(test)} test images can be used; the first: "
             + ": ".join(next(iter(faults.found.items())))
         )
-    return Stream(source, train, faults, sha256), x_test, note
+    if kind != "stream":  # Of encoded images the test images stand for all.
+        notes += images.of_bytes(255, round(255 * float(x_test.max())))
+    return Stream(source, train, faults, sha256), x_test, None, tuple(notes)
+
+
+def _parts(folder: pathlib.Path) -> tuple[str, str] | None:
+    """The names of the folders of training and of test images in a folder that has both."""
+    if not folder.is_dir():
+        return None
+    return _split_of([path.name for path in folder.iterdir() if path.is_dir()])
+
+
+def _split_of(names: Sequence[str]) -> tuple[str, str] | None:
+    found = {name.lower(): name for name in sorted(names)}
+    train, test = (
+        next((found[name] for name in known if name in found), None)
+        for known in (_TRAIN_FOLDERS, _TEST_FOLDERS)
+    )
+    return (train, test) if train and test else None
+
+
+def _beside(folder: pathlib.Path, parts: tuple[str, str]) -> list[str]:
+    """A note of what lies in a folder beside those of the training and the test images."""
+    others = [path.name for path in folder.iterdir() if path.name not in parts]
+    others = sorted(name for name in others if not _is_hidden(name))
+    if not others:
+        return []
+    more = " and more" * (len(others) > 3)
+    return [f"Of {folder} only {' and '.join(parts)} are read, not {', '.join(others[:3])}{more}."]
 
 
 def _read_all(x: Stream, at_a_time: int = 64) -> np.ndarray:
@@ -263,13 +315,14 @@ def _read_all(x: Stream, at_a_time: int = 64) -> np.ndarray:
 class _NpyFile:
     """The rows of an array in an .npy file."""
 
-    def __init__(self, path: pathlib.Path, likelihood: str, faults: Faults) -> None:
+    def __init__(self, path: pathlib.Path, likelihood: str, faults: Faults, at_least: int) -> None:
         self.files = _Files(path, [b"."])
         self._path, self._likelihood = path, likelihood
+        check_regular(path)
         with path.open("rb") as file:
-            shape, fortran_order, self._dtype = _read_npy_header(file, path)
+            shape, fortran_order, self._dtype = read_npy_header(file, path)
             self._start = file.tell()
-        images.check_array(shape, self._dtype, str(path))
+        images.check_array(shape, self._dtype, str(path), at_least)
         if fortran_order:
             raise UserError(
                 f"{path}: is in Fortran order, so that no image lies in one piece; write it in C "
@@ -283,9 +336,24 @@ class _NpyFile:
                 f"{path}: truncated: expected {expected} bytes for {images.shape_text(shape)} "
                 f"values of {self._dtype}, found {found}; write or copy it again."
             )
+        greatest = self._greatest_byte() if self._dtype == np.uint8 else 0
+        self._white = 1 if greatest == 1 else 255
+        self.notes = images.of_bytes(self._white, greatest)
 
     def __len__(self) -> int:
         return self._count
+
+    def _greatest_byte(self) -> int:
+        """The greatest byte, or one that is too great for what `images.of_bytes` has to say."""
+        greatest, rows = 0, max(1, _SCANNED_BYTES // self._row_bytes)
+        with open_raw(self._path) as file:
+            for row in range(0, self._count, rows):
+                size = min(rows, self._count - row) * self._row_bytes
+                block = np.frombuffer(read_at(file, self._offset(row), size), np.uint8)
+                greatest = max(greatest, int(block.max()))
+                if greatest > images.DARK:
+                    break
+        return greatest
 
     def _offset(self, row: int) -> int:
         return self._start + int(row) * self._row_bytes
@@ -300,7 +368,7 @@ class _NpyFile:
                 if len(run):
                     block = read_at(file, self._offset(rows[run[0]]), len(run) * self._row_bytes)
                     raw[run] = np.frombuffer(block, self._dtype).reshape(-1, *self.image_shape)
-        x = images.to_float32(raw)
+        x = images.to_float32(raw, self._white)
         if raw.dtype == np.uint8 or images.wrong_values(x, self._likelihood) is None:
             return x
         problems = [images.wrong_values(image, self._likelihood) for image in x]
@@ -310,10 +378,21 @@ class _NpyFile:
         return x[[problem is None for problem in problems]]
 
 
-def _read_npy_header(
+def read_npy_header(
     file: io.BufferedReader, path: pathlib.Path
 ) -> tuple[tuple[int, ...], bool, np.dtype]:
-    """Shape, whether in Fortran order, and dtype; the file then stands at the first value."""
+    """The header of an .npy file.
+
+    Args:
+      file: The file, at its start; afterwards it stands at the first value.
+      path: Where it is, for messages.
+
+    Returns:
+      The shape of the array, whether it is in Fortran order, and its dtype.
+
+    Raises:
+      UserError: If there is no such header.
+    """
     if file.read(6) != b"\x93NUMPY":
         raise UserError(f"{path}: is not an .npy file; write one with numpy.save.")
     file.seek(0)
@@ -327,7 +406,7 @@ def _read_npy_header(
         raise UserError(f"{path}: cannot be read as .npy: {error}") from error
     raise UserError(
         f"{path}: is an .npy file of version {version[0]}.{version[1]}, which is for structured "
-        "arrays; images must be uint8 (0 to 255) or floating-point."
+        "arrays; store plain numbers."
     )
 
 
@@ -344,9 +423,10 @@ class _Encoded:
         """The encoded image. Raises `_Unreadable`."""
         raise NotImplementedError
 
-    def _check(self, what: str) -> None:
-        if len(self) < 2:
-            raise UserError(f"{what}; at least 2 images are needed.")
+    def _check(self, what: str, at_least: int) -> None:
+        if len(self) < at_least:
+            number = f"{at_least} image{'s are' if at_least > 1 else ' is'}"
+            raise UserError(f"{what}; at least {number} needed.")
 
     def _find_shape(self, faults: Faults) -> tuple[int, ...]:
         """The shape of the first image that can be decoded."""
@@ -377,12 +457,26 @@ class _ImageFiles(_Encoded):
     """Image files in a folder and those below."""
 
     def __init__(
-        self, folder: pathlib.Path, faults: Faults, image_shape: tuple[int, ...] | None = None
+        self,
+        folder: pathlib.Path,
+        faults: Faults,
+        at_least: int,
+        image_shape: tuple[int, ...] | None = None,
     ) -> None:
         if not folder.is_dir():
-            raise UserError(f"{folder}: no such folder; give that of the image files.")
-        self.files = _Files(folder, list(_list_images(os.fsencode(folder))))
-        self._check(f"{folder}: holds {len(self.files)} files {', '.join(_SUFFIXES)}")
+            what = "is a file; unpack an archive, and" if folder.is_file() else "no such folder;"
+            raise UserError(f"{folder}: {what} give that of the image files.")
+        left_out: collections.Counter[str] = collections.Counter()
+        self.files = _Files(folder, list(_list_images(os.fsencode(folder), left_out)))
+        shown = sorted(left_out.most_common(_MOST_KINDS))
+        others = ", ".join(f"{n} {what}{'s' * (n > 1 and what[0] != '.')}" for what, n in shown)
+        if rest := left_out.total() - sum(n for _, n in shown):
+            others += f", {rest} others"
+        self.notes = [f"Left out of {folder}: {others}."] if others else []
+        others = f" (and {others})" * bool(others)
+        self._check(
+            f"{folder}: holds {len(self.files)} files {', '.join(_SUFFIXES)}{others}", at_least
+        )
         self.image_shape = image_shape or self._find_shape(faults)
 
     def __len__(self) -> int:
@@ -392,15 +486,49 @@ class _ImageFiles(_Encoded):
         return self.files.position(row)
 
     def _content(self, row: int) -> bytes:
-        return self.files[row].read_bytes()
+        with open_raw(self.files[row]) as file:
+            _check_encoded(os.fstat(file.fileno()).st_size)
+            return file.readall()
 
 
-def _list_images(folder: bytes) -> Iterator[bytes]:
-    """The paths of the images below a folder, relative to it. Links to folders are not followed."""
-    for below, _, names in os.walk(folder, onerror=_raise):
+def _check_encoded(size: int) -> None:
+    """Checks that this may be the size of an encoded image. Raises `_Unreadable`."""
+    if size > _MOST_ENCODED:
+        raise _Unreadable(f"has {size} bytes, more than an encoded image has")
+
+
+def _is_hidden(name: str) -> bool:
+    """Whether a file or folder is not the user's; macOS leaves some beside images."""
+    return name.startswith(".") or name == "__MACOSX"
+
+
+def _list_images(folder: bytes, left_out: collections.Counter[str]) -> Iterator[bytes]:
+    """The paths of the images below a folder, relative to it; counts what else there is by kind.
+
+    Links to folders are not followed.
+
+    Raises:
+      UserError: If training and test images, below, would become one.
+    """
+    for below, folders, names in os.walk(folder, onerror=_raise):
+        links = [name for name in folders if os.path.islink(os.path.join(below, name))]
+        hidden = [name for name in folders if _is_hidden(os.fsdecode(name))]
+        left_out.update(["linked folder"] * len(links) + ["hidden folder"] * len(hidden))
+        folders[:] = sorted(set(folders) - {*links, *hidden})
+        if parts := _split_of([os.fsdecode(name) for name in folders]):
+            where = os.fsencode(below).decode(errors="replace")
+            raise UserError(
+                f"{where}: holds the folders {' and '.join(parts)}, whose images would become one "
+                f"set; give images:{where}, or a folder that has these two."
+            )
         for name in names:
-            # Files whose names begin with a dot are hidden; macOS leaves some beside images.
-            if name.lower().endswith(tuple(map(str.encode, _SUFFIXES))) and name[:1] != b".":
+            suffix = os.path.splitext(name)[1].lower().decode(errors="replace")
+            if suffix not in _SUFFIXES:
+                if not _is_hidden(os.fsdecode(name)):
+                    left_out[suffix or "other file"] += 1
+            elif _is_hidden(os.fsdecode(name)):
+                left_out["hidden file"] += 1
+            else:
                 yield os.path.relpath(os.path.join(below, name), folder)
 
 
@@ -411,7 +539,7 @@ def _raise(error: OSError) -> NoReturn:
 class _TFRecordFiles(_Encoded):
     """The records of TFRecord files."""
 
-    def __init__(self, pattern: pathlib.Path, faults: Faults) -> None:
+    def __init__(self, pattern: pathlib.Path, faults: Faults, at_least: int) -> None:
         paths = [path for path in glob.glob(str(pattern), recursive=True) if os.path.isfile(path)]
         if not paths:
             raise UserError(
@@ -434,7 +562,8 @@ class _TFRecordFiles(_Encoded):
         # The number of the first record of each file, and of all records.
         self._first = np.cumsum([0, *map(len, starts)])
         self._starts, self._lengths = np.concatenate(starts), np.concatenate(lengths)
-        self._check(f"{pattern}: {len(paths)} files hold {len(self)} records")
+        self._check(f"{pattern}: {len(paths)} files hold {len(self)} records", at_least)
+        self.notes = _of_shards(paths)
         # The devices start later: how, depends on the strategy.
         startup.import_tensorflow(start=lambda: None)
         import tensorflow as tf
@@ -457,6 +586,7 @@ class _TFRecordFiles(_Encoded):
         from google.protobuf.message import DecodeError
 
         path = self.files[self._file(row)]
+        _check_encoded(int(self._lengths[row]))
         try:
             record = tfrecords.read(path, int(self._starts[row]), int(self._lengths[row]))
             features = self._parse(record).features.feature
@@ -472,6 +602,18 @@ class _TFRecordFiles(_Encoded):
             f"has no feature {' or '.join(_FEATURES)} of one bytes value, but "
             f"{', '.join(sorted(features)) or 'none'}"
         )
+
+
+def _of_shards(paths: Sequence[str]) -> list[str]:
+    """A note where the names of shards say that they are of training and of test images."""
+    names = [os.path.basename(path).lower() for path in paths]
+    others = [name for name in names if name.startswith(_TEST_FOLDERS)]
+    if not others or not any(name.startswith(_TRAIN_FOLDERS) for name in names):
+        return []
+    return [
+        f"{len(others)} of {len(names)} files are named {min(others)} or the like, and become one "
+        "set with the others; give a pattern that leaves them out if they are test images."
+    ]
 
 
 def _decode(content: bytes, image_shape: tuple[int, ...] | None = None) -> np.ndarray:
@@ -510,7 +652,17 @@ def _decode(content: bytes, image_shape: tuple[int, ...] | None = None) -> np.nd
                     f"has shape {images.shape_text(shape)}, the others "
                     f"{images.shape_text(image_shape)}"
                 )
-            return np.asarray(image.convert("L" if gray else "RGB"))
+            if image.format == "TIFF" and image.n_frames > 1:
+                raise _Unreadable(f"has {image.n_frames} pages; store each as a file")
+            pixels = np.asarray(image.convert("L" if gray else "RGB"))
+            # Asked only where there is something to find, as it takes as long as to decode.
+            turned = image.getexif().get(_ORIENTATION) if _METADATA & image.info.keys() else None
+            if turned in _TURNED:
+                raise _Unreadable(
+                    f"is stored turned or mirrored (EXIF orientation {turned}); store it upright, "
+                    "with PIL.ImageOps.exif_transpose"
+                )
+            return pixels
     except (_Unreadable, MemoryError):
         raise
     except UnidentifiedImageError as error:
