@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,6 +11,7 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 from tensorflow_probability.python.distributions.independent import _Independent
 from tensorflow_probability.python.distributions.sample import _Sample
+from tensorflow_probability.python.internal import prefer_static as ps
 
 from tfp_ar1.mvn_ante1 import MultivariateNormalANTE1
 from tfp_ar1.mvn_ar1 import MultivariateNormalAR1
@@ -18,7 +20,7 @@ from tfp_ar1.mvn_ou import MultivariateNormalOU
 
 tfd = tfp.distributions
 
-__all__ = ["from_config", "kl_divergence", "standard_normal", "to_config"]
+__all__ = ["from_config", "kl_divergence", "mean_over_examples", "standard_normal", "to_config"]
 
 _CLASSES = {
     cls.__name__: cls
@@ -67,6 +69,66 @@ def _as_multivariate_normal(distribution: tfd.Distribution) -> tfd.Distribution:
     if vector and isinstance(distribution.distribution, tfd.Normal):
         return tfd.MultivariateNormalDiag(distribution.mean(), distribution.stddev())
     return distribution
+
+
+def mean_over_examples(
+    kl: tf.Tensor,
+    posterior: tfd.Distribution,
+    prior: tfd.Distribution,
+    reinterpreted_batch_ndims: int | None = None,
+) -> tf.Tensor:
+    """The KL divergence of one example, averaged over the examples; 0 where there are none.
+
+    Args:
+      kl: KL divergences of the posterior to the prior, of shape `posterior.batch_shape`.
+      posterior: the distribution of all examples.
+      prior: the prior; its batch axes, if it has any, are those of one example.
+      reinterpreted_batch_ndims: how many of the last batch axes are parts of one example, over
+        which the KL is summed, as in `tfd.Independent`; `None` for all but the first.
+
+    Returns:
+      Scalar tensor.
+
+    Raises:
+      ValueError: if the posterior has fewer batch axes than that, or the prior has batch axes that
+        are not those of one example.
+    """
+    shape, ndims = posterior.batch_shape, reinterpreted_batch_ndims
+    if ndims is not None and shape.rank is not None and shape.rank < ndims:
+        raise ValueError(
+            f"`reinterpreted_batch_ndims={ndims}` needs a distribution with as many batch axes; "
+            f"got batch shape {shape}."
+        )
+    # One prior for all examples, where the first axis counts them.
+    allowed = shape if shape.rank == ndims else tf.TensorShape([1]).concatenate(shape[1:])
+    if not _broadcasts(prior.batch_shape, allowed):
+        raise ValueError(
+            f"The prior has batch shape {prior.batch_shape} where the distribution has {shape}. "
+            f"Its batch axes must be those of one example, `[channels]` for `[batch, channels]`."
+        )
+    rank = ps.rank(kl)
+    first = ps.minimum(1, rank) if ndims is None else rank - ndims
+    kl = tf.reduce_sum(kl, axis=ps.range(first, rank))
+    return tf.math.divide_no_nan(tf.reduce_sum(kl), tf.cast(tf.size(kl), kl.dtype))
+
+
+def checked_reinterpreted_batch_ndims(ndims: Any) -> int | None:
+    """Returns it, or raises `ValueError` if it is neither a non-negative integer nor `None`."""
+    if ndims is None:
+        return None
+    if not isinstance(ndims, numbers.Real) or int(ndims) != ndims or ndims < 0:
+        raise ValueError(
+            f"`reinterpreted_batch_ndims` must be a non-negative integer or `None`; got {ndims!r}."
+        )
+    return int(ndims)
+
+
+def _broadcasts(shape: tf.TensorShape, target: tf.TensorShape) -> bool:
+    """Whether the shape may be broadcast to the target without changing it."""
+    try:
+        return target.is_compatible_with(tf.broadcast_static_shape(shape, target))
+    except ValueError:
+        return False
 
 
 def to_config(distribution: tfd.Distribution) -> dict[str, Any]:
