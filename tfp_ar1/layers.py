@@ -275,8 +275,8 @@ class _MarkovChainLayer(SeededMixin, keras.layers.Layer):
         """The distribution for packed parameters `[..., params_size(event_size)]`."""
         if isinstance(params, keras.KerasTensor):
             raise TypeError(
-                "`distribution` takes values, not a placeholder of a functional model. Make a model "
-                "of the layers up to the parameters, and pass what it returns for data."
+                "`distribution` takes values, not a placeholder of a functional model. Make a "
+                "model of the layers up to the parameters, and pass what it returns for data."
             )
         params = tf.cast(keras.ops.convert_to_tensor(params), self._distribution_dtype)
         return ar1_params.new(params, self.event_size, family=self.family)
@@ -285,13 +285,9 @@ class _MarkovChainLayer(SeededMixin, keras.layers.Layer):
         """Returns a sample for each example, and adds the KL to the losses if there is a prior."""
         distribution = self.distribution(params)
         if self.prior is not None:
-            prior = current_prior(self.prior)
-            kl = priors.mean_over_examples(
-                tfd.kl_divergence(distribution, prior),
-                distribution,
-                prior,
-                self.reinterpreted_batch_ndims,
-            )
+            prior, ndims = current_prior(self.prior), self.reinterpreted_batch_ndims
+            priors.check_batch_axes(distribution, prior, ndims)
+            kl = priors.mean_over_examples(tfd.kl_divergence(distribution, prior), ndims)
             self.add_loss(tf.cast(self._kl_weight, kl.dtype) * kl)
         return tf.cast(distribution.sample(seed=self.next_seed()), self.compute_dtype)
 

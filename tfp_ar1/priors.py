@@ -20,7 +20,7 @@ from tfp_ar1.mvn_ou import MultivariateNormalOU
 
 tfd = tfp.distributions
 
-__all__ = ["from_config", "kl_divergence", "mean_over_examples", "standard_normal", "to_config"]
+__all__ = ["from_config", "kl_divergence", "standard_normal", "to_config"]
 
 _CLASSES = {
     cls.__name__: cls
@@ -71,23 +71,33 @@ def _as_multivariate_normal(distribution: tfd.Distribution) -> tfd.Distribution:
     return distribution
 
 
-def mean_over_examples(
-    kl: tf.Tensor,
-    posterior: tfd.Distribution,
-    prior: tfd.Distribution,
-    reinterpreted_batch_ndims: int | None = None,
-) -> tf.Tensor:
+def mean_over_examples(kl: tf.Tensor, reinterpreted_batch_ndims: int | None = None) -> tf.Tensor:
     """The KL divergence of one example, averaged over the examples; 0 where there are none.
 
     Args:
-      kl: KL divergences of the posterior to the prior, of shape `posterior.batch_shape`.
-      posterior: the distribution of all examples.
-      prior: the prior; its batch axes, if it has any, are those of one example.
-      reinterpreted_batch_ndims: how many of the last batch axes are parts of one example, over
-        which the KL is summed, as in `tfd.Independent`; `None` for all but the first.
+      kl: KL divergences, of the batch shape of the posterior.
+      reinterpreted_batch_ndims: how many of the last axes are parts of one example, over which the
+        KL is summed, as in `tfd.Independent`; `None` for all but the first.
 
     Returns:
       Scalar tensor.
+    """
+    rank = ps.rank(kl)
+    none = reinterpreted_batch_ndims is None
+    first = ps.minimum(1, rank) if none else rank - reinterpreted_batch_ndims
+    kl = tf.reduce_sum(kl, axis=ps.range(first, rank))
+    return tf.math.divide_no_nan(tf.reduce_sum(kl), tf.cast(tf.size(kl), kl.dtype))
+
+
+def check_batch_axes(
+    posterior: tfd.Distribution, prior: tfd.Distribution, reinterpreted_batch_ndims: int | None
+) -> None:
+    """Checks, as far as shapes are known, that a KL divergence is one of each example to one prior.
+
+    Args:
+      posterior: the distribution of all examples.
+      prior: the prior; its batch axes, if it has any, are those of one example.
+      reinterpreted_batch_ndims: as in `mean_over_examples`.
 
     Raises:
       ValueError: if the posterior has fewer batch axes than that, or the prior has batch axes that
@@ -99,17 +109,17 @@ def mean_over_examples(
             f"`reinterpreted_batch_ndims={ndims}` needs a distribution with as many batch axes; "
             f"got batch shape {shape}."
         )
-    # One prior for all examples, where the first axis counts them.
-    allowed = shape if shape.rank == ndims else tf.TensorShape([1]).concatenate(shape[1:])
-    if not _broadcasts(prior.batch_shape, allowed):
+    # The first axis counts examples, unless all of them are parts of one.
+    one = shape if shape.rank == ndims else tf.TensorShape([1]).concatenate(shape[1:])
+    try:
+        fits = one.is_compatible_with(tf.broadcast_static_shape(prior.batch_shape, one))
+    except ValueError:
+        fits = False
+    if not fits:
         raise ValueError(
             f"The prior has batch shape {prior.batch_shape} where the distribution has {shape}. "
             f"Its batch axes must be those of one example, `[channels]` for `[batch, channels]`."
         )
-    rank = ps.rank(kl)
-    first = ps.minimum(1, rank) if ndims is None else rank - ndims
-    kl = tf.reduce_sum(kl, axis=ps.range(first, rank))
-    return tf.math.divide_no_nan(tf.reduce_sum(kl), tf.cast(tf.size(kl), kl.dtype))
 
 
 def checked_reinterpreted_batch_ndims(ndims: Any) -> int | None:
@@ -121,14 +131,6 @@ def checked_reinterpreted_batch_ndims(ndims: Any) -> int | None:
             f"`reinterpreted_batch_ndims` must be a non-negative integer or `None`; got {ndims!r}."
         )
     return int(ndims)
-
-
-def _broadcasts(shape: tf.TensorShape, target: tf.TensorShape) -> bool:
-    """Whether the shape may be broadcast to the target without changing it."""
-    try:
-        return target.is_compatible_with(tf.broadcast_static_shape(shape, target))
-    except ValueError:
-        return False
 
 
 def to_config(distribution: tfd.Distribution) -> dict[str, Any]:

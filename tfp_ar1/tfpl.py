@@ -243,6 +243,8 @@ class KLDivergenceRegularizer(tf_keras.regularizers.Regularizer):
 
     def mean_kl(self, distribution_a: tfd.Distribution) -> tf.Tensor:
         """`weight` times the KL divergence of `distribution_a`, averaged over the examples."""
+        ndims = self.reinterpreted_batch_ndims
+        priors.check_batch_axes(distribution_a, self.distribution_b, ndims)
         if self.use_exact_kl:
             # What layers return is a wrapper, which also converts to a tensor.
             wrapped = getattr(distribution_a, "tensor_distribution", distribution_a)
@@ -250,16 +252,14 @@ class KLDivergenceRegularizer(tf_keras.regularizers.Regularizer):
         else:
             x = tf.convert_to_tensor(distribution_a)
             kl = distribution_a.log_prob(x) - self.distribution_b.log_prob(x)
-        kl = priors.mean_over_examples(
-            kl, distribution_a, self.distribution_b, self.reinterpreted_batch_ndims
-        )
-        return tf.cast(self.weight, kl.dtype) * kl
+        return tf.cast(self.weight, kl.dtype) * priors.mean_over_examples(kl, ndims)
 
     def __call__(self, output: Any) -> tf.Tensor:
         """The KL summed over axis 0, by whose size tf_keras divides; 0 for the value of a law."""
-        if hasattr(output, "_tfp_distribution"):
-            return tf.zeros([], self.distribution_b.dtype)
         if not isinstance(output, tfd.Distribution):
+            # A value of unknown rank is what tf_keras traces to save in TensorFlow's format.
+            if hasattr(output, "_tfp_distribution") or output.shape.rank is None:
+                return tf.zeros([], self.distribution_b.dtype)
             raise TypeError(
                 "`KLDivergenceRegularizer` is for tf_keras layers that return a distribution, such "
                 "as those of `tfp_ar1.tfpl`; the Keras 3 layers of `tfp_ar1.layers` take a `prior`."
