@@ -149,6 +149,24 @@ def test_more_parts_than_axes():
         layer(packed(4))
 
 
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_numbers_of_steps_that_differ(wrapped):
+    """`TimeDistributed` would count the first step alone."""
+    layer = Layer(D, prior=PRIORS["diag"][0]())
+    inputs = keras.Input((None, D + 2))
+    model = keras.Model(inputs, (keras.layers.TimeDistributed(layer) if wrapped else layer)(inputs))
+    model.compile(loss=None)
+    batches = [packed(2, steps) for steps in (4, 3)]
+    spec = tf.TensorSpec((2, None, D + 2))
+    data = tf.data.Dataset.from_generator(lambda: iter(batches), output_signature=spec)
+    if wrapped:
+        with pytest.raises(ValueError, match="Call the layer on all steps at once"):
+            model.evaluate(data, verbose=0)
+        return
+    expected = np.mean([np.sum(dense(x).kl(dense_prior("diag"))) / 2 for x in batches])
+    oracles.assert_close(model.evaluate(data, verbose=0), expected, dtype="float32")
+
+
 def test_no_examples_have_no_kl():
     layer = Layer(D, prior=PRIORS["diag"][0]())
     assert layer(packed(0)).shape == (0, D)

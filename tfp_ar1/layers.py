@@ -232,10 +232,13 @@ class _MarkovChainLayer(SeededMixin, keras.layers.Layer):
         )
         # A variable, so that what is assigned to it reaches functions that are compiled already;
         # TensorFlow's, which Keras neither trains nor saves among the weights.
-        kl_weight = kl_weight.value if isinstance(kl_weight, keras.Variable) else kl_weight
-        given = isinstance(kl_weight, tf.Variable)
-        self._kl_weight = kl_weight if given else tf.Variable(0.0, False, dtype=tf.float64)
-        self.kl_weight = kl_weight
+        given = kl_weight.value if isinstance(kl_weight, keras.Variable) else kl_weight
+        self._kl_weight = (
+            given
+            if isinstance(given, tf.Variable)
+            else tf.Variable(0.0, trainable=False, dtype=tf.float64)
+        )
+        self.kl_weight = given
         self.seed = seed
         self.seed_generator = keras.random.SeedGenerator(seed)
 
@@ -251,9 +254,10 @@ class _MarkovChainLayer(SeededMixin, keras.layers.Layer):
 
     @kl_weight.setter
     def kl_weight(self, value: Any) -> None:
-        if not value >= 0:
+        weight = float(tf.convert_to_tensor(value, dtype_hint=tf.float64))
+        if not weight >= 0:
             raise ValueError(f"`kl_weight` must not be negative; got {value}.")
-        self._kl_weight.assign(value)
+        self._kl_weight.assign(weight)
 
     def __repr__(self) -> str:
         """Says which Keras it belongs to; errors of the other Keras print it."""
@@ -285,6 +289,12 @@ class _MarkovChainLayer(SeededMixin, keras.layers.Layer):
         """Returns a sample for each example, and adds the KL to the losses if there is a prior."""
         distribution = self.distribution(params)
         if self.prior is not None:
+            if "loop_body" in tf.get_current_name_scope():
+                raise ValueError(
+                    "In `TimeDistributed` over an unknown number of steps, as in any "
+                    "`tf.vectorized_map`, the KL would be that of the first step alone. Call the "
+                    "layer on all steps at once, `[batch, steps, size]`."
+                )
             prior, ndims = current_prior(self.prior), self.reinterpreted_batch_ndims
             priors.check_batch_axes(distribution, prior, ndims)
             kl = priors.mean_over_examples(tfd.kl_divergence(distribution, prior), ndims)

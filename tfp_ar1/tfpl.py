@@ -245,6 +245,11 @@ class KLDivergenceRegularizer(tf_keras.regularizers.Regularizer):
         """`weight` times the KL divergence of `distribution_a`, averaged over the examples."""
         ndims = self.reinterpreted_batch_ndims
         priors.check_batch_axes(distribution_a, self.distribution_b, ndims)
+        if distribution_a.dtype != self.distribution_b.dtype:
+            raise ValueError(
+                f"The prior is of dtype {self.distribution_b.dtype.name}, the distribution of "
+                f"{distribution_a.dtype.name}. (NumPy arrays are float64 unless told otherwise.)"
+            )
         if self.use_exact_kl:
             # What layers return is a wrapper, which also converts to a tensor.
             wrapped = getattr(distribution_a, "tensor_distribution", distribution_a)
@@ -272,7 +277,7 @@ class KLDivergenceRegularizer(tf_keras.regularizers.Regularizer):
         return {
             "distribution_b": priors.to_config(self.distribution_b),
             "use_exact_kl": self.use_exact_kl,
-            "weight": self.weight,
+            "weight": float(self.weight),
             "reinterpreted_batch_ndims": self.reinterpreted_batch_ndims,
         }
 
