@@ -167,6 +167,21 @@ def test_numbers_of_steps_that_differ(wrapped):
     oracles.assert_close(model.evaluate(data, verbose=0), expected, dtype="float32")
 
 
+@pytest.mark.parametrize("channels", [(), (2,)])
+def test_masked_steps_have_no_kl(channels):
+    params = packed(4, 5, *channels)
+    mask = np.arange(5) < np.array([[5], [2], [0], [3]])
+    expected = np.sum(dense(params[mask]).kl(dense_prior("diag"))) / 4
+    layer = Layer(D, prior=PRIORS["diag"][0]())
+    layer(params, mask=mask)
+    oracles.assert_close(layer.losses, [expected])
+    if not channels:  # and as it comes from a layer before
+        inputs = keras.Input(params.shape[1:])
+        model = keras.Model(inputs, layer(keras.layers.Masking()(inputs)))
+        model(np.where(mask[..., np.newaxis], params, 0.0))
+        oracles.assert_close(model.losses, [expected])
+
+
 def test_no_examples_have_no_kl():
     layer = Layer(D, prior=PRIORS["diag"][0]())
     assert layer(packed(0)).shape == (0, D)

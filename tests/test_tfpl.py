@@ -340,7 +340,7 @@ def test_layers_of_the_other_keras_say_what_to_use():
             layer(keras.Input((D + 2,)))
         with pytest.raises(TypeError, match=f"model of the other Keras: .*{to_keras_3}"):
             in_call(keras.Model, layer)(packed("ar1", 2))
-    to_tf_keras = "a Keras 3 layer; in tf_keras models use tfp_ar1.tfpl"
+    to_tf_keras = "of Keras 3; in tf_keras models use tfp_ar1.tfpl"
     with pytest.raises(TypeError, match=to_tf_keras):
         tf_keras.Sequential([tf_keras.Input((D + 2,)), layer_of_keras_3()])
     with pytest.raises(TypeError, match=f"model of the other Keras: .*{to_tf_keras}"):
@@ -370,11 +370,14 @@ def test_regularizer_of_a_layer_without_a_distribution():
             )
 
 
-def test_encoder_or_decoder_of_tf_keras():
+def test_vae_and_tf_keras():
     models = [
-        [k.Sequential([k.Input(shape), k.layers.Dense(5)]) for shape in ((5,), (D,))]
+        [k.Sequential([k.Input((size,)), k.layers.Dense(5)]) for size in (5, D)]
         for k in (keras, tf_keras)
     ]
+    vae = tfp_ar1.RhoVAE(*models[0], D)
+    with pytest.raises(TypeError, match=r"model of the other Keras: <RhoVAE .*of Keras 3"):
+        vae(tf_keras.Input((5,)))
     for encoder_of, decoder_of in ((1, 0), (0, 1)):
         with pytest.raises(TypeError, match="must be Keras 3 models; got <tf_keras"):
             tfp_ar1.RhoVAE(models[encoder_of][0], models[decoder_of][1], D)

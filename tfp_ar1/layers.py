@@ -66,6 +66,23 @@ class SeededMixin:
             self.seed_generator.state.assign(store["seed_state"])
 
 
+class Keras3Mixin:
+    """For a layer or model of Keras 3: says so where it is put into one of tf_keras."""
+
+    def __repr__(self) -> str:
+        """Says where it belongs; the errors of tf_keras print it."""
+        return f"{super().__repr__()[:-1]}, of Keras 3; in tf_keras models use tfp_ar1.tfpl>"
+
+    def __call__(self, *args, **kwargs) -> Any:
+        """As in Keras, outside of tf_keras models, which would lose the KL."""
+        tf_keras = sys.modules.get("tf_keras.src.engine.base_layer_utils")
+        inside = tf_keras is not None and tf_keras.call_context().in_call
+        modules = (type(value).__module__ for value in (*args, *kwargs.values()))
+        if inside or any(module.startswith("tf_keras.") for module in modules):
+            raise TypeError(f"A layer was called in a model of the other Keras: {self!r}.")
+        return super().__call__(*args, **kwargs)
+
+
 @keras.saving.register_keras_serializable(package="tfp_ar1")
 class MultivariateNormalAR1Prior(keras.layers.Layer):
     """A prior with first-order autoregressive covariance that is learned with the model.
@@ -206,7 +223,7 @@ def checked_prior(
     return prior
 
 
-class _MarkovChainLayer(SeededMixin, keras.layers.Layer):
+class _MarkovChainLayer(SeededMixin, Keras3Mixin, keras.layers.Layer):
     """What the layers share: a sample of the normal of a family of `params`, and its KL.
 
     Subclasses name the `family`; the arguments are described in `MultivariateNormalAR1`.
@@ -233,12 +250,11 @@ class _MarkovChainLayer(SeededMixin, keras.layers.Layer):
         # A variable, so that what is assigned to it reaches functions that are compiled already;
         # TensorFlow's, which Keras neither trains nor saves among the weights.
         given = kl_weight.value if isinstance(kl_weight, keras.Variable) else kl_weight
-        self._kl_weight = (
-            given
-            if isinstance(given, tf.Variable)
-            else tf.Variable(0.0, trainable=False, dtype=tf.float64)
-        )
+        with tf.init_scope():
+            own = tf.Variable(0.0, trainable=False, dtype=tf.float64)
+        self._kl_weight = given if isinstance(given, tf.Variable) else own
         self.kl_weight = given
+        self.supports_masking = True
         self.seed = seed
         self.seed_generator = keras.random.SeedGenerator(seed)
 
@@ -250,26 +266,16 @@ class _MarkovChainLayer(SeededMixin, keras.layers.Layer):
     @property
     def kl_weight(self) -> float:
         """The factor of the KL in the losses; it may be set while the model is trained."""
-        return float(self._kl_weight.numpy())
+        with tf.init_scope():
+            return float(self._kl_weight.numpy())
 
     @kl_weight.setter
     def kl_weight(self, value: Any) -> None:
-        weight = float(tf.convert_to_tensor(value, dtype_hint=tf.float64))
-        if not weight >= 0:
-            raise ValueError(f"`kl_weight` must not be negative; got {value}.")
-        self._kl_weight.assign(weight)
-
-    def __repr__(self) -> str:
-        """Says which Keras it belongs to; errors of the other Keras print it."""
-        return f"{super().__repr__()[:-1]}, a Keras 3 layer; in tf_keras models use tfp_ar1.tfpl>"
-
-    def __call__(self, params: Any, *args, **kwargs) -> Any:
-        """Calls the layer, in Keras 3 models only: tf_keras would lose the KL."""
-        tf_keras = sys.modules.get("tf_keras.src.engine.base_layer_utils")
-        inside = tf_keras is not None and tf_keras.call_context().in_call
-        if inside or type(params).__module__.startswith("tf_keras."):
-            raise TypeError(f"A layer was called in a model of the other Keras: {self!r}.")
-        return super().__call__(params, *args, **kwargs)
+        with tf.init_scope():
+            weight = float(tf.convert_to_tensor(value, dtype_hint=tf.float64))
+            if not weight >= 0:
+                raise ValueError(f"`kl_weight` must not be negative; got {weight}.")
+            self._kl_weight.assign(weight)
 
     @property
     def _distribution_dtype(self) -> tf.DType:
@@ -285,7 +291,7 @@ class _MarkovChainLayer(SeededMixin, keras.layers.Layer):
         params = tf.cast(keras.ops.convert_to_tensor(params), self._distribution_dtype)
         return ar1_params.new(params, self.event_size, family=self.family)
 
-    def call(self, params: Any) -> tf.Tensor:
+    def call(self, params: Any, mask: Any = None) -> tf.Tensor:
         """Returns a sample for each example, and adds the KL to the losses if there is a prior."""
         distribution = self.distribution(params)
         if self.prior is not None:
@@ -297,7 +303,12 @@ class _MarkovChainLayer(SeededMixin, keras.layers.Layer):
                 )
             prior, ndims = current_prior(self.prior), self.reinterpreted_batch_ndims
             priors.check_batch_axes(distribution, prior, ndims)
-            kl = priors.mean_over_examples(tfd.kl_divergence(distribution, prior), ndims)
+            kl = tfd.kl_divergence(distribution, prior)
+            if mask is not None:
+                for _ in range(kl.shape.rank - mask.shape.rank):
+                    mask = mask[..., tf.newaxis]
+                kl = tf.where(mask, kl, tf.zeros_like(kl))
+            kl = priors.mean_over_examples(kl, ndims)
             self.add_loss(tf.cast(self._kl_weight, kl.dtype) * kl)
         return tf.cast(distribution.sample(seed=self.next_seed()), self.compute_dtype)
 
@@ -347,6 +358,7 @@ class MultivariateNormalAR1(_MarkovChainLayer):
     Input shape: `[batch, ..., event_size + 2]`. Output shape: `[batch, ..., event_size]`. Further
     axes, such as channels or steps, are parts of the example: the KL is summed over them, as the
     ELBO has it, and averaged over the first axis alone (but see `reinterpreted_batch_ndims`).
+    Steps that a Keras mask leaves out have no KL.
 
     Under a half-precision dtype policy the parameters, the sample and the KL are computed in
     float32, and only the sample that is returned is cast.

@@ -12,7 +12,14 @@ import tensorflow_probability as tfp
 
 from tfp_ar1 import params as ar1_params
 from tfp_ar1 import priors
-from tfp_ar1.layers import Prior, SeededMixin, checked_prior, current_prior, prior_to_config
+from tfp_ar1.layers import (
+    Keras3Mixin,
+    Prior,
+    SeededMixin,
+    checked_prior,
+    current_prior,
+    prior_to_config,
+)
 from tfp_ar1.vae import evaluation, likelihoods, objectives, posteriors
 from tfp_ar1.vae.multiworker import MultiWorkerMixin
 
@@ -22,7 +29,7 @@ __all__ = ["RhoVAE"]
 
 
 @keras.saving.register_keras_serializable(package="tfp_ar1")
-class RhoVAE(SeededMixin, MultiWorkerMixin, keras.Model):
+class RhoVAE(SeededMixin, MultiWorkerMixin, Keras3Mixin, keras.Model):
     """A variational autoencoder, by default with the AR(1) posterior of the ρ-VAE paper.
 
     The encoder's features go through one dense layer to the parameters of the posterior q(z | x);
