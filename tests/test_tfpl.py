@@ -312,6 +312,12 @@ def test_refuses_what_does_not_fit():
     three = prior_of_channels([0.0, 0.5, -1.0])
     with pytest.raises(ValueError, match=r"prior has batch shape \(3,\) where .* has \(None,\)"):
         encoder(three)
+    (layer,) = with_regularizer(tfpl.MultivariateNormalAR1, PRIORS["AR1"]())
+    with pytest.raises(ValueError, match="Call the layer on all steps at once"):
+        tf_keras.layers.TimeDistributed(layer)(tf_keras.Input((3, D + 2)))
+    double = tfd.MultivariateNormalDiag(np.zeros(D))
+    with pytest.raises(ValueError, match="prior is of dtype float64, the distribution of float32"):
+        encoder(double)
     for prior in (tfp_ar1.layers.MultivariateNormalAR1Prior(D), tfd.Normal, None, lambda: three):
         for cls in (tfpl.KLDivergenceRegularizer, tfpl.KLDivergenceAddLoss):
             with pytest.raises(TypeError, match=r"`distribution_b` must be a `tfd.Distribution`"):

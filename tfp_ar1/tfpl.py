@@ -51,6 +51,12 @@ class _TFKerasLayer:
         inside = keras is not None and keras.get_global_attribute("current_call_ctx") is not None
         if inside or type(inputs).__module__.startswith("keras."):
             raise TypeError(f"A layer was called in a model of the other Keras: {self!r}.")
+        outer = base_layer_utils.call_context().layer
+        if self.activity_regularizer and isinstance(outer, tf_keras.layers.TimeDistributed):
+            raise ValueError(
+                "In `TimeDistributed`, the KL would be averaged over the steps. Call the layer on "
+                "all steps at once, `[batch, steps, size]`."
+            )
         return super().__call__(inputs, *args, **kwargs)
 
 
