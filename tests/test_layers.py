@@ -80,10 +80,10 @@ def set_policy():
 # --- What the layer computes ------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("batch", [(4,), (2, 7)], ids=["vectors", "time-distributed"])
+@pytest.mark.parametrize("batch", [(4,), (2, 7)], ids=["vectors", "paths"])
 @pytest.mark.parametrize("prior", PRIORS)
 @every_family
-def test_sample_and_weighted_mean_kl(family, prior, batch):
+def test_sample_and_weighted_kl_of_an_example(family, prior, batch):
     layer = LAYERS[family](D, prior=PRIORS[prior][0](), kl_weight=0.25, seed=0)
     params = packed(*batch, family=family)
     z = layer(params)
@@ -91,8 +91,111 @@ def test_sample_and_weighted_mean_kl(family, prior, batch):
     assert z.dtype == tf.float32
     assert layer.compute_output_shape((None, *params.shape[1:])) == (None, *batch[1:], D)
     (kl,) = layer.losses
-    expected = 0.25 * np.mean(dense(params, family).kl(dense_prior(prior)))
+    expected = 0.25 * np.sum(dense(params, family).kl(dense_prior(prior))) / batch[0]
     oracles.assert_close(kl, expected)
+
+
+# How many of the axes [batch, channels, steps] are parts of an example, and how many are examples.
+NDIMS = {None: 4, 2: 4, 1: 4 * 2, 0: 4 * 2 * 3}
+
+
+@pytest.mark.parametrize(
+    ("family", "ndims"),
+    [("ar1", 2), ("ar1", 1), ("ar1", 0), *((family, None) for family in LAYERS)],
+)
+def test_kl_is_summed_over_the_parts_of_an_example(family, ndims, tmp_path):
+    params = packed(4, 2, 3, family=family)
+    layer = LAYERS[family](D, PRIORS["ar1"][0](), reinterpreted_batch_ndims=ndims)
+    expected = np.sum(dense(params, family).kl(dense_prior("ar1"))) / NDIMS[ndims]
+    inputs = keras.Input(params.shape[1:])
+    model = keras.Model(inputs, layer(inputs))
+    model.save(tmp_path / "model.keras")
+    for each in (model, keras.saving.load_model(tmp_path / "model.keras")):
+        each(params)
+        oracles.assert_close(each.losses, [expected])
+        each.compile(loss=None)
+        oracles.assert_close(each.evaluate(params, verbose=0), expected, dtype="float32")
+
+
+@pytest.mark.parametrize("learned", [False, True])
+def test_prior_of_channels(learned, tmp_path):
+    """Parameters `[batch, channels, size]`, and a correlation for each channel."""
+    fisher_z = np.float32([0.0, 0.5, -1.0])
+    if learned:
+        prior = tfp_ar1.layers.MultivariateNormalAR1Prior(D, channels=3)
+        prior.fisher_z.assign(fisher_z[:, np.newaxis])
+    else:
+        prior = tfp_ar1.MultivariateNormalAR1(tf.zeros([3, D]), fisher_z=fisher_z)
+    params = packed(5, 3)
+    covariance = oracles.ar1_covariance(1.0, np.tanh(np.float64(fisher_z)), D)
+    expected = np.sum(dense(params).kl(oracles.Dense(np.zeros(D), covariance))) / 5
+    model = keras.Sequential([keras.Input(params.shape[1:]), Layer(D, prior=prior)])
+    model.save(tmp_path / "model.keras")
+    for each in (model, keras.saving.load_model(tmp_path / "model.keras")):
+        each(params)
+        oracles.assert_close(each.losses, [expected])
+        assert len(each.trainable_variables) == learned
+
+
+@pytest.mark.parametrize("shape", [(5,), (3,), (5, 2), (5, 1), (5, 3, 4), (3, 5)])
+def test_prior_whose_axes_are_not_those_of_an_example(shape):
+    """Nor are three examples three channels."""
+    prior = tfd.MultivariateNormalDiag(tf.zeros([3, D]))
+    with pytest.raises(ValueError, match=r"The prior has batch shape \(3,\) where the distribu"):
+        Layer(D, prior=prior)(packed(*shape))
+
+
+def test_more_parts_than_axes():
+    layer = Layer(D, prior=PRIORS["diag"][0](), reinterpreted_batch_ndims=2)
+    with pytest.raises(ValueError, match=r"`reinterpreted_batch_ndims=2` needs .*shape \(4,\)"):
+        layer(packed(4))
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_numbers_of_steps_that_differ(wrapped):
+    """`TimeDistributed` would count the first step alone."""
+    layer = Layer(D, prior=PRIORS["diag"][0]())
+    inputs = keras.Input((None, D + 2))
+    model = keras.Model(inputs, (keras.layers.TimeDistributed(layer) if wrapped else layer)(inputs))
+    model.compile(loss=None)
+    batches = [packed(2, steps) for steps in (4, 3)]
+    spec = tf.TensorSpec((2, None, D + 2))
+    data = tf.data.Dataset.from_generator(lambda: iter(batches), output_signature=spec)
+    if wrapped:
+        with pytest.raises(ValueError, match="Call the layer on all steps at once"):
+            model.evaluate(data, verbose=0)
+        return
+    expected = np.mean([np.sum(dense(x).kl(dense_prior("diag"))) / 2 for x in batches])
+    oracles.assert_close(model.evaluate(data, verbose=0), expected, dtype="float32")
+
+
+@pytest.mark.parametrize("channels", [(), (2,)])
+def test_masked_steps_have_no_kl(channels):
+    params = packed(4, 5, *channels)
+    mask = np.arange(5) < np.array([[5], [2], [0], [3]])
+    expected = np.sum(dense(params[mask]).kl(dense_prior("diag"))) / 4
+    layer = Layer(D, prior=PRIORS["diag"][0]())
+    layer(params, mask=mask)
+    oracles.assert_close(layer.losses, [expected])
+    if not channels:  # and as it comes from a layer before
+        inputs = keras.Input(params.shape[1:])
+        model = keras.Model(inputs, layer(keras.layers.Masking()(inputs)))
+        model(np.where(mask[..., np.newaxis], params, 0.0))
+        oracles.assert_close(model.losses, [expected])
+
+
+def test_no_examples_have_no_kl():
+    layer = Layer(D, prior=PRIORS["diag"][0]())
+    assert layer(packed(0)).shape == (0, D)
+    np.testing.assert_array_equal(layer.losses, [0.0])
+
+
+def test_config_of_a_version_that_averaged():
+    config = Layer(D, prior=PRIORS["diag"][0]()).get_config()
+    del config["reinterpreted_batch_ndims"]
+    layer, params = Layer.from_config(config), packed(4, 2)
+    layer(params)
+    oracles.assert_close(layer.losses, [np.mean(dense(params).kl(dense_prior("diag")))])
 
 
 def test_losses_are_those_of_the_last_call():
@@ -206,6 +309,42 @@ def functional():
 
 def no_loss(y, z):
     return 0.0 * z[:, 0]
+
+
+class Annealing(keras.callbacks.Callback):
+    """The weight of the KL, 0.1 in the first epoch, 0.2 in the second, and so on."""
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.model.layers[-1].kl_weight = 0.1 * (epoch + 1)
+
+
+def test_kl_weight_that_is_set_while_training(tmp_path):
+    model = sequential()
+    model(INPUTS)
+    (kl,) = model.losses
+    model.compile(keras.optimizers.SGD(0.0), loss=no_loss)
+    losses = model.fit(INPUTS, INPUTS, epochs=3, verbose=0, callbacks=[Annealing()]).history["loss"]
+    oracles.assert_close(losses, np.float64([0.1, 0.2, 0.3]) * kl, dtype="float32")
+    model.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras", compile=False)
+    assert loaded.layers[-1].kl_weight == model.layers[-1].kl_weight == 0.1 * 3
+    assert len(loaded.get_weights()) == 2
+    with pytest.raises(ValueError, match="`kl_weight` must not be negative; got -1"):
+        loaded.layers[-1].kl_weight = -1.0
+
+
+@pytest.mark.parametrize("variable", [tf.Variable, keras.Variable])
+def test_kl_weight_that_is_a_variable(variable):
+    """It is read at every step; training does not lower the loss by it."""
+    weight = variable(0.5)
+    model = sequential(kl_weight=weight)
+    model(INPUTS)
+    (kl,) = model.losses
+    assert len(model.trainable_variables) == 2
+    model.compile(keras.optimizers.SGD(0.0), loss=no_loss)
+    weight.assign(2.0)
+    oracles.assert_close(model.evaluate(INPUTS, INPUTS, verbose=0), 4 * kl, dtype="float32")
+    assert model.layers[-1].get_config()["kl_weight"] == 2.0
 
 
 INPUTS = np.random.default_rng(8).normal(size=(6, 4)).astype("float32")
@@ -411,10 +550,6 @@ def test_every_replica_has_noise_of_its_own(monkeypatch):
 # --- Errors ------------------------------------------------------------------------------------
 
 
-def batched_prior():
-    return tfd.MultivariateNormalDiag(tf.zeros([2, D]))
-
-
 def float64_prior():
     return tfd.MultivariateNormalDiag(np.zeros(D))
 
@@ -430,7 +565,9 @@ def variable_prior():
         ({"event_size": 2.5}, "`event_size` must be a positive integer; got 2.5"),
         ({"kl_weight": -1.0}, "`kl_weight` must not be negative; got -1.0"),
         ({"event_size": 4, "prior": PRIORS["diag"][0]}, r"size 4; .* event shape \(3,\)"),
-        ({"prior": batched_prior}, r"got batch shape \(2,\) and event shape \(3,\)"),
+        ({"reinterpreted_batch_ndims": -1}, "a non-negative integer or `None`; got -1"),
+        ({"reinterpreted_batch_ndims": 0.5}, "a non-negative integer or `None`; got 0.5"),
+        ({"reinterpreted_batch_ndims": "1"}, "a non-negative integer or `None`; got '1'"),
         ({"prior": lambda: tfd.Normal(0.0, 1.0)}, r"event shape \(\)"),
         ({"prior": float64_prior}, "must be of dtype float32; got float64.*NumPy arrays"),
         ({"prior": variable_prior}, "holds variables .*my_loc.*Give it constants"),
@@ -442,6 +579,11 @@ def test_bad_arguments(arguments, message):
     for cls in LAYERS.values():
         with pytest.raises(ValueError, match=message):
             cls(**{"event_size": D, **arguments})
+
+
+def test_distribution_of_a_placeholder():
+    with pytest.raises(TypeError, match="`distribution` takes values, not a placeholder"):
+        Layer(D).distribution(keras.Input((D + 2,)))
 
 
 def test_kl_weight_nan():

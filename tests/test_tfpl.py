@@ -186,11 +186,11 @@ def prior_of_channels(fisher_z):
     return tfp_ar1.MultivariateNormalAR1(loc, fisher_z=tf.Variable(fisher_z, name="fisher_z"))
 
 
-@pytest.mark.parametrize("ndims", [0, 1])
+@pytest.mark.parametrize("ndims", [0, 1, None])
 @pytest.mark.parametrize("by", WAYS)
 @every_family
 def test_kl_of_channels(family, by, ndims):
-    """`[batch, channels]`: the mean over both, or the mean over the batch of sums over channels."""
+    """`[batch, channels]`: the mean over the batch of sums over channels, or the mean over both."""
     prior = prior_of_channels([0.0, 0.5, -1.0])
     model, params = encoder(
         prior, by=by, family=family, channels=CHANNELS, weight=0.5, reinterpreted_batch_ndims=ndims
@@ -200,7 +200,7 @@ def test_kl_of_channels(family, by, ndims):
     covariance = oracles.ar1_covariance(1.0, np.tanh([0.0, 0.5, -1.0]), D)
     kl = dense_of_packed(params(X), family, D).kl(oracles.Dense(np.zeros(D), covariance))
     assert kl.shape == (len(X), CHANNELS)
-    expected = 0.5 * np.mean(kl.sum(-1) if ndims else kl)
+    expected = 0.5 * np.mean(kl if ndims == 0 else kl.sum(-1))
     np.testing.assert_allclose(sum(model.losses), expected, rtol=1e-5)
     # As part of the loss that is trained, too.
     model.compile("sgd")
@@ -307,10 +307,127 @@ def test_refuses_what_does_not_fit():
         with pytest.raises(ValueError, match="`weight` must not be negative; got -1"):
             cls(PRIORS["Sample"](), weight=-1.0)
         for ndims in (-1, 0.5):
-            with pytest.raises(ValueError, match=f"must be a non-negative integer; got {ndims}"):
+            with pytest.raises(ValueError, match=f"non-negative integer or `None`; got {ndims}"):
                 cls(PRIORS["Sample"](), reinterpreted_batch_ndims=ndims)
     with pytest.raises(ValueError, match=r"`reinterpreted_batch_ndims=2` needs .*shape \(None,\)"):
         encoder(PRIORS["Sample"](), reinterpreted_batch_ndims=2)[0](X)
+    three = prior_of_channels([0.0, 0.5, -1.0])
+    with pytest.raises(ValueError, match=r"prior has batch shape \(3,\) where .* has \(None,\)"):
+        encoder(three)
+    (layer,) = with_regularizer(tfpl.MultivariateNormalAR1, PRIORS["AR1"]())
+    with pytest.raises(ValueError, match="Call the layer on all steps at once"):
+        tf_keras.layers.TimeDistributed(layer)(tf_keras.Input((3, D + 2)))
+    double = tfd.MultivariateNormalDiag(np.zeros(D))
+    with pytest.raises(ValueError, match="prior is of dtype float64, the distribution of float32"):
+        encoder(double)
+    for prior in (tfp_ar1.layers.MultivariateNormalAR1Prior(D), tfd.Normal, None, lambda: three):
+        for cls in (tfpl.KLDivergenceRegularizer, tfpl.KLDivergenceAddLoss):
+            with pytest.raises(TypeError, match=r"`distribution_b` must be a `tfd.Distribution`"):
+                cls(prior)
+
+
+def layers_of_tf_keras():
+    regularizer = tfpl.KLDivergenceRegularizer(PRIORS["AR1"]())
+    return [
+        tfpl.MultivariateNormalAR1(D, activity_regularizer=regularizer),
+        *with_add_loss(tfpl.MultivariateNormalAR1, PRIORS["AR1"]()),
+    ]
+
+
+def layer_of_keras_3():
+    return tfp_ar1.layers.MultivariateNormalAR1(D, prior=PRIORS["AR1"]())
+
+
+def test_layers_of_the_other_keras_say_what_to_use():
+    """In lists, on placeholders and in subclasses, where the KL would be lost and nothing said."""
+    to_keras_3 = "a tf_keras layer; in Keras 3 models use tfp_ar1.layers, with `prior` for the KL"
+    for layer in layers_of_tf_keras():
+        with pytest.raises(ValueError, match=to_keras_3):
+            keras.Sequential([keras.Input((D + 2,)), layer])
+        with pytest.raises(TypeError, match=f"model of the other Keras: .*{to_keras_3}"):
+            layer(keras.Input((D + 2,)))
+        with pytest.raises(TypeError, match=f"model of the other Keras: .*{to_keras_3}"):
+            in_call(keras.Model, layer)(packed("ar1", 2))
+    to_tf_keras = "of Keras 3; in tf_keras models use tfp_ar1.tfpl"
+    with pytest.raises(TypeError, match=to_tf_keras):
+        tf_keras.Sequential([tf_keras.Input((D + 2,)), layer_of_keras_3()])
+    with pytest.raises(TypeError, match=f"model of the other Keras: .*{to_tf_keras}"):
+        layer_of_keras_3()(tf_keras.Input((D + 2,)))
+    with pytest.raises(TypeError, match=f"model of the other Keras: .*{to_tf_keras}"):
+        in_call(tf_keras.Model, layer_of_keras_3())(packed("ar1", 2))
+    with pytest.raises(TypeError, match=f"model of the other Keras: .*{to_tf_keras}"):
+        tfp.layers.MixtureSameFamily(2, layer_of_keras_3())(tf.zeros([3, 2 * (D + 3)]))
+
+
+def in_call(model, layer):
+    """A model of a user's class that calls the layer."""
+
+    class Subclassed(model):
+        def call(self, x):
+            return layer(x)
+
+    return Subclassed()
+
+
+def test_regularizer_of_a_layer_without_a_distribution():
+    """Not a KL of 0."""
+    for layer in (keras.layers.Dense, tf_keras.layers.Dense, tfp_ar1.layers.MultivariateNormalAR1):
+        with pytest.raises(TypeError, match="for tf_keras layers that return a distribution"):
+            layer(D, activity_regularizer=tfpl.KLDivergenceRegularizer(PRIORS["AR1"]()))(
+                packed("ar1", 2)
+            )
+
+
+def test_vae_and_tf_keras():
+    models = [
+        [k.Sequential([k.Input((size,)), k.layers.Dense(5)]) for size in (5, D)]
+        for k in (keras, tf_keras)
+    ]
+    vae = tfp_ar1.RhoVAE(*models[0], D)
+    with pytest.raises(TypeError, match=r"model of the other Keras: <RhoVAE .*of Keras 3"):
+        vae(tf_keras.Input((5,)))
+    for encoder_of, decoder_of in ((1, 0), (0, 1)):
+        with pytest.raises(TypeError, match="must be Keras 3 models; got <tf_keras"):
+            tfp_ar1.RhoVAE(models[encoder_of][0], models[decoder_of][1], D)
+
+
+def mixture(family, components=3, **kwargs):
+    """A layer of TFP whose components are of this package, and the function of its parameters."""
+    layer = tfp.layers.MixtureSameFamily(components, LAYERS[family](D), **kwargs)
+    size = layer.params_size(components, LAYERS[family].params_size(D))
+    assert size == components * (1 + LAYERS[family].params_size(D))
+    dense = tf_keras.layers.Dense(int(size))
+    return layer, dense
+
+
+@every_family
+def test_mixture_layer(family):
+    """Its size is known before there are data, so that other layers can follow it."""
+    layer, dense = mixture(family)
+    inputs = tf_keras.Input((5,))
+    outputs = layer(dense(inputs))
+    assert tuple(outputs.shape) == (None, D)
+    model = tf_keras.Model(inputs, outputs)
+    assert tf_keras.Model(inputs, tf_keras.layers.Dense(2)(outputs)).output_shape == (None, 2)
+
+    y = np.random.default_rng(3).normal(size=(7, D)).astype(np.float32)
+    params = np.float64(dense(X))
+    components = dense_of_packed(params[:, 3:].reshape(7, 3, -1), family, D)
+    weighted = components.log_prob(y[:, np.newaxis]) + params[:, :3]
+    expected = np.logaddexp.reduce(weighted, -1) - np.logaddexp.reduce(params[:, :3], -1)
+    np.testing.assert_allclose(model(X).log_prob(y), expected, rtol=1e-5)
+    model.compile(tf_keras.optimizers.SGD(0.0), lambda y, law: -law.log_prob(y))
+    losses = model.fit(X, y, verbose=0).history["loss"]
+    np.testing.assert_allclose(losses, [-np.mean(expected)], rtol=1e-5)
+    with pytest.raises(NotImplementedError, match="No KL"):
+        tfd.kl_divergence(model(X), PRIORS["AR1"]())
+
+
+@pytest.mark.parametrize("conversion", ["mean", "stddev"])
+def test_what_stands_for_a_mixture(conversion):
+    layer, dense = mixture("ante1", convert_to_tensor_fn=conversion)
+    inputs = tf_keras.Input((5,))
+    assert tf_keras.Model(inputs, layer(dense(inputs))).output_shape == (None, D)
 
 
 def test_import_of_the_package_does_not_load_it():

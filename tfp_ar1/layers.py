@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -63,6 +64,23 @@ class SeededMixin:
         super().load_own_variables({key: store[key] for key in keys if key != "seed_state"})
         if "seed_state" in keys:
             self.seed_generator.state.assign(store["seed_state"])
+
+
+class Keras3Mixin:
+    """For a layer or model of Keras 3: says so where it is put into one of tf_keras."""
+
+    def __repr__(self) -> str:
+        """Says where it belongs; the errors of tf_keras print it."""
+        return f"{super().__repr__()[:-1]}, of Keras 3; in tf_keras models use tfp_ar1.tfpl>"
+
+    def __call__(self, *args, **kwargs) -> Any:
+        """As in Keras, outside of tf_keras models, which would lose the KL."""
+        tf_keras = sys.modules.get("tf_keras.src.engine.base_layer_utils")
+        inside = tf_keras is not None and tf_keras.call_context().in_call
+        modules = (type(value).__module__ for value in (*args, *kwargs.values()))
+        if inside or any(module.startswith("tf_keras.") for module in modules):
+            raise TypeError(f"A layer was called in a model of the other Keras: {self!r}.")
+        return super().__call__(*args, **kwargs)
 
 
 @keras.saving.register_keras_serializable(package="tfp_ar1")
@@ -161,9 +179,11 @@ def checked_prior(
     prior: Prior | Mapping[str, Any] | None,
     event_size: int,
     dtype: tf.DType,
-    batch_shape: Sequence[int] = (),
+    batch_shape: Sequence[int] | None = (),
 ) -> Prior | None:
     """A prior as given or from its configuration, or an error if it does not fit.
+
+    A `batch_shape` of `None` allows any.
 
     Raises:
       TypeError: if the prior is neither a distribution nor a layer with a method `distribution`.
@@ -182,7 +202,8 @@ def checked_prior(
             f"`MultivariateNormalAR1Prior`, or `None`; got {prior!r}."
         )
     distribution = current_prior(prior)
-    if distribution.event_shape != [event_size] or distribution.batch_shape != batch_shape:
+    batch_fits = tf.TensorShape(batch_shape).is_compatible_with(distribution.batch_shape)
+    if distribution.event_shape != [event_size] or not batch_fits:
         one = f"of batch shape {tuple(batch_shape)}" if batch_shape else "one distribution"
         raise ValueError(
             f"The prior must be {one} over vectors of size {event_size}; got batch shape "
@@ -204,7 +225,7 @@ def checked_prior(
     return prior
 
 
-class _MarkovChainLayer(SeededMixin, keras.layers.Layer):
+class _MarkovChainLayer(SeededMixin, Keras3Mixin, keras.layers.Layer):
     """What the layers share: a sample of the normal of a family of `params`, and its KL.
 
     Subclasses name the `family`; the arguments are described in `MultivariateNormalAR1`.
@@ -216,17 +237,26 @@ class _MarkovChainLayer(SeededMixin, keras.layers.Layer):
         self,
         event_size: int,
         prior: Prior | None = None,
-        kl_weight: float = 1.0,
+        kl_weight: float | tf.Variable | keras.Variable = 1.0,
         seed: int | None = None,
+        reinterpreted_batch_ndims: int | None = None,
         **kwargs,
     ):
         # Autocasting would round the parameters to half precision before they are used.
         super().__init__(autocast=False, **kwargs)
-        if not kl_weight >= 0:
-            raise ValueError(f"`kl_weight` must not be negative; got {kl_weight}.")
         self.event_size = ar1_params.checked_event_size(event_size)
-        self.prior = checked_prior(prior, self.event_size, self._distribution_dtype)
-        self.kl_weight = kl_weight
+        self.prior = checked_prior(prior, self.event_size, self._distribution_dtype, None)
+        self.reinterpreted_batch_ndims = priors.checked_reinterpreted_batch_ndims(
+            reinterpreted_batch_ndims
+        )
+        # A variable, so that what is assigned to it reaches functions that are compiled already;
+        # TensorFlow's, which Keras neither trains nor saves among the weights.
+        given = kl_weight.value if isinstance(kl_weight, keras.Variable) else kl_weight
+        with tf.init_scope():
+            own = tf.Variable(0.0, trainable=False, dtype=tf.float64)
+        self._kl_weight = given if isinstance(given, tf.Variable) else own
+        self.kl_weight = given
+        self.supports_masking = True
         self.seed = seed
         self.seed_generator = keras.random.SeedGenerator(seed)
 
@@ -236,20 +266,52 @@ class _MarkovChainLayer(SeededMixin, keras.layers.Layer):
         return ar1_params.params_size(event_size, cls.family)
 
     @property
+    def kl_weight(self) -> float:
+        """The factor of the KL in the losses; it may be set while the model is trained."""
+        with tf.init_scope():
+            return float(self._kl_weight.numpy())
+
+    @kl_weight.setter
+    def kl_weight(self, value: Any) -> None:
+        with tf.init_scope():
+            weight = float(tf.convert_to_tensor(value, dtype_hint=tf.float64))
+            if not weight >= 0:
+                raise ValueError(f"`kl_weight` must not be negative; got {weight}.")
+            self._kl_weight.assign(weight)
+
+    @property
     def _distribution_dtype(self) -> tf.DType:
         return tf.float64 if self.compute_dtype == "float64" else tf.float32
 
     def distribution(self, params: Any) -> tfd.Distribution:
         """The distribution for packed parameters `[..., params_size(event_size)]`."""
+        if isinstance(params, keras.KerasTensor):
+            raise TypeError(
+                "`distribution` takes values, not a placeholder of a functional model. Make a "
+                "model of the layers up to the parameters, and pass what it returns for data."
+            )
         params = tf.cast(keras.ops.convert_to_tensor(params), self._distribution_dtype)
         return ar1_params.new(params, self.event_size, family=self.family)
 
-    def call(self, params: Any) -> tf.Tensor:
+    def call(self, params: Any, mask: Any = None) -> tf.Tensor:
         """Returns a sample for each example, and adds the KL to the losses if there is a prior."""
         distribution = self.distribution(params)
         if self.prior is not None:
-            kl = tf.reduce_mean(tfd.kl_divergence(distribution, current_prior(self.prior)))
-            self.add_loss(self.kl_weight * kl)
+            if "loop_body" in tf.get_current_name_scope():
+                raise ValueError(
+                    "In `TimeDistributed` over an unknown number of steps, as in any "
+                    "`tf.vectorized_map`, the KL would be that of the first step alone. Call the "
+                    "layer on all steps at once, `[batch, steps, size]`."
+                )
+            prior, ndims = current_prior(self.prior), self.reinterpreted_batch_ndims
+            priors.check_batch_axes(distribution, prior, ndims)
+            kl = tfd.kl_divergence(distribution, prior)
+            if mask is not None:
+                for _ in range(kl.shape.rank - mask.shape.rank):
+                    mask = mask[..., tf.newaxis]
+                kl = tf.where(mask, kl, tf.zeros_like(kl))
+            kl = priors.mean_over_examples(kl, ndims)
+            self.add_loss(tf.cast(self._kl_weight, kl.dtype) * kl)
         return tf.cast(distribution.sample(seed=self.next_seed()), self.compute_dtype)
 
     def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
@@ -266,7 +328,14 @@ class _MarkovChainLayer(SeededMixin, keras.layers.Layer):
             "prior": None if self.prior is None else prior_to_config(self.prior),
             "kl_weight": self.kl_weight,
             "seed": self.seed,
+            "reinterpreted_batch_ndims": self.reinterpreted_batch_ndims,
         }
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> _MarkovChainLayer:
+        """Makes the layer again from `get_config`."""
+        # Files without the argument are of a version that averaged over all axes.
+        return super().from_config({"reinterpreted_batch_ndims": 0, **config})
 
 
 @keras.saving.register_keras_serializable(package="tfp_ar1")
@@ -275,8 +344,8 @@ class MultivariateNormalAR1(_MarkovChainLayer):
 
     The layer takes packed parameters `[loc (d), log s, fisher_z]` along the last axis, as a `Dense`
     layer puts them out (see `tfp_ar1.params`), and returns one sample for each example, through
-    which gradients flow. With a `prior` it adds the analytic KL divergence, averaged over the
-    batch, to the losses of the model. It samples in training and inference alike;
+    which gradients flow. With a `prior` it adds the analytic KL divergence of an example, averaged
+    over the batch, to the losses of the model. It samples in training and inference alike;
     `layer.distribution(params)` is the distribution itself, for its mean or its `log_prob`.
 
     ```python
@@ -288,7 +357,10 @@ class MultivariateNormalAR1(_MarkovChainLayer):
     ])
     ```
 
-    Input shape: `[batch, ..., event_size + 2]`. Output shape: `[batch, ..., event_size]`.
+    Input shape: `[batch, ..., event_size + 2]`. Output shape: `[batch, ..., event_size]`. Further
+    axes, such as channels or steps, are parts of the example: the KL is summed over them, as the
+    ELBO has it, and averaged over the first axis alone (but see `reinterpreted_batch_ndims`).
+    Steps that a Keras mask leaves out have no KL.
 
     Under a half-precision dtype policy the parameters, the sample and the KL are computed in
     float32, and only the sample that is returned is cast.
@@ -297,14 +369,22 @@ class MultivariateNormalAR1(_MarkovChainLayer):
       event_size: number of coordinates d, at least 1.
       prior: a `tfd.Distribution` over vectors of size d, with constant parameters and a registered
         KL divergence (N(0, I) in any of its TFP spellings, AR(1), …); a layer that learns one
-        (`MultivariateNormalAR1Prior`); or `None` for no KL.
-      kl_weight: factor of the KL in the losses (β of the β-VAE), at least 0.
+        (`MultivariateNormalAR1Prior`); or `None` for no KL. Its batch shape is `[]` or, for
+        parameters `[batch, channels, …]`, that of one example, `[channels]`.
+      kl_weight: factor of the KL in the losses (β of the β-VAE), at least 0. The attribute may be
+        set at any time, by a callback say; a variable that is given is read at every step, and not
+        trained.
       seed: integer seed of the noise, or `None` for a random one.
+      reinterpreted_batch_ndims: over how many of the last batch axes the KL is summed, as in
+        `tfd.Independent`; it is averaged over those before. `None` for all but the first; 0 for
+        the mean over all.
       **kwargs: arguments of `keras.layers.Layer`, such as `name` and `dtype`.
 
     Raises:
-      ValueError: if `event_size` is not a positive integer, `kl_weight` is negative, or the prior
-        does not fit.
+      ValueError: if `event_size` is not a positive integer, `kl_weight` is negative,
+        `reinterpreted_batch_ndims` is not a non-negative integer, or the prior does not fit; when
+        called, if there are fewer batch axes than that, or the prior has other ones.
+      TypeError: if called in a tf_keras model, which has the layers of `tfp_ar1.tfpl`.
     """
 
     family = "ar1"

@@ -10,6 +10,7 @@ TensorFlow's format.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -34,7 +35,32 @@ __all__ = [
 _CONVERSIONS = ("sample", "mean", "mode", "stddev", "variance")
 
 
-class _MarkovChainLayer(tfp.layers.DistributionLambda):
+class _TFKerasLayer:
+    """For layers that belong in tf_keras models: says so in a Keras 3 model."""
+
+    def __repr__(self) -> str:
+        """Says which Keras it belongs to; errors of the other Keras print it."""
+        return (
+            f"<{type(self).__name__} name={self.name}, a tf_keras layer; in Keras 3 models use "
+            f"tfp_ar1.layers, with `prior` for the KL>"
+        )
+
+    def __call__(self, inputs: Any, *args, **kwargs) -> Any:
+        """Calls the layer, in tf_keras models only: Keras 3 would lose the KL."""
+        keras = sys.modules.get("keras.src.backend.common.global_state")
+        inside = keras is not None and keras.get_global_attribute("current_call_ctx") is not None
+        if inside or type(inputs).__module__.startswith("keras."):
+            raise TypeError(f"A layer was called in a model of the other Keras: {self!r}.")
+        outer = base_layer_utils.call_context().layer
+        if self.activity_regularizer and isinstance(outer, tf_keras.layers.TimeDistributed):
+            raise ValueError(
+                "In `TimeDistributed`, the KL would be averaged over the steps. Call the layer on "
+                "all steps at once, `[batch, steps, size]`."
+            )
+        return super().__call__(inputs, *args, **kwargs)
+
+
+class _MarkovChainLayer(_TFKerasLayer, tfp.layers.DistributionLambda):
     """What the layers share: they return the normal of a family of `params`.
 
     Subclasses name the `family`; the arguments are described in `MultivariateNormalAR1`.
@@ -168,11 +194,9 @@ class KLDivergenceRegularizer(tf_keras.regularizers.Regularizer):
     (`tfp.layers.KLDivergenceRegularizer` counts twice on a `DistributionLambda`: tf_keras calls the
     regularizer on the distribution and on its value, and TFP's answers to both; TFP issue 1215.)
 
-    The mean is over all batch axes of the distribution, unless `reinterpreted_batch_ndims` says
-    that the last of them are parts of one example. Latents of several channels, each a path with a
-    prior of its own, are a distribution of batch shape `[batch, channels]` and a prior of batch
-    shape `[channels]`; with `reinterpreted_batch_ndims=1` the KL of an example is the sum over its
-    channels, as the ELBO has it, and without it is their mean.
+    The KL of an example is summed over all batch axes but the first, as the ELBO has it, and as in
+    TFP. Latents of several channels, each a path with a prior of its own, are a distribution of
+    batch shape `[batch, channels]` and a prior of batch shape `[channels]`.
 
     The prior's parameters may be `tf.Variable`s: on a layer of this module they are trained and
     saved with the model. (tf_keras does not see them from any other layer; put a
@@ -181,7 +205,7 @@ class KLDivergenceRegularizer(tf_keras.regularizers.Regularizer):
     ```python
     # A correlation for each of 3 channels of 50 steps, learned with the model.
     prior = tfp_ar1.MultivariateNormalAR1(tf.zeros([3, 50]), fisher_z=tf.Variable(tf.zeros(3)))
-    regularizer = tfp_ar1.tfpl.KLDivergenceRegularizer(prior, reinterpreted_batch_ndims=1)
+    regularizer = tfp_ar1.tfpl.KLDivergenceRegularizer(prior)
     ```
 
     Args:
@@ -190,12 +214,15 @@ class KLDivergenceRegularizer(tf_keras.regularizers.Regularizer):
         layer's own sample.
       weight: factor of the KL, at least 0.
       reinterpreted_batch_ndims: over how many of the last batch axes the KL is summed, as in
-        `tfd.Independent`; it is averaged over those before.
+        `tfd.Independent`; it is averaged over those before. `None` for all but the first; 0 for
+        the mean over all.
 
     Raises:
+      TypeError: if `distribution_b` is not a distribution.
       ValueError: if `weight` is negative, the prior is of a class that cannot be saved (see
         `tfp_ar1.priors.to_config`), or `reinterpreted_batch_ndims` is not a non-negative integer;
-        when called, if the distribution has fewer batch axes than that.
+        when called, if the distribution has fewer batch axes than that, or the prior has batch axes
+        that are not those of one example.
     """
 
     def __init__(
@@ -203,27 +230,34 @@ class KLDivergenceRegularizer(tf_keras.regularizers.Regularizer):
         distribution_b: tfd.Distribution | Mapping[str, Any],
         use_exact_kl: bool = True,
         weight: float = 1.0,
-        reinterpreted_batch_ndims: int = 0,
+        reinterpreted_batch_ndims: int | None = None,
     ):
         if not weight >= 0:
             raise ValueError(f"`weight` must not be negative; got {weight}.")
-        if int(reinterpreted_batch_ndims) != reinterpreted_batch_ndims or (
-            reinterpreted_batch_ndims < 0
-        ):
-            raise ValueError(
-                f"`reinterpreted_batch_ndims` must be a non-negative integer; got "
-                f"{reinterpreted_batch_ndims!r}."
-            )
         if isinstance(distribution_b, Mapping):
             distribution_b = priors.from_config(distribution_b)
+        if not isinstance(distribution_b, tfd.Distribution):
+            raise TypeError(
+                f"`distribution_b` must be a `tfd.Distribution`, whose `tf.Variable`s are learned; "
+                f"got {distribution_b!r}."
+            )
         priors.check_can_be_saved(distribution_b)
         self.distribution_b = distribution_b
         self.use_exact_kl = use_exact_kl
         self.weight = weight
-        self.reinterpreted_batch_ndims = int(reinterpreted_batch_ndims)
+        self.reinterpreted_batch_ndims = priors.checked_reinterpreted_batch_ndims(
+            reinterpreted_batch_ndims
+        )
 
     def mean_kl(self, distribution_a: tfd.Distribution) -> tf.Tensor:
         """`weight` times the KL divergence of `distribution_a`, averaged over the examples."""
+        ndims = self.reinterpreted_batch_ndims
+        priors.check_batch_axes(distribution_a, self.distribution_b, ndims)
+        if distribution_a.dtype != self.distribution_b.dtype:
+            raise ValueError(
+                f"The prior is of dtype {self.distribution_b.dtype.name}, the distribution of "
+                f"{distribution_a.dtype.name}. (NumPy arrays are float64 unless told otherwise.)"
+            )
         if self.use_exact_kl:
             # What layers return is a wrapper, which also converts to a tensor.
             wrapped = getattr(distribution_a, "tensor_distribution", distribution_a)
@@ -231,21 +265,18 @@ class KLDivergenceRegularizer(tf_keras.regularizers.Regularizer):
         else:
             x = tf.convert_to_tensor(distribution_a)
             kl = distribution_a.log_prob(x) - self.distribution_b.log_prob(x)
-        return self.weight * tf.reduce_mean(self._sum_per_example(kl))
-
-    def _sum_per_example(self, kl: tf.Tensor) -> tf.Tensor:
-        ndims = self.reinterpreted_batch_ndims
-        if kl.shape.rank is not None and kl.shape.rank < ndims:
-            raise ValueError(
-                f"`reinterpreted_batch_ndims={ndims}` needs a distribution with as many batch "
-                f"axes; got batch shape {kl.shape}."
-            )
-        return tf.reduce_sum(kl, axis=list(range(-ndims, 0)))
+        return tf.cast(self.weight, kl.dtype) * priors.mean_over_examples(kl, ndims)
 
     def __call__(self, output: Any) -> tf.Tensor:
-        """The KL summed over axis 0, by whose size tf_keras divides; 0 for anything but a law."""
+        """The KL summed over axis 0, by whose size tf_keras divides; 0 for the value of a law."""
         if not isinstance(output, tfd.Distribution):
-            return tf.zeros([], self.distribution_b.dtype)
+            # A value of unknown rank is what tf_keras traces to save in TensorFlow's format.
+            if hasattr(output, "_tfp_distribution") or output.shape.rank is None:
+                return tf.zeros([], self.distribution_b.dtype)
+            raise TypeError(
+                "`KLDivergenceRegularizer` is for tf_keras layers that return a distribution, such "
+                "as those of `tfp_ar1.tfpl`; the Keras 3 layers of `tfp_ar1.layers` take a `prior`."
+            )
         mean_kl = self.mean_kl(output)
         return mean_kl * tf.cast(tf.shape(tf.convert_to_tensor(output))[0], mean_kl.dtype)
 
@@ -254,13 +285,13 @@ class KLDivergenceRegularizer(tf_keras.regularizers.Regularizer):
         return {
             "distribution_b": priors.to_config(self.distribution_b),
             "use_exact_kl": self.use_exact_kl,
-            "weight": self.weight,
+            "weight": float(self.weight),
             "reinterpreted_batch_ndims": self.reinterpreted_batch_ndims,
         }
 
 
 @tf_keras.saving.register_keras_serializable(package="tfp_ar1")
-class KLDivergenceAddLoss(tf_keras.layers.Layer):
+class KLDivergenceAddLoss(_TFKerasLayer, tf_keras.layers.Layer):
     """Passes a distribution on, and adds its KL divergence to a prior to the model's losses.
 
     As `tfp.layers.KLDivergenceAddLoss`, which sums over the batch where this averages, and whose
@@ -292,7 +323,7 @@ class KLDivergenceAddLoss(tf_keras.layers.Layer):
         distribution_b: tfd.Distribution | Mapping[str, Any],
         use_exact_kl: bool = True,
         weight: float = 1.0,
-        reinterpreted_batch_ndims: int = 0,
+        reinterpreted_batch_ndims: int | None = None,
         **kwargs,
     ):
         super().__init__(**kwargs)

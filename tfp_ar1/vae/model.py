@@ -12,7 +12,14 @@ import tensorflow_probability as tfp
 
 from tfp_ar1 import params as ar1_params
 from tfp_ar1 import priors
-from tfp_ar1.layers import Prior, SeededMixin, checked_prior, current_prior, prior_to_config
+from tfp_ar1.layers import (
+    Keras3Mixin,
+    Prior,
+    SeededMixin,
+    checked_prior,
+    current_prior,
+    prior_to_config,
+)
 from tfp_ar1.vae import evaluation, likelihoods, objectives, posteriors
 from tfp_ar1.vae.multiworker import MultiWorkerMixin
 
@@ -22,7 +29,7 @@ __all__ = ["RhoVAE"]
 
 
 @keras.saving.register_keras_serializable(package="tfp_ar1")
-class RhoVAE(SeededMixin, MultiWorkerMixin, keras.Model):
+class RhoVAE(SeededMixin, MultiWorkerMixin, Keras3Mixin, keras.Model):
     """A variational autoencoder, by default with the AR(1) posterior of the ρ-VAE paper.
 
     The encoder's features go through one dense layer to the parameters of the posterior q(z | x);
@@ -61,7 +68,7 @@ class RhoVAE(SeededMixin, MultiWorkerMixin, keras.Model):
       **kwargs: arguments of `keras.Model`, such as `name` and `dtype`.
 
     Raises:
-      TypeError: if the prior is not a distribution.
+      TypeError: if the prior is not a distribution, or encoder or decoder not a Keras 3 model.
       ValueError: if a name is unknown, `latent_dim` is not a positive integer, the prior does not
         fit, or encoder and decoder have unfit shapes (for an encoder that does not know the shape
         of its data yet: when the model is built).
@@ -86,6 +93,9 @@ class RhoVAE(SeededMixin, MultiWorkerMixin, keras.Model):
         self.distribution_dtype = tf.float64 if self.compute_dtype == "float64" else tf.float32
         self._prior = self._make_prior(prior)
         self.objective = objectives.ELBO() if objective is None else objective
+        for part in (encoder, decoder):
+            if not isinstance(part, keras.layers.Layer):
+                raise TypeError(f"Encoder and decoder must be Keras 3 models; got {part!r}.")
         self.encoder = encoder
         self.decoder = decoder
         self.likelihood = likelihoods.get(likelihood)
