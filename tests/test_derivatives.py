@@ -1,0 +1,288 @@
+"""Second derivatives and JVPs of compiled functions, against dense matrices in float64.
+
+Around a `tf.function`, in control flow, after loading: there, gradient functions are differentiated
+in other graphs than that in which they were made. Eager second derivatives are in the other files.
+"""
+
+import decimal
+import subprocess
+import sys
+
+import numpy as np
+import oracles
+import pytest
+import tensorflow as tf
+from family import AR1S, RELATIVES
+from oracles import tfd
+from tensorflow_probability.python.internal import samplers
+
+from tfp_ar1 import MultivariateNormalAR1
+from tfp_ar1.gaussian_markov_chain import kl_terms, log_prob_terms
+
+MEMBERS = AR1S | RELATIVES
+# Together they have all gradient functions of the package.
+FEW = ("AR1 by fisher_z", "OU")
+each_member = pytest.mark.parametrize("member", MEMBERS)
+each_of_few = pytest.mark.parametrize("member", FEW)
+
+def draw(*shape, seed=0):
+    return np.random.default_rng(seed).normal(size=shape)
+
+
+def parameters_along(case, size):
+    """Random parameters, as a function of the place on a line."""
+    rng = np.random.default_rng(3)
+    start = case.parameters(rng, (), size)
+    steps = [0.1 * rng.uniform(0.1, 1, np.shape(p)) for p in start]
+    if "correlation" in case.names:
+        steps[-1] *= 1 - np.square(start[-1])
+    if "times" in case.names:
+        steps[-1] = np.cumsum(steps[-1])
+    return lambda t: [p + t * s for p, s in zip(start, steps, strict=True)]
+
+
+# --- Results, of the package and dense ---------------------------------------------------------
+
+
+def observed(size):
+    return np.arange(size) % 3 == 1
+
+
+OTHER = {"marginal_scale": 1.2, "fisher_z": 0.7}
+
+
+def results(case, parameters, size):
+    """Scalars, each of another public result."""
+    x, noise, weights = draw(3, size)
+    p = case.distribution(*parameters)
+    q = MultivariateNormalAR1(noise, **OTHER)
+    diag = tfd.MultivariateNormalDiag(noise, np.abs(weights) + 0.5)
+    conditional = p.conditional(x, observed(size))
+    sample, log_prob = p.experimental_sample_and_log_prob(seed=[1, 2])
+    return {
+        "sample": p.sample(seed=[1, 2]),
+        "sample_and_log_prob": tf.concat([sample, [log_prob]], axis=0),
+        "log_prob": p.log_prob(x),
+        "log_prob_terms": log_prob_terms(p, x),
+        "entropy": p.entropy(),
+        "kl to a chain": p.kl_divergence(q),
+        "kl from a chain": q.kl_divergence(p),
+        "kl to independent normals": p.kl_divergence(diag),
+        "kl from independent normals": diag.kl_divergence(p),
+        "kl_terms": kl_terms(p, q),
+        "conditional mean": conditional.mean(),
+        "conditional variance": conditional.variance(),
+        "conditional sample": conditional.sample(seed=[1, 2]),
+        "log-likelihood": conditional.observed_log_prob(),
+        "marginal": p.marginal(0, None, 3).log_prob(x[::3]),
+        "covariance": p.covariance(),
+        "variance": p.variance(),
+        "precision": p.precision().matvec(x),
+        "matvec": p.scale.matvec(x),
+        "matvec of adjoint": p.scale.matvec(x, adjoint=True),
+        "solvevec": p.scale.solvevec(x),
+        "solvevec of adjoint": p.scale.solvevec(x, adjoint=True),
+        "log_abs_determinant": p.scale.log_abs_determinant(),
+    }
+
+
+def dense_results(case, parameters, size):
+    """The same by textbook formulas."""
+    x, noise, weights = draw(3, size)
+    mean, covariance = case.moments(*parameters, size=size)
+    factor = tf.linalg.cholesky(covariance)
+    p = tfd.MultivariateNormalTriL(mean, factor)
+    q = (
+        tf.constant(noise),
+        oracles.tf_covariance(tf.constant(1.2, "float64"), tf.constant(np.tanh(0.7)), size),
+    )
+    diag = (tf.constant(noise), tf.linalg.diag(tf.square(np.abs(weights) + 0.5)))
+    given = np.flatnonzero(observed(size))
+    across = tf.gather(covariance, given, axis=1)
+    of_given = tf.gather(across, given)
+    by_value = tf.transpose(tf.linalg.solve(of_given, tf.transpose(across)))
+    given_mean = tf.gather(mean, given)
+    conditional_mean = mean + tf.linalg.matvec(by_value, x[given] - given_mean)
+    conditional_covariance = covariance - tf.linalg.matmul(by_value, across, transpose_b=True)
+    given_law = tfd.MultivariateNormalTriL(given_mean, tf.linalg.cholesky(of_given))
+    kept = np.arange(0, size, 3)
+    kept_covariance = tf.gather(tf.gather(covariance, kept), kept, axis=1)
+    kept_law = tfd.MultivariateNormalTriL(tf.gather(mean, kept), tf.linalg.cholesky(kept_covariance))
+
+    def solve(x, adjoint=False):
+        x = tf.convert_to_tensor(x)[:, tf.newaxis]
+        return tf.linalg.triangular_solve(factor, x, adjoint=adjoint)[:, 0]
+
+    # The noise of the draws, which does not depend on the parameters.
+    law = case.distribution(*parameters)
+    draws = (law.sample(seed=[1, 2]), law.experimental_sample_and_log_prob(seed=[1, 2])[0])
+    noises = [tf.stop_gradient(solve(draw - mean)) for draw in draws]
+    noises.append(samplers.normal([size], dtype=mean.dtype, seed=[1, 2]))
+    draws = [mean + tf.linalg.matvec(factor, n) for n in noises]
+    log_normal = tf.reduce_sum(np.log(2 * np.pi) + tf.square(noises[1])) / 2
+    log_determinant = tf.reduce_sum(tf.math.log(tf.linalg.diag_part(factor)))
+    kl_of_first = [
+        oracles.tf_kl((mean[:n], covariance[:n, :n]), (q[0][:n], q[1][:n, :n]))
+        for n in range(1, size + 1)
+    ]
+    return {
+        "sample": draws[0],
+        "sample_and_log_prob": tf.concat([draws[1], [-log_normal - log_determinant]], axis=0),
+        "log_prob": p.log_prob(x),
+        "log_prob_terms": -0.5 * (tf.square(solve(x - mean)) + np.log(2 * np.pi))
+        - tf.math.log(tf.linalg.diag_part(factor)),
+        "entropy": p.entropy(),
+        "kl to a chain": oracles.tf_kl((mean, covariance), q),
+        "kl from a chain": oracles.tf_kl(q, (mean, covariance)),
+        "kl to independent normals": oracles.tf_kl((mean, covariance), diag),
+        "kl from independent normals": oracles.tf_kl(diag, (mean, covariance)),
+        "kl_terms": tf.stack(kl_of_first) - tf.stack([0.0 * kl_of_first[0], *kl_of_first[:-1]]),
+        "conditional mean": conditional_mean,
+        "conditional variance": tf.linalg.diag_part(conditional_covariance),
+        "conditional sample": draws[2] + tf.linalg.matvec(by_value, x[given] - tf.gather(draws[2], given)),
+        "log-likelihood": given_law.log_prob(x[given]),
+        "marginal": kept_law.log_prob(x[::3]),
+        "covariance": covariance,
+        "variance": tf.linalg.diag_part(covariance),
+        "precision": tf.linalg.cholesky_solve(factor, x[:, np.newaxis])[:, 0],
+        "matvec": tf.linalg.matvec(factor, x),
+        "matvec of adjoint": tf.linalg.matvec(factor, x, transpose_a=True),
+        "solvevec": solve(x),
+        "solvevec of adjoint": solve(x, adjoint=True),
+        "log_abs_determinant": log_determinant,
+    }
+
+
+def total(results):
+    """A nonlinear function of all of them."""
+    entries = tf.concat([tf.reshape(r, [-1]) for r in results.values()], axis=0)
+    weights = np.cos(np.arange(1.0, entries.shape[0] + 1.0))
+    return tf.reduce_sum(weights * entries + 0.01 * tf.square(entries))
+
+
+# --- Derivatives --------------------------------------------------------------------------------
+
+
+def differences(function, step=0.1):
+    """The first and second derivative at 0, by central differences of the eighth order."""
+    first = np.array([3, -32, 168, -672, 0, 672, -168, 32, -3]) / (840 * step)
+    second = np.array([-9, 128, -1008, 8064, -14350, 8064, -1008, 128, -9]) / (5040 * step**2)
+    values = [function(tf.constant(step * k, "float64")) for k in range(-4, 5)]
+    return first @ values, second @ values
+
+
+def reverse_over_reverse(function, t):
+    with tf.GradientTape() as outer:
+        outer.watch(t)
+        with tf.GradientTape() as inner:
+            inner.watch(t)
+            y = function(t)
+        first = inner.gradient(y, t)
+    return first, outer.gradient(first, t)
+
+
+def forward_over_reverse(function, t):
+    with tf.autodiff.ForwardAccumulator(t, tf.ones_like(t)) as accumulator:
+        with tf.GradientTape() as tape:
+            tape.watch(t)
+            y = function(t)
+        first = tape.gradient(y, t)
+    return accumulator.jvp(y), accumulator.jvp(first)
+
+
+def compiled(function, **options):
+    return tf.function(function, autograph=False, **options)
+
+
+def check(derivatives, expected):
+    oracles.assert_close(derivatives[0], expected[0], "gradient")
+    oracles.assert_close(derivatives[1], expected[1], "second derivative")
+
+
+AT = tf.zeros([], "float64")
+
+
+@pytest.mark.slow
+@each_member
+def test_every_result(member):
+    case, size = MEMBERS[member], 4
+    parameters = parameters_along(case, size)
+    expected = differences(lambda t: total(dense_results(case, parameters(t), size)))
+    function = compiled(lambda t: total(results(case, parameters(t), size)))
+    import time
+    t0 = time.time()
+    check(reverse_over_reverse(function, AT), expected)
+    print("rr", time.time() - t0); t0 = time.time()
+    check(forward_over_reverse(function, AT), expected)
+    print("fr", time.time() - t0)
+
+
+def few_results(case, parameters, size):
+    """Of the results, those that have all gradient functions between them."""
+    x, noise, weights = draw(3, size)
+    p = case.distribution(*parameters)
+    return {
+        "log_prob": p.log_prob(x),
+        "log-likelihood": p.conditional(x, observed(size)).observed_log_prob(),
+        "marginal": p.marginal(0, None, 3).log_prob(x[::3]),
+        "matvec": p.scale.matvec(x),
+    }
+
+
+def in_while_loop(function):
+    def loop(t):
+        return tf.while_loop(
+            lambda i, _: i < 2,
+            lambda i, total: (i + 1, total + 0.5 * function(t)),
+            (0, tf.zeros_like(t)),
+            maximum_iterations=2,
+        )[1]
+
+    return loop
+
+
+def in_cond(function):
+    return lambda t: tf.cond(t < 1.0, lambda: function(t), lambda: t)
+
+
+# What is around a function of a number.
+PLACES = {
+    "function": (reverse_over_reverse, compiled),
+    "function, forward": (forward_over_reverse, compiled),
+    "function in a function": (
+        lambda f, t: compiled(lambda t: reverse_over_reverse(compiled(f), t))(t),
+        lambda f: f,
+    ),
+    "cond": (lambda f, t: compiled(lambda t: reverse_over_reverse(f, t))(t), in_cond),
+    "function with cond, forward": (forward_over_reverse, lambda f: compiled(in_cond(f))),
+    "while_loop": (lambda f, t: compiled(lambda t: reverse_over_reverse(f, t))(t), in_while_loop),
+    "map_fn": (
+        reverse_over_reverse,
+        lambda f: compiled(lambda t: tf.reduce_mean(tf.map_fn(f, tf.stack([t, t])))),
+    ),
+    "XLA": (
+        lambda f, t: compiled(lambda t: reverse_over_reverse(f, t), jit_compile=True)(t),
+        in_cond,
+    ),
+    "vectorized_map": (
+        reverse_over_reverse,
+        lambda f: compiled(lambda t: tf.reduce_mean(tf.vectorized_map(f, tf.stack([t, t])))),
+    ),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("place", PLACES)
+@each_of_few
+def test_in_every_place(member, place):
+    case, size = MEMBERS[member], 4
+    parameters = parameters_along(case, size)
+    names = few_results(case, parameters(AT), size)
+
+    def dense(t):
+        found = dense_results(case, parameters(t), size)
+        return total({name: found[name] for name in names})
+
+    derivatives, around = PLACES[place]
+    function = around(lambda t: total(few_results(case, parameters(t), size)))
+    check(derivatives(function, AT), differences(dense))
