@@ -5,6 +5,7 @@ in other graphs than that in which they were made. Eager second derivatives are 
 """
 
 import decimal
+import pathlib
 import subprocess
 import sys
 
@@ -16,14 +17,13 @@ from family import AR1S, RELATIVES
 from oracles import tfd
 from tensorflow_probability.python.internal import samplers
 
-from tfp_ar1 import MultivariateNormalAR1
+from tfp_ar1 import MultivariateNormalAR1, recurrence
+from tfp_ar1.correlation import LagOneCorrelation
 from tfp_ar1.gaussian_markov_chain import kl_terms, log_prob_terms
 
 MEMBERS = AR1S | RELATIVES
-# Together they have all gradient functions of the package.
-FEW = ("AR1 by fisher_z", "OU")
 each_member = pytest.mark.parametrize("member", MEMBERS)
-each_of_few = pytest.mark.parametrize("member", FEW)
+
 
 def draw(*shape, seed=0):
     return np.random.default_rng(seed).normal(size=shape)
@@ -107,7 +107,9 @@ def dense_results(case, parameters, size):
     given_law = tfd.MultivariateNormalTriL(given_mean, tf.linalg.cholesky(of_given))
     kept = np.arange(0, size, 3)
     kept_covariance = tf.gather(tf.gather(covariance, kept), kept, axis=1)
-    kept_law = tfd.MultivariateNormalTriL(tf.gather(mean, kept), tf.linalg.cholesky(kept_covariance))
+    kept_law = tfd.MultivariateNormalTriL(
+        tf.gather(mean, kept), tf.linalg.cholesky(kept_covariance)
+    )
 
     def solve(x, adjoint=False):
         x = tf.convert_to_tensor(x)[:, tf.newaxis]
@@ -139,7 +141,8 @@ def dense_results(case, parameters, size):
         "kl_terms": tf.stack(kl_of_first) - tf.stack([0.0 * kl_of_first[0], *kl_of_first[:-1]]),
         "conditional mean": conditional_mean,
         "conditional variance": tf.linalg.diag_part(conditional_covariance),
-        "conditional sample": draws[2] + tf.linalg.matvec(by_value, x[given] - tf.gather(draws[2], given)),
+        "conditional sample": draws[2]
+        + tf.linalg.matvec(by_value, x[given] - tf.gather(draws[2], given)),
         "log-likelihood": given_law.log_prob(x[given]),
         "marginal": kept_law.log_prob(x[::3]),
         "covariance": covariance,
@@ -209,24 +212,24 @@ def test_every_result(member):
     parameters = parameters_along(case, size)
     expected = differences(lambda t: total(dense_results(case, parameters(t), size)))
     function = compiled(lambda t: total(results(case, parameters(t), size)))
-    import time
-    t0 = time.time()
-    check(reverse_over_reverse(function, AT), expected)
-    print("rr", time.time() - t0); t0 = time.time()
     check(forward_over_reverse(function, AT), expected)
-    print("fr", time.time() - t0)
 
 
-def few_results(case, parameters, size):
-    """Of the results, those that have all gradient functions between them."""
-    x, noise, weights = draw(3, size)
-    p = case.distribution(*parameters)
-    return {
-        "log_prob": p.log_prob(x),
-        "log-likelihood": p.conditional(x, observed(size)).observed_log_prob(),
-        "marginal": p.marginal(0, None, 3).log_prob(x[::3]),
-        "matvec": p.scale.matvec(x),
-    }
+def few(member, size=3):
+    """Of the package and dense, as functions of a number."""
+    case, x = MEMBERS[member], draw(size)
+    parameters = parameters_along(case, size)
+
+    def ours(t):
+        p = case.distribution(*parameters(t))
+        return total({"log_prob": p.log_prob(x), "matvec": p.scale.matvec(x)})
+
+    def dense(t):
+        mean, covariance = case.moments(*parameters(t), size=size)
+        p = tfd.MultivariateNormalTriL(mean, tf.linalg.cholesky(covariance))
+        return total({"log_prob": p.log_prob(x), "matvec": p.scale.matvec(x)})
+
+    return ours, dense
 
 
 def in_while_loop(function):
@@ -271,18 +274,107 @@ PLACES = {
 }
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("place", PLACES)
-@each_of_few
-def test_in_every_place(member, place):
-    case, size = MEMBERS[member], 4
-    parameters = parameters_along(case, size)
-    names = few_results(case, parameters(AT), size)
-
-    def dense(t):
-        found = dense_results(case, parameters(t), size)
-        return total({name: found[name] for name in names})
-
+def test_in_every_place(place):
+    ours, dense = few("AR1 by fisher_z")
     derivatives, around = PLACES[place]
-    function = around(lambda t: total(few_results(case, parameters(t), size)))
-    check(derivatives(function, AT), differences(dense))
+    check(derivatives(around(ours), AT), differences(dense))
+
+
+@pytest.mark.parametrize(("member", "size"), [("OU", 3), ("ARH1", 260), ("ANTE1 by fisher_z", 130)])
+def test_of_a_function(member, size):
+    """Long enough for blocks, two of them."""
+    ours, dense = few(member, size)
+    check(forward_over_reverse(compiled(ours), AT), differences(dense))
+
+
+LOAD = """
+import sys
+import tensorflow as tf
+from test_derivatives import AT, forward_over_reverse, reverse_over_reverse
+
+loaded = tf.saved_model.load(sys.argv[1])
+for derivatives in reverse_over_reverse, forward_over_reverse:
+    print("derivatives", *(float(x) for x in derivatives(loaded.f, AT)))
+"""
+
+
+@pytest.mark.slow
+def test_after_loading(tmp_path):
+    """In another process, and without a warning of custom gradients."""
+    ours, dense = few("AR1 by fisher_z")
+    module = tf.Module()
+    module.f = tf.function(ours, [tf.TensorSpec([], "float64")], autograph=False)
+    tf.saved_model.save(module, str(tmp_path))
+    run = subprocess.run(
+        [sys.executable, "-c", LOAD, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=pathlib.Path(__file__).parent,
+    )
+    assert "gradient" not in run.stderr
+    lines = [line for line in run.stdout.splitlines() if line.startswith("derivatives")]
+    for line in lines:
+        check([np.float64(x) for x in line.split()[1:]], differences(dense))
+    assert len(lines) == 2
+
+
+# --- Accuracy -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("u", [11.0, -20.0, 1e-4, 0.7])
+def test_second_derivatives_in_fisher_z_keep_their_accuracy(u):
+    """In float32, where ρ rounds to ±1 and next to 0; against decimals of 200 digits."""
+    x = np.float32([0.5, -1.0, 0.3])
+    step = decimal.Decimal("1e-40")
+
+    def exact(function):
+        with decimal.localcontext(decimal.Context(prec=200, Emin=-(10**6), Emax=10**6)):
+            at = decimal.Decimal(float(np.float32(u)))
+            laws = [oracles.Exact((0, 0, 0), 1, at + k * step) for k in (-1, 0, 1)]
+            before, here, after = (function(law) for law in laws)
+            return float((after - 2 * here + before) / step**2)
+
+    @compiled
+    def second(u):
+        def derivative(result):
+            def function(u):
+                p = MultivariateNormalAR1(tf.zeros(3), 1.0, fisher_z=u)
+                return p.log_prob(x) if result == "log_prob" else p.entropy()
+
+            return reverse_over_reverse(function, u)[1]
+
+        return derivative("log_prob"), derivative("entropy")
+
+    log_prob, entropy = second(tf.constant(u, "float32"))
+    np.testing.assert_allclose(log_prob, exact(lambda p: p._log_prob(x)), rtol=2e-5)
+    np.testing.assert_allclose(entropy, exact(lambda p: p._entropy()), rtol=2e-6)
+
+
+@pytest.mark.parametrize("size", [6, 40, 300])
+@pytest.mark.parametrize("rho", [0.0, 1e-30, -0.3])
+def test_to_any_order_next_to_no_correlation(rho, size):
+    """Of a polynomial in ρ; a function that drops custom gradients gives the same."""
+    x, weights = draw(2, size)
+
+    def function(rho):
+        y = recurrence.recurrence(tf.constant(x), LagOneCorrelation(rho))
+        return tf.reduce_sum(weights * y)
+
+    def mapped(rho):
+        return tf.vectorized_map(function, rho[tf.newaxis])[0]
+
+    def derivatives(function, rho):
+        first, second = reverse_over_reverse(function, rho)
+        with tf.GradientTape() as tape:
+            tape.watch(rho)
+            below = reverse_over_reverse(function, rho)[1]
+        return first, second, tape.gradient(below, rho)
+
+    coefficients = [weights[k:] @ x[: size - k] for k in range(size)]
+    polynomial = np.polynomial.Polynomial(coefficients)
+    expected = [polynomial.deriv(k)(rho) for k in (1, 2, 3)]
+    for f in (function, mapped):
+        actual = compiled(lambda rho, f=f: derivatives(f, rho))(tf.constant(rho, "float64"))
+        oracles.assert_close(tf.stack(actual), expected, "second derivative")
