@@ -121,6 +121,7 @@ def dense_results(case, parameters, size):
     noises = [tf.stop_gradient(solve(draw - mean)) for draw in draws]
     noises.append(samplers.normal([size], dtype=mean.dtype, seed=[1, 2]))
     draws = [mean + tf.linalg.matvec(factor, n) for n in noises]
+    off_value = x[given] - tf.gather(draws[2], given)
     log_normal = tf.reduce_sum(np.log(2 * np.pi) + tf.square(noises[1])) / 2
     log_determinant = tf.reduce_sum(tf.math.log(tf.linalg.diag_part(factor)))
     kl_of_first = [
@@ -141,8 +142,7 @@ def dense_results(case, parameters, size):
         "kl_terms": tf.stack(kl_of_first) - tf.stack([0.0 * kl_of_first[0], *kl_of_first[:-1]]),
         "conditional mean": conditional_mean,
         "conditional variance": tf.linalg.diag_part(conditional_covariance),
-        "conditional sample": draws[2]
-        + tf.linalg.matvec(by_value, x[given] - tf.gather(draws[2], given)),
+        "conditional sample": draws[2] + tf.linalg.matvec(by_value, off_value),
         "log-likelihood": given_law.log_prob(x[given]),
         "marginal": kept_law.log_prob(x[::3]),
         "covariance": covariance,
@@ -257,7 +257,7 @@ PLACES = {
         lambda f: f,
     ),
     "cond": (lambda f, t: compiled(lambda t: reverse_over_reverse(f, t))(t), in_cond),
-    "function with cond, forward": (forward_over_reverse, lambda f: compiled(in_cond(f))),
+    "function with cond": (reverse_over_reverse, lambda f: compiled(in_cond(f))),
     "while_loop": (lambda f, t: compiled(lambda t: reverse_over_reverse(f, t))(t), in_while_loop),
     "map_fn": (
         reverse_over_reverse,
