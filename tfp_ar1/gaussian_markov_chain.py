@@ -309,9 +309,8 @@ def correlation_of_steps(scale: Any, kept: slice) -> dict[str, Any]:
         return {name: taken(tf.convert_to_tensor(getattr(scale, name)))}
     rho = scale.chain().rho
     steps = (taken(x) for x in (rho.value, rho.sign * rho.complement))
-    value, complement = recurrence.product_of_steps(
-        *(tf.reshape(x, ps.concat([ps.shape(x)[:-1], [count, step]], axis=0)) for x in steps)
-    )
+    steps = (tf.reshape(x, ps.concat([ps.shape(x)[:-1], [count, step]], axis=0)) for x in steps)
+    value, complement = recurrence.product_of_steps(*steps, count=step)
     size = tf.math.abs(value)
     near_zero = tf.math.atanh(tf.clip_by_value(value, -0.5, 0.5))
     near_one = 0.5 * tf.math.sign(value) * (tf.math.log1p(size) - tf.math.log(complement))
