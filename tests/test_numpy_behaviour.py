@@ -22,9 +22,9 @@ def distributions():
     return {
         "AR1": tfp_ar1.MultivariateNormalAR1(loc, 2.0, 0.5),
         "AR1 by fisher_z": tfp_ar1.MultivariateNormalAR1(loc, 2.0, fisher_z=-9.0),
-        "ARH1 by fisher_z": tfp_ar1.MultivariateNormalARH1(None, scale, fisher_z=0.5),
+        "ARH1 by fisher_z": tfp_ar1.MultivariateNormalARH1(loc, scale, fisher_z=0.5),
         "ANTE1": tfp_ar1.MultivariateNormalANTE1(loc, scale, np.tanh(u[:2] / 8)),
-        "OU": tfp_ar1.MultivariateNormalOU(0.5, 2.0, 1.5, times),
+        "OU": tfp_ar1.MultivariateNormalOU(loc, 2.0, 1.5, times),
         "params": tfp_ar1.params.new(np.zeros(8, np.float32), 3, family="ante1"),
     }
 

@@ -78,11 +78,18 @@ class GaussianMarkovChain(tfd.MultivariateNormalLinearOperator):
         if size not in ([], [1]) and not size.is_compatible_with(scale.shape[-1:]):
             ndims = scale._experimental_parameter_ndims_to_matrix_ndims
             sized = next(name for name, n in ndims.items() if n)
-            raise ValueError(
-                f"`loc` must have {scale.shape[-1]} coordinates along its last axis, as `{sized}` "
-                f"has, or 1 for all of them; got shapes {loc.shape} and "
-                f"{getattr(scale, sized).shape}."
+            shape = getattr(scale, sized).shape
+            message = (
+                f"`loc` must have {shape[-1]} coordinates along its last axis, as `{sized}` has, "
+                f"or 1 for all of them; got shapes {loc.shape} and {shape}."
             )
+            if (shape.rank or 0) > 1 and shape[-1] == 1:
+                message += (
+                    f" The last axis of `{sized}` runs over the coordinates: an axis of features, "
+                    f"as index points of a Gaussian process have, is left out by "
+                    f"`{sized}[..., 0]`."
+                )
+            raise ValueError(message)
         super().__init__(loc=loc, scale=scale, validate_args=validate_args, name=name)
         self._allow_nan_stats = allow_nan_stats
         self._parameters = parameters
@@ -309,9 +316,8 @@ def correlation_of_steps(scale: Any, kept: slice) -> dict[str, Any]:
         return {name: taken(tf.convert_to_tensor(getattr(scale, name)))}
     rho = scale.chain().rho
     steps = (taken(x) for x in (rho.value, rho.sign * rho.complement))
-    value, complement = recurrence.product_of_steps(
-        *(tf.reshape(x, ps.concat([ps.shape(x)[:-1], [count, step]], axis=0)) for x in steps)
-    )
+    steps = (tf.reshape(x, ps.concat([ps.shape(x)[:-1], [count, step]], axis=0)) for x in steps)
+    value, complement = recurrence.product_of_steps(*steps, count=step)
     size = tf.math.abs(value)
     near_zero = tf.math.atanh(tf.clip_by_value(value, -0.5, 0.5))
     near_one = 0.5 * tf.math.sign(value) * (tf.math.log1p(size) - tf.math.log(complement))

@@ -87,11 +87,8 @@ class MultivariateNormalOU(GaussianMarkovChain):
         with tf.name_scope(name) as name:
             dtype = common_float_dtype(given)
             convert = tensor_util.convert_nonref_to_tensor
-            loc, times = (
-                convert(loc, dtype=dtype, name="loc"),
-                convert(times, dtype=dtype, name="times"),
-            )
-            _check_times(times, loc)
+            times = convert(times, dtype=dtype, name="times")
+            _check_times(times)
             scale = LinearOperatorOUCholesky(
                 marginal_scale=convert(marginal_scale, dtype=dtype, name="marginal_scale"),
                 length_scale=convert(length_scale, dtype=dtype, name="length_scale"),
@@ -147,20 +144,8 @@ class MultivariateNormalOU(GaussianMarkovChain):
         }
 
 
-def _check_times(times: Any, loc: Any) -> None:
-    """Refuses what `times` are at times taken for, and known values that do not increase.
-
-    Raises:
-      ValueError: if they have the last axis of features that index points of a Gaussian process
-        have, or are known and not strictly increasing.
-    """
-    size = None if loc is None or not loc.shape.rank else loc.shape[-1]
-    if size not in (None, 1) and times.shape.rank not in (None, 0, 1) and times.shape[-1] == 1:
-        raise ValueError(
-            f"`times` of shape {times.shape} have one coordinate, where `loc` has {size}: their "
-            f"last axis runs over the coordinates. For the index points of a Gaussian process, "
-            f"which have one more axis, write `times[..., 0]`."
-        )
+def _check_times(times: Any) -> None:
+    """Raises `ValueError` if times are known, and not strictly increasing."""
     values = None if tensor_util.is_ref(times) else tf.get_static_value(times)
     if values is None or values.ndim == 0:
         return

@@ -141,21 +141,23 @@ def linked_recurrence(
     return _recurrence(x, steps.value, _step_scheme(steps, _size(x)), reverse)
 
 
-def product_of_steps(value: tf.Tensor, complement: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+def product_of_steps(
+    value: tf.Tensor, complement: tf.Tensor, count: int
+) -> tuple[tf.Tensor, tf.Tensor]:
     """The products ρ_1 … ρ_k along the last axis, in ⌈log2 k⌉ passes over halves.
 
     Args:
-      value: floating-point tensor of shape `[..., k]`, ρ; k is known and at least 1.
+      value: floating-point tensor of shape `[..., k]`, ρ.
       complement: tensor of the same shape, `1 - |ρ|`.
+      count: k, at least 1, also where the tensors do not know it.
 
     Returns:
       The product, and 1 minus its size, of shape `[...]`: accurate where they are small.
     """
-    count = value.shape[-1]
-    padding = 2 ** (count - 1).bit_length() - count
+    shifts = _shifts(count)
+    padding = 2 ** len(shifts) - count
     product = _Steps(pad(value, 0, padding, value=1), pad(complement, 0, padding))
-    while (count := product.value.shape[-1]) > 1:
-        half = count // 2
+    for half in reversed(shifts):
         product = product.part(..., slice(half)).times(product.part(..., slice(half, None)))
     return product.value[..., 0], product.complement[..., 0]
 
