@@ -866,13 +866,13 @@ def test_experimental_fit(by):
         assert_all_close(compute(same, VALUE, FEW), compute(fitted, VALUE, FEW), "value")
     # More likely than what was drawn from, and than its neighbours.
     best = tf.reduce_sum(fitted.log_prob(x), axis=0)
-    z, scale = np.arctanh(fitted.correlation), fitted.marginal_scale
+    z, scale = fitted.fisher_z, fitted.marginal_scale
     neighbours = [distribution(by)]
     for step in (-1e-3, 1e-3):
         neighbours += [
             fitted.copy(loc=fitted.loc + step),
             fitted.copy(marginal_scale=scale * (1 + step)),
-            fitted.copy(correlation=np.tanh(z + step)),
+            fitted.copy(fisher_z=z + step),
         ]
     for other in neighbours:
         assert np.all(best > tf.reduce_sum(other.log_prob(x), axis=0))

@@ -243,3 +243,20 @@ def test_wrong_last_dimension_of_families(family):
     size = params.params_size(3, family)
     with pytest.raises(ValueError, match=rf"must have {size} entries .*\({size + 1},\)"):
         params.new(tf.zeros(size + 1), 3, family=family)
+
+
+@pytest.mark.parametrize("family", ["ar1", "arh1", "ante1"])
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_short_dtypes_are_finite_too(family, dtype):
+    largest = float(tf.as_dtype(dtype).max)
+    extremes = [0.0, 1e-7, 1.0, 12.0, -20.0, 90.0, 300.0, -1e4, largest, -largest]
+    size = params.params_size(4, family)
+    entries = np.random.default_rng(0).choice(extremes, (300, size))
+    packed = tf.cast(np.concatenate([entries, np.full((1, size), largest)]), dtype)
+    with tf.GradientTape(persistent=True) as tape:
+        tape.watch(packed)
+        posterior = params.new(packed, 4, family=family)
+        sample = posterior.sample(seed=(1, 2))
+        kl = tfd.kl_divergence(posterior, tfd.MultivariateNormalDiag(tf.zeros(4, dtype)))
+    for x in (sample, kl, tape.gradient(sample, packed), tape.gradient(kl, packed)):
+        assert np.all(np.isfinite(tf.cast(x, tf.float32)))

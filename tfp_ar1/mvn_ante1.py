@@ -6,8 +6,9 @@ from typing import Any
 
 import tensorflow as tf
 import tensorflow_probability as tfp
-from tensorflow_probability.python.internal import dtype_util, tensor_util
+from tensorflow_probability.python.internal import tensor_util
 
+from tfp_ar1 import fit
 from tfp_ar1 import gaussian_markov_chain as markov
 from tfp_ar1.correlation import check_one_given
 from tfp_ar1.gaussian_markov_chain import GaussianMarkovChain
@@ -120,20 +121,7 @@ class MultivariateNormalANTE1(GaussianMarkovChain):
 
     @classmethod
     def _maximum_likelihood_parameters(cls, value: tf.Tensor) -> dict[str, tf.Tensor]:
-        """The exact maximum-likelihood estimate from independent draws along axis 0.
-
-        Means and standard deviations of the coordinates, and correlations of neighbours, as in the
-        draws (Zimmerman and Núñez-Antón, 2009, section 5.3). Where neighbours are perfectly
-        correlated there is none, and the nearest correlation inside (-1, 1) takes its place.
-        """
-        loc = tf.reduce_mean(value, axis=0)
-        w = value - loc
-        scale_diag = tf.math.sqrt(tf.reduce_mean(tf.square(w), axis=0))
-        covariance = tf.reduce_mean(w[..., 1:] * w[..., :-1], axis=0)
-        correlation = covariance / (scale_diag[..., 1:] * scale_diag[..., :-1])
-        largest = 1.0 - dtype_util.eps(value.dtype)
-        correlation = tf.clip_by_value(correlation, -largest, largest)
-        return {"loc": loc, "scale_diag": scale_diag, "correlation": correlation}
+        return fit.antedependent(value)
 
     @classmethod
     def _parameter_properties(

@@ -9,6 +9,7 @@ import tensorflow_probability as tfp
 from tensorflow_probability.python.internal import prefer_static as ps
 from tensorflow_probability.python.internal import tensor_util
 
+from tfp_ar1 import fit
 from tfp_ar1 import gaussian_markov_chain as markov
 from tfp_ar1.correlation import check_one_given
 from tfp_ar1.gaussian_markov_chain import GaussianMarkovChain
@@ -149,33 +150,7 @@ class MultivariateNormalAR1(GaussianMarkovChain):
 
     @classmethod
     def _maximum_likelihood_parameters(cls, value: tf.Tensor) -> dict[str, tf.Tensor]:
-        """The exact maximum-likelihood estimate from independent draws along axis 0.
-
-        With w the draws minus their mean, A = Σ w_t², B = Σ w_t w_{t-1} and C the part of A without
-        the first and last coordinates, the likelihood with σ at its best for each ρ has its maximum
-        at the one root in (-1, 1) of
-
-            (d - 1) C ρ³ - (d - 2) B ρ² - (A + d C) ρ + d B = 0
-
-        (Beach and MacKinnon, 1978, who fit a single series; here the draws' sums take its place).
-        """
-        loc = tf.reduce_mean(value, axis=0)
-        w = value - loc
-        size = tf.cast(ps.shape(w)[-1], w.dtype)
-        squares = tf.reduce_mean(tf.square(w), axis=0)
-        a = tf.reduce_sum(squares, axis=-1)
-        b = tf.reduce_sum(tf.reduce_mean(w[..., 1:] * w[..., :-1], axis=0), axis=-1)
-        c = tf.reduce_sum(squares[..., 1:-1], axis=-1)
-
-        def derivative(rho: tf.Tensor) -> tf.Tensor:
-            cubic = (size - 1.0) * c * rho - (size - 2.0) * b
-            return (cubic * rho - (a + size * c)) * rho + size * b
-
-        # Its sign changes between the ends, where it is (x_t ± x_{t-1})² summed up.
-        one = tf.ones_like(a)
-        rho = tfp.math.find_root_chandrupatla(derivative, low=-one, high=one).estimated_root
-        variance = (a - 2.0 * b * rho + c * tf.square(rho)) / (size * (1.0 - rho) * (1.0 + rho))
-        return {"loc": loc, "marginal_scale": tf.math.sqrt(variance), "correlation": rho}
+        return fit.equal_steps(value)
 
     @classmethod
     def _parameter_properties(

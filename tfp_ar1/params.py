@@ -30,6 +30,8 @@ __all__ = ["FISHER_Z_BOUND", "LOC_BOUND", "LOG_S_BOUND", "bounded", "new", "para
 LOC_BOUND = 1e15  # |loc|: its square, times d, still fits a float32
 LOG_S_BOUND = 40.0  # |log s|: standard deviations from 2e-9 to 5e8
 FISHER_Z_BOUND = 20.0  # |fisher_z|: |ρ| up to 1 - 8e-18
+# The same in float16, whose largest number is 65504: the squares of 30 coordinates fit it.
+_FLOAT16_BOUNDS = {LOC_BOUND: 32.0, LOG_S_BOUND: 7.0, FISHER_Z_BOUND: 5.0}
 
 
 def params_size(event_size: int, family: str = "ar1") -> int:
@@ -60,7 +62,7 @@ def new(
     Args:
       params: floating-point tensor `[..., params_size(event_size, family)]`; any finite values.
         `loc` is clipped to ±`LOC_BOUND`, `log s` to ±`LOG_S_BOUND` and `fisher_z` to
-        ±`FISHER_Z_BOUND`.
+        ±`FISHER_Z_BOUND`; in float16 to ±32, ±7 and ±5.
       event_size: number of coordinates d, at least 1.
       validate_args: passed on to the distribution.
       family: `"ar1"`, `"arh1"` or `"ante1"`.
@@ -93,7 +95,9 @@ def new(
 
 
 def bounded(x: tf.Tensor, bound: float) -> tf.Tensor:
-    """Clips to ±`bound`."""
+    """Clips to ±`bound`, one of the bounds above, or to what takes its place in float16."""
+    if x.dtype == tf.float16:
+        bound = _FLOAT16_BOUNDS[bound]
     return tf.clip_by_value(x, -bound, bound)
 
 
