@@ -20,7 +20,7 @@ from tensorflow_probability.python.internal import prefer_static as ps
 
 from tfp_ar1 import linear_operator_markov_cholesky as markov_cholesky
 from tfp_ar1 import recurrence
-from tfp_ar1.chain import Chain, total
+from tfp_ar1.chain import Chain, total, widened
 from tfp_ar1.conditional import ConditionalMarkov
 from tfp_ar1.correlation import LagOneCorrelation
 from tfp_ar1.linear_operator_markov_cholesky import LinearOperatorMarkovCholesky
@@ -157,23 +157,26 @@ class GaussianMarkovChain(tfd.MultivariateNormalLinearOperator):
         # magnifies by 1/√(1-ρ²).
         noise, chain = self._noise(sample_shape, seed), self.scale.chain()
         sample = self.loc + chain.matvec(noise)
-        return sample, self._log_prob_of_squared_norm(recurrence.sum_of_squares(noise), chain)
+        squared_norm = recurrence.sum_of_squares(widened(noise))
+        return sample, self._log_prob_of_squared_norm(squared_norm, chain.widened())
 
     def _log_prob(self, x: tf.Tensor) -> tf.Tensor:
-        chain = self.scale.chain()
-        squared_norm = chain.squared_norm_of_solvevec(x - self.loc)
-        return self._log_prob_of_squared_norm(squared_norm, chain)
+        chain = self.scale.chain().widened()
+        w = widened(x) - widened(tf.convert_to_tensor(self.loc))
+        return self._log_prob_of_squared_norm(chain.squared_norm_of_solvevec(w), chain)
 
     def _log_prob_of_squared_norm(self, squared_norm: tf.Tensor, chain: Chain) -> tf.Tensor:
-        normalization = 0.5 * np.log(2.0 * np.pi) * tf.cast(self._event_size(), self.dtype)
-        return -0.5 * squared_norm - (chain.log_abs_determinant() + normalization)
+        normalization = 0.5 * np.log(2.0 * np.pi) * tf.cast(self._event_size(), chain.dtype)
+        log_prob = -0.5 * squared_norm - (chain.log_abs_determinant() + normalization)
+        return tf.cast(log_prob, self.dtype)
 
     def _prob(self, x: tf.Tensor) -> tf.Tensor:
         return tf.math.exp(self._log_prob(x))
 
     def _entropy(self) -> tf.Tensor:
-        entropy = 0.5 * (1.0 + np.log(2.0 * np.pi)) * tf.cast(self._event_size(), self.dtype)
-        entropy += self.scale.chain().log_abs_determinant()
+        chain = self.scale.chain().widened()
+        entropy = 0.5 * (1.0 + np.log(2.0 * np.pi)) * tf.cast(self._event_size(), chain.dtype)
+        entropy = tf.cast(entropy + chain.log_abs_determinant(), self.dtype)
         return tf.broadcast_to(entropy, self._static_or_dynamic_batch_shape())
 
     def _mean(self) -> tf.Tensor:
@@ -239,11 +242,11 @@ def correlation_at_lag(scale: Any, step: int) -> dict[str, Any]:
     """The parameter that gives the correlation ρ^step, of an operator with one ρ for all steps."""
     if step == 1:
         return {"correlation": scale.correlation, "fisher_z": scale.fisher_z}
-    rho = scale.chain().rho
+    rho = scale.chain().widened().rho
     size, remainder = rho.decay(tf.constant(step))
     # atanh(r) with 1 - r² given: nothing cancels where r is nearly 1.
     fisher_z = tf.math.log1p(size) - 0.5 * tf.math.log(remainder)
-    return {"fisher_z": rho.sign * fisher_z if step % 2 else fisher_z}
+    return {"fisher_z": tf.cast(rho.sign * fisher_z if step % 2 else fisher_z, scale.dtype)}
 
 
 def correlation_of_steps(scale: Any, kept: slice) -> dict[str, Any]:
@@ -665,7 +668,7 @@ def _trace_chain_low_rank(
     ratio = p_scale.chain().scale / diagonal[..., 0]
     of_diagonal = tf.reduce_sum(tf.square(ratio), axis=-1)
     y = q_scale.v / diagonal
-    capacitance = tf.linalg.matmul(y, q_scale.u, transpose_a=True)
+    capacitance = recurrence.matmul(y, q_scale.u, transpose_a=True)
     capacitance += q_scale.diag_operator.inverse().to_dense()
     # D⁻¹ U K⁻¹, from its transpose.
     correction = tf.linalg.matrix_transpose(
@@ -678,5 +681,5 @@ def _trace_chain_low_rank(
 
 def _sum_of_product_of_grams(x: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
     """|x yᵀ|² for x and y `[..., d, r]`, in O(d r²)."""
-    gram = (tf.linalg.matmul(z, z, transpose_a=True) for z in (x, y))
+    gram = (recurrence.matmul(z, z, transpose_a=True) for z in (x, y))
     return tf.reduce_sum(tf.math.multiply(*gram), axis=[-2, -1])
