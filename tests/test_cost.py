@@ -117,6 +117,13 @@ def test_cost_is_bounded_by_that_of_the_diagonal_normal(operation, gradients, si
     assert products <= (1 + gradients) * 35 * (numbers + 32 * BATCH) * (size > 256)
 
 
+@pytest.mark.parametrize("size", [257, 1024, 1025])
+def test_the_matrix_of_a_correlation_does_not_outweigh_its_path(size):
+    # With what it is made of: twice its numbers.
+    _, _, largest, _ = cost(ar1, "sample", True, size)
+    assert largest <= 2 * BATCH * size + 32 * BATCH
+
+
 @pytest.mark.parametrize("batch_of_rho", [1, BATCH])
 @pytest.mark.parametrize("operation", ["sample", "log_prob"])
 def test_xla_holds_no_array_much_larger_than_the_result(operation, batch_of_rho):

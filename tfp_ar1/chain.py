@@ -47,6 +47,18 @@ class Chain:
             return self.shared_scale[..., tf.newaxis]
         return self.coordinate_scale
 
+    def widened(self) -> Chain:
+        """The same chain for sums over all coordinates: in float32 if it is in half precision.
+
+        float16 ends at 65504, which the number of coordinates alone may exceed, and the terms of a
+        sum, or of its gradient, long before their total does.
+        """
+        scale = self.shared_scale if self.coordinate_scale is None else self.coordinate_scale
+        wide = widened(scale)
+        if wide is scale:
+            return self
+        return Chain(self.rho.cast(wide.dtype), wide, self.coordinate_scale is not None, self.size)
+
     @property
     def num_steps(self) -> Any:
         """The number of steps: d - 1, but 0 for d = 0."""
@@ -103,6 +115,11 @@ class Chain:
         identity = tf.eye(self.size, dtype=self.dtype)
         products = recurrence.recurrence(identity, self.rho)
         return products + tf.linalg.matrix_transpose(products) - identity
+
+
+def widened(x: tf.Tensor) -> tf.Tensor:
+    """`x` itself, but in float32 if it is in half precision; see `Chain.widened`."""
+    return tf.cast(x, tf.float32) if x.dtype.size < tf.float32.size else x
 
 
 def total(x: tf.Tensor, count: Any) -> tf.Tensor:

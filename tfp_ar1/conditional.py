@@ -10,7 +10,7 @@ from tensorflow_probability.python.internal import distribution_util, samplers
 from tensorflow_probability.python.internal import prefer_static as ps
 
 from tfp_ar1 import recurrence
-from tfp_ar1.chain import Chain
+from tfp_ar1.chain import Chain, widened
 
 if TYPE_CHECKING:
     from tfp_ar1.gaussian_markov_chain import GaussianMarkovChain
@@ -57,8 +57,8 @@ class ConditionalMarkov:
                     f"{distribution.event_shape[-1]}; got shape {x.shape}."
                 )
         self.distribution = distribution
-        self._loc = distribution._loc_or_zero()
-        self._chain = distribution.scale.chain()
+        loc = distribution._loc_or_zero()
+        self._loc, self._chain = widened(loc), distribution.scale.chain().widened()
         rho, event_shape = self._chain.rho, ps.reshape(distribution._event_size(), [1])
         self._observed = tf.broadcast_to(
             observed, ps.broadcast_shape(ps.shape(observed), event_shape)
@@ -68,9 +68,9 @@ class ConditionalMarkov:
         shape = ps.broadcast_shape(ps.shape(value), ps.shape(self._observed))
         self.observed = tf.broadcast_to(self._observed, ps.broadcast_shape(shape, batch_and_event))
         # What is missing must not reach a product, since 0 · NaN is NaN; nor a gradient.
-        self.value = tf.where(self.observed, value, self._loc)
+        self.value = tf.where(self.observed, value, loc)
         # Coordinates are turned round where the sign changes: a chain whose ρ are positive.
-        signs = rho.along_steps(rho.sign) * tf.ones([self._chain.num_steps], value.dtype)
+        signs = rho.along_steps(rho.sign) * tf.ones([self._chain.num_steps], rho.dtype)
         turn = tf.math.cumprod(signs, axis=-1)
         self._turn = recurrence.pad(turn, 1, 0, value=1.0)
         self._left, self._right = (_Side(self._chain, self._observed, r) for r in (False, True))
@@ -96,25 +96,28 @@ class ConditionalMarkov:
 
     def mean(self) -> tf.Tensor:
         """The conditional mean `[..., d]`; the value itself where it was observed."""
-        mean = self._loc + self._interpolate(self.value - self._loc)
-        return tf.where(self.observed, self.value, mean)
+        mean = self._loc + self._interpolate(widened(self.value) - self._loc)
+        return tf.where(self.observed, self.value, self._narrowed(mean))
 
     def variance(self) -> tf.Tensor:
         """The conditional variance `[..., d]`; 0 where the coordinate was observed."""
         _, _, variance = self._weights()
-        return tf.where(self.observed, tf.zeros_like(variance), variance * self._chain.scale**2)
+        variance *= self._chain.scale**2
+        return self._narrowed(tf.where(self.observed, tf.zeros_like(variance), variance))
 
     def stddev(self) -> tf.Tensor:
         """The conditional standard deviation `[..., d]`."""
         _, _, variance = self._weights()
         # The root of the 0 that stands for an observed coordinate would have no gradient.
         root = tf.sqrt(tf.where(self._observed, tf.ones_like(variance), variance))
-        return tf.where(self.observed, tf.zeros_like(variance), root * self._chain.scale)
+        stddev = root * self._chain.scale
+        return self._narrowed(tf.where(self.observed, tf.zeros_like(stddev), stddev))
 
     def observed_log_prob(self) -> tf.Tensor:
         """The log-density `[...]` of the observed coordinates; 0 where there are none."""
         # Of each observed coordinate given the observed one before it, whose mean is a w.
-        w = self._turn * self._chain.over_coordinate_scale(self.value - self._loc)
+        w = widened(self.value) - self._loc
+        w = self._turn * self._chain.over_coordinate_scale(w)
         previous, variance = self._left.nearest(w), self._left.remainder
         # By a difference that is exact for nearly equal neighbours, as `recurrence.whiten`.
         residual = (w - previous) + self._left.complement * previous
@@ -126,7 +129,8 @@ class ConditionalMarkov:
             + math.log(2.0 * math.pi)
         )
         zero = tf.zeros([], log_prob.dtype)
-        return tf.reduce_sum(tf.where(self.observed, log_prob, zero), axis=-1)
+        log_prob = tf.reduce_sum(tf.where(self.observed, log_prob, zero), axis=-1)
+        return self._narrowed(log_prob)
 
     def sample(self, sample_shape: Any = (), seed: Any = None) -> tf.Tensor:
         """Draws `[*sample_shape, ..., d]` that have the observed values where there are such.
@@ -143,8 +147,13 @@ class ConditionalMarkov:
         )
         shape = ps.concat([sample_shape, ps.shape(self.value)], axis=0)
         noise = samplers.normal(shape, dtype=self.value.dtype, seed=seed)
-        x = self._loc + self._chain.matvec(noise)
-        return tf.where(self.observed, self.value, x + self._interpolate(self.value - x))
+        x = self._loc + self._chain.matvec(widened(noise))
+        x += self._interpolate(widened(self.value) - x)
+        return tf.where(self.observed, self.value, self._narrowed(x))
+
+    def _narrowed(self, x: tf.Tensor) -> tf.Tensor:
+        """`x` in the dtype of the distribution, which may be narrower than the computation's."""
+        return tf.cast(x, self.distribution.dtype)
 
 
 @tf.custom_gradient

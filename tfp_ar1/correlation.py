@@ -71,6 +71,11 @@ class LagOneCorrelation:
         self._u = None if fisher_z is None else tf.convert_to_tensor(fisher_z)
         self.dtype = (self._u if self._rho is None else self._rho).dtype
 
+    def cast(self, dtype: tf.DType) -> LagOneCorrelation:
+        """The same correlation in another dtype, by the same parameter."""
+        rho, u = (None if x is None else tf.cast(x, dtype) for x in (self._rho, self._u))
+        return LagOneCorrelation(rho, u, self.per_step)
+
     def batch_shape(self) -> Any:
         """The shape of the parameter, without the axis of the steps."""
         shape = ps.shape(self._u if self._rho is None else self._rho)

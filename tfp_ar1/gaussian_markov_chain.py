@@ -21,7 +21,7 @@ from tensorflow_probability.python.internal import prefer_static as ps
 
 from tfp_ar1 import fit, recurrence
 from tfp_ar1 import linear_operator_markov_cholesky as markov_cholesky
-from tfp_ar1.chain import Chain, total
+from tfp_ar1.chain import Chain, total, widened
 from tfp_ar1.conditional import ConditionalMarkov
 from tfp_ar1.correlation import LagOneCorrelation, compare
 from tfp_ar1.linear_operator_markov_cholesky import LinearOperatorMarkovCholesky
@@ -273,23 +273,26 @@ class GaussianMarkovChain(tfd.MultivariateNormalLinearOperator):
         # magnifies by 1/√(1-ρ²).
         noise, chain = self._noise(sample_shape, seed), self.scale.chain()
         sample = self._loc_or_zero() + chain.matvec(noise)
-        return sample, self._log_prob_of_squared_norm(recurrence.sum_of_squares(noise), chain)
+        squared_norm = recurrence.sum_of_squares(widened(noise))
+        return sample, self._log_prob_of_squared_norm(squared_norm, chain.widened())
 
     def _log_prob(self, x: tf.Tensor) -> tf.Tensor:
-        chain = self.scale.chain()
-        squared_norm = chain.squared_norm_of_solvevec(x - self._loc_or_zero())
-        return self._log_prob_of_squared_norm(squared_norm, chain)
+        chain = self.scale.chain().widened()
+        w = widened(x) - widened(self._loc_or_zero())
+        return self._log_prob_of_squared_norm(chain.squared_norm_of_solvevec(w), chain)
 
     def _log_prob_of_squared_norm(self, squared_norm: tf.Tensor, chain: Chain) -> tf.Tensor:
-        normalization = 0.5 * math.log(2.0 * math.pi) * tf.cast(self._event_size(), self.dtype)
-        return -0.5 * squared_norm - (chain.log_abs_determinant() + normalization)
+        normalization = 0.5 * math.log(2.0 * math.pi) * tf.cast(self._event_size(), chain.dtype)
+        log_prob = -0.5 * squared_norm - (chain.log_abs_determinant() + normalization)
+        return tf.cast(log_prob, self.dtype)
 
     def _prob(self, x: tf.Tensor) -> tf.Tensor:
         return tf.math.exp(self._log_prob(x))
 
     def _entropy(self) -> tf.Tensor:
-        entropy = 0.5 * (1.0 + math.log(2.0 * math.pi)) * tf.cast(self._event_size(), self.dtype)
-        entropy += self.scale.chain().log_abs_determinant()
+        chain = self.scale.chain().widened()
+        entropy = 0.5 * (1.0 + math.log(2.0 * math.pi)) * tf.cast(self._event_size(), chain.dtype)
+        entropy = tf.cast(entropy + chain.log_abs_determinant(), self.dtype)
         return tf.broadcast_to(entropy, self._static_or_dynamic_batch_shape())
 
     def _mean(self) -> tf.Tensor:
@@ -363,11 +366,11 @@ def correlation_at_lag(scale: Any, step: int) -> dict[str, Any]:
     """The parameter that gives the correlation ρ^step, of an operator with one ρ for all steps."""
     if step == 1:
         return {"correlation": scale.correlation, "fisher_z": scale.fisher_z}
-    rho = scale.chain().rho
+    rho = scale.chain().widened().rho
     size, remainder = rho.decay(tf.constant(step))
     # atanh(r) with 1 - r² given: nothing cancels where r is nearly 1.
     fisher_z = tf.math.log1p(size) - 0.5 * tf.math.log(remainder)
-    return {"fisher_z": rho.sign * fisher_z if step % 2 else fisher_z}
+    return {"fisher_z": tf.cast(rho.sign * fisher_z if step % 2 else fisher_z, scale.dtype)}
 
 
 def correlation_of_steps(scale: Any, kept: slice) -> dict[str, Any]:
@@ -533,7 +536,7 @@ def _path(distribution: tfd.Distribution) -> _Path:
     """`distribution`, of which `_is_path` is true, as a path."""
     chain = None
     if isinstance(distribution, GaussianMarkovChain):
-        chain = distribution.scale.chain()
+        chain = distribution.scale.chain().widened()
         loc, scale = _loc(distribution), chain.scale
     elif isinstance(distribution, _Independent | _Sample):
         loc, scale = _loc_and_scale_of_iid_or_independent(distribution)
@@ -547,7 +550,7 @@ def _path(distribution: tfd.Distribution) -> _Path:
             scale = None
         loc = _loc(distribution)
     # A diagonal scale may have negative entries.
-    return _Path(loc, None if scale is None else tf.math.abs(scale), chain)
+    return _Path(widened(loc), None if scale is None else tf.math.abs(widened(scale)), chain)
 
 
 def _loc_and_scale_of_iid_or_independent(
@@ -670,7 +673,8 @@ def kl_terms(p: tfd.Distribution, q: tfd.Distribution) -> tf.Tensor:
         p_path, q_path = _checked_path(p), _checked_path(q)
         size = _event_size(p, q)
         squares = tf.square(q_path.whiten(_difference_of_locs(p_path, q_path, size)))
-        return 0.5 * (_covariance_terms(p_path, q_path, size).along_path(size) + squares)
+        terms = 0.5 * (_covariance_terms(p_path, q_path, size).along_path(size) + squares)
+        return tf.cast(terms, p.dtype)
 
 
 def log_prob_terms(distribution: tfd.Distribution, x: Any) -> tf.Tensor:
@@ -690,10 +694,12 @@ def log_prob_terms(distribution: tfd.Distribution, x: Any) -> tf.Tensor:
     """
     with tf.name_scope("log_prob_terms"):
         path = _checked_path(distribution)
-        whitened = path.whiten(tf.convert_to_tensor(x, path.loc.dtype) - path.loc)
+        x = tf.convert_to_tensor(x, distribution.dtype)
+        whitened = path.whiten(widened(x) - path.loc)
         scale = path.scale if path.chain is None else tf.math.abs(path.chain.diag_part())
         log_scale = 0.0 if scale is None else tf.math.log(scale)
-        return -0.5 * (tf.square(whitened) + math.log(2.0 * math.pi)) - log_scale
+        terms = -0.5 * (tf.square(whitened) + math.log(2.0 * math.pi)) - log_scale
+        return tf.cast(terms, distribution.dtype)
 
 
 def _checked_path(distribution: tfd.Distribution) -> _Path:
@@ -735,7 +741,7 @@ def _kl_divergence(p: tfd.Distribution, q: tfd.Distribution, name: str | None = 
         size = _event_size(p, q)
         of_covariance = _covariance_terms(p_path, q_path, size).total(size)
         of_loc = q_path.squared_norm_of_whitened(_difference_of_locs(p_path, q_path, size))
-        return 0.5 * (of_covariance + of_loc)
+        return tf.cast(0.5 * (of_covariance + of_loc), p.dtype)
 
 
 def _check_normal(*distributions: tfd.Distribution) -> None:
@@ -814,7 +820,7 @@ def _trace_chain_low_rank(
     ratio = p_scale.chain().scale / diagonal[..., 0]
     of_diagonal = tf.reduce_sum(tf.square(ratio), axis=-1)
     y = q_scale.v / diagonal
-    capacitance = tf.linalg.matmul(y, q_scale.u, transpose_a=True)
+    capacitance = recurrence.matmul(y, q_scale.u, transpose_a=True)
     capacitance += q_scale.diag_operator.inverse().to_dense()
     # D⁻¹ U K⁻¹, from its transpose.
     correction = tf.linalg.matrix_transpose(
@@ -827,5 +833,5 @@ def _trace_chain_low_rank(
 
 def _sum_of_product_of_grams(x: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
     """|x yᵀ|² for x and y `[..., d, r]`, in O(d r²)."""
-    gram = (tf.linalg.matmul(z, z, transpose_a=True) for z in (x, y))
+    gram = (recurrence.matmul(z, z, transpose_a=True) for z in (x, y))
     return tf.reduce_sum(tf.math.multiply(*gram), axis=[-2, -1])

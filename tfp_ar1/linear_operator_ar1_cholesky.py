@@ -158,10 +158,10 @@ class LinearOperatorAR1Cholesky(LinearOperatorMarkovCholesky):
         )
 
     def _trace(self) -> tf.Tensor:
-        chain = self.chain()
-        first = tf.cast(ps.minimum(self._size(), 1), self.dtype)
-        later = tf.cast(chain.num_steps, self.dtype) * chain.rho.innovation_scale
-        return chain.scale[..., 0] * (first + later)
+        chain = self.chain().widened()
+        first = tf.cast(ps.minimum(self._size(), 1), chain.dtype)
+        later = tf.cast(chain.num_steps, chain.dtype) * chain.rho.innovation_scale
+        return tf.cast(chain.scale[..., 0] * (first + later), self.dtype)
 
     @property
     def _composite_tensor_fields(self) -> tuple[str, ...]:

@@ -115,7 +115,7 @@ class LinearOperatorMarkovCholesky(tf.linalg.LinearOperator):
         return tf.linalg.matrix_transpose(fn(self.chain(for_columns=True), rows, adjoint))
 
     def _log_abs_determinant(self) -> tf.Tensor:
-        return self.chain().log_abs_determinant()
+        return tf.cast(self.chain().widened().log_abs_determinant(), self.dtype)
 
     def _determinant(self) -> tf.Tensor:
         return tf.math.exp(self._log_abs_determinant())

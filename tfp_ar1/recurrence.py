@@ -33,6 +33,9 @@ from tfp_ar1.correlation import LagOneCorrelation, with_derivatives_of
 # faster up to a few hundred coordinates, blocks beyond; blocks of 16 and of 32 are about alike.
 _LARGEST_SIZE_FOR_DOUBLING = 256
 _BLOCK_SIZE = 32
+# Where each path has a ρ of its own, the matrix of its blocks should not outweigh it.
+_LARGEST_SIZE_FOR_SMALL_BLOCKS = 1024
+_SMALL_BLOCK_SIZE = 16
 # With a coefficient for each step; limits from 64 to 256 and blocks of 16 and 32 are about alike.
 _LARGEST_SIZE_FOR_DOUBLING_STEPS = 128
 _BLOCK_SIZE_FOR_STEPS = 16
@@ -571,11 +574,15 @@ class _Blocks(_Scheme):
     """Blocks: one Toeplitz product inside each, then the recurrence over what each carries on."""
 
     def __init__(self, base: _Base, size: int):
-        self.size, self.num_blocks = size, math.ceil(size / _BLOCK_SIZE)
+        is_shared = base.value.shape.num_elements() == 1
+        is_short = size <= _LARGEST_SIZE_FOR_SMALL_BLOCKS
+        self.block_size = _SMALL_BLOCK_SIZE if is_short and not is_shared else _BLOCK_SIZE
+        self.size, self.num_blocks = size, math.ceil(size / self.block_size)
         self.rho = base.value
-        self.powers = base.powers(range(1, _BLOCK_SIZE + 1))
+        self.powers = base.powers(range(1, self.block_size + 1))
         self.toeplitz = _toeplitz(self.powers)
-        self.of_carried = _scheme(base.power(_BLOCK_SIZE, self.powers[..., -1]), self.num_blocks)
+        carried = base.power(self.block_size, self.powers[..., -1])
+        self.of_carried = _scheme(carried, self.num_blocks)
 
     def solve(self, x: tf.Tensor, reverse: bool) -> tf.Tensor:
         return self._solve(x, reverse, self.toeplitz, tf.zeros_like(x[..., :1]))
@@ -592,11 +599,11 @@ class _Blocks(_Scheme):
     ) -> tf.Tensor:
         """The product with `toeplitz` in each block; `before` is carried into the first."""
         batch_shape = ps.shape(x)[:-1]
-        padding = self.num_blocks * _BLOCK_SIZE - self.size
+        padding = self.num_blocks * self.block_size - self.size
         if padding:
             # Zeros at the end reach no other coordinate, in either direction.
             x = pad(x, 0, padding)
-        x = tf.reshape(x, ps.concat([batch_shape, [self.num_blocks, _BLOCK_SIZE]], axis=0))
+        x = tf.reshape(x, ps.concat([batch_shape, [self.num_blocks, self.block_size]], axis=0))
         y = _matmul(x, toeplitz, transpose_b=reverse)
 
         parts = [y[..., 1:, 0], before] if reverse else [before, y[..., :-1, -1]]
@@ -604,7 +611,7 @@ class _Blocks(_Scheme):
         powers = self.powers[..., ::-1] if reverse else self.powers
         y += _matmul(carried[..., tf.newaxis], powers[..., tf.newaxis, :])
 
-        y = tf.reshape(y, ps.concat([batch_shape, [self.num_blocks * _BLOCK_SIZE]], axis=0))
+        y = tf.reshape(y, ps.concat([batch_shape, [self.num_blocks * self.block_size]], axis=0))
         return y[..., : self.size] if padding else y
 
 
@@ -618,10 +625,25 @@ def _toeplitz(powers: tf.Tensor) -> tf.Tensor:
     return tf.reshape(lines, ps.concat([batch, [m, 2 * m - 1]], axis=0))[..., :m]
 
 
+def matmul(a: tf.Tensor, b: tf.Tensor, **transposed: bool) -> tf.Tensor:
+    """`tf.linalg.matmul` as accurate as the rest of the package, on GPUs too.
+
+    There TensorFlow rounds the factors of float32 products to TensorFloat-32, which has 10 bits,
+    unless the user has switched that off. No operation can be exempted, so such products are taken
+    in float64; they are small here. Decided when a graph is made: one made where there is no GPU
+    rounds if it is run on one.
+    """
+    rounds = tf.config.experimental.tensor_float_32_execution_enabled()
+    if a.dtype == tf.float32 and rounds and tf.config.list_physical_devices("GPU"):
+        a, b = (tf.cast(x, tf.float64) for x in (a, b))
+        return tf.cast(tf.linalg.matmul(a, b, **transposed), tf.float32)
+    return tf.linalg.matmul(a, b, **transposed)
+
+
 def _matmul(x: tf.Tensor, matrix: tf.Tensor, transpose_b: bool = False) -> tf.Tensor:
     if matrix.shape[:-2].num_elements() != 1:
-        return tf.linalg.matmul(x, matrix, transpose_b=transpose_b)
+        return matmul(x, matrix, transpose_b=transpose_b)
     # One matrix for all: one product.
     rows, matrix = tf.reshape(x, [-1, x.shape[-1]]), tf.reshape(matrix, matrix.shape[-2:])
-    y = tf.linalg.matmul(rows, matrix, transpose_b=transpose_b)
+    y = matmul(rows, matrix, transpose_b=transpose_b)
     return tf.reshape(y, ps.concat([ps.shape(x)[:-1], ps.shape(y)[-1:]], axis=0))

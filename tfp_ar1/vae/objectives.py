@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import keras
 import tensorflow as tf
 
+from tfp_ar1.recurrence import matmul
+
 if TYPE_CHECKING:
     from tfp_ar1.vae.model import RhoVAE
 
@@ -297,7 +299,7 @@ def _kernel(x: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
     size = math.prod(x.shape[1:])
     x, y = (tf.reshape(a, [-1, size]) for a in (x, y))
     squares = [tf.reduce_sum(tf.square(a), axis=-1) for a in (x, y)]
-    distances = squares[0][:, None] + squares[1] - 2 * tf.matmul(x, y, transpose_b=True)
+    distances = squares[0][:, None] + squares[1] - 2 * matmul(x, y, transpose_b=True)
     # Rounding can make the distance of equal vectors negative.
     return tf.exp(-tf.maximum(distances, 0) / size**2)
 
