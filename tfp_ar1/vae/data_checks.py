@@ -11,6 +11,7 @@ from __future__ import annotations
 import inspect
 import numbers
 import types
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -128,7 +129,7 @@ def check_values(model: Any, x: np.ndarray) -> None:
     names = (model.compute_dtype, keras.config.floatx(), model.distribution_dtype.name)
     smallest = min(names, key=lambda name: tf.as_dtype(name).max)
     limit = float(tf.as_dtype(smallest).max)
-    if x.size and float(tf.as_dtype(x.dtype).max) > limit:
+    if x.size and x.dtype != bool and float(tf.as_dtype(x.dtype).max) > limit:
         largest = max(-float(x.min()), float(x.max()))
         if largest > limit:
             raise ValueError(
@@ -228,6 +229,11 @@ class CheckedDataMixin:
             return (self._checked_batch(b) if isinstance(b, tuple) else b for b in x)
         if isinstance(x, keras.utils.PyDataset):
             self._checked_batch(x[0])
+        if isinstance(x, tf.data.Dataset):
+            spec = keras.utils.unpack_x_y_sample_weight(x.element_spec)[0]
+            spec = spec.get("x") if isinstance(spec, Mapping) else spec
+            if isinstance(spec, tf.TensorSpec):
+                self.check_shape(spec.shape)
         if isinstance(x, tf.data.Dataset) and self.jit_compile:
 
             def check(*batch: Any) -> Any:
@@ -255,6 +261,12 @@ class CheckedDataMixin:
         with tf.control_dependencies(checks):
             return keras.tree.map_structure(tf.identity, x), y, weight
 
+    def __call__(self, x: Any, *args: Any, **kwargs: Any) -> Any:
+        """The reconstructions: as for `keras.Model`, which would drop the mask of an array."""
+        if not any(isinstance(part, keras.KerasTensor) for part in keras.tree.flatten(x)):
+            x = self.checked_data(x)
+        return super().__call__(x, *args, **kwargs)
+
     def fit(
         self, x: Any = None, y: Any = None, *args: Any, **kwargs: Any
     ) -> keras.callbacks.History:
@@ -279,6 +291,9 @@ class CheckedDataMixin:
           tf.errors.InvalidArgumentError: if a batch of a dataset is not.
         """
         bound = _bound(super().fit, x, y, *args, **kwargs)
+        if bound.get("class_weight") is not None and y is None and not _is_stream(x):
+            raise ValueError("`class_weight` needs the classes, as targets `y`.")
+        _warn_of_monitors(bound.get("callbacks"))
         data = (bound.get("x"), bound.get("y"), bound.get("sample_weight"))
         bound["x"], bound["y"], bound["sample_weight"] = self._checked(*data)
         validation = bound.get("validation_data")
@@ -329,6 +344,17 @@ class CheckedDataMixin:
     def predict_on_batch(self, x: Any) -> np.ndarray:
         """The reconstructions of one batch; errors as for `fit`."""
         return super().predict_on_batch(checked_examples(self, x))
+
+
+def _warn_of_monitors(callbacks: Any) -> None:
+    for callback in keras.tree.flatten(getattr(callbacks, "callbacks", callbacks)):
+        monitor = getattr(callback, "monitor", None)
+        if isinstance(monitor, str) and monitor.removeprefix("val_") == "kl":
+            warnings.warn(
+                f"`{type(callback).__name__}` watches `{monitor}`, which is no measure of success: "
+                "it rises as the model learns to use its latents. Watch `val_loss`.",
+                stacklevel=3,
+            )
 
 
 def _bound(function: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:

@@ -230,7 +230,6 @@ class RhoVAE(SeededMixin, MultiWorkerMixin, data_checks.CheckedDataMixin, keras.
             raise ValueError(
                 "The model is not built yet; call it on data, or `build` it, before it decodes."
             )
-        data_checks.not_symbolic(z)
         outputs = self.decoder(tf.cast(z, self.compute_dtype), training=training)
         return tf.cast(outputs, self.distribution_dtype)
 
@@ -241,6 +240,7 @@ class RhoVAE(SeededMixin, MultiWorkerMixin, data_checks.CheckedDataMixin, keras.
           z: latent vectors `[batch, latent_dim]`.
           training: passed on to the decoder.
         """
+        data_checks.not_symbolic(z)
         return self.likelihood.distribution(self.decoder_outputs(z, training=training))
 
     def kl_to_prior(self, posterior: tfd.Distribution, x: Any = None) -> tf.Tensor:

@@ -293,6 +293,9 @@ class SequenceVAE(RhoVAE):
         else:
             parts = {k: keras.ops.convert_to_numpy(part) for k, part in data.items()}
             self._check_values(**parts)
+            if "mask" in data and data["mask"].ndim == 2:
+                # Of one rank, or a function that was traced for the other would not take it.
+                data["mask"] = data["mask"][..., np.newaxis]
         return data if isinstance(x, Mapping) else data["x"]
 
     def _check_values(
@@ -317,7 +320,11 @@ class SequenceVAE(RhoVAE):
                 )
             observed &= (np.arange(self.steps) < length[:, np.newaxis])[..., np.newaxis]
         if mask is not None:
-            if mask.dtype != bool or mask.shape not in (x.shape[:2], x.shape):
+            if mask.dtype != bool or mask.shape not in (
+                x.shape,
+                x.shape[:2],
+                (*x.shape[:2], 1),
+            ):
                 raise ValueError(
                     f"`mask` must hold booleans, true where x was observed, of shape {x.shape[:2]} "
                     f"or {x.shape}; got dtype {mask.dtype} and shape {mask.shape}."
