@@ -101,7 +101,7 @@ def test_lists_of_several_arrays(of_images, of_series, of):
     for estimate in (evaluation.evaluate, evaluation.log_likelihood, evaluation.correlation):
         with pytest.raises(ValueError, match=message):
             estimate(of_images, of(X), *((1,) if estimate is evaluation.log_likelihood else ()))
-    with pytest.raises(ValueError, match="`validation_data` must be .*; got a .* of 12"):
+    with pytest.raises(ValueError, match=r"`validation_data` must be .*; got a .* of 12"):
         of_images.fit(X, validation_data=of(X), verbose=0)
 
 
@@ -201,7 +201,7 @@ def test_images_of_zeros_and_ones(of_images, dtype):
         (with_value(SERIES, np.inf), "1 values that are not finite"),
         (
             with_value(SERIES, 1e300, "float64"),
-            r"up to 1e\+300, beyond 3.40282e\+38, .* of float32",
+            r"up to 1e\+300, beyond 3.40\w+\+38, .* float32",
         ),
         ({"x": SERIES, "length": [0] * 6}, "`length` must be from 1 to 4"),
         ({"x": SERIES, "length": tf.fill([6], 99)}, "`length` must be from 1 to 4"),
@@ -401,7 +401,7 @@ def test_functional_models():
         functional = keras.Model(inputs, model(inputs))
         np.testing.assert_allclose(functional(x), model.reconstruct(x), rtol=1e-5)
         for method in (model.encode, model.reconstruct, model.correlation, model.log_likelihood):
-            with pytest.raises(ValueError, match="a functional model cannot hold; .*`call` of a"):
+            with pytest.raises(ValueError, match=r"a functional model cannot hold; .*`call` of a"):
                 method(inputs)
         with pytest.raises(ValueError, match="a functional model cannot hold"):
             model.decode(keras.Input(latents))
@@ -434,7 +434,7 @@ def test_objectives_by_name(name):
 
 
 def test_objectives_that_are_none():
-    with pytest.raises(ValueError, match="Unknown objective 'ELBO'; expected one of .*'elbo'"):
+    with pytest.raises(ValueError, match=r"Unknown objective 'ELBO'; expected one of .*'elbo'"):
         images(objective="ELBO")
     with pytest.raises(TypeError, match=r"`objective` must be .*ELBO\(\); got <class"):
         images(objective=objectives.ELBO)
