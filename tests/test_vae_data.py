@@ -114,9 +114,10 @@ def test_a_list_of_one_array_and_lists_of_numbers(of_images, of_series):
     length = np.array([1, 2, 3, 4, 4, 4])
     parts = {"x": SERIES, "length": length}
     expected = of_series.impute(parts, num_samples=1, seed=0)
-    for given in ([parts], {"x": [SERIES], "length": length.tolist()}):
-        np.testing.assert_array_equal(of_series.impute(given, num_samples=1, seed=0), expected)
-        of_series.fit(given, verbose=0)
+    given = {"x": [SERIES], "length": length.tolist()}
+    for same in ([parts], given):
+        np.testing.assert_array_equal(of_series.impute(same, num_samples=1, seed=0), expected)
+    of_series.fit(given, verbose=0)
     assert_refused(of_images, METHODS, [[1.0, 2.0], [1.0]], "lists of unequal lengths")
 
 
