@@ -189,7 +189,7 @@ def _is_stream(x: Any) -> bool:
     """Whether the data come in batches, in a form of Keras's, or of someone who knows it."""
     if x is None or isinstance(x, keras.utils.PyDataset):
         return True
-    arrays = list | tuple | Mapping | tf.RaggedTensor | tf.SparseTensor | keras.Variable
+    arrays = str | list | tuple | Mapping | tf.RaggedTensor | tf.SparseTensor | keras.Variable
     return not (isinstance(x, arrays) or hasattr(x, "__array__") or hasattr(x, "shape"))
 
 
@@ -209,11 +209,9 @@ class CheckedDataMixin:
         if isinstance(y, list | tuple):
             y = np.asarray(y)
         # Keras drops sample weights where there are no targets, and says nothing.
-        return (
-            x,
-            keras.tree.flatten(x)[0] if y is None and sample_weight is not None else y,
-            (sample_weight),
-        )
+        if y is None and sample_weight is not None:
+            y = keras.tree.flatten(x)[0]
+        return x, y, sample_weight
 
     def _checked_batch(self, batch: Any) -> Any:
         """A batch of arrays as a stream gives it: `x`, `(x,)`, `(x, y)` or `(x, y, weight)`."""
