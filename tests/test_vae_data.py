@@ -267,6 +267,11 @@ def test_datasets_of_series(x, jit_compile):
         np.testing.assert_array_equal(a, b)
 
 
+def test_masks_that_keras_would_drop(of_series):
+    with pytest.raises(ValueError, match="1 of 48 values of `the first batch` are masked"):
+        of_series.fit(Batches(np.ma.masked_equal(SERIES, SERIES[0, 0, 0])), verbose=0)
+
+
 def test_no_batch_of_a_generator_is_lost():
     seen = []
 

@@ -226,7 +226,10 @@ class CheckedDataMixin:
             # Keras takes tuples, and says so.
             return (self._checked_batch(b) if isinstance(b, tuple) else b for b in x)
         if isinstance(x, keras.utils.PyDataset):
-            self._checked_batch(x[0])
+            batch = x[0]
+            for part in keras.tree.flatten(batch):
+                unmasked("the first batch", part, "put NaN where something is missing")
+            self._checked_batch(tuple(batch) if isinstance(batch, list) else batch)
         if isinstance(x, tf.data.Dataset):
             spec = keras.utils.unpack_x_y_sample_weight(x.element_spec)[0]
             spec = spec.get("x") if isinstance(spec, Mapping) else spec
