@@ -563,7 +563,8 @@ class RhoVAE(SeededMixin, MultiWorkerMixin, data_checks.CheckedDataMixin, keras.
 
         Args:
           filepath: folder to write.
-          format: `"tf_saved_model"`; any other format has `serve` alone.
+          format: `"tf_saved_model"`; any other format has `serve` alone. What `"litert"` makes of
+            a `SequenceVAE` needs an interpreter with TensorFlow's operations (Flex).
           verbose: whether to print the endpoints.
           **kwargs: as in Keras.
 
