@@ -9,7 +9,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfp_ar1.vae import objectives
+from tfp_ar1.vae import data_checks, objectives
 
 if TYPE_CHECKING:
     from tfp_ar1.vae.model import RhoVAE
@@ -164,16 +164,8 @@ def _mmd_to_prior(model: RhoVAE, z: np.ndarray, seed: int) -> float:
 
 def checked_data(model: RhoVAE, x: Any) -> Data:
     """The data as NumPy arrays, or an error if they are not what the model is for."""
-    if isinstance(x, Mapping):
-        x = {name: keras.ops.convert_to_numpy(part) for name, part in x.items()}
-    else:
-        x = keras.ops.convert_to_numpy(x)
-        if x.ndim < 2 or not x.size:
-            raise ValueError(
-                f"Expected data of shape [N, *data_shape], N at least 1; got {x.shape}."
-            )
-    model.check_data(x)
-    return x
+    x = data_checks.checked_examples(model, x)
+    return keras.tree.map_structure(keras.ops.convert_to_numpy, x)
 
 
 def _num_examples(x: Data) -> int:

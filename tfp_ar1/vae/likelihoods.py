@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import keras
@@ -9,6 +10,8 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
 from tensorflow_probability.python.distributions.independent import _Independent
+
+from tfp_ar1.vae import network_checks
 
 tfd = tfp.distributions
 
@@ -19,8 +22,11 @@ class Likelihood(keras.layers.Layer):
     """Base class: a layer, so that a likelihood can have weights. Computes in float32 or float64.
 
     `call(outputs)` is the mean of the distribution. Subclasses define `distribution`, and may
-    define `log_prob` where there is a cheaper way and `check` for the data they accept.
+    define `log_prob` where there is a cheaper way, and `check` and `allowed` for the data they
+    accept, with `needs`, which says it in words.
     """
+
+    needs = "The data must be finite"
 
     def distribution(self, outputs: tf.Tensor) -> tfd.Distribution:
         """The distribution for decoder outputs `[..., *data_shape]`, independent over `data_shape`.
@@ -53,6 +59,13 @@ class Likelihood(keras.layers.Layer):
         if not np.all(np.isfinite(x)):
             raise ValueError(f"The data hold {np.sum(~np.isfinite(x))} values that are not finite.")
 
+    def allowed(self, x: tf.Tensor) -> tf.Tensor:
+        """Whether each value can be what this likelihood describes: `check` for a graph."""
+        return tf.math.is_finite(x)
+
+    def check_decoder(self, decoder: keras.Layer) -> None:
+        """Warns if the decoder's outputs are not what this likelihood takes."""
+
     def call(self, outputs: tf.Tensor) -> tf.Tensor:
         """The mean of the distribution."""
         return self.distribution(outputs).mean()
@@ -77,6 +90,11 @@ class Bernoulli(Likelihood):
         """The negative cross-entropy of each value."""
         return -tf.nn.sigmoid_cross_entropy_with_logits(labels=x, logits=outputs)
 
+    needs = (
+        "A Bernoulli likelihood needs data in [0, 1]. Rescale them, for example by 1/255, or use "
+        "the Gaussian likelihood"
+    )
+
     def check(self, x: np.ndarray) -> None:
         """Raises `ValueError` unless all values lie in [0, 1]."""
         super().check(x)
@@ -86,6 +104,21 @@ class Bernoulli(Likelihood):
                 f"A Bernoulli likelihood needs data in [0, 1]; {outside} values lie outside "
                 f"(range {x.min():g} to {x.max():g}). Rescale them, for example by 1/255, or use "
                 f"the Gaussian likelihood."
+            )
+
+    def allowed(self, x: tf.Tensor) -> tf.Tensor:
+        """Whether each value lies in [0, 1]."""
+        return (x >= 0) & (x <= 1)
+
+    def check_decoder(self, decoder: keras.Layer) -> None:
+        """Warns of a decoder that ends in probabilities."""
+        name = network_checks.last_activation(decoder)
+        if name in ("sigmoid", "hardsigmoid", "softmax"):
+            warnings.warn(
+                f"A Bernoulli likelihood takes the decoder's outputs for logits, but "
+                f"{decoder.name!r} ends in {name}: probabilities would stay between 0.5 and 0.73. "
+                "Leave the activation out.",
+                stacklevel=2,
             )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,7 +21,14 @@ from tfp_ar1.layers import (
     current_prior,
     prior_to_config,
 )
-from tfp_ar1.vae import evaluation, likelihoods, objectives, posteriors
+from tfp_ar1.vae import (
+    data_checks,
+    evaluation,
+    likelihoods,
+    network_checks,
+    objectives,
+    posteriors,
+)
 from tfp_ar1.vae.multiworker import MultiWorkerMixin
 
 tfd = tfp.distributions
@@ -29,7 +37,7 @@ __all__ = ["RhoVAE"]
 
 
 @keras.saving.register_keras_serializable(package="tfp_ar1")
-class RhoVAE(SeededMixin, MultiWorkerMixin, Keras3Mixin, keras.Model):
+class RhoVAE(SeededMixin, MultiWorkerMixin, Keras3Mixin, data_checks.CheckedDataMixin, keras.Model):
     """A variational autoencoder, by default with the AR(1) posterior of the ρ-VAE paper.
 
     The encoder's features go through one dense layer to the parameters of the posterior q(z | x);
@@ -61,8 +69,8 @@ class RhoVAE(SeededMixin, MultiWorkerMixin, Keras3Mixin, keras.Model):
         by its Cholesky factor).
       prior: distribution over vectors of size d, with constant parameters, or a layer that learns
         one (`tfp_ar1.layers.MultivariateNormalAR1Prior`); default N(0, I).
-      objective: what to minimize, see `tfp_ar1.vae.objectives`; default `ELBO()`. For the β-VAE:
-        `ELBO(beta=4.0)`.
+      objective: what to minimize: `"elbo"`, `"infovae"`, `"iwae"`, or one of
+        `tfp_ar1.vae.objectives`; default `ELBO()`. For the β-VAE: `ELBO(beta=4.0)`.
       likelihood: `"bernoulli"`, `"gaussian"`, or a `tfp_ar1.vae.likelihoods.Likelihood`.
       seed: integer seed of the noise, or `None` for a random one.
       **kwargs: arguments of `keras.Model`, such as `name` and `dtype`.
@@ -81,7 +89,7 @@ class RhoVAE(SeededMixin, MultiWorkerMixin, Keras3Mixin, keras.Model):
         latent_dim: int,
         posterior: str = "ar1",
         prior: Prior | None = None,
-        objective: objectives.Objective | None = None,
+        objective: str | objectives.Objective | None = None,
         likelihood: str | likelihoods.Likelihood = "bernoulli",
         seed: int | None = None,
         **kwargs,
@@ -92,7 +100,7 @@ class RhoVAE(SeededMixin, MultiWorkerMixin, Keras3Mixin, keras.Model):
         self.posterior = posteriors.get(posterior)
         self.distribution_dtype = tf.float64 if self.compute_dtype == "float64" else tf.float32
         self._prior = self._make_prior(prior)
-        self.objective = objectives.ELBO() if objective is None else objective
+        self.objective = objectives.get("elbo" if objective is None else objective)
         for part in (encoder, decoder):
             if not isinstance(part, keras.layers.Layer):
                 raise TypeError(f"Encoder and decoder must be Keras 3 models; got {part!r}.")
@@ -112,9 +120,27 @@ class RhoVAE(SeededMixin, MultiWorkerMixin, Keras3Mixin, keras.Model):
             else []
         )
         # Where the encoder knows the shape of its data, all weights are made here and now.
-        data_shape = getattr(encoder, "input_shape", None) if encoder.built else None
-        if isinstance(data_shape, tuple) and None not in data_shape[1:]:
-            self.build(data_shape)
+        data_shape = self._data_shape_of(network_checks.input_shapes(encoder))
+        if data_shape is not None and None not in data_shape:
+            self.build((None, *data_shape))
+            # Keras locks what is built, but a subclass may have layers and metrics to add.
+            self._tracker.unlock()
+
+    def _data_shape_of(
+        self, encoder_shapes: list[tuple[int | None, ...]]
+    ) -> tuple[int | None, ...] | None:
+        """The shape of one example, from those of the encoder's inputs; `None` if not known.
+
+        Raises:
+          ValueError: if these are not what the model can give.
+        """
+        if len(encoder_shapes) > 1:
+            raise ValueError(
+                f"The encoder of `RhoVAE` must take one input, the data; it takes "
+                f"{len(encoder_shapes)}, of shapes {encoder_shapes}. Give it one array with all "
+                f"that belongs to an example; for series see `SequenceVAE`."
+            )
+        return encoder_shapes[0][1:] if encoder_shapes else None
 
     def build(self, input_shape: Any) -> None:
         """Builds the parts for data of this shape, and checks that they fit together.
@@ -126,7 +152,11 @@ class RhoVAE(SeededMixin, MultiWorkerMixin, Keras3Mixin, keras.Model):
           ValueError: if the encoder does not give vectors, or the decoder not the data's shape.
         """
         # Symbolic calls, since a subclassed model need not know how to compute its output's shape.
-        features = self.encoder(keras.KerasTensor((None, *input_shape[1:]))).shape
+        features = network_checks.one_output(
+            "encoder",
+            self.encoder(keras.KerasTensor((None, *input_shape[1:]))),
+            "Give the features (batch, units) alone: the model makes mean and covariance of them.",
+        )
         if len(features) != 2 or features[-1] is None:
             raise ValueError(
                 f"The encoder must give features of shape (batch, units); it gives {features} for "
@@ -140,12 +170,17 @@ class RhoVAE(SeededMixin, MultiWorkerMixin, Keras3Mixin, keras.Model):
                 f"The decoder must take latent vectors of size {self.latent_dim}; it takes inputs "
                 f"of shape {latents}."
             )
-        outputs = self.decoder(keras.KerasTensor((None, self.latent_dim))).shape
+        outputs = network_checks.one_output(
+            "decoder",
+            self.decoder(keras.KerasTensor((None, self.latent_dim))),
+            "Give what the likelihood takes: logits, or means.",
+        )
         if tuple(outputs[1:]) != tuple(input_shape[1:]):
             raise ValueError(
                 f"The decoder must give outputs of the data's shape {tuple(input_shape[1:])}; it "
                 f"gives {tuple(outputs[1:])}."
             )
+        self.likelihood.check_decoder(self.decoder)
         if not self.likelihood.built:
             self.likelihood.build(outputs)
         self.data_shape = tuple(input_shape[1:])
@@ -192,10 +227,9 @@ class RhoVAE(SeededMixin, MultiWorkerMixin, Keras3Mixin, keras.Model):
           x: data `[batch, *data_shape]`.
           training: passed on to the encoder.
         """
-        x = keras.ops.convert_to_tensor(x)
+        x = keras.ops.convert_to_tensor(self.checked_data(x))
         if not self.built:
             self.build(tuple(x.shape))
-        self.check_shape(x.shape)
         features = self.encoder(x, training=training)
         params = self.posterior_head(tf.cast(features, self.distribution_dtype))
         return self.posterior.new(params, self.latent_dim)
@@ -216,6 +250,7 @@ class RhoVAE(SeededMixin, MultiWorkerMixin, Keras3Mixin, keras.Model):
           z: latent vectors `[batch, latent_dim]`.
           training: passed on to the decoder.
         """
+        data_checks.not_symbolic(z)
         return self.likelihood.distribution(self.decoder_outputs(z, training=training))
 
     def kl_to_prior(self, posterior: tfd.Distribution, x: Any = None) -> tf.Tensor:
@@ -356,25 +391,49 @@ class RhoVAE(SeededMixin, MultiWorkerMixin, Keras3Mixin, keras.Model):
 
     @property
     def metrics(self) -> list[keras.metrics.Metric]:
-        """The tracked means: `loss`, `reconstruction`, `kl`, `correlation` and of the prior."""
-        return [*self.term_metrics.values(), *self.prior_metrics]
+        """The tracked means, `loss`, `reconstruction`, `kl`, `correlation` and of the prior.
 
-    def compile(self, optimizer: Any = "adam", **kwargs) -> None:
+        Then the metrics that a subclass or a layer has added.
+        """
+        own = [*self.term_metrics.values(), *self.prior_metrics]
+        names = {metric.name for metric in own}  # Keras makes a `loss` that nothing updates
+        return [*own, *(metric for metric in super().metrics if metric.name not in names)]
+
+    def compile(
+        self,
+        optimizer: Any = "adam",
+        loss: None = None,
+        loss_weights: None = None,
+        metrics: None = None,
+        weighted_metrics: None = None,
+        **kwargs,
+    ) -> None:
         """Configures training: as `keras.Model.compile`, without `loss` and `metrics`.
 
         Args:
-          optimizer: a Keras optimizer, or its name.
+          optimizer: a Keras optimizer, or its name; `None` for a model that is only evaluated.
+          loss: must be `None`, or empty, as the following three.
+          loss_weights: see `loss`.
+          metrics: see `loss`.
+          weighted_metrics: see `loss`.
           **kwargs: `jit_compile`, `run_eagerly`, `steps_per_execution`, `auto_scale_loss`.
 
         Raises:
           ValueError: if a loss or metrics are given, or, for a model of several replicas, an option
             that Keras cannot train these with.
         """
-        for name in ("loss", "loss_weights", "metrics", "weighted_metrics"):
-            if kwargs.get(name) is not None:
+        of_keras = {
+            "loss": loss,
+            "loss_weights": loss_weights,
+            "metrics": metrics,
+            "weighted_metrics": weighted_metrics,
+        }
+        for name, value in of_keras.items():
+            if value is not None and value not in ([], (), {}):
                 raise ValueError(
-                    f"`RhoVAE` has a loss and metrics of its own; `{name}={kwargs[name]!r}` would "
-                    f"be ignored. Use the argument `objective` of `RhoVAE` to change the loss."
+                    f"`{type(self).__name__}` has a loss and metrics of its own; `{name}={value!r}`"
+                    f" would be ignored; leave it out. Use the argument `objective` of "
+                    f"`{type(self).__name__}` to change the loss."
                 )
         if self.distribute_strategy.num_replicas_in_sync > 1:
             # Keras fails with either, a single Dense layer too, and says nothing of the reason.
@@ -393,67 +452,77 @@ class RhoVAE(SeededMixin, MultiWorkerMixin, Keras3Mixin, keras.Model):
     def compile_from_config(self, config: dict[str, Any]) -> None:
         """Compiles a model that is being loaded as it was compiled when it was saved."""
         self.compile(**keras.saving.deserialize_keras_object(config))
-        if self.built:
+        if self.built and self.optimizer is not None:
             self.optimizer.build(self.trainable_variables)
 
     def check_data(self, x: Any) -> None:
-        """Raises `ValueError` if data are not what the model is for, in shape or in values.
+        """Raises `ValueError` if data are not what the model is for, in shape or in values."""
+        self.checked_data(x)
 
-        Datasets and generators are passed over.
+    def checked_data(self, x: Any) -> np.ndarray | tf.Tensor:
+        """Data in memory, or a batch in a graph, as one array.
+
+        Args:
+          x: whatever `data_checks.as_array` takes.
+
+        Raises:
+          ValueError: if they are not what the model is for, in shape or, outside a graph, values.
+          TypeError: if they are no data.
         """
-        if isinstance(x, np.ndarray | tf.Tensor):
-            self.check_shape(x.shape)
-            self.likelihood.check(keras.ops.convert_to_numpy(x))
+        if isinstance(x, Mapping):
+            raise ValueError(
+                f"`{type(self).__name__}` takes one array, not a dictionary, here with the keys "
+                f"{list(x)}; give the array of the data alone."
+            )
+        x = data_checks.unmasked(
+            "x",
+            data_checks.as_array("x", x),
+            "fill them in, or use `SequenceVAE`, which knows gaps",
+        )
+        self.check_shape(x.shape)
+        if not tf.is_symbolic_tensor(x):
+            data_checks.check_values(self, keras.ops.convert_to_numpy(x))
+        return x
+
+    def assertions(self, x: tf.Tensor) -> list[tf.Operation]:
+        """What must hold for a batch in a graph, where values are not known when it is made."""
+        values = tf.cast(x, self.distribution_dtype)
+        return [data_checks.assert_all(self.likelihood.allowed(values), self.likelihood.needs)]
 
     def check_shape(self, shape: Any) -> None:
         """Raises `ValueError` if this cannot be the shape of a batch of data."""
         shape = tf.TensorShape(shape)
+        if shape.rank is not None and shape.rank < 2:
+            raise ValueError(
+                f"Expected data of shape [N, *data_shape], N at least 1; got {tuple(shape)}."
+            )
         if self.built and not shape.is_compatible_with([None, *self.data_shape]):
             raise ValueError(
                 f"The model is for data of shape (batch, {str(self.data_shape)[1:-1]}); got "
                 f"{shape}."
             )
 
-    def fit(self, x: Any = None, y: Any = None, *args, **kwargs) -> keras.callbacks.History:
-        """Trains the model: as `keras.Model.fit`, where targets `y` are ignored.
-
-        Args:
-          x: array `[N, *data_shape]`, `tf.data.Dataset`, or anything else that Keras takes.
-          y: not needed.
-          *args: as in Keras.
-          **kwargs: as in Keras; `validation_data` may be `(x_test,)`.
-
-        Raises:
-          ValueError: if x is an array with values that the likelihood does not allow.
-        """
-        self.check_data(x)
-        return super().fit(x, _targets(x, y, kwargs), *args, **kwargs)
-
-    def evaluate(self, x: Any = None, y: Any = None, *args, **kwargs) -> Any:
-        """Evaluates the model: as `keras.Model.evaluate`, where targets `y` are ignored.
-
-        Raises:
-          ValueError: if x is an array with values that the likelihood does not allow.
-        """
-        self.check_data(x)
-        return super().evaluate(x, _targets(x, y, kwargs), *args, **kwargs)
-
     def train_step(self, data: Any) -> dict[str, tf.Tensor]:
         """One step of the optimizer on a batch."""
-        x, _, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+        x, _, sample_weight = self._asserted(data)
+        if self.optimizer is None:
+            raise ValueError("The model was compiled without an optimizer, and cannot be trained.")
         with tf.GradientTape() as tape:
             loss = self._loss(x, sample_weight, training=True)
             scaled_loss = self.optimizer.scale_loss(loss)
         variables = self.trainable_variables
-        gradients = tape.gradient(scaled_loss, [v.value for v in variables])
-        self.optimizer.apply_gradients(zip(gradients, variables, strict=True))
-        return {metric.name: metric.result() for metric in self.metrics}
+        if variables:
+            gradients = tape.gradient(scaled_loss, [v.value for v in variables])
+            self.optimizer.apply_gradients(zip(gradients, variables, strict=True))
+        else:  # as Keras does
+            warnings.warn("The model does not have any trainable weights.", stacklevel=2)
+        return self.get_metrics_result()
 
     def test_step(self, data: Any) -> dict[str, tf.Tensor]:
         """Updates the metrics with a batch."""
-        x, _, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+        x, _, sample_weight = self._asserted(data)
         self._loss(x, sample_weight, training=False)
-        return {metric.name: metric.result() for metric in self.metrics}
+        return self.get_metrics_result()
 
     def _loss(self, x: tf.Tensor, sample_weight: tf.Tensor | None, training: bool) -> tf.Tensor:
         """A replica's part of the mean loss of a batch, with what layers add; updates the metrics.
@@ -504,7 +573,8 @@ class RhoVAE(SeededMixin, MultiWorkerMixin, Keras3Mixin, keras.Model):
 
         Args:
           filepath: folder to write.
-          format: `"tf_saved_model"`; any other format has `serve` alone.
+          format: `"tf_saved_model"`; any other format has `serve` alone. What `"litert"` makes of
+            a `SequenceVAE` needs an interpreter with TensorFlow's operations (Flex).
           verbose: whether to print the endpoints.
           **kwargs: as in Keras.
 
@@ -514,6 +584,8 @@ class RhoVAE(SeededMixin, MultiWorkerMixin, Keras3Mixin, keras.Model):
         if not self.built:
             raise ValueError("The model is not built yet; call it on data before it is exported.")
         if format != "tf_saved_model":
+            # Keras exports what was called; training does not call the model.
+            self(keras.KerasTensor((None, *self.data_shape)))
             super().export(filepath, format=format, verbose=verbose, **kwargs)
             return
         dtype = self.distribution_dtype
@@ -586,13 +658,6 @@ class RhoVAE(SeededMixin, MultiWorkerMixin, Keras3Mixin, keras.Model):
                 config[part], custom_objects=custom_objects
             )
         return cls(**config)
-
-
-def _targets(x: Any, y: Any, kwargs: Mapping[str, Any]) -> Any:
-    # Keras drops sample weights where there are no targets, and says nothing.
-    if y is not None or kwargs.get("sample_weight") is None:
-        return y
-    return next(iter(x.values())) if isinstance(x, Mapping) else x
 
 
 def _never_empty(x: Any, sample_weight: Any) -> tuple[Any, tf.Tensor]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import numbers
+import reprlib
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import keras
@@ -141,7 +142,8 @@ class ELBO(Objective):
                 f"`warmup_steps={self.warmup_steps}` counts the steps of the model's optimizer, "
                 f"but it has none; compile the model before it is trained."
             )
-        step = tf.cast(optimizer.iterations.value, dtype)
+        # A variable, or with accumulated gradients what is computed from one.
+        step = tf.cast(tf.convert_to_tensor(optimizer.iterations), dtype)
         return tf.minimum((step + 1) / self.warmup_steps, 1)
 
     def get_config(self) -> dict[str, Any]:
@@ -239,19 +241,27 @@ OBJECTIVES: dict[str, type[Objective]] = {
 }
 
 
-def get(name: str, **kwargs) -> Objective:
-    """The objective of that name.
+def get(objective: str | Objective, **kwargs) -> Objective:
+    """The objective of that name, or the one that is given.
 
     Args:
-      name: a key of `OBJECTIVES`.
-      **kwargs: its arguments.
+      objective: a key of `OBJECTIVES`, or an objective.
+      **kwargs: the arguments of the one that is named.
 
     Raises:
       ValueError: if there is none of that name; the message lists the names.
+      TypeError: if it is neither a name nor an objective.
     """
-    if name not in OBJECTIVES:
-        raise ValueError(f"Unknown objective {name!r}; expected one of {list(OBJECTIVES)}.")
-    return OBJECTIVES[name](**kwargs)
+    if isinstance(objective, Objective):
+        return objective
+    if not isinstance(objective, str):
+        raise TypeError(
+            f"`objective` must be one of {list(OBJECTIVES)}, or an `Objective` such as ELBO(); got "
+            f"{reprlib.repr(objective)}."
+        )
+    if objective not in OBJECTIVES:
+        raise ValueError(f"Unknown objective {objective!r}; expected one of {list(OBJECTIVES)}.")
+    return OBJECTIVES[objective](**kwargs)
 
 
 def maximum_mean_discrepancy(x: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
@@ -307,12 +317,16 @@ def _kernel(x: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
 def checked_count(name: str, value: int, at_least: int) -> int:
     """Returns the argument of that name, or raises `ValueError` if it is not such an integer."""
     if not isinstance(value, numbers.Real) or value % 1 != 0 or value < at_least:
-        raise ValueError(f"`{name}` must be an integer of at least {at_least}; got {value!r}.")
+        raise ValueError(
+            f"`{name}` must be an integer of at least {at_least}; got {reprlib.repr(value)}."
+        )
     return int(value)
 
 
 def checked_seed(seed: int) -> tf.Tensor:
     """The seed that TFP takes, int32 `[2]`, or `ValueError` if it is not an int32 integer."""
     if not isinstance(seed, numbers.Integral) or not tf.int32.min <= seed <= tf.int32.max:
-        raise ValueError(f"`seed` must be an integer of 32 bits, or None; got {seed!r}.")
+        raise ValueError(
+            f"`seed` must be an integer of 32 bits, or None; got {reprlib.repr(seed)}."
+        )
     return tf.constant([seed, 0], tf.int32)

@@ -14,7 +14,7 @@ from tensorflow_probability.python.internal import samplers
 from tfp_ar1.gaussian_markov_chain import kl_terms, log_prob_terms
 from tfp_ar1.layers import MultivariateNormalAR1Prior, Prior, checked_prior, current_prior
 from tfp_ar1.mvn_ar1 import MultivariateNormalAR1
-from tfp_ar1.vae import evaluation, likelihoods, objectives
+from tfp_ar1.vae import data_checks, evaluation, likelihoods, network_checks, objectives
 from tfp_ar1.vae.model import RhoVAE
 from tfp_ar1.vae.sequence_networks import SequencePosteriorHead
 
@@ -80,7 +80,7 @@ class SequenceVAE(RhoVAE):
       Keras's masks are. What x holds elsewhere changes no result.
 
     `fit` and `evaluate` also take `tf.data.Dataset`s of either, whose batches may have fewer steps,
-    such as those of `padded_batch`; values and lengths in these are not checked.
+    such as those of `padded_batch`. Values and lengths in these are checked as they come.
 
     Training, metrics, objectives, sample weights, saving and `export` (for series of full length)
     are those of `RhoVAE`. The metric `correlation` is the posteriors' mean over the channels,
@@ -103,7 +103,7 @@ class SequenceVAE(RhoVAE):
         N(0, I); or a `MultivariateNormalAR1` of batch shape `[channels]` and event shape `[steps]`
         with constant parameters; or a layer that learns one,
         `MultivariateNormalAR1Prior(steps, channels=channels)`.
-      objective: what to minimize, see `tfp_ar1.vae.objectives`; default `ELBO()`.
+      objective: what to minimize, as for `RhoVAE`; default `ELBO()`.
       likelihood: `"gaussian"`, `"bernoulli"`, or a `tfp_ar1.vae.likelihoods.Likelihood` whose
         values are independent.
       seed: integer seed of the noise, or `None` for a random one.
@@ -123,7 +123,7 @@ class SequenceVAE(RhoVAE):
         steps: int,
         posterior: str = "ar1",
         prior: Prior | str | None = "ar1",
-        objective: objectives.Objective | None = None,
+        objective: str | objectives.Objective | None = None,
         likelihood: str | likelihoods.Likelihood = "gaussian",
         seed: int | None = None,
         **kwargs,
@@ -141,11 +141,23 @@ class SequenceVAE(RhoVAE):
             seed=seed,
             **kwargs,
         )
-        shapes = getattr(encoder, "input_shape", None) if encoder.built else None
-        if isinstance(shapes, list | tuple) and [len(shape) for shape in shapes] == [3, 2]:
-            _, given_steps, size = shapes[0]
-            if given_steps is not None and size is not None:
-                self.build((None, given_steps, size // 2))
+
+    def _data_shape_of(
+        self, encoder_shapes: list[tuple[int | None, ...]]
+    ) -> tuple[int | None, ...] | None:
+        """The shape of one series, from those of the encoder's inputs; `None` if not known."""
+        if not encoder_shapes:
+            return None
+        if [len(shape) for shape in encoder_shapes] != [3, 2]:
+            raise ValueError(
+                f"The encoder of `SequenceVAE` must take two inputs, of shapes (batch, steps, "
+                f"2 * features), the data beside what says where they were observed, and (batch, "
+                f"steps), boolean, which steps there are; it takes {encoder_shapes}. See "
+                f"`tfp_ar1.vae.sequence_networks`; one that needs no lengths is made by "
+                f"keras.Model([x, keras.Input((steps,), dtype='bool')], features)."
+            )
+        _, steps, size = encoder_shapes[0]
+        return steps, None if size is None else size // 2
 
     @property
     def steps(self) -> int:
@@ -205,12 +217,16 @@ class SequenceVAE(RhoVAE):
                 f"The data must be of shape (batch, {self.steps}, features); got {shape}."
             )
         steps, size = shape[1:]
-        features = self.encoder(
-            [
-                keras.KerasTensor((None, steps, 2 * size)),
-                keras.KerasTensor((None, steps), dtype="bool"),
-            ]
-        ).shape
+        inputs = [
+            keras.KerasTensor((None, steps, 2 * size)),
+            keras.KerasTensor((None, steps), dtype="bool"),
+        ]
+        features = network_checks.one_output(
+            "encoder",
+            self.encoder(inputs),
+            "Give the features (batch, steps, units) alone: the model makes mean and covariance of "
+            "them.",
+        )
         if len(features) != 3 or features[1] != steps or features[-1] is None:
             raise ValueError(
                 f"The encoder must give features of shape (batch, {steps}, units), some for each "
@@ -229,13 +245,18 @@ class SequenceVAE(RhoVAE):
                 f"The decoder must take the latents of a step, (batch, {self.channels}), or of a "
                 f"path, (batch, {steps}, {self.channels}); it takes inputs of shape {latents}."
             )
-        outputs = self.decoder(keras.KerasTensor((None, *wanted))).shape
+        outputs = network_checks.one_output(
+            "decoder",
+            self.decoder(keras.KerasTensor((None, *wanted))),
+            "Give what the likelihood takes: logits, or means.",
+        )
         expected = (size,) if self._decodes_steps else (steps, size)
         if tuple(outputs[1:]) != expected:
             raise ValueError(
                 f"The decoder must give outputs of shape {('batch', *expected)} for latents of "
                 f"shape {('batch', *wanted)}; it gives {tuple(outputs)}."
             )
+        self.likelihood.check_decoder(self.decoder)
         if not self.likelihood.built:
             self.likelihood.build((None, steps, size))
         self.data_shape = (steps, size)
@@ -245,22 +266,46 @@ class SequenceVAE(RhoVAE):
         """The shape of the data."""
         return tuple(input_shape["x"] if isinstance(input_shape, Mapping) else input_shape)
 
-    def check_data(self, x: Any) -> None:
-        """Raises `ValueError` if data, lengths or a mask are not what the model is for.
+    def checked_data(self, x: Any) -> np.ndarray | tf.Tensor | dict[str, np.ndarray | tf.Tensor]:
+        """Data in memory, or a batch in a graph: one array, or a dictionary with lengths or a mask.
 
-        Datasets and generators are passed over.
+        What is masked in an `np.ma.MaskedArray` was not observed: it becomes NaN.
+
+        Args:
+          x: whatever `data_checks.as_array` takes, or a dictionary of such.
+
+        Raises:
+          ValueError: if data, lengths or a mask are not what the model is for, in shape or, outside
+            a graph, in values.
+          TypeError: if they are no data.
         """
-        if not isinstance(x, np.ndarray | tf.Tensor | Mapping):
-            return
+        while isinstance(x, list | tuple) and len(x) == 1 and isinstance(x[0], Mapping):
+            (x,) = x
         parts = _Parts.of(x)
-        x, length, mask = (None if p is None else keras.ops.convert_to_numpy(p) for p in parts)
-        if x.ndim != 3 or not x.size or x.shape[1] != self.steps:
+        data = {"x": data_checks.nan_where_masked(data_checks.as_array("x", parts.x))}
+        for name, part in (("length", parts.length), ("mask", parts.mask)):
+            if part is not None:
+                data[name] = data_checks.unmasked(
+                    name, data_checks.as_array(name, part), "fill them in"
+                )
+        if any(tf.is_symbolic_tensor(part) for part in data.values()):
+            self.check_shape(data["x"].shape)
+        else:
+            parts = {k: keras.ops.convert_to_numpy(part) for k, part in data.items()}
+            self._check_values(**parts)
+            if "mask" in data and data["mask"].ndim == 2:
+                # Of one rank, or a function that was traced for the other would not take it.
+                data["mask"] = data["mask"][..., np.newaxis]
+        return data if isinstance(x, Mapping) else data["x"]
+
+    def _check_values(
+        self, x: np.ndarray, length: np.ndarray | None = None, mask: np.ndarray | None = None
+    ) -> None:
+        if x.ndim != 3 or x.shape[1] != self.steps:
             raise ValueError(
                 f"Expected data of shape [N, {self.steps}, features], N at least 1; got {x.shape}."
             )
         self.check_shape(x.shape)
-        if x.dtype.kind not in "buif":
-            raise ValueError(f"The data must be numbers; got dtype {x.dtype}.")
         observed = ~np.isnan(x)
         if length is not None:
             if length.shape != x.shape[:1] or not np.issubdtype(length.dtype, np.integer):
@@ -268,20 +313,35 @@ class SequenceVAE(RhoVAE):
                     f"`length` must hold an integer for each of {len(x)} series; got dtype "
                     f"{length.dtype} and shape {length.shape}."
                 )
-            if length.min() < 1 or length.max() > self.steps:
+            if len(x) and (length.min() < 1 or length.max() > self.steps):
                 raise ValueError(
                     f"`length` must be from 1 to {self.steps}, the number of steps; got values "
                     f"from {length.min()} to {length.max()}."
                 )
             observed &= (np.arange(self.steps) < length[:, np.newaxis])[..., np.newaxis]
         if mask is not None:
-            if mask.dtype != bool or mask.shape not in (x.shape[:2], x.shape):
+            if mask.dtype != bool or mask.shape not in (
+                x.shape,
+                x.shape[:2],
+                (*x.shape[:2], 1),
+            ):
                 raise ValueError(
                     f"`mask` must hold booleans, true where x was observed, of shape {x.shape[:2]} "
                     f"or {x.shape}; got dtype {mask.dtype} and shape {mask.shape}."
                 )
             observed &= mask if mask.ndim == 3 else mask[..., np.newaxis]
-        self.likelihood.check(x[observed])
+        data_checks.check_values(self, x[observed])
+
+    def assertions(self, x: Any) -> list[tf.Operation]:
+        """What must hold for a batch in a graph, where values are not known when it is made."""
+        series = self._series(x)
+        allowed = self.likelihood.allowed(series.values) | ~series.observed
+        checks = [data_checks.assert_all(allowed, self.likelihood.needs)]
+        if series.length is not None:
+            within = (series.length >= 1) & (series.length <= self.steps)
+            message = f"`length` must be from 1 to {self.steps}, the number of steps"
+            checks.append(data_checks.assert_all(within, message))
+        return checks
 
     def _series(self, x: Any) -> _Series:
         """Data as the methods take it, taken apart."""
@@ -336,7 +396,7 @@ class SequenceVAE(RhoVAE):
           x: data `[batch, steps, features]`, or a dictionary with lengths.
           training: passed on to the encoder.
         """
-        series = self._series(x)
+        series = self._series(self.checked_data(x))
         indicator = tf.cast(series.observed, series.values.dtype)
         inputs = tf.concat([_interpolated(series), indicator], axis=-1)
         features = self.encoder([inputs, series.valid], training=training)

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from tfp_ar1.vae import data_checks
+
 if TYPE_CHECKING:
     from tfp_ar1.vae.sequence import SequenceVAE
 
@@ -89,7 +91,7 @@ def evaluate(
 
     Args:
       predict: what predicts, see above.
-      x: series `[N, steps, features]`; NaN where nothing was observed.
+      x: series `[N, steps, features]`; NaN, or masked, where nothing was observed.
       length: how many steps each has, `[N]`, at least 2; `None` if all have all.
       shares: of the steps of each series that are hidden, at random, and imputed.
       horizons: numbers of steps to forecast. Forecasts start from the first half of each series;
@@ -103,10 +105,15 @@ def evaluate(
       `forecast_coverage_10`, the share of values in the 90% interval, and `imputation_width_20` and
       `forecast_width_10`, the interval's mean width. No entries for horizons that no series has.
     """
-    steps = x.shape[1]
+    x = data_checks.nan_where_masked(data_checks.as_array("x", x))
+    if x.ndim != 3:
+        raise ValueError(f"Expected series of shape [N, steps, features]; got {tuple(x.shape)}.")
+    x, steps = np.asarray(x), x.shape[1]
     length = np.full(len(x), steps) if length is None else np.asarray(length)
     if length.min() < 2:
         raise ValueError(f"Each series needs at least 2 steps; the shortest has {length.min()}.")
+    if length.max() > steps:
+        raise ValueError(f"No series can have more than {steps} steps; one has {length.max()}.")
     step = np.arange(steps)
     inside = step < length[:, np.newaxis]
     observed = inside[..., np.newaxis] & ~np.isnan(x)

@@ -1,0 +1,363 @@
+"""What `RhoVAE` and `SequenceVAE` take as data: one form of it, and checks before it is used.
+
+Arrays in memory are checked as a whole when they are handed over, by `checked_data` of the model.
+Of what comes batch by batch, each batch is checked where it is read or by assertions in the graph.
+XLA leaves assertions out; a `tf.data.Dataset` is then checked in its own pipeline, and of a
+`keras.utils.PyDataset` the first batch alone.
+"""
+
+from __future__ import annotations
+
+import inspect
+import numbers
+import types
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+__all__ = [
+    "CheckedDataMixin",
+    "as_array",
+    "assert_all",
+    "check_values",
+    "checked_examples",
+    "nan_where_masked",
+    "not_symbolic",
+    "unmasked",
+]
+
+
+def as_array(name: str, x: Any) -> np.ndarray | tf.Tensor:
+    """Data as one array of numbers: masked arrays stay masked, tensors stay tensors.
+
+    Args:
+      name: what the data are called, for messages.
+      x: an array or what can be converted to one: a tensor, a `DataFrame`, nested lists of numbers;
+        or a list or a tuple of one such.
+
+    Raises:
+      ValueError: if x is a list of several arrays, sparse, ragged, or not of real numbers.
+      TypeError: if x is nothing of the kind.
+    """
+    if isinstance(x, list | tuple):
+        leaves = keras.tree.flatten(x)
+        if not all(isinstance(leaf, numbers.Number | np.generic) for leaf in leaves):
+            if len(x) == 1:
+                return as_array(name, x[0])
+            raise ValueError(
+                f"`{name}` must be one array, whose first axis counts the examples; got a "
+                f"{type(x).__name__} of {len(x)}, the first of type {type(x[0]).__name__}. For "
+                f"examples write np.stack({name}), for batches np.concatenate({name}); pad those "
+                "of unequal shapes first."
+            )
+        try:
+            x = np.asarray(x)
+        except ValueError as error:
+            raise ValueError(f"`{name}` holds lists of unequal lengths; pad them first.") from error
+    if isinstance(x, tf.RaggedTensor):
+        raise ValueError(
+            f"`{name}` is a RaggedTensor; give {name}.to_tensor(), and for series {{'x': "
+            f"{name}.to_tensor(), 'length': {name}.row_lengths()}}."
+        )
+    if isinstance(x, tf.SparseTensor):
+        raise ValueError(f"`{name}` is a SparseTensor; give tf.sparse.to_dense({name}).")
+    if hasattr(x, "toarray"):
+        raise ValueError(f"`{name}` is sparse, {type(x).__name__}; give {name}.toarray().")
+    not_symbolic(x)
+    if isinstance(x, tf.Variable | keras.Variable):
+        x = tf.convert_to_tensor(x)
+    if isinstance(x, tf.Tensor):
+        real = x.dtype.is_floating or x.dtype.is_integer or x.dtype.is_bool
+    else:
+        if hasattr(x, "to_numpy"):
+            x = x.to_numpy()
+        elif not isinstance(x, np.ndarray):
+            if not hasattr(x, "__array__"):
+                raise TypeError(f"`{name}` must be an array; got an object of {type(x)}.")
+            x = np.asarray(x)
+        real = x.dtype.kind in "buif" or x.dtype == tf.bfloat16.as_numpy_dtype
+        if x.dtype.kind == "f" and (x.dtype.itemsize > 8 or not x.dtype.isnative):
+            x = x.astype(np.float64)  # TensorFlow knows neither
+    if not real:
+        raise ValueError(
+            f"The data must be numbers; got dtype {getattr(x.dtype, 'name', x.dtype)} in `{name}`. "
+            f"Numbers that are stored otherwise become such by {name}.astype('float32')."
+        )
+    return x
+
+
+def not_symbolic(x: Any) -> None:
+    """Raises `ValueError` for the inputs of a functional model that is being made."""
+    if isinstance(x, keras.KerasTensor):
+        raise ValueError(
+            f"This method gives a distribution, or computes with one, which a functional model "
+            f"cannot hold; got a KerasTensor of shape {x.shape}. Call the model itself, for the "
+            "reconstruction, or call the method inside the `call` of a layer of your own, such as "
+            "`return self.vae.encode(x).mean()`."
+        )
+
+
+def nan_where_masked(x: np.ndarray | tf.Tensor) -> np.ndarray | tf.Tensor:
+    """The values of a masked array with NaN where they are masked; of others as they are."""
+    if not np.ma.isMaskedArray(x):
+        return x
+    return np.where(x.mask, np.nan, x.data) if np.ma.is_masked(x) else x.data
+
+
+def unmasked(name: str, x: np.ndarray | tf.Tensor, instead: str) -> np.ndarray | tf.Tensor:
+    """The array without its mask, or `ValueError` if something in it is masked."""
+    if np.ma.is_masked(x):
+        raise ValueError(
+            f"{np.ma.count_masked(x)} of {x.size} values of `{name}` are masked, and would be used "
+            f"all the same; {instead}."
+        )
+    return x.data if np.ma.isMaskedArray(x) else x
+
+
+def check_values(model: Any, x: np.ndarray) -> None:
+    """Raises `ValueError` for values that the likelihood does not allow, or the model cannot hold.
+
+    Args:
+      model: the model.
+      x: the values that were observed, in any shape.
+    """
+    model.likelihood.check(x)
+    names = (model.compute_dtype, keras.config.floatx(), model.distribution_dtype.name)
+    smallest = min(names, key=lambda name: tf.as_dtype(name).max)
+    limit = float(tf.as_dtype(smallest).max)
+    if x.size and x.dtype != bool and float(tf.as_dtype(x.dtype).max) > limit:
+        largest = max(-float(x.min()), float(x.max()))
+        if largest > limit:
+            raise ValueError(
+                f"The data hold values of up to {largest:g}, beyond {limit:g}, the largest of "
+                f"{smallest}, in which the model computes; rescale them."
+            )
+
+
+def checked_examples(model: Any, x: Any) -> Any:
+    """The data of one example or more, as `checked_data` of the model gives them.
+
+    Raises:
+      ValueError: if there is none, or something else is wrong with them.
+    """
+    x = model.checked_data(x)
+    shape = (x["x"] if isinstance(x, Mapping) else x).shape
+    if 0 in tuple(shape):
+        raise ValueError(
+            f"Expected data of shape [N, *data_shape], N at least 1; got {tuple(shape)}."
+        )
+    return x
+
+
+def _checked_weight(sample_weight: Any, x: Any) -> np.ndarray | tf.Tensor | None:
+    """Weights of examples, `[N]`."""
+    if sample_weight is None:
+        return None
+    weight = as_array("sample_weight", sample_weight)
+    weight = unmasked("sample_weight", weight, "give the weight 0 to what is not to count")
+    number = keras.tree.flatten(x)[0].shape[0]
+    if tuple(weight.shape) not in ((number,), (number, 1)):
+        raise ValueError(
+            f"`sample_weight` must hold one number for each of {number} examples; got shape "
+            f"{tuple(weight.shape)}."
+        )
+    weight = keras.ops.convert_to_numpy(weight).reshape(-1)
+    if not np.all(_weights_allowed(weight)):
+        raise ValueError(f"{_WEIGHTS}; got values from {weight.min():g} to {weight.max():g}.")
+    return weight
+
+
+_WEIGHTS = "`sample_weight` must be finite and not negative"
+
+
+def _weights_allowed(weight: Any) -> Any:
+    # NaN is not below infinity either.
+    return (weight >= 0) & (weight < np.inf)
+
+
+def assert_all(allowed: tf.Tensor, message: str) -> tf.Operation | None:
+    """An assertion in the graph that all entries are true; its error says how many are not."""
+    wrong = tf.size(allowed) - tf.reduce_sum(tf.cast(allowed, tf.int32))
+    return tf.debugging.Assert(wrong == 0, [f"{message}; values that are not:", wrong])
+
+
+def _is_stream(x: Any) -> bool:
+    """Whether the data come in batches, in a form of Keras's, or of someone who knows it."""
+    if x is None or isinstance(x, keras.utils.PyDataset):
+        return True
+    arrays = str | list | tuple | Mapping | tf.RaggedTensor | tf.SparseTensor | keras.Variable
+    return not (isinstance(x, arrays) or hasattr(x, "__array__") or hasattr(x, "shape"))
+
+
+class CheckedDataMixin:
+    """The entry points of `keras.Model` for data, which check them.
+
+    For models with the methods `checked_data(x)`, which gives data in memory in the form that the
+    model works with, or raises, and `assertions(x)` for a batch in the graph.
+    """
+
+    def _checked(self, x: Any, y: Any, sample_weight: Any) -> tuple[Any, Any, Any]:
+        """What Keras is to take for data, targets and weights."""
+        if _is_stream(x):
+            return self._checked_stream(x), y, sample_weight
+        x = checked_examples(self, x)
+        sample_weight = _checked_weight(sample_weight, x)
+        if isinstance(y, list | tuple):
+            y = np.asarray(y)
+        # Keras drops sample weights where there are no targets, and says nothing.
+        if y is None and sample_weight is not None:
+            y = keras.tree.flatten(x)[0]
+        return x, y, sample_weight
+
+    def _checked_batch(self, batch: Any) -> Any:
+        """A batch of arrays as a stream gives it: `x`, `(x,)`, `(x, y)` or `(x, y, weight)`."""
+        if not isinstance(batch, tuple):
+            return self.checked_data(batch)
+        x = self.checked_data(batch[0])
+        weights = tuple(_checked_weight(part, x) for part in batch[2:3])
+        return (x, *batch[1:2], *weights, *batch[3:])
+
+    def _checked_stream(self, x: Any) -> Any:
+        if isinstance(x, types.GeneratorType):
+            # Keras takes tuples, and says so.
+            return (self._checked_batch(b) if isinstance(b, tuple) else b for b in x)
+        if isinstance(x, keras.utils.PyDataset):
+            batch = x[0]
+            for part in keras.tree.flatten(batch):
+                unmasked("the first batch", part, "put NaN where something is missing")
+            self._checked_batch(tuple(batch) if isinstance(batch, list) else batch)
+        if isinstance(x, tf.data.Dataset):
+            spec = keras.utils.unpack_x_y_sample_weight(x.element_spec)[0]
+            spec = spec.get("x") if isinstance(spec, Mapping) else spec
+            if isinstance(spec, tf.TensorSpec):
+                self.check_shape(spec.shape)
+        if isinstance(x, tf.data.Dataset) and self.jit_compile:
+
+            def check(*batch: Any) -> Any:
+                data = batch if isinstance(x.element_spec, tuple) else batch[0]
+                return keras.utils.pack_x_y_sample_weight(*self._asserted(data))
+
+            return x.map(check)
+        return x
+
+    def _asserted(self, data: Any) -> tuple[Any, Any, tf.Tensor | None]:
+        """Data, targets and weights `[batch]` of a batch, which in a graph stop what is wrong."""
+        x, y, weight = keras.utils.unpack_x_y_sample_weight(data)
+        x = self.checked_data(x)
+        checks = self.assertions(x)
+        if weight is not None:
+            weight = tf.convert_to_tensor(weight)
+            if weight.shape.rank == 2 and weight.shape[1] == 1:
+                weight = tf.squeeze(weight, 1)
+            if weight.shape.rank not in (None, 1):
+                raise ValueError(
+                    "`sample_weight` must hold one number for each example; got shape "
+                    f"{weight.shape}."
+                )
+            checks.append(assert_all(_weights_allowed(weight), _WEIGHTS))
+        with tf.control_dependencies(checks):
+            return keras.tree.map_structure(tf.identity, x), y, weight
+
+    def __call__(self, x: Any, *args: Any, **kwargs: Any) -> Any:
+        """The reconstructions: as for `keras.Model`, which would drop the mask of an array."""
+        if not any(isinstance(part, keras.KerasTensor) for part in keras.tree.flatten(x)):
+            x = self.checked_data(x)
+        return super().__call__(x, *args, **kwargs)
+
+    def fit(
+        self, x: Any = None, y: Any = None, *args: Any, **kwargs: Any
+    ) -> keras.callbacks.History:
+        """Trains the model: as `keras.Model.fit`, where targets `y` are ignored.
+
+        With sample weights, what is minimized is the sum of weight times loss, divided by the
+        number of examples, as everywhere in Keras. The figures that are reported, `loss` too, are
+        weighted means: divided by the sum of the weights.
+
+        Of the figures, watch `val_loss` to stop early or to lower the learning rate: `kl` is no
+        measure of success, since it rises as the model learns to use its latents.
+
+        Args:
+          x: array `[N, *data_shape]`, `tf.data.Dataset`, or anything else that Keras takes.
+          y: not needed.
+          *args: as in Keras.
+          **kwargs: as in Keras; `validation_data` may be `(x_test,)`.
+
+        Raises:
+          ValueError: if x, `validation_data` or `sample_weight` are not what the model is for, in
+            shape or in values.
+          tf.errors.InvalidArgumentError: if a batch of a dataset is not.
+        """
+        bound = _bound(super().fit, x, y, *args, **kwargs)
+        if bound.get("class_weight") is not None and y is None and not _is_stream(x):
+            raise ValueError("`class_weight` needs the classes, as targets `y`.")
+        _warn_of_monitors(bound.get("callbacks"))
+        data = (bound.get("x"), bound.get("y"), bound.get("sample_weight"))
+        bound["x"], bound["y"], bound["sample_weight"] = self._checked(*data)
+        validation = bound.get("validation_data")
+        if validation is not None:
+            if isinstance(validation, list | tuple) and len(validation) > 3:
+                raise ValueError(
+                    "`validation_data` must be x, (x,), (x, y) or (x, y, sample_weight); got a "
+                    f"{type(validation).__name__} of {len(validation)}."
+                )
+            parts = keras.utils.unpack_x_y_sample_weight(validation)
+            bound["validation_data"] = self._checked(*parts)
+        return super().fit(**bound)
+
+    def evaluate(self, x: Any = None, y: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """Evaluates the model: as `keras.Model.evaluate`, where targets `y` are ignored.
+
+        Raises:
+          ValueError: if x is not what the model is for, in shape or in values.
+        """
+        bound = _bound(super().evaluate, x, y, *args, **kwargs)
+        # In `fit`, Keras has the data already.
+        if not bound.get("kwargs", {}).get("_use_cached_eval_dataset"):
+            data = (bound.get("x"), bound.get("y"), bound.get("sample_weight"))
+            bound["x"], bound["y"], bound["sample_weight"] = self._checked(*data)
+        bound.update(bound.pop("kwargs", {}))
+        return super().evaluate(**bound)
+
+    def predict(self, x: Any, *args: Any, **kwargs: Any) -> np.ndarray:
+        """The reconstructions of data: as `keras.Model.predict`; errors as for `fit`."""
+        return super().predict(self._checked(x, None, None)[0], *args, **kwargs)
+
+    def predict_step(self, data: Any) -> tf.Tensor:
+        """The reconstructions of a batch."""
+        return super().predict_step(self._asserted(data)[0])
+
+    def train_on_batch(
+        self, x: Any, y: Any = None, sample_weight: Any = None, *args: Any, **kwargs: Any
+    ) -> Any:
+        """One step on one batch: as `keras.Model.train_on_batch`; errors as for `fit`."""
+        return super().train_on_batch(*self._checked(x, y, sample_weight), *args, **kwargs)
+
+    def test_on_batch(
+        self, x: Any, y: Any = None, sample_weight: Any = None, *args: Any, **kwargs: Any
+    ) -> Any:
+        """Evaluates one batch: as `keras.Model.test_on_batch`; errors as for `fit`."""
+        return super().test_on_batch(*self._checked(x, y, sample_weight), *args, **kwargs)
+
+    def predict_on_batch(self, x: Any) -> np.ndarray:
+        """The reconstructions of one batch; errors as for `fit`."""
+        return super().predict_on_batch(checked_examples(self, x))
+
+
+def _warn_of_monitors(callbacks: Any) -> None:
+    for callback in keras.tree.flatten(getattr(callbacks, "callbacks", callbacks)):
+        monitor = getattr(callback, "monitor", None)
+        if isinstance(monitor, str) and monitor.removeprefix("val_") == "kl":
+            warnings.warn(
+                f"`{type(callback).__name__}` watches `{monitor}`, which is no measure of success: "
+                "it rises as the model learns to use its latents. Watch `val_loss`.",
+                stacklevel=3,
+            )
+
+
+def _bound(function: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    """Arguments by name, as the function takes them."""
+    return dict(inspect.signature(function).bind(*args, **kwargs).arguments)
