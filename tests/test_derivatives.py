@@ -22,7 +22,6 @@ from tfp_ar1.correlation import LagOneCorrelation
 from tfp_ar1.gaussian_markov_chain import kl_terms, log_prob_terms
 
 MEMBERS = AR1S | RELATIVES
-each_member = pytest.mark.parametrize("member", MEMBERS)
 
 
 def draw(*shape, seed=0):
@@ -206,13 +205,13 @@ AT = tf.zeros([], "float64")
 
 
 @pytest.mark.slow
-@each_member
+@pytest.mark.parametrize("member", ["AR1 by fisher_z", "ANTE1 by fisher_z", "OU"])
 def test_every_result(member):
     case, size = MEMBERS[member], 4
     parameters = parameters_along(case, size)
     expected = differences(lambda t: total(dense_results(case, parameters(t), size)))
     function = compiled(lambda t: total(results(case, parameters(t), size)))
-    check(forward_over_reverse(function, AT), expected)
+    check(reverse_over_reverse(function, AT), expected)
 
 
 def few(member, size=3):
