@@ -118,6 +118,9 @@ def test_kinds_of_data(cls):
     same = cls.experimental_fit(integers.astype("float32"))
     for got, expected in zip(parameters(fitted), parameters(same), strict=True):
         np.testing.assert_array_equal(got, expected)
+    # As TFP's own tests call it.
+    given = cls._maximum_likelihood_parameters(integers.astype("float32"))
+    np.testing.assert_array_equal(given["fisher_z"], same.fisher_z)
     with pytest.raises(ValueError, match=r"One series is `value\[tf.newaxis\]`"):
         cls.experimental_fit(np.ones(3))
     with pytest.raises(TypeError, match="real numbers; got dtype complex128"):
