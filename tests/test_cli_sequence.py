@@ -259,7 +259,7 @@ def test_an_interrupted_run_goes_on_where_it_stood(
     assert "holds an unfinished run with --channels 2, not 3" in err
     code, _, err = cli(*argv, "--window", 6)
     assert code == 2
-    assert "holds an unfinished run on other series (npz:" in err
+    assert "holds an unfinished run with --window 12, not 6" in err
 
     code, out, err = cli(*argv)
     assert code == 0, err

@@ -173,7 +173,7 @@ def test_ou_at_irregular_times():
     expected = best_by_scipy(x, times)
     got = fitted.loc[0], fitted.marginal_scale, fitted.length_scale
     np.testing.assert_allclose(got, expected, rtol=1e-5)
-    with pytest.raises(ValueError, match="needs `times`"):
+    with pytest.raises(ValueError, match="Missing required `times`"):
         MultivariateNormalOU.experimental_fit(x[np.newaxis])
 
 

@@ -158,8 +158,6 @@ def by_optimization(
     names = [name for name, p in properties.items() if p.is_preferred and name not in given]
     if "correlation" in given:
         names.remove("fisher_z")
-    if "times" in names:
-        raise ValueError(f"`{cls.__name__}.experimental_fit` needs `times`, as a keyword.")
     is_complete = observed is None
     observed = tf.ones_like(x, tf.bool) if is_complete else tf.broadcast_to(observed, ps.shape(x))
 
