@@ -27,7 +27,7 @@ import rich.table
 
 from tfp_ar1.cli import compare as runner
 from tfp_ar1.cli import datasets, model_card, runs, series, startup, strategies, streams
-from tfp_ar1.cli.errors import Interrupted, UserError
+from tfp_ar1.cli.errors import Interrupted, UserError, dispensable, reason
 from tfp_ar1.cli.progress import Progress
 from tfp_ar1.version import __version__
 
@@ -576,14 +576,16 @@ def _train(run: runs.Run, data: datasets.Dataset | series.Series, backup_steps: 
         metrics = _evaluate(model, data, options["num_importance_samples"])
     except training.NotFinite as error:
         raise click.ClickException(f"{error.message} {run.folder} stays unfinished.") from error
-    pictures = (series_plots if run.of_sequences else plots).draw_run(run, model, data)
     run.add_skipped(data.skipped)
     skipped = run.collect_skipped()
-    run.finish(metrics)
+    # Before anything that the run can do without.
+    run.write_metrics(metrics)
+    pictures = (series_plots if run.of_sequences else plots).draw_run(run, model, data)
+    run.finish()
 
     _print_table(metrics)
     _print_skipped(skipped, f", all in {run.skipped_file}")
-    click.echo("Pictures:")
+    click.echo("Pictures:" if pictures else "Pictures: none could be drawn.")
     for picture in pictures:
         click.echo(f"  {picture}")
     folder, logs = shlex.quote(str(run.folder)), shlex.quote(str(run.logs))
@@ -742,19 +744,33 @@ def sample(run: pathlib.Path, num_samples: int, seed: int, out: pathlib.Path | N
     if not out.parent.is_dir():
         raise UserError(f"{out.parent}: no such folder; make it or choose another --out.")
     new = np.asarray(_load_model(run).generate(num_samples, seed=seed))
-    units = series.Units(**run.config["data"]["units"]) if run.of_sequences else None
     if out.suffix == ".npy":
         with runs.atomic(out) as path:
-            np.save(path, new if units is None else units.restore(new))
-    elif units is not None:
+            np.save(path, _units(run).restore(new) if run.of_sequences else new)
+    else:
+        try:
+            _draw_samples(run, out, new)
+        except (ArithmeticError, MemoryError, RuntimeError, ValueError) as error:
+            raise click.ClickException(
+                f"{out}: cannot be drawn: {reason(error)}; try fewer --num-samples, or --out "
+                "FILE.npy."
+            ) from error
+    click.echo(out)
+
+
+def _units(run: runs.Run) -> series.Units:
+    return series.Units(**run.config["data"]["units"])
+
+
+def _draw_samples(run: runs.Run, out: pathlib.Path, new: np.ndarray) -> None:
+    if run.of_sequences:
         from tfp_ar1.cli import series_plots
 
-        series_plots.samples(out, units, new)
+        series_plots.samples(out, _units(run), new)
     else:
         from tfp_ar1.cli import plots
 
         plots.samples(out, new, run.value_range)
-    click.echo(out)
 
 
 @cli.command()
@@ -784,11 +800,17 @@ def export(run: pathlib.Path, out: pathlib.Path | None) -> None:
     metrics = run.metrics()
     model = _load_model(run)
     dtype = model.distribution_dtype.name
-    card = model_card.make(run.config, metrics, dtype, num_skipped=len(run.skipped()))
+    card = None
     with runs.atomic_folder(out) as folder:
         _export(model, folder, out)
-        runs.write_json(folder / "model_card.json", card)
-        (folder / "README.md").write_text(model_card.text(card), encoding="utf-8")
+        with dispensable(f"the model card of {out}"):
+            made = model_card.make(run.config, metrics, dtype, num_skipped=len(run.skipped()))
+            runs.write_json(folder / "model_card.json", made)
+            (folder / "README.md").write_text(model_card.text(made), encoding="utf-8")
+            card = made
+    if card is None:
+        click.echo(f"Wrote {out}: a SavedModel.")
+        return
     click.echo(f"Wrote {out}: a SavedModel, README.md (model card) and model_card.json.")
     click.echo("Endpoints, for any number N of examples:")
     for name in card["signatures"]:

@@ -29,7 +29,7 @@ import rich.progress
 
 import tfp_ar1.version
 from tfp_ar1.cli import datasets, results, runs, series, startup
-from tfp_ar1.cli.errors import Interrupted, UserError
+from tfp_ar1.cli.errors import Interrupted, UserError, dispensable
 
 _SECONDS_BETWEEN_LOOKS = 1.0
 _NUM_SAMPLES, _SAMPLES_SEED = 32, 0
@@ -416,9 +416,10 @@ def _result(
         from tfp_ar1.cli import plots
 
         picture = results.samples_file(plan.out, experiment.settings)
-        picture.parent.mkdir(exist_ok=True)
-        images = model.generate(_NUM_SAMPLES, seed=_SAMPLES_SEED)
-        plots.sample_grid(picture, images, run.value_range)
+        with dispensable(picture):
+            picture.parent.mkdir(exist_ok=True)
+            images = model.generate(_NUM_SAMPLES, seed=_SAMPLES_SEED)
+            plots.sample_grid(picture, images, run.value_range)
     history = run.history()
     return plan.out, {
         **experiment.settings,

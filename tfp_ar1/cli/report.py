@@ -6,6 +6,7 @@ command lists what there is; `_fill` reads it.
 The same results give the same files, byte for byte.
 """
 
+import functools
 import math
 import pathlib
 import re
@@ -585,22 +586,21 @@ def _known(field: str) -> str:
 
 def _draw(every: list[Run], path: pathlib.Path, out: pathlib.Path) -> list[pathlib.Path]:
     """Draws all pictures, and returns their files."""
-    files = []
     shared = {}
     for setting in dict.fromkeys(run.setting for run in every):
         shared.setdefault(setting.file_name(), []).append(setting)
     groups = configurations(every)
+    draw = {}
     for name, settings in shared.items():
-        files.append(out / f"curves-{name}.png")
-        _draw_curves(files[-1], settings, groups)
+        draw[f"curves-{name}"] = functools.partial(_draw_curves, settings=settings, groups=groups)
         pictures = _pictures(settings, groups, path)
         if pictures:
-            files.append(out / f"samples-{name}.png")
-            _draw_samples(files[-1], settings, pictures)
+            draw[f"samples-{name}"] = functools.partial(
+                _draw_samples, settings=settings, pictures=pictures
+            )
     if pairs := differences(every):
-        files.append(out / "differences.png")
-        _draw_differences(files[-1], pairs)
-    return files
+        draw["differences"] = functools.partial(_draw_differences, pairs=pairs)
+    return plots.draw_all(out, **draw)
 
 
 def _draw_curves(
@@ -638,7 +638,7 @@ def _draw_curves(
 
 
 def _colour(variant: str) -> str:
-    return _COLOURS[variant.split("/")[0]]
+    return _COLOURS.get(variant.split("/")[0], "#606060")
 
 
 def _draw_differences(

@@ -1,7 +1,8 @@
 """The folder of a run: what lies in it, how it is claimed, written and read.
 
 Every file is written under a temporary name and then renamed, so that a file that exists is whole.
-A folder with a `config.json` is a run; `metrics.json` is written last and marks it as finished.
+A folder with a `config.json` is a run; it is finished when it has a `metrics.json`, which is written
+before the pictures, and no state to resume from any more, which goes after them.
 """
 
 import contextlib
@@ -174,8 +175,8 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        """Whether training and evaluation came to their end."""
-        return self.metrics_file.exists()
+        """Whether training and evaluation came to their end, and the pictures were drawn."""
+        return self.metrics_file.exists() and not self.checkpoint_files()
 
     @property
     def trained(self) -> bool:
@@ -272,9 +273,12 @@ class Run:
             )
         return metrics
 
-    def finish(self, metrics: dict) -> None:
-        """Marks the run as finished by writing its metrics; there is nothing to resume any more."""
+    def write_metrics(self, metrics: dict) -> None:
+        """Writes `metrics.json`."""
         write_json(self.metrics_file, metrics)
+
+    def finish(self) -> None:
+        """Marks the run as finished: there is nothing to resume any more."""
         shutil.rmtree(self.checkpoints, ignore_errors=True)
 
 

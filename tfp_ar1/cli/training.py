@@ -1,7 +1,9 @@
 """The training of a run: model, callbacks, checkpoints. Imports Keras, so import it late."""
 
 import contextlib
+import functools
 import math
+from collections.abc import Callable
 
 import click
 import keras
@@ -13,6 +15,7 @@ from tfp_ar1.cli import series, strategies
 from tfp_ar1.cli.batches import Batches
 from tfp_ar1.cli.checkpoints import Checkpoint, load_state, state_of
 from tfp_ar1.cli.datasets import Dataset
+from tfp_ar1.cli.errors import dispensable
 from tfp_ar1.cli.progress import Progress
 from tfp_ar1.cli.runs import Position, Run
 from tfp_ar1.vae import architectures, objectives, sequence_networks
@@ -141,7 +144,7 @@ def _train(
             done = position.epoch * steps + position.step
             progress = Progress("training", total=epochs * steps, done=done)
             callbacks.append(_Report(stack.enter_context(progress), epochs, done))
-            callbacks.append(keras.callbacks.TensorBoard(run.logs, write_graph=False))
+            callbacks.append(_TensorBoard(run.logs, write_graph=False))
         while position.epoch < epochs:
             # Keras begins at the first step of an epoch, so the rest of one is a `fit` of its own.
             last = position.epoch + 1 if position.step else epochs
@@ -175,6 +178,24 @@ def _cosine_decay(learning_rate: float, epochs: int) -> keras.callbacks.Callback
     return keras.callbacks.LearningRateScheduler(
         lambda epoch: learning_rate * (1 + math.cos(math.pi * epoch / epochs)) / 2
     )
+
+
+class _TensorBoard(keras.callbacks.TensorBoard):
+    """Writes TensorBoard's log until that fails, and lets the training go on without it."""
+
+    def __init__(self, *args, **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        self._failed = False
+        for name in ("set_model", *(name for name in dir(self) if name.startswith("on_"))):
+            setattr(self, name, functools.partial(self._try, getattr(self, name)))
+
+    def _try(self, hook: Callable[..., None], *args, **kwargs) -> None:
+        if self._failed:
+            return
+        self._failed = True
+        with dispensable(f"TensorBoard's log in {self.log_dir}"):
+            hook(*args, **kwargs)
+            self._failed = False
 
 
 class _StopUnlessFinite(keras.callbacks.Callback):
