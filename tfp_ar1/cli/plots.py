@@ -26,7 +26,8 @@ _TRAIN, _TEST = "#e0923a", "#1f5fa8"
 _MAX_CATEGORIES = 20
 # More test images than this say nothing more in a picture.
 _MAX_IMAGES = 5000
-_MAX_LABEL = 100
+# Letters of a name, and of any line.
+_MAX_NAME, _MAX_LINE = 24, 100
 _SUBSCRIPTS = str.maketrans("0123456789", "₀₁₂₃₄₅₆₇₈₉")
 
 
@@ -254,7 +255,7 @@ def latent_scatter(
         )
         # Not as `label`: one that begins with an underscore would be left out.
         for text, name in zip(legend.get_texts(), names, strict=True):
-            text.set_text(str(name))
+            text.set_text(label(str(name)))
     elif len(names) and names.dtype.kind in "buif":
         fig.colorbar(ax.scatter(x, y, c=labels.astype(float), **style), label="label")
     else:
@@ -348,7 +349,7 @@ def latent_name(index: int) -> str:
     return f"z{index + 1}".translate(_SUBSCRIPTS)
 
 
-def label(text: str, most: int = _MAX_LABEL) -> str:
+def label(text: str, most: int = _MAX_NAME) -> str:
     """Text of the user's as it can stand in a picture: one line, not too long, no control codes."""
     text = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text.strip())
     return text if len(text) <= most else text[: most - 1] + "…"
@@ -361,10 +362,10 @@ def save(fig: Figure, path: pathlib.Path) -> None:
     """
     plain = {"text.parse_math": False, "text.usetex": False}
     with mpl.rc_context(plain), warnings.catch_warnings(), atomic(path) as temporary:
-        # A box in a picture says as well that the font lacks a letter.
-        warnings.filterwarnings("ignore", "Glyph .* missing from")
+        # The picture itself shows that the font lacks a letter, or that there was little room.
+        warnings.filterwarnings("ignore", "Glyph .* missing from|constrained_layout not applied")
         for text in fig.findobj(Text):  # Made before, under other settings.
-            text.set(parse_math=False, usetex=False, text=label(text.get_text()))
+            text.set(parse_math=False, usetex=False, text=label(text.get_text(), _MAX_LINE))
         # No metadata: the version of matplotlib would be in it.
         fig.savefig(
             temporary, metadata={"Software": None}, dpi=150, bbox_inches="tight", pad_inches=0.15

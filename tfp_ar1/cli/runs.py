@@ -1,8 +1,8 @@
 """The folder of a run: what lies in it, how it is claimed, written and read.
 
 Every file is written under a temporary name and then renamed, so that a file that exists is whole.
-A folder with a `config.json` is a run; it is finished when it has a `metrics.json`, which is written
-before the pictures, and no state to resume from any more, which goes after them.
+A folder with a `config.json` is a run; it is finished when it has a `metrics.json`, which is there
+before the pictures are, and no state to resume from any more, which goes after them.
 """
 
 import contextlib

@@ -21,7 +21,6 @@ _CHANNELS = ("#1f5fa8", "#c44e52", "#3c8d5a", "#8064a2", "#937860", "#b8860b")
 # More windows, or more channels of the data, say nothing more in a picture.
 _NUM_WINDOWS, _MAX_ROWS, _MAX_SAMPLES = 3, 6, 12
 _NUM_DRAWS = 400
-_MAX_NAME = 24
 _GAP = 0.2
 
 
@@ -322,7 +321,7 @@ def _grid(
             else:
                 axes[row, column].set_visible(False)
         name = units.names[0 if num_channels == 1 else row]
-        axes[row, 0].set_ylabel(label(name, _MAX_NAME))
+        axes[row, 0].set_ylabel(label(name))
         if num_channels > 1:
             _share_limits(axes[row])
     handles, labels = axes[0, 0].get_legend_handles_labels()
