@@ -806,7 +806,8 @@ def export(run: pathlib.Path, out: pathlib.Path | None) -> None:
         with dispensable(f"the model card of {out}"):
             made = model_card.make(run.config, metrics, dtype, num_skipped=len(run.skipped()))
             runs.write_json(folder / "model_card.json", made)
-            (folder / "README.md").write_text(model_card.text(made), encoding="utf-8")
+            text = model_card.text(made)
+            (folder / "README.md").write_text(text, encoding="utf-8", errors="backslashreplace")
             card = made
     if card is None:
         click.echo(f"Wrote {out}: a SavedModel.")

@@ -133,6 +133,12 @@ _SERIES = _Kind(
     compared=(*_BOUNDS, *(key for key in (*_IMPUTATION, *_FORECAST) if "rmse" in key)),
 )
 _MEASURES = _IMAGES.measures | _SERIES.measures
+_VALID = {
+    **dict.fromkeys(_MEASURES, runs.is_number),
+    "history": lambda value: runs.is_table(runs.is_list())(value) and "val_neg_elbo" in value,
+    "versions": runs.is_table(runs.is_text),
+    "code": runs.is_text,
+}
 _TICKS = sorted([0, *(sign * t for sign in (-1, 1) for t in (0.5, 1, 2, 5, 10, 20, 50, 100, 1000))])
 _MOST_TICKS = 12
 _STRETCH = 1.3  # of the limits of that axis
@@ -233,6 +239,11 @@ def load(path: pathlib.Path) -> list[Run]:
                 f"{path}: line {number} has no {', '.join(sorted(missing))}; remove the line and "
                 "run 'tfp-ar1 compare' again."
             )
+        if key := runs.first_invalid(record, _VALID):
+            raise UserError(
+                f"{path}: line {number} has no valid {key!r}; remove the line and run 'tfp-ar1 "
+                "compare' again."
+            )
         name = results.name(record)
         if name in names:
             raise UserError(f"{path}: line {number} repeats the run {name}; remove one of them.")
@@ -325,7 +336,7 @@ def write(
     out.mkdir(parents=True, exist_ok=True)
     for file, text in texts.items():
         with runs.atomic(file) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+            temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
     return [*texts, *_draw(every, path, out)]
 
 

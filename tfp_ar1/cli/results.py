@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from tfp_ar1.cli.errors import UserError
-from tfp_ar1.cli.runs import fcntl
+from tfp_ar1.cli.runs import VALID, fcntl, first_invalid, is_text
 
 # What tells one experiment from another; a result holds all of them. Those of images:
 SETTINGS = (
@@ -48,6 +48,8 @@ SEQUENCE_SETTINGS = (
     "num_importance_samples",
     "data_sha256",
 )
+
+_VALID = {**{key: VALID[key] for key in (*SETTINGS, *SEQUENCE_SETTINGS)}, "error": is_text}
 
 
 def settings_of(record: dict[str, Any]) -> tuple[str, ...]:
@@ -101,6 +103,11 @@ def read(path: pathlib.Path) -> list[dict[str, Any]]:
                 f"{path}: line {number} is not a result of 'tfp-ar1 compare'; remove the line or "
                 "choose another file."
             )
+        if key := first_invalid(record, _VALID):
+            raise UserError(
+                f"{path}: line {number} has no valid {key!r}; remove the line or choose another "
+                "file."
+            )
         records.append(record)
     return records
 
@@ -111,7 +118,8 @@ def append(path: pathlib.Path, record: dict[str, Any]) -> None:
     Call it in `locked`, so that no other process writes at the same time.
     """
     mend(path)
-    line = json.dumps(record, allow_nan=False, ensure_ascii=False).encode() + b"\n"
+    line = json.dumps(record, allow_nan=False, ensure_ascii=False)
+    line = line.encode(errors="backslashreplace") + b"\n"
     descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
     try:
         before = os.fstat(descriptor).st_size
@@ -163,6 +171,6 @@ def _parse(line: bytes) -> dict[str, Any] | None:
     """The object in a line, or None."""
     try:
         value = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None

@@ -11,11 +11,13 @@ import glob
 import importlib.metadata
 import itertools
 import json
+import math
 import os
 import pathlib
 import platform
+import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from tfp_ar1.cli.errors import UserError
@@ -50,7 +52,74 @@ _OPTIONS_OF = {
     "sequence": ("prior", "channels", "window", "hide"),
 }
 _DATA = ("num_train", "num_test")
-_DATA_OF = {"image": ("image_shape",), "sequence": ("data_shape", "units")}
+_DATA_OF = {"image": ("image_shape", "range"), "sequence": ("data_shape", "units")}
+
+
+def is_text(value: Any) -> bool:
+    """Whether a value read from a file is text."""
+    return isinstance(value, str)
+
+
+def is_number(value: Any) -> bool:
+    """Whether it is a finite number."""
+    return type(value) in (int, float) and math.isfinite(value)
+
+
+def is_count(value: Any) -> bool:
+    """Whether it is a whole number that TensorFlow can count to, from 1 on."""
+    return type(value) is int and 1 <= value < 2**63
+
+
+def is_list(*items: Callable[[Any], bool], of: Callable[[Any], bool] = is_number) -> Callable:
+    """Whether it is a list: of these items, or of any number of such as `of` takes."""
+
+    def check(value: Any) -> bool:
+        if not isinstance(value, list):
+            return False
+        if not items:
+            return all(map(of, value))
+        return len(value) == len(items) and all(f(x) for f, x in zip(items, value, strict=True))
+
+    return check
+
+
+def is_table(value_is: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    """Whether it is a dictionary whose values are such as `value_is` takes."""
+    return lambda value: isinstance(value, dict) and all(map(value_is, value.values()))
+
+
+# What settings must be, in a config and in a result of `compare`.
+VALID: dict[str, Callable[[Any], bool]] = {
+    **dict.fromkeys(("dataset", "posterior", "likelihood", "network", "objective"), is_text),
+    **dict.fromkeys(("prior", "model", "strategy", "corrupt", "data_sha256"), is_text),
+    **dict.fromkeys(("epochs", "batch_size", "num_importance_samples", "latent_dim"), is_count),
+    **dict.fromkeys(("channels", "window", "replicas"), is_count),
+    **dict.fromkeys(("beta", "learning_rate", "hide"), is_number),
+    "seed": lambda value: value == 0 or is_count(value),
+    "hidden_units": lambda value: value is None or is_list(of=is_count)(value),
+    "data_dir": lambda value: value is None or is_text(value),
+}
+_VALID_DATA = {
+    **dict.fromkeys(("num_train", "num_test"), is_count),
+    "image_shape": lambda value: is_list(of=is_count)(value) and len(value) in (1, 2, 3),
+    "data_shape": is_list(is_count, is_count),
+    "range": is_list(is_number, is_number),
+    "sha256": is_text,
+    "units": lambda value: isinstance(value, dict),
+}
+_VALID_UNITS = {
+    "names": is_list(of=is_text),
+    "step": is_text,
+    "mean": is_list(),
+    "scale": is_list(),
+}
+
+
+def first_invalid(values: Mapping[str, Any], valid: Mapping[str, Callable]) -> str | None:
+    """The first key whose value is not what it must be."""
+    return next(
+        (k for k, is_valid in valid.items() if k in values and not is_valid(values[k])), None
+    )
 
 
 class Position(NamedTuple):
@@ -139,14 +208,29 @@ def write_json(path: pathlib.Path, value: Any) -> None:
     """Writes a JSON file atomically; NaN and infinity, which JSON does not know, are refused."""
     with atomic(path) as temporary:
         text = json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False)
-        temporary.write_text(text + "\n", encoding="utf-8")
+        # Names of files that are no text have half a surrogate; this writes it as JSON does.
+        temporary.write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
 
 
 def _read_json(path: pathlib.Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: is not valid JSON ({error}).") from error
+
+
+def _read_table(path: pathlib.Path, value_is: Callable[[Any], bool]) -> dict[str, Any]:
+    """Reads a JSON file of values by name."""
+    table = _read_json(path)
+    if not isinstance(table, dict):
+        raise UserError(
+            f"{path}: is damaged, it holds no results by name; restore it from a copy or train "
+            "again."
+        )
+    for key, value in table.items():
+        if not value_is(value):
+            raise _damaged(path, key)
+    return table
 
 
 @dataclasses.dataclass(frozen=True)
@@ -176,7 +260,7 @@ class Run:
     @property
     def finished(self) -> bool:
         """Whether training and evaluation came to their end, and the pictures were drawn."""
-        return self.metrics_file.exists() and not self.checkpoint_files()
+        return self.metrics_file.is_file() and not self.checkpoint_files()
 
     @property
     def trained(self) -> bool:
@@ -226,7 +310,8 @@ class Run:
                 "choose another --out."
             )
         files = self.checkpoints.glob("[0-9]*-[0-9]*.npz")
-        return {Position(*map(int, file.stem.split("-"))): file for file in files}
+        found = ((re.fullmatch(r"(\d+)-(\d+)", file.stem), file) for file in files)
+        return {Position(int(m[1]), int(m[2])): file for m, file in found if m}
 
     def position(self) -> Position:
         """How far the training is done and need not be done again."""
@@ -235,7 +320,7 @@ class Run:
     def history(self) -> dict[str, list[float]]:
         """What `fit` reported for every epoch so far, by name."""
         path = self.folder / "history.json"
-        return _read_json(path) if path.exists() else {}
+        return _read_table(path, is_list()) if path.exists() else {}
 
     def write_history(self, history: dict[str, list[float]]) -> None:
         """Writes `history.json`."""
@@ -253,25 +338,21 @@ class Run:
 
     def skipped(self) -> dict[str, str]:
         """The images that were left out so far, and why; nothing if there are none."""
-        return _read_json(self.skipped_file) if self.skipped_file.exists() else {}
+        return _read_table(self.skipped_file, is_text) if self.skipped_file.exists() else {}
 
     def collect_skipped(self) -> dict[str, str]:
         """Adds what the other workers left out to `skipped.json`; returns all."""
         others = list(self.folder.glob("skipped-[0-9]*.json"))
-        every = self.add_skipped({k: v for file in others for k, v in _read_json(file).items()})
+        every = self.add_skipped(
+            {k: v for file in others for k, v in _read_table(file, is_text).items()}
+        )
         for file in others:
             file.unlink()
         return every
 
     def metrics(self) -> dict[str, Any]:
         """The results on the test set, of a run that is finished."""
-        metrics = _read_json(self.metrics_file)
-        if not isinstance(metrics, dict):
-            raise UserError(
-                f"{self.metrics_file}: is damaged, it holds no results by name; restore it from a "
-                "copy or train again."
-            )
-        return metrics
+        return _read_table(self.metrics_file, lambda x: is_number(x) or is_list()(x))
 
     def write_metrics(self, metrics: dict) -> None:
         """Writes `metrics.json`."""
@@ -331,6 +412,24 @@ def read(folder: pathlib.Path) -> Run:
         for key in keys:
             if key not in config[part]:
                 raise _damaged(path, f"{part}.{key}")
+    others = [key for other in _OPTIONS_OF if other != model for key in _OPTIONS_OF[other]]
+    options = {key: value for key, value in config["options"].items() if key not in others}
+    units = config["data"].get("units", {})
+    for part, values, valid in (
+        ("options", options, VALID),
+        ("data", config["data"], _VALID_DATA),
+        ("data.units", units, _VALID_UNITS),
+    ):
+        if key := first_invalid(values, valid):
+            raise _damaged(path, f"{part}.{key}")
+    if model == "sequence":
+        channels = config["data"]["data_shape"][1]
+        if units.keys() != _VALID_UNITS.keys() or any(
+            len(units[key]) != channels for key in ("names", "mean", "scale")
+        ):
+            raise _damaged(path, "data.units")
+    if not is_table(is_text)(config.get("versions", {})):
+        raise _damaged(path, "versions")
     return Run(folder, config)
 
 
