@@ -11,7 +11,7 @@ import pytest
 from test_cli import PICTURES, TINY, cli, finished, images, refused, unfinished  # noqa: F401
 from test_report import file, records  # noqa: F401
 
-from tfp_ar1.cli import commands, model_card, plots, report, runs, series, series_plots
+from tfp_ar1.cli import commands, model_card, plots, report, runs, series, series_plots, startup
 
 NAMES = (
     "$",
@@ -160,3 +160,293 @@ def test_a_picture_that_fails_costs_no_report(cli, monkeypatch, file, tmp_path):
     assert "curves-" in out
     assert "differences.png" not in out
     assert "differences.png: left out" in err
+
+
+# What is read is not what was written
+
+
+OF_SERIES = {
+    "options": {
+        **dict.fromkeys(("epochs", "batch_size", "num_importance_samples", "channels"), 3),
+        **{"window": 12, "beta": 1.0, "learning_rate": 0.1, "hide": 0.5, "seed": 0, "replicas": 1},
+        **{"model": "sequence", "prior": "ar1", "posterior": "ar1", "likelihood": "gaussian"},
+        **{"dataset": "npz:x.npz", "network": "recurrent", "objective": "elbo"},
+    },
+    "data": {
+        **{"num_train": 20, "num_test": 6, "sha256": "a", "data_shape": [12, 2]},
+        "units": {"names": ["a", "b"], "step": "s", "mean": [0, 0], "scale": [1.0, 1.0]},
+    },
+}
+WRONG = (None, [1], {"a": 1}, "12", -3, 2.5, True, [[1]], [], 1e400)
+
+
+def is_right(key, value):
+    if key in ("posterior", "likelihood", "objective", "network", "prior", "dataset", "sha256"):
+        return isinstance(value, str)
+    if key in ("beta", "learning_rate", "hide"):
+        return value in (-3, 2.5) and value is not True
+    return (key, value) == ("hidden_units", [1]) or (key in ("image_shape",) and value == [1])
+
+
+@pytest.mark.parametrize("kind", ["images", "series"])
+def test_wrong_types_in_a_config(unfinished, kind):
+    config = json.loads((unfinished / "config.json").read_text())
+    config = config if kind == "images" else config | OF_SERIES
+    runs.write_json(unfinished / "config.json", config)
+    runs.read(unfinished)
+    data_keys = ["num_train", "num_test"]
+    data_keys += ["image_shape", "range"] if kind == "images" else ["data_shape", "units"]
+    of_model = (
+        ("latent_dim", "hidden_units") if kind == "images" else ("window", "hide", "channels")
+    )
+    options = [*runs._OPTIONS, *of_model, "network", "objective", "strategy", "replicas"]
+    for part, keys in (("options", options), ("data", data_keys)):
+        for key in keys:
+            for wrong in WRONG:
+                if is_right(key, wrong) or (key == "strategy" and wrong == "12"):
+                    continue
+                if key in ("hidden_units",) and wrong is None:
+                    continue
+                if key == "hidden_units" and wrong == []:
+                    continue
+                broken = {**config, part: {**config[part], key: wrong}}
+                (unfinished / "config.json").write_text(json.dumps(broken))
+                with pytest.raises(runs.UserError) as raised:
+                    runs.read(unfinished)
+                assert f"{unfinished}/config.json: is damaged" in raised.value.message
+                assert f"'{part}.{key}" in raised.value.message.replace("units.", "units'")
+
+
+def test_wrong_types_in_units(unfinished):
+    config = json.loads((unfinished / "config.json").read_text()) | OF_SERIES
+    units = config["data"]["units"]
+    for wrong in (
+        {**units, "mean": [0]},
+        {**units, "mean": ["0", "0"]},
+        {**units, "names": "ab"},
+        {**units, "more": 1},
+        {key: units[key] for key in ("names", "step", "mean")},
+    ):
+        config["data"]["units"] = wrong
+        (unfinished / "config.json").write_text(json.dumps(config))
+        with pytest.raises(runs.UserError, match=r"config.json: is damaged.*'data.units"):
+            runs.read(unfinished)
+
+
+def test_wrong_types_in_other_files_of_a_run(unfinished):
+    run = runs.read(unfinished)
+    for name, get, wrong in (
+        ("metrics.json", run.metrics, {"kl": "1"}),
+        ("metrics.json", run.metrics, {"kl": {"a": 1}}),
+        ("metrics.json", run.metrics, {"kl": None}),
+        ("history.json", run.history, {"kl": 1}),
+        ("history.json", run.history, {"kl": [1, "2"]}),
+        ("skipped.json", run.skipped, {"kl": 1}),
+    ):
+        (unfinished / name).write_text(json.dumps(wrong))
+        with pytest.raises(runs.UserError, match=rf"{name}: is damaged.*'kl'"):
+            get()
+    for name, get in (("history.json", run.history), ("skipped.json", run.skipped)):
+        for wrong in ("[1]", "3", "[" * 100000):
+            (unfinished / name).write_text(wrong)
+            with pytest.raises(runs.UserError, match=name):
+                get()
+    (run.checkpoints).mkdir()
+    (run.checkpoints / "1x-2.npz").touch()
+    assert run.position() == (0, 0)
+
+
+@pytest.mark.parametrize("key", ["beta", "dataset", "kl", "history", "versions", "code", "seed"])
+def test_wrong_types_in_results(refused, file, records, key, tmp_path):
+    for wrong in ({"beta": [1]}, "x" if key in ("beta", "kl", "seed", "history") else 3, None):
+        lines = [json.dumps(record) for record in records]
+        lines[2] = json.dumps({**records[2], key: wrong})
+        file.write_text("\n".join(lines) + "\n")
+        message = refused("report", file, "--out", tmp_path / "out")
+        assert f"{file}: line 3 has no valid '{key}'" in message
+
+
+# Names that are no text, and streams that cannot take text
+
+
+def test_names_of_files_that_are_no_text(tmp_path):
+    name = "npz:/caf\udce9/ρ.npz"
+    runs.write_json(tmp_path / "x.json", {"dataset": name})
+    assert runs._read_json(tmp_path / "x.json") == {"dataset": name}
+    results.append(tmp_path / "x.jsonl", {"dataset": name})
+    assert json.loads((tmp_path / "x.jsonl").read_text()) == {"dataset": name}
+
+
+def start(program, *argv, **kwargs):
+    """Runs the program in a process of its own; `program` comes before its import."""
+    program = f"import sys; sys.argv[0] = 'tfp-ar1'\n{program}\n" + (
+        "from tfp_ar1.cli import main\nsys.exit(main())\n"
+    )
+    command = [sys.executable, "-c", program, *map(os.fsencode, argv)]
+    kwargs = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | kwargs
+    return subprocess.run(command, **kwargs)
+
+
+def test_a_terminal_that_knows_ascii_only(tmp_path):
+    run = tmp_path / "caf\udce9-ρ"
+    run.mkdir()
+    env = {**os.environ, "PYTHONIOENCODING": "ascii:strict"}
+    done = start("", "sample", run, env=env)
+    assert (done.returncode, done.stdout) == (2, b"")
+    assert len(done.stderr.splitlines()) == 1
+    assert b"is not a run folder" in done.stderr
+    done = start(
+        "from tfp_ar1.cli import report; report.write = lambda *_: ['ρ−×', '\\udce9']",
+        "report",
+        "x",
+        "--out",
+        "y",
+        env=env,
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert done.stdout.splitlines() == [rb"\u03c1\u2212\xd7", rb"\udce9"]
+
+
+def test_an_output_that_is_full():
+    with open("/dev/full", "wb") as full:
+        done = start("", "--help", stdout=full)
+    assert done.returncode == 2
+    assert done.stderr == b"tfp-ar1: error: standard output: No space left on device.\n"
+
+
+def test_an_output_that_is_full_does_not_undo_a_run(cli, monkeypatch, quick, images, tmp_path):
+    def full(*_):
+        raise BrokenPipeError
+
+    monkeypatch.setattr(commands, "_print_table", full)
+    monkeypatch.setattr(commands, "_discard_stdout", lambda: None)
+    monkeypatch.setattr(plots, "draw_run", lambda *_: [])
+    code, _, err = cli("train", "--dataset", f"npz:{images}", *TINY, "--out", tmp_path / "run")
+    assert (code, "unfinished" in err) == (1, False)
+    assert runs.read(tmp_path / "run").finished
+
+
+# Ctrl-C
+
+
+INTERRUPT = """
+import os, signal
+class Finder:
+    def find_spec(self, name, *_):
+        if name == {name!r}:
+            try:
+                os.kill(os.getpid(), signal.SIGINT)
+                sum(range(1000))
+            except KeyboardInterrupt:
+                {then}
+sys.meta_path.insert(0, Finder())
+"""
+
+
+@pytest.mark.parametrize("name", ["click", "numpy", "rich"])
+def test_ctrl_c_while_packages_are_imported(name):
+    then = "raise ImportError('out of C++ code')"
+    done = start(INTERRUPT.format(name=name, then=then), "train")
+    assert (done.returncode, done.stdout) == (130, b"")
+    assert done.stderr == b"tfp-ar1: interrupted.\n"
+
+
+def test_ctrl_c_while_tensorflow_is_imported_is_not_lost():
+    def swallow():
+        with contextlib.suppress(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(1)
+
+    def other():
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(1)
+        except KeyboardInterrupt:
+            raise ImportError("no runtime") from None
+
+    for start in (swallow, other):
+        with pytest.raises(KeyboardInterrupt):
+            startup.import_tensorflow(start)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_ctrl_c_while_data_are_read(cli, monkeypatch, images):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(commands.datasets, "load", interrupt)
+    code, out, err = cli("train", "--dataset", f"npz:{images}")
+    assert (code, out, err.strip()) == (130, "", "tfp-ar1: interrupted.")
+
+
+# Where nothing can be written
+
+
+@pytest.fixture
+def in_the_way(tmp_path):
+    """A file where a folder should be."""
+    path = tmp_path / "in the way"
+    path.write_text("precious")
+    return path
+
+
+@pytest.mark.parametrize("command", ["train", "compare", "sample", "export", "report"])
+def test_targets_that_cannot_be_written_are_found_before_the_work(
+    refused, monkeypatch, in_the_way, finished, images, file, command
+):
+    def work(*_):
+        pytest.fail("there was work before the mistake was found")
+
+    for module, name in ((commands.datasets, "load"), (report, "_draw")):
+        monkeypatch.setattr(module, name, work)
+    out = in_the_way / "x"
+    argv = {
+        "train": ["train", "--dataset", f"npz:{images}", "--out", out],
+        "compare": ["compare", "--dataset", f"npz:{images}", "--out", f"{out}.jsonl"],
+        "sample": ["sample", finished[0], "--out", f"{out}.png"],
+        "export": ["export", finished[0], "--out", out],
+        "report": ["report", file, "--out", out],
+    }[command]
+    assert str(in_the_way) in refused(*argv)
+    assert in_the_way.read_text() == "precious"
+    long = pathlib.Path("y" * 252 + (".jsonl" if command == "compare" else ".png"))
+    assert "File name too long" in refused(*argv[:-1], long)
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EACCES])
+def test_full_and_read_only_disks_are_found_before_the_work(
+    refused, monkeypatch, number, images, tmp_path
+):
+    def fail(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(commands.datasets, "load", lambda *_: pytest.fail("data were read"))
+    monkeypatch.setattr(os, "fsync", fail)
+    folder = tmp_path / "run"
+    message = refused("train", "--dataset", f"npz:{images}", "--out", folder)
+    assert f"{folder}: cannot be written: {os.strerror(number)}; choose another --out." in message
+    assert f"runs: cannot be written: {os.strerror(number)}" in refused("train")
+    assert not list(tmp_path.glob(".tmp-*"))
+
+
+def test_an_error_of_writing_names_the_file(tmp_path):
+    path = tmp_path / "x.npy"
+
+    def write(temporary):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    for write_it in (write, lambda temporary: (temporary / "y").touch()):
+        with pytest.raises(OSError, match="device|directory") as raised, runs.atomic(path) as t:
+            write_it(t)
+        assert str(path) in str(raised.value.filename) or "tmp-" in raised.value.filename
+
+
+def test_too_little_space_is_found_before_the_training(cli, monkeypatch, images, tmp_path):
+    import collections
+
+    usage = collections.namedtuple("Usage", "total used free")
+    monkeypatch.setattr(runs.shutil, "disk_usage", lambda _: usage(1, 1, 5000))
+    code, _, err = cli("train", "--dataset", f"npz:{images}", *TINY, "--out", tmp_path / "run")
+    assert code == 1
+    assert f"error: {tmp_path / 'run'}: No space left on device: model and backups take" in err
+    assert "resume with: tfp-ar1 train" in err

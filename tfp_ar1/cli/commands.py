@@ -69,6 +69,10 @@ def run(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; see `tfp_ar1.cli.main`."""
     startup.set_environment()
     argv = list(sys.argv[1:] if argv is None else argv)
+    for stream in (sys.stdout, sys.stderr):
+        # Not every terminal knows the letter ρ, and names of files need not be text at all.
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
     try:
         return cli.main(argv, prog_name="tfp-ar1", standalone_mode=False, obj=argv) or 0
     except click.Abort:
@@ -79,11 +83,37 @@ def run(argv: Sequence[str] | None = None) -> int:
             message += f" (See '{error.ctx.command_path} --help'.)"
         return _fail(message, error.exit_code)
     except BrokenPipeError:
-        # The reader of a pipe went away; Python would complain again when it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # The reader of a pipe went away.
+        _discard_stdout()
         return 1
     except OSError as error:
         return _fail(_describe(error), 2)
+    except UnicodeEncodeError as error:
+        return _fail(
+            f"{error.object[:300]}: has letters that {error.encoding} cannot write ({error.reason})"
+            "; rename the file or folder, or set LC_ALL=C.UTF-8.",
+            2,
+        )
+    finally:
+        if _stdout_is_broken():
+            _discard_stdout()
+
+
+def _stdout_is_broken() -> bool:
+    """Whether what was printed cannot be written, as on a full disk."""
+    try:
+        sys.stdout.flush()
+    except (OSError, ValueError):
+        return True
+    except AttributeError:  # There is none.
+        pass
+    return False
+
+
+def _discard_stdout() -> None:
+    """Keeps Python from complaining again when it flushes at its exit."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _fail(message: str, code: int) -> int:
@@ -101,6 +131,8 @@ def _program() -> str:
 
 def _describe(error: OSError, where: pathlib.Path | None = None) -> str:
     """What went wrong and where, which errors of writing to an open file do not know."""
+    if error.filename is None and _stdout_is_broken():
+        where = "standard output"
     where = error.filename or where
     return f"{where}: {error.strerror or error}." if where else f"{error}."
 
@@ -407,6 +439,8 @@ def train(ctx: click.Context, out: pathlib.Path | None, backup_steps: int, **opt
     worker = _check_strategy(ctx, out)
     if out is not None and worker == 0:
         runs.check_out(out)
+    if worker == 0:
+        runs.check_writable(out or pathlib.Path("runs"))
     _check_of_model(ctx)
     _check_used(ctx, (options["network"],), (options["objective"],))
     options["replicas"] = strategies.num_replicas(options["strategy"], options["replicas"])
@@ -519,11 +553,15 @@ def _told_how_to_resume(run: runs.Run, command: str) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt as error:
+        if run.finished:
+            raise
         done, epochs = run.position().epoch, run.options["epochs"]
         raise Interrupted(
             f"interrupted after {done} of {epochs} epochs; resume with: {command}"
         ) from error
     except OSError as error:
+        if run.finished or isinstance(error, BrokenPipeError):
+            raise
         raise click.ClickException(
             f"{_describe(error, run.folder)} The run is unfinished; resume with: {command}"
         ) from error
@@ -743,6 +781,7 @@ def sample(run: pathlib.Path, num_samples: int, seed: int, out: pathlib.Path | N
         raise UserError(f"{out}: exists already; choose another --out.")
     if not out.parent.is_dir():
         raise UserError(f"{out.parent}: no such folder; make it or choose another --out.")
+    runs.check_writable(out)
     new = np.asarray(_load_model(run).generate(num_samples, seed=seed))
     if out.suffix == ".npy":
         with runs.atomic(out) as path:
@@ -797,6 +836,7 @@ def export(run: pathlib.Path, out: pathlib.Path | None) -> None:
     run = runs.read_finished(run)
     out = out or run.folder / "export"
     runs.check_new_folder(out)
+    runs.check_writable(out)
     metrics = run.metrics()
     model = _load_model(run)
     dtype = model.distribution_dtype.name
@@ -922,6 +962,8 @@ def compare(
     startup.check_backend()
     if out.suffix != ".jsonl":
         raise UserError(f"{out}: --out must end in .jsonl.")
+    if not dry_run:
+        runs.check_writable(out)
     _check_of_model(ctx)
     _check_used(ctx, options["network"], options["objective"])
     if options["model"] == "sequence":

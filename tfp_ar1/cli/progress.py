@@ -1,8 +1,8 @@
 """Progress of long work: one live line on a terminal, elsewhere a plain line now and then."""
 
-import sys
 import time
 
+import click
 import rich.console
 import rich.progress
 
@@ -58,11 +58,7 @@ class Progress:
             self._bar.update(self._task, completed=done, note=note)
         elif done == self._total or now - self._printed >= _SECONDS_BETWEEN_LINES:
             self._printed = now
-            print(
-                f"{self._name} {done / self._total:4.0%}  {note.strip()}",
-                file=sys.stderr,
-                flush=True,
-            )
+            click.echo(f"{self._name} {done / self._total:4.0%}  {note.strip()}", err=True)
 
 
 def _duration(seconds: float) -> str:

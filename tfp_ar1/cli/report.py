@@ -333,6 +333,7 @@ def write(
         texts[out / _page_name(template)] = _page(every, template)
     for file in texts:
         _check_ours(file)
+        runs.check_writable(file)
     out.mkdir(parents=True, exist_ok=True)
     for file, text in texts.items():
         with runs.atomic(file) as temporary:

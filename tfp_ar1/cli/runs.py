@@ -7,6 +7,7 @@ before the pictures are, and no state to resume from any more, which goes after 
 
 import contextlib
 import dataclasses
+import errno
 import glob
 import importlib.metadata
 import itertools
@@ -33,6 +34,7 @@ _PACKAGES = ("tfp_ar1", "tensorflow", "tensorflow-probability", "keras", "numpy"
 # is; their hash in `data` is. A run that stopped at a corrupt image may go on without it.
 MAY_CHANGE = ("dataset", "data_dir", "corrupt")
 _TEMPORARY = ".tmp-"
+_LEAST_BYTES = 2**16
 # Options of `train` that runs of earlier versions do not have, with what these versions did. An
 # option that is new belongs here, with its default; a new FORMAT_VERSION is for what has none.
 _LATER_OPTIONS = {
@@ -133,6 +135,53 @@ class Claimed(UserError):
     """Another process is at work on the run."""
 
 
+def _temporary(path: pathlib.Path) -> pathlib.Path:
+    return path.with_name(f"{_TEMPORARY}{os.getpid()}-{path.name}")
+
+
+def check_writable(path: pathlib.Path) -> None:
+    """Checks, before the work, that a file or folder can be written.
+
+    Args:
+      path: The file or folder; what is above it may be missing.
+
+    Raises:
+      UserError: If it cannot, with the reason.
+    """
+    if path.is_dir():
+        path /= "config.json"
+    while not path.parent.exists() and not path.parent.is_symlink():
+        path = path.parent
+    probe = _temporary(path)
+    try:
+        with probe.open("xb", buffering=0) as file:
+            file.write(bytes(_LEAST_BYTES))
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise UserError(
+            f"{path}: cannot be written: {error.strerror}; choose another --out."
+        ) from error
+    finally:
+        with contextlib.suppress(OSError):
+            probe.unlink()
+
+
+def check_space(folder: pathlib.Path, needed: int) -> None:
+    """Checks that so many bytes can be written to a folder.
+
+    Raises:
+      OSError: If not.
+    """
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise OSError(
+            errno.ENOSPC,
+            f"{os.strerror(errno.ENOSPC)}: model and backups take {needed / 2**20:.1f} MiB, "
+            f"{free / 2**20:.1f} MiB are free",
+            str(folder),
+        )
+
+
 @contextlib.contextmanager
 def atomic(path: pathlib.Path) -> Iterator[pathlib.Path]:
     """Gives a temporary path to write to, which takes the place of `path` if all went well.
@@ -143,15 +192,21 @@ def atomic(path: pathlib.Path) -> Iterator[pathlib.Path]:
     Yields:
       The temporary path, in the same folder.
     """
-    temporary = path.with_name(f"{_TEMPORARY}{os.getpid()}-{path.name}")
+    temporary = _temporary(path)
     try:
         yield temporary
         # Else a machine that loses its power may keep the new name, but not what was written.
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
+    except OSError as error:
+        # Errors of writing to an open file do not name it, others name one that is gone.
+        if error.filename in (None, str(temporary)):
+            error.filename, error.filename2 = str(path), None
+        raise
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
 
 
 @contextlib.contextmanager
@@ -173,7 +228,7 @@ def atomic_folder(path: pathlib.Path) -> Iterator[pathlib.Path]:
     for leftover in path.parent.glob(f"{_TEMPORARY}*-{glob.escape(path.name)}"):
         if not _is_running(leftover.name.removeprefix(_TEMPORARY).partition("-")[0]):
             shutil.rmtree(leftover, ignore_errors=True)
-    temporary = path.with_name(f"{_TEMPORARY}{os.getpid()}-{path.name}")
+    temporary = _temporary(path)
     temporary.mkdir()
     try:
         yield temporary

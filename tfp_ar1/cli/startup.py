@@ -4,7 +4,7 @@ import contextlib
 import logging
 import os
 import re
-import sys
+import signal
 import tempfile
 from collections.abc import Callable, Iterator
 from typing import TypeVar
@@ -15,7 +15,9 @@ _T = TypeVar("_T")
 
 
 def set_environment() -> None:
-    """Sets what TensorFlow and Keras read when they are imported, unless the user has set it."""
+    """Sets what libraries read when they are imported, unless the user has set it."""
+    # Else it tells where it keeps its list of fonts, if it cannot write to the home folder.
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 
@@ -40,7 +42,7 @@ def import_tensorflow(start: Callable[[], _T] | None = None) -> _T | None:
     Args:
       start: What starts the devices; returns its result.
     """
-    with _errors_only_on_stderr():
+    with _errors_only_on_stderr(), _interrupt_not_lost():
         import tensorflow as tf
 
         for name in ("absl", "tensorflow"):
@@ -49,13 +51,47 @@ def import_tensorflow(start: Callable[[], _T] | None = None) -> _T | None:
 
 
 @contextlib.contextmanager
+def _interrupt_not_lost() -> Iterator[None]:
+    """Raises `KeyboardInterrupt` for a Ctrl-C that comes out as another error, or is swallowed.
+
+    Both happens to exceptions while C++ code initialises modules.
+    """
+    interrupted = False
+
+    def interrupt(*_: object) -> None:
+        nonlocal interrupted
+        interrupted = True
+        raise KeyboardInterrupt
+
+    before = signal.getsignal(signal.SIGINT)
+    # Only where it would be raised at all, and in the main thread.
+    ours = before is signal.default_int_handler
+    with contextlib.suppress(ValueError):
+        ours = ours and signal.signal(signal.SIGINT, interrupt) is before
+    try:
+        yield
+    except Exception as error:
+        if interrupted:
+            raise KeyboardInterrupt from error
+        raise
+    finally:
+        if ours:
+            signal.signal(signal.SIGINT, before)
+    if interrupted:
+        raise KeyboardInterrupt
+
+
+@contextlib.contextmanager
 def _errors_only_on_stderr() -> Iterator[None]:
     """Holds back what C++ code writes to stderr, and lets only its errors through.
 
     TensorFlow logs some lines before it reads TF_CPP_MIN_LOG_LEVEL, straight to the descriptor.
     """
-    sys.stderr.flush()
-    stderr = os.dup(2)
+    try:
+        stderr = os.dup(2)
+    except OSError:  # The process was started without.
+        yield
+        return
     with tempfile.TemporaryFile() as held:
         os.dup2(held.fileno(), 2)
         try:

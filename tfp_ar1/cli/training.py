@@ -17,7 +17,7 @@ from tfp_ar1.cli.checkpoints import Checkpoint, load_state, state_of
 from tfp_ar1.cli.datasets import Dataset
 from tfp_ar1.cli.errors import dispensable
 from tfp_ar1.cli.progress import Progress
-from tfp_ar1.cli.runs import Position, Run
+from tfp_ar1.cli.runs import Position, Run, check_space
 from tfp_ar1.vae import architectures, objectives, sequence_networks
 
 
@@ -135,6 +135,10 @@ def _train(
         model = new_model()
     checkpoint = Checkpoint(run, model, steps, backup_steps, lambda: data.skipped)
     position = checkpoint.restore()
+    if run.worker == 0:
+        # Two backups while one takes the place of the other, and the model with its optimizer.
+        size = sum(array.nbytes for array in state_of(model).values())
+        check_space(run.folder, 3 * size)
     strategies.check_alike(strategy, run, position)
     with contextlib.ExitStack() as stack:
         callbacks = [_StopUnlessFinite(options["learning_rate"])]
