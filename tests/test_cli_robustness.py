@@ -2,7 +2,16 @@
 
 # ruff: noqa: F811  the fixtures of test_cli are arguments here
 
+import collections
+import contextlib
+import errno
 import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
 import warnings
 
 import numpy as np
@@ -11,7 +20,17 @@ import pytest
 from test_cli import PICTURES, TINY, cli, finished, images, refused, unfinished  # noqa: F401
 from test_report import file, records  # noqa: F401
 
-from tfp_ar1.cli import commands, model_card, plots, report, runs, series, series_plots, startup
+from tfp_ar1.cli import (
+    commands,
+    model_card,
+    plots,
+    report,
+    results,
+    runs,
+    series,
+    series_plots,
+    startup,
+)
 
 NAMES = (
     "$",
@@ -436,14 +455,12 @@ def test_an_error_of_writing_names_the_file(tmp_path):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     for write_it in (write, lambda temporary: (temporary / "y").touch()):
-        with pytest.raises(OSError, match="device|directory") as raised, runs.atomic(path) as t:
+        with pytest.raises(OSError, match=r"device|directory") as raised, runs.atomic(path) as t:
             write_it(t)
         assert str(path) in str(raised.value.filename) or "tmp-" in raised.value.filename
 
 
 def test_too_little_space_is_found_before_the_training(cli, monkeypatch, images, tmp_path):
-    import collections
-
     usage = collections.namedtuple("Usage", "total used free")
     monkeypatch.setattr(runs.shutil, "disk_usage", lambda _: usage(1, 1, 5000))
     code, _, err = cli("train", "--dataset", f"npz:{images}", *TINY, "--out", tmp_path / "run")
