@@ -306,10 +306,10 @@ def start(program, *argv, **kwargs):
     return subprocess.run(command, **kwargs)
 
 
-def test_a_terminal_that_knows_ascii_only(tmp_path):
+def test_a_terminal_that_knows_few_letters(tmp_path):
     run = tmp_path / "caf\udce9-ρ"
     run.mkdir()
-    env = {**os.environ, "PYTHONIOENCODING": "ascii:strict"}
+    env = {**os.environ, "PYTHONIOENCODING": "latin-1"}
     done = start("", "sample", run, env=env)
     assert (done.returncode, done.stdout) == (2, b"")
     assert len(done.stderr.splitlines()) == 1
@@ -323,7 +323,7 @@ def test_a_terminal_that_knows_ascii_only(tmp_path):
         env=env,
     )
     assert (done.returncode, done.stderr) == (0, b"")
-    assert done.stdout.splitlines() == [rb"\u03c1\u2212\xd7", rb"\udce9"]
+    assert done.stdout.splitlines() == [b"\\u03c1\\u2212\xd7", rb"\udce9"]
 
 
 def test_an_output_that_is_full():
@@ -389,15 +389,6 @@ def test_ctrl_c_while_tensorflow_is_imported_is_not_lost():
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-def test_ctrl_c_while_data_are_read(cli, monkeypatch, images):
-    def interrupt(*_):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(commands.datasets, "load", interrupt)
-    code, out, err = cli("train", "--dataset", f"npz:{images}")
-    assert (code, out, err.strip()) == (130, "", "tfp-ar1: interrupted.")
-
-
 # Where nothing can be written
 
 
@@ -409,26 +400,25 @@ def in_the_way(tmp_path):
     return path
 
 
-@pytest.mark.parametrize("command", ["train", "compare", "sample", "export", "report"])
+@pytest.mark.parametrize("command", ["train", "compare", "sample", "export"])
 def test_targets_that_cannot_be_written_are_found_before_the_work(
-    refused, monkeypatch, in_the_way, finished, images, file, command
+    refused, monkeypatch, in_the_way, finished, images, command
 ):
     def work(*_):
         pytest.fail("there was work before the mistake was found")
 
-    for module, name in ((commands.datasets, "load"), (report, "_draw")):
-        monkeypatch.setattr(module, name, work)
+    monkeypatch.setattr(commands.datasets, "load", work)
     out = in_the_way / "x"
     argv = {
         "train": ["train", "--dataset", f"npz:{images}", "--out", out],
         "compare": ["compare", "--dataset", f"npz:{images}", "--out", f"{out}.jsonl"],
         "sample": ["sample", finished[0], "--out", f"{out}.png"],
         "export": ["export", finished[0], "--out", out],
-        "report": ["report", file, "--out", out],
     }[command]
     assert str(in_the_way) in refused(*argv)
     assert in_the_way.read_text() == "precious"
-    long = pathlib.Path("y" * 252 + (".jsonl" if command == "compare" else ".png"))
+    length = 248 if command in ("sample", "export", "compare") else 256
+    long = "y" * length + {"compare": ".jsonl", "sample": ".png"}.get(command, "")
     assert "File name too long" in refused(*argv[:-1], long)
 
 

@@ -15,6 +15,7 @@ import pathlib
 import shlex
 import shutil
 import sys
+import traceback
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
@@ -131,7 +132,8 @@ def _program() -> str:
 
 def _describe(error: OSError, where: pathlib.Path | None = None) -> str:
     """What went wrong and where, which errors of writing to an open file do not know."""
-    if error.filename is None and _stdout_is_broken():
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    if frame.f_globals.get("__name__", "").partition(".")[0] in ("click", "rich"):
         where = "standard output"
     where = error.filename or where
     return f"{where}: {error.strerror or error}." if where else f"{error}."
@@ -440,7 +442,7 @@ def train(ctx: click.Context, out: pathlib.Path | None, backup_steps: int, **opt
     if out is not None and worker == 0:
         runs.check_out(out)
     if worker == 0:
-        runs.check_writable(out or pathlib.Path("runs"))
+        runs.check_writable((out or pathlib.Path("runs")) / "config.json")
     _check_of_model(ctx)
     _check_used(ctx, (options["network"],), (options["objective"],))
     options["replicas"] = strategies.num_replicas(options["strategy"], options["replicas"])

@@ -1,6 +1,7 @@
 """The results of `compare`: a file with one JSON object a line, to which lines are only added."""
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -125,7 +126,7 @@ def append(path: pathlib.Path, record: dict[str, Any]) -> None:
         before = os.fstat(descriptor).st_size
         if os.write(descriptor, line) != len(line):
             os.ftruncate(descriptor, before)
-            raise OSError(f"{path}: could not be written; is the disk full?")
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
         os.fsync(descriptor)
     finally:
         os.close(descriptor)

@@ -143,16 +143,15 @@ def check_writable(path: pathlib.Path) -> None:
     """Checks, before the work, that a file or folder can be written.
 
     Args:
-      path: The file or folder; what is above it may be missing.
+      path: The file, or the folder for `atomic_folder`; what is above it may be missing.
 
     Raises:
       UserError: If it cannot, with the reason.
     """
-    if path.is_dir():
-        path /= "config.json"
+    target = path
     while not path.parent.exists() and not path.parent.is_symlink():
         path = path.parent
-    probe = _temporary(path)
+    probe = _temporary(path if path == target else path.with_name("probe"))
     try:
         with probe.open("xb", buffering=0) as file:
             file.write(bytes(_LEAST_BYTES))
