@@ -7,7 +7,6 @@ import contextlib
 import errno
 import json
 import os
-import pathlib
 import signal
 import subprocess
 import sys

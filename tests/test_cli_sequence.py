@@ -93,7 +93,9 @@ def test_mistakes_in_options(refused, argv, expected):
 def test_pyts_is_not_installed(refused, monkeypatch):
     monkeypatch.setitem(sys.modules, "pyts", None)
     monkeypatch.delitem(sys.modules, "pyts.datasets", raising=False)
-    assert "run: pip install 'tfp_ar1[series]'" in refused("train", "--model", "sequence")
+    assert "run, in the project's folder: pip install '.[series]'" in refused(
+        "train", "--model", "sequence"
+    )
 
 
 def config_of(*argv):

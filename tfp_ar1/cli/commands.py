@@ -29,7 +29,7 @@ import rich.table
 from tfp_ar1.cli import compare as runner
 from tfp_ar1.cli import datasets, model_card, runs, series, startup, strategies, streams
 from tfp_ar1.cli.errors import Interrupted, UserError, dispensable, reason
-from tfp_ar1.cli.progress import Progress
+from tfp_ar1.cli.progress import Progress, counted, doing
 from tfp_ar1.version import __version__
 
 # Named here too, so that a wrong one is refused before TensorFlow is imported; a test compares.
@@ -146,6 +146,8 @@ class _DatasetType(click.ParamType):
         of_sequences = ctx.params.get("model") == "sequence"
         if value in series.SHIPPED and not of_sequences and "model" in ctx.params:
             raise click.BadParameter(f"{value} holds series; give --model sequence too.")
+        if value.startswith("csv:") and not of_sequences and "model" in ctx.params:
+            raise click.BadParameter(f"{value} is a file of series; give --model sequence too.")
         return _source(of_sequences).resolve(value)
 
 
@@ -455,7 +457,8 @@ def train(ctx: click.Context, out: pathlib.Path | None, backup_steps: int, **opt
     options["epochs"] = options["epochs"] or _default_epochs(dataset)
     if options["model"] == "sequence":
         options = {key: value for key, value in options.items() if key not in _ONLY["image"]}
-        data = series.load(dataset, options["window"], options["likelihood"])
+        with doing(f"Reading {dataset}"):
+            data = series.load(dataset, options["window"], options["likelihood"])
         options["window"] = data.data_shape[0]
     else:
         options = {key: value for key, value in options.items() if key not in _ONLY["sequence"]}
@@ -465,9 +468,10 @@ def train(ctx: click.Context, out: pathlib.Path | None, backup_steps: int, **opt
             raise click.UsageError(
                 f"--corrupt is for {streams.CHOICES}, not for {dataset}; leave it out.", ctx
             )
-        data = datasets.load(
-            dataset, options["data_dir"], options["likelihood"], options["corrupt"]
-        )
+        with doing(f"Reading {dataset}"):
+            data = datasets.load(
+                dataset, options["data_dir"], options["likelihood"], options["corrupt"]
+            )
         datasets.check_network(options["network"], dataset, data.image_shape)
     config = runs.new_config(options, data.fingerprint())
     name = f"{datasets.short_name(dataset)}-{options['posterior']}"
@@ -499,7 +503,7 @@ def _already(position: runs.Position) -> str:
     """What is done of a run that is resumed."""
     if position == (0, 0):
         return ""
-    steps = f" and {position.step} steps" * bool(position.step)
+    steps = f" and {counted(position.step, 'step')}" * bool(position.step)
     return f", {position.epoch}{steps} of them done"
 
 
@@ -559,7 +563,7 @@ def _told_how_to_resume(run: runs.Run, command: str) -> Iterator[None]:
             raise
         done, epochs = run.position().epoch, run.options["epochs"]
         raise Interrupted(
-            f"interrupted after {done} of {epochs} epochs; resume with: {command}"
+            f"interrupted after {done} of {counted(epochs, 'epoch')}; resume with: {command}"
         ) from error
     except OSError as error:
         if run.finished or isinstance(error, BrokenPipeError):
@@ -576,17 +580,19 @@ def _told_how_to_resume(run: runs.Run, command: str) -> Iterator[None]:
 def _train(run: runs.Run, data: datasets.Dataset | series.Series, backup_steps: int) -> None:
     options = run.options
     position = run.position()
+    tests = len(data.x_test)
     if run.of_sequences:
         steps, channels = data.data_shape
-        kind = f"windows of {steps} steps, {channels} channel{'s' * (channels > 1)}"
-        latents = f"and {options['prior']} prior over {options['channels']} latent paths"
+        shape = f"{counted(steps, 'step')}, {counted(channels, 'channel')}"
+        kind = f"{counted(tests, 'test window')} of {shape}"
+        latents = f"and {options['prior']} prior over {counted(options['channels'], 'latent path')}"
     else:
-        kind = f"images of {'x'.join(map(str, data.image_shape))}"
-        latents = f"over {options['latent_dim']} latents"
+        kind = f"{counted(tests, 'test image')} of {'x'.join(map(str, data.image_shape))}"
+        latents = f"over {counted(options['latent_dim'], 'latent')}"
     click.echo(
         f"Training on {datasets.short_name(options['dataset'])}: {len(data.x_train)} training and "
-        f"{len(data.x_test)} test {kind}; {options['posterior']} posterior {latents}; "
-        f"{options['epochs']} epochs{_already(position)}."
+        f"{kind}; {options['posterior']} posterior {latents}; "
+        f"{counted(options['epochs'], 'epoch')}{_already(position)}."
     )
     for note in data.notes:
         click.echo(note)
@@ -632,7 +638,8 @@ def _train(run: runs.Run, data: datasets.Dataset | series.Series, backup_steps: 
     program = shlex.quote(_program())
     tensorboard = program.removesuffix("tfp-ar1") + "tensorboard"
     click.echo(
-        f"Go on with:\n  {program} sample {folder}\n  {program} evaluate {folder}\n"
+        f"Go on with:\n  {program} sample {folder} --seed {options['seed'] + 1}\n"
+        f"  {program} evaluate {folder} --num-importance-samples 500\n  {program} export {folder}\n"
         f"  {tensorboard} --logdir {logs}"
     )
 
@@ -682,7 +689,9 @@ def evaluate(
     else:
         dataset, trained = _source(run.of_sequences).resolve(dataset), run.config["data"]
     try:
-        data = (_test_series if run.of_sequences else _test_images)(run, dataset, data_dir, trained)
+        read = _test_series if run.of_sequences else _test_images
+        with doing(f"Reading {dataset}"):
+            data = read(run, dataset, data_dir, trained)
     except FileNotFoundError as error:
         if trained is not None:
             raise
@@ -829,7 +838,7 @@ def export(run: pathlib.Path, out: pathlib.Path | None) -> None:
     The folder is a SavedModel, with README.md, what the model is and how to call it, and the same
     for programs, model_card.json.
 
-
+    
     Examples:
       tfp-ar1 export runs/digits-ar1-001
       tfp-ar1 export runs/digits-ar1-001 --out models/digits
@@ -864,7 +873,8 @@ def _export(model: Any, folder: pathlib.Path, out: pathlib.Path) -> None:
     import tensorflow as tf
 
     try:
-        model.export(folder, verbose=False)
+        with doing("Writing the model"):
+            model.export(folder, verbose=False)
     except tf.errors.OpError as error:  # TensorFlow's own, where the disk is full.
         reason = error.message.rpartition("; ")[2]  # Before it stands a temporary file.
         raise click.ClickException(f"{out}: cannot be written: {reason}") from error
@@ -1040,7 +1050,8 @@ def _load_model(run: runs.Run) -> Any:
     import tfp_ar1.vae  # noqa: F401  registers the classes that the file names
 
     try:
-        return keras.saving.load_model(run.model_file)
+        with doing("Loading the model"):
+            return keras.saving.load_model(run.model_file)
     except Exception as error:  # A damaged archive fails in many ways.
         raise UserError(f"{run.model_file}: cannot be loaded{_why_not(run, error)}") from error
 
@@ -1074,7 +1085,8 @@ def _evaluate(
     from tfp_ar1.cli import training
     from tfp_ar1.vae import evaluation
 
-    with Progress("evaluating", total=len(data.x_test)) as progress:
+    total, first = len(data.x_test), "compiling the first step, which takes some seconds"
+    with Progress("evaluating", total, first=first) as progress:
         metrics = evaluation.evaluate(
             model,
             data.test,
@@ -1089,14 +1101,17 @@ def _evaluate(
 
 def _print_table(metrics: dict) -> None:
     one = "window" if "prior_correlation" in metrics else "image"
-    title = f"{metrics['num_examples']} test {one}s"
+    title = counted(metrics["num_examples"], f"test {one}")
     table = rich.table.Table("", f"nats per {one}", title=title)
     table.columns[1].justify = "right"
     for name, key in (
         ("-ELBO", "neg_elbo"),
         ("reconstruction", "reconstruction"),
         ("KL", "kl"),
-        (f"importance-weighted NLL, {metrics['num_importance_samples']} samples", "nll_iw"),
+        (
+            f"importance-weighted NLL, {counted(metrics['num_importance_samples'], 'sample')}",
+            "nll_iw",
+        ),
     ):
         table.add_row(name, f"{metrics[key]:.2f}")
     table.add_section()

@@ -20,6 +20,7 @@ from matplotlib.text import Text
 
 from tfp_ar1.cli.datasets import Dataset
 from tfp_ar1.cli.errors import dispensable
+from tfp_ar1.cli.progress import counted, doing
 from tfp_ar1.cli.runs import Run, atomic
 
 _TRAIN, _TEST = "#e0923a", "#1f5fa8"
@@ -77,11 +78,12 @@ def draw_all(folder: pathlib.Path, **draw: Callable[[pathlib.Path], None]) -> li
       The files that were written.
     """
     files = []
-    for name, function in draw.items():
-        path = folder / f"{name}.png"
-        with dispensable(path):
-            function(path)
-            files.append(path)
+    with doing("Drawing the pictures"):
+        for name, function in draw.items():
+            path = folder / f"{name}.png"
+            with dispensable(path):
+                function(path)
+                files.append(path)
     return files
 
 
@@ -89,8 +91,7 @@ def samples(path: pathlib.Path, images: np.ndarray, value_range: tuple[float, fl
     """Draws images `[N, *image_shape]` in a grid that is about square."""
     columns = math.ceil(math.sqrt(len(images)))
     fig, ax = _image_figure(_in_rows(images, columns), value_range)
-    number = f"{len(images)} sample{'s' * (len(images) > 1)}"
-    ax.set_title(f"{number} from the model: z ~ prior, mean of p(x | z)")
+    ax.set_title(f"{counted(len(images), 'sample')} from the model: z ~ prior, mean of p(x | z)")
     save(fig, path)
 
 

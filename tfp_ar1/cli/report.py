@@ -20,6 +20,7 @@ from scipy.special import stdtrit
 
 from tfp_ar1.cli import plots, results, runs
 from tfp_ar1.cli.errors import UserError
+from tfp_ar1.cli.progress import counted
 
 TEMPLATE_SUFFIX = ".template.md"
 _MARK = "<!-- Written by 'tfp-ar1 report'"
@@ -175,7 +176,8 @@ class Setting(NamedTuple):
         """The same for people."""
         minor = "".join(f", {key.replace('_', ' ')} {value:g}" for key, value in self.minor)
         return (
-            f"{self.network}, {self.objective}, {self.symbol} = {self.size}, {self.epochs} epochs"
+            f"{self.network}, {self.objective}, {self.symbol} = {self.size}, "
+            f"{counted(self.epochs, 'epoch')}"
             f"{minor}"
         )
 
@@ -370,7 +372,7 @@ def _tables_page(every: list[Run], path: pathlib.Path) -> str:
         others += ["## Baselines\n", _table_of_baselines(every)]
     parts = [
         f"{_MARK}. -->\n\n# Results of {path.name}\n",
-        f"{len(every)} runs. {versions(every)}\n",
+        f"{counted(len(every), 'run')}. {versions(every)}\n",
         "## Results\n",
         f"Test {kind.unit}s, nats per {kind.unit}: mean ± standard error over the runs, one for "
         "each seed. NLL is the importance-weighted estimate. The lower −ELBO and NLL, the better. "
@@ -630,7 +632,7 @@ def _draw_curves(
                 continue
             curves = np.array([record["history"]["val_neg_elbo"] for record in records])
             epochs, colour = np.arange(1, curves.shape[1] + 1), _colour(variant)
-            label = f"{variant} ({len(records)} run{'s' * (len(records) > 1)})"
+            label = f"{variant} ({counted(len(records), 'run')})"
             style = "--" if variant.endswith("/normal") else "-"
             ax.plot(epochs, curves.mean(axis=0), style, color=colour, linewidth=1.4, label=label)
             low, high = curves.min(axis=0), curves.max(axis=0)

@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 from tfp_ar1.cli.errors import UserError
+from tfp_ar1.cli.progress import counted
 from tfp_ar1.cli.runs import VALID, fcntl, first_invalid, is_text
 
 # What tells one experiment from another; a result holds all of them. Those of images:
@@ -153,8 +154,8 @@ def mend(path: pathlib.Path) -> None:
             aside.write(rest + b"\n")
         file.truncate(start)
     click.echo(
-        f"tfp-ar1: warning: {path}: its last line was torn ({len(rest)} bytes); it is now in "
-        f"{torn}, and its run is repeated.",
+        f"tfp-ar1: warning: {path}: its last line was torn ({counted(len(rest), 'byte')}); it "
+        f"is now in {torn}, and its run is repeated.",
         err=True,
     )
 

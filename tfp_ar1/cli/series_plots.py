@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from tfp_ar1.cli.plots import bare, draw_all, label, latent_name, learning_curves, save
+from tfp_ar1.cli.progress import counted
 from tfp_ar1.cli.runs import Run
 from tfp_ar1.cli.series import Series, Units
 from tfp_ar1.cli.training import prior_correlation
@@ -182,7 +183,7 @@ def samples(path: pathlib.Path, units: Units, x: np.ndarray) -> None:
     def panel(ax: Axes, i: int, channel: int) -> None:
         ax.plot(x[i, :, channel], color=_MODEL, linewidth=1.2)
 
-    number = f"{len(x)} sample{'s' * (len(x) > 1)}"
+    number = counted(len(x), "sample")
     _grid(path, units, len(x), panel, f"{number} from the model: z ~ prior, mean of p(x | z)")
 
 

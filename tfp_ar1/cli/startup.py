@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 from tfp_ar1.cli.errors import UserError
+from tfp_ar1.cli.progress import doing
 
 _T = TypeVar("_T")
 
@@ -18,7 +19,9 @@ def set_environment() -> None:
     """Sets what libraries read when they are imported, unless the user has set it."""
     # Else it tells where it keeps its list of fonts, if it cannot write to the home folder.
     logging.getLogger("matplotlib").setLevel(logging.ERROR)
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    # Fatal errors only: what else TensorFlow calls one is a notice (of oneDNN, of devices that are
+    # not there), or is raised as an exception too.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 
 
@@ -42,7 +45,7 @@ def import_tensorflow(start: Callable[[], _T] | None = None) -> _T | None:
     Args:
       start: What starts the devices; returns its result.
     """
-    with _errors_only_on_stderr(), _interrupt_not_lost():
+    with doing("Starting TensorFlow"), _errors_only_on_stderr(), _interrupt_not_lost():
         import tensorflow as tf
 
         for name in ("absl", "tensorflow"):
@@ -101,6 +104,9 @@ def _errors_only_on_stderr() -> Iterator[None]:
             os.close(stderr)
             held.seek(0)
             for line in held:
-                # A machine without a GPU is no error, though TensorFlow calls it one.
-                if re.match(rb"[EF]\d{4} ", line) and b"cuInit" not in line:
+                # A machine without a GPU is no error, though TensorFlow calls it one; nor is that
+                # its parts register the same library twice.
+                if re.match(rb"[EF]\d{4} ", line) and not re.search(
+                    rb"cuInit|Unable to register cu|oneDNN supports", line
+                ):
                     os.write(2, line)

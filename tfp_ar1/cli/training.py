@@ -16,9 +16,11 @@ from tfp_ar1.cli.batches import Batches
 from tfp_ar1.cli.checkpoints import Checkpoint, load_state, state_of
 from tfp_ar1.cli.datasets import Dataset
 from tfp_ar1.cli.errors import dispensable
-from tfp_ar1.cli.progress import Progress
+from tfp_ar1.cli.progress import Progress, doing
 from tfp_ar1.cli.runs import Position, Run, check_space
 from tfp_ar1.vae import architectures, objectives, sequence_networks
+
+_COMPILES = "compiling the first step, which takes some seconds"
 
 
 class NotFinite(click.ClickException):
@@ -131,7 +133,7 @@ def _train(
         keras.utils.set_random_seed(options["seed"])
         return build(options, data.x_train.shape[1:])
 
-    with strategy.scope():
+    with strategy.scope(), doing("Building the model"):
         model = new_model()
     checkpoint = Checkpoint(run, model, steps, backup_steps, lambda: data.skipped)
     position = checkpoint.restore()
@@ -146,7 +148,7 @@ def _train(
             callbacks.append(_cosine_decay(options["learning_rate"], epochs))
         if report and position.epoch < epochs:
             done = position.epoch * steps + position.step
-            progress = Progress("training", total=epochs * steps, done=done)
+            progress = Progress("training", total=epochs * steps, done=done, first=_COMPILES)
             callbacks.append(_Report(stack.enter_context(progress), epochs, done))
             callbacks.append(_TensorBoard(run.logs, write_graph=False))
         while position.epoch < epochs:
