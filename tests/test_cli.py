@@ -160,7 +160,8 @@ def test_packages_that_are_not_installed(monkeypatch, capsys):
     monkeypatch.delitem(sys.modules, "tfp_ar1.cli.commands")
     assert main(["--help"]) == 2
     assert capsys.readouterr().err == (
-        "tfp-ar1: error: click is not installed; run, in the project's folder: pip install '.[cli]'\n"
+        "tfp-ar1: error: click is not installed; run, in the project's folder: pip install "
+        "'.[cli]'\n"
     )
 
 

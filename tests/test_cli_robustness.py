@@ -7,6 +7,8 @@ import contextlib
 import errno
 import json
 import os
+import pathlib
+import re
 import signal
 import subprocess
 import sys
@@ -23,6 +25,7 @@ from tfp_ar1.cli import (
     commands,
     model_card,
     plots,
+    progress,
     report,
     results,
     runs,
@@ -432,8 +435,10 @@ def test_full_and_read_only_disks_are_found_before_the_work(
     monkeypatch.setattr(os, "fsync", fail)
     folder = tmp_path / "run"
     message = refused("train", "--dataset", f"npz:{images}", "--out", folder)
-    assert f"{folder}: cannot be written: {os.strerror(number)}; choose another --out." in message
-    assert f"runs: cannot be written: {os.strerror(number)}" in refused("train")
+    assert (
+        f"{folder}: {os.strerror(number)}: it cannot be written; choose another --out." in message
+    )
+    assert f"runs: {os.strerror(number)}: it cannot be written" in refused("train")
     assert not list(tmp_path.glob(".tmp-*"))
 
 
@@ -456,3 +461,117 @@ def test_too_little_space_is_found_before_the_training(cli, monkeypatch, images,
     assert code == 1
     assert f"error: {tmp_path / 'run'}: No space left on device: model and backups take" in err
     assert "resume with: tfp-ar1 train" in err
+
+
+# Words
+
+
+@pytest.mark.parametrize("command", ["train", "evaluate", "sample", "export", "compare", "report"])
+def test_examples_in_help_stand_on_lines_of_their_own(cli, monkeypatch, command):
+    monkeypatch.setenv("COLUMNS", "80")
+    code, out, _ = cli(command, "--help")
+    assert code == 0
+    lines = out.splitlines()
+    assert max(map(len, lines)) <= 80
+    start = lines.index("  Examples:") + 1
+    examples = lines[start : lines.index("", start)]
+    assert len(examples) >= 2
+    assert all(line.startswith(f"    tfp-ar1 {command} ") for line in examples[1:])
+
+
+def test_csv_is_for_series(refused):
+    message = refused("train", "--dataset", "csv:x.csv")
+    assert "csv:x.csv is a file of series; give --model sequence too." in message
+
+
+def test_one_of_a_thing_is_no_plural(cli, monkeypatch, quick, tmp_path):
+    np.savez("x.npz", x_train=np.eye(4).reshape(1, 4, 4).repeat(3, 0), x_test=np.eye(4)[None])
+    options = ["--epochs", "1", "--latent-dim", "1", "--hidden-units", "2", "--batch-size", "2"]
+    quick["num_examples"] = quick["num_importance_samples"] = 1
+    monkeypatch.setattr(plots, "draw_run", lambda *_: [])
+    code, out, err = cli("train", "--dataset", "npz:x.npz", *options, "--out", "r")
+    assert code == 0, err
+    assert "3 training and 1 test image of 4x4; ar1 posterior over 1 latent; 1 epoch.\n" in out
+    assert "1 test image\n" in out.replace(" \n", "\n") or "  1 test image  " in out
+    assert "NLL, 1 sample " in out
+    # What comes next is not what is there already.
+    assert "  tfp-ar1 sample r --seed 1\n" in out
+    assert "  tfp-ar1 evaluate r --num-importance-samples 500\n" in out
+    argv = ["compare", "--dataset", "npz:x.npz", *options, "--posterior", "diag", "--seed", "0"]
+    assert "1 run: 0 done, 0 failed, 1 to do." in cli(*argv, "--dry-run")[1]
+
+
+def test_an_interrupted_run_of_one_epoch(cli, monkeypatch, images, tmp_path):
+    from tfp_ar1.cli import training
+
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(training, "train", interrupt)
+    argv = ["train", "--dataset", f"npz:{images}", "--epochs", 1, "--out", tmp_path / "r"]
+    code, _, err = cli(*argv)
+    assert code == 130
+    assert "interrupted after 0 of 1 epoch; resume with" in err
+
+
+def test_long_silences_say_what_is_going_on(cli, monkeypatch, quick, images, tmp_path):
+    def slowly(function):
+        return lambda *args, **kwargs: (time.sleep(0.3), function(*args, **kwargs))[1]
+
+    monkeypatch.setattr(progress, "_SECONDS_OF_SILENCE", 0.1)
+    monkeypatch.setattr(commands.datasets, "load", slowly(commands.datasets.load))
+    monkeypatch.setattr(plots, "samples", slowly(plots.samples))
+    code, _, err = cli("train", "--dataset", f"npz:{images}", *TINY, "--out", tmp_path / "run")
+    assert code == 0
+    assert err.splitlines()[0] == f"Reading npz:{images} ..."
+    assert "Drawing the pictures ..." in err.splitlines()
+    with progress.Progress("training", 10, first="compiling") as shown:
+        time.sleep(0.3)
+        shown.update(1)
+    with progress.Progress("training", 10, first="compiling") as shown:
+        shown.update(1)
+        time.sleep(0.3)
+    assert cli("--version")[0] == 0
+
+
+def test_the_first_step_is_announced_once(monkeypatch, capfd):
+    monkeypatch.setattr(progress, "_SECONDS_OF_SILENCE", 0.1)
+    for wait in (0.3, 0):
+        with progress.Progress("training", 10, first="compiling") as shown:
+            time.sleep(wait)
+            shown.update(1)
+            time.sleep(0.2)
+    assert capfd.readouterr().err == "training   0%  compiling\n"
+
+
+def test_notices_of_tensorflow_are_not_shown():
+    program = (
+        "import os, sys\n"
+        "from tfp_ar1.cli import startup\n"
+        "startup.set_environment()\n"
+        "def start():\n"
+        "    os.write(2, b'E0000 00:00:1.2 3 util.cc:131] oneDNN supports DT_INT32 only on\\n')\n"
+        "    os.write(2, b'E0000 00:00:1.2 3 x.cc:1] Unable to register cuFFT factory\\n')\n"
+        "    os.write(2, b'E0000 00:00:1.2 3 x.cc:1] An error\\n')\n"
+        "startup.import_tensorflow(start)\n"
+        "assert os.environ['TF_CPP_MIN_LOG_LEVEL'] == '3'\n"
+    )
+    env = {key: value for key, value in os.environ.items() if not key.startswith("TF_CPP")}
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, capture_output=True, check=True, env=env)
+    lines = [line for line in done.stderr.splitlines() if not line.startswith(b"Starting")]
+    assert lines == [b"E0000 00:00:1.2 3 x.cc:1] An error"]
+
+
+def test_nobody_is_sent_to_an_index_where_the_project_is_not():
+    root = pathlib.Path(__file__).parents[1]
+    files = [
+        root / "README.md",
+        *(root / "docs").glob("*.md"),
+        *(root / "notebooks").glob("*.ipynb"),
+    ]
+    files += (root / "tfp_ar1").rglob("*.py")
+    for file in files:
+        assert not re.search(r"pip install\s+['\"]?tfp[_-]ar1", file.read_text(encoding="utf-8")), (
+            file
+        )

@@ -210,9 +210,14 @@ _dataset_help = (
 )
 _evaluate_help = f"{_dataset_help} For a model of series: {series.CHOICES}."
 _network_help = "Encoder and decoder: a multilayer perceptron, or convolutions."
-_objective_help = "What is minimized."
+_objective_help = (
+    "What is minimized: the negative ELBO, InfoVAE's objective, or the importance-weighted bound."
+)
 _latent_dim_help = "Number of latent coordinates."
-_posterior_help = "Covariance of q(z | x)."
+_posterior_help = (
+    "Covariance of the posterior q(z | x): with correlations of neighbouring latents (ar1, arh1, "
+    "ante1), of all latents (full), or none (diag, isotropic)."
+)
 _prior_help = (
     "Sequences: prior of each latent path, N(0, I) or an AR(1) process with learned correlation."
 )
@@ -367,7 +372,8 @@ def cli(ctx: click.Context) -> None:
     type=click.Choice(LIKELIHOODS),
     default="bernoulli",
     show_default=_for_sequences("likelihood", "bernoulli"),
-    help="Model of p(x | z).",
+    help="Distribution of the data given the latents, p(x | z): bernoulli for values from 0 to 1, "
+    "gaussian for any.",
 )
 @click.option(
     "--latent-dim",
@@ -432,11 +438,11 @@ def train(ctx: click.Context, out: pathlib.Path | None, backup_steps: int, **opt
     
     Examples:
       tfp-ar1 train
-      tfp-ar1 train --dataset fashion_mnist --data-dir fashion-mnist --posterior diag
-      tfp-ar1 train --dataset npz:photos.npz --likelihood gaussian --out runs/photos
+      tfp-ar1 train --dataset mnist --data-dir mnist --posterior diag
+      tfp-ar1 train --dataset npz:photos.npz --likelihood gaussian --out photos
       tfp-ar1 train --dataset images:photos --network cnn --corrupt skip
       tfp-ar1 train --dataset 'tfrecord:shards/*.tfrecord' --network dcgan
-      tfp-ar1 train --model sequence --dataset pig_cvp --posterior diag --prior normal
+      tfp-ar1 train --model sequence --posterior diag --prior normal
       tfp-ar1 train --model sequence --dataset csv:rivers.csv --window 365
     """
     startup.check_backend()
@@ -967,9 +973,9 @@ def compare(
     
     Examples:
       tfp-ar1 compare
-      tfp-ar1 compare --dataset mnist,fashion_mnist --posterior ar1,diag,isotropic --jobs 2
+      tfp-ar1 compare --dataset digits,mnist --posterior ar1,diag,full --jobs 2
       tfp-ar1 compare --network cnn --objective elbo,infovae --epochs 5 --dry-run
-      tfp-ar1 compare --model sequence --posterior diag,ar1,ante1 --out series.jsonl
+      tfp-ar1 compare --model sequence --posterior diag,ante1 --out series.jsonl
     """
     startup.check_backend()
     if out.suffix != ".jsonl":
@@ -1018,17 +1024,18 @@ def report(file: pathlib.Path, out: pathlib.Path, page: pathlib.Path | None) -> 
     In a TEMPLATE every {{...}} is replaced:
 
     
-      {{table results}}        means ± standard errors, a row for each configuration
-      {{table measures}}       the other measures; of series `imputation`, `forecasts`
-      {{table differences}}    paired differences to diag, with 95% confidence intervals
+      {{table results}}        means ± standard errors, a row for each model
+      {{table measures}}       other measures; for series imputation, forecasts
+      {{table differences}}    paired differences to diag, 95% intervals
       {{table baselines}}      of series: what needs no model
-      {{mean FIELD}}           mean ± standard error of one configuration
-      {{difference FIELD}}     paired difference of one configuration, with its interval
-      {{baseline NAME FIELD}}  last_value, linear_interpolation or matern_half on one data set
+      {{mean FIELD}}           mean ± standard error of one model
+      {{difference FIELD}}     paired difference of one model, and its interval
+      {{baseline NAME FIELD}}  what needs no model, on one data set
       {{runs}}                 number of runs
       {{versions}}             versions of the code and of the packages
 
-    FIELD is a measure as FILE calls it, such as neg_elbo. Settings may follow, to choose the runs:
+    FIELD is a measure as FILE calls it, such as neg_elbo; NAME is last_value, linear_interpolation
+    or matern_half. Settings may follow, to choose the runs:
     {{difference neg_elbo dataset=mnist latent_dim=10 posterior=ar1}}; digits=1 sets the number of
     decimals, and to=isotropic what a difference is to. What cannot be filled in is an error.
 

@@ -158,7 +158,7 @@ def check_writable(path: pathlib.Path) -> None:
             os.fsync(file.fileno())
     except OSError as error:
         raise UserError(
-            f"{path}: cannot be written: {error.strerror}; choose another --out."
+            f"{path}: {error.strerror}: it cannot be written; choose another --out."
         ) from error
     finally:
         with contextlib.suppress(OSError):
