@@ -91,11 +91,11 @@ def _errors_only_on_stderr() -> Iterator[None]:
     TensorFlow logs some lines before it reads TF_CPP_MIN_LOG_LEVEL, straight to the descriptor.
     """
     try:
-        stderr = os.dup(2)
-    except OSError:  # The process was started without.
+        held, stderr = tempfile.TemporaryFile(), os.dup(2)  # noqa: SIM115
+    except OSError:  # There is no folder for such files, or no stderr.
         yield
         return
-    with tempfile.TemporaryFile() as held:
+    with held:
         os.dup2(held.fileno(), 2)
         try:
             yield
