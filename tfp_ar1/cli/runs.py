@@ -200,9 +200,10 @@ def atomic(path: pathlib.Path) -> Iterator[pathlib.Path]:
         temporary.replace(path)
     except OSError as error:
         # Errors of writing to an open file do not name it, others name one that is gone.
-        if error.filename in (None, str(temporary)):
-            error.filename, error.filename2 = str(path), None
-        raise
+        if error.filename is not None and str(error.filename) != str(temporary):
+            raise
+        reason = error.strerror or str(error)
+        raise OSError(error.errno or errno.EIO, reason, str(path)) from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
