@@ -480,7 +480,8 @@ def read(folder: pathlib.Path) -> Run:
     if model == "sequence":
         channels = config["data"]["data_shape"][1]
         if units.keys() != _VALID_UNITS.keys() or any(
-            len(units[key]) != channels for key in ("names", "mean", "scale")
+            len(units[key]) != channels
+            for key in ("mean", "scale", "names" if units["names"] else "mean")
         ):
             raise _damaged(path, "data.units")
     if not is_table(is_text)(config.get("versions", {})):
