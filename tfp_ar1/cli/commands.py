@@ -879,8 +879,7 @@ def _export(model: Any, folder: pathlib.Path, out: pathlib.Path) -> None:
     import tensorflow as tf
 
     try:
-        with doing("Writing the model"):
-            model.export(folder, verbose=False)
+        model.export(folder, verbose=False)
     except tf.errors.OpError as error:  # TensorFlow's own, where the disk is full.
         reason = error.message.rpartition("; ")[2]  # Before it stands a temporary file.
         raise click.ClickException(f"{out}: cannot be written: {reason}") from error

@@ -14,7 +14,7 @@ import rich.markup
 import rich.progress
 
 _SECONDS_BETWEEN_LINES = 5.0
-_SECONDS_OF_SILENCE = 2.0
+_SECONDS_OF_SILENCE = 4.0
 
 
 def counted(number: int, noun: str) -> str:
