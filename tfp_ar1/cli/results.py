@@ -127,7 +127,7 @@ def append(path: pathlib.Path, record: dict[str, Any]) -> None:
         before = os.fstat(descriptor).st_size
         if os.write(descriptor, line) != len(line):
             os.ftruncate(descriptor, before)
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+            raise OSError(errno.ENOSPC, "could not be written; is the disk full?", str(path))
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
