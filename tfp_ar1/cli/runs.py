@@ -148,7 +148,7 @@ def check_writable(path: pathlib.Path) -> None:
     Raises:
       UserError: If it cannot, with the reason.
     """
-    target = path
+    target = path = path if path.name else path.resolve()
     while not path.parent.exists() and not path.parent.is_symlink():
         path = path.parent
     probe = _temporary(path if path == target else path.with_name("probe"))
