@@ -93,7 +93,9 @@ def test_mistakes_in_options(refused, argv, expected):
 def test_pyts_is_not_installed(refused, monkeypatch):
     monkeypatch.setitem(sys.modules, "pyts", None)
     monkeypatch.delitem(sys.modules, "pyts.datasets", raising=False)
-    assert "run: pip install 'tfp_ar1[series]'" in refused("train", "--model", "sequence")
+    assert "run, in the project's folder: pip install '.[series]'" in refused(
+        "train", "--model", "sequence"
+    )
 
 
 def config_of(*argv):
@@ -169,10 +171,11 @@ def test_train_says_what_it_did(finished):
         f"{metrics['neg_elbo']:.2f}",
         "prior correlation of latent path 2",
         *(f"  {folder / picture}\n" for picture in PICTURES),
-        f"  tfp-ar1 sample '{folder}'\n",
+        f"  tfp-ar1 sample '{folder}' --seed 1\n",
     ):
         assert expected in out
-    assert {line.split()[0] for line in err.splitlines()} == {"training", "evaluating"}
+    words = {line.split()[0] for line in err.splitlines()}
+    assert words - {"Starting", "Building", "Drawing"} == {"training", "evaluating"}
 
 
 @pytest.mark.slow

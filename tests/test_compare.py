@@ -365,7 +365,7 @@ def test_runs_that_fail_are_recorded_once(tmp_path, images, monkeypatch, capsys)
     assert not os.listdir(tmp_path / "x.work")
 
     monkeypatch.setattr(startup, "import_tensorflow", lambda: pytest.fail("tried again"))
-    with pytest.raises(compare.click.ClickException, match="1 of 1 runs failed") as raised:
+    with pytest.raises(compare.click.ClickException, match="1 of 1 run failed") as raised:
         compare.run(plan, jobs=1)
     assert raised.value.exit_code == 1
     assert f"{plan.experiments[0].name} failed: the loss became" in capsys.readouterr().err

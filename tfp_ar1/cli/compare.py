@@ -29,7 +29,8 @@ import rich.progress
 
 import tfp_ar1.version
 from tfp_ar1.cli import datasets, results, runs, series, startup
-from tfp_ar1.cli.errors import Interrupted, UserError
+from tfp_ar1.cli.errors import Interrupted, UserError, dispensable
+from tfp_ar1.cli.progress import counted, doing
 
 _SECONDS_BETWEEN_LOOKS = 1.0
 _NUM_SAMPLES, _SAMPLES_SEED = 32, 0
@@ -130,7 +131,8 @@ def make_plan(out: pathlib.Path, grid: dict[str, Sequence], options: dict) -> Pl
     of_sequences = options.get("model") == "sequence"
     data, notes = {}, {}
     for spec in grid["dataset"]:
-        loaded = _load(spec, options)
+        with doing(f"Reading {spec}"):
+            loaded = _load(spec, options)
         data[spec], notes[spec] = loaded.fingerprint(), loaded.notes
         twins = [other for other in data if data[other]["sha256"] == data[spec]["sha256"]]
         if len(twins) > 1:
@@ -233,11 +235,12 @@ def dry_run(plan: Plan) -> None:
         elif experiment.name in failed:
             state = "failed"
         elif done := plan.epochs_done(experiment):
-            state = f"{done}/{experiment.options['epochs']} epochs"
+            state = f"{done}/{counted(experiment.options['epochs'], 'epoch')}"
         click.echo(f"{state:12}  {experiment.name}")
     todo = len(plan.experiments) - len(finished) - len(failed)
     click.echo(
-        f"{len(plan.experiments)} runs: {len(finished)} done, {len(failed)} failed, {todo} to do."
+        f"{counted(len(plan.experiments), 'run')}: {len(finished)} done, {len(failed)} failed, "
+        f"{todo} to do."
     )
 
 
@@ -254,20 +257,24 @@ def run(plan: Plan, jobs: int) -> None:
         results.mend(plan.failures)
         plan.clean()
     total, todo = len(plan.experiments), len(plan.pending())
-    click.echo(f"{total - todo} of {total} runs are over already; results go to {plan.out}.")
+    are = "is" if total == 1 else "are"
+    click.echo(
+        f"{total - todo} of {counted(total, 'run')} {are} over already; results go to {plan.out}."
+    )
     errors = _work_in_processes(plan, min(jobs, todo)) if todo else []
     with results.locked(plan.out), contextlib.suppress(OSError):
         plan.out.with_suffix(".work").rmdir()
 
     finished, failed = len(plan.finished()), plan.failed()
-    click.echo(f"{finished} of {total} runs are in {plan.out}.")
+    click.echo(f"{finished} of {counted(total, 'run')} {are} in {plan.out}.")
     for record in failed:
         click.echo(f"{results.name(record)} failed: {record['error']}", err=True)
     if errors:
         raise click.ClickException(f"{errors[0]} Go on with the same command.")
     if failed:
         raise click.ClickException(
-            f"{len(failed)} of {total} runs failed; to try them again, remove their lines from "
+            f"{len(failed)} of {counted(total, 'run')} failed; to try them again, remove their "
+            f"lines from "
             f"{plan.failures}."
         )
     if finished < total:
@@ -296,9 +303,10 @@ def _work_in_processes(plan: Plan, jobs: int) -> list[str]:
                 )
                 progress.look()
     except KeyboardInterrupt as error:
+        total = len(plan.experiments)
         raise Interrupted(
-            f"interrupted; {len(plan.finished())} of {len(plan.experiments)} runs are in "
-            f"{plan.out}; go on with the same command."
+            f"interrupted; {len(plan.finished())} of {counted(total, 'run')} "
+            f"{'is' if total == 1 else 'are'} in {plan.out}; go on with the same command."
         ) from error
     finally:
         for worker in workers:
@@ -416,9 +424,10 @@ def _result(
         from tfp_ar1.cli import plots
 
         picture = results.samples_file(plan.out, experiment.settings)
-        picture.parent.mkdir(exist_ok=True)
-        images = model.generate(_NUM_SAMPLES, seed=_SAMPLES_SEED)
-        plots.sample_grid(picture, images, run.value_range)
+        with dispensable(picture):
+            picture.parent.mkdir(exist_ok=True)
+            images = model.generate(_NUM_SAMPLES, seed=_SAMPLES_SEED)
+            plots.sample_grid(picture, images, run.value_range)
     history = run.history()
     return plan.out, {
         **experiment.settings,
@@ -505,7 +514,7 @@ class _Progress:
             del self._pending[name]
         total = len(self._plan.experiments)
         work = self._work()
-        note = f"{total - len(self._pending)}/{total} runs" + self._time_left(work)
+        note = f"{total - len(self._pending)}/{counted(total, 'run')}" + self._time_left(work)
         for record in records:
             if (name := results.name(record)) in ended:
                 figures = record.get("error") or (

@@ -1,5 +1,8 @@
 """What the command line reports in one line."""
 
+import contextlib
+from collections.abc import Iterator
+
 import click
 
 
@@ -13,3 +16,27 @@ class Interrupted(click.ClickException):
     """The user pressed Ctrl-C."""
 
     exit_code = 130
+
+
+@contextlib.contextmanager
+def dispensable(what: object) -> Iterator[None]:
+    """Turns an error of something that a run is whole without into a warning of one line.
+
+    Args:
+      what: What is then missing, such as the file of a picture.
+    """
+    try:
+        yield
+    except Exception as error:  # Whatever it is: the hours of training are worth more.
+        warn(f"{what}: left out, because it failed: {reason(error)}. All else is written.")
+
+
+def warn(message: str) -> None:
+    """Prints a warning of one line on stderr."""
+    click.echo(f"tfp-ar1: warning: {' '.join(message.split())}", err=True)
+
+
+def reason(error: BaseException) -> str:
+    """What an error says, in one line; its name, where that is all."""
+    first_line = str(error).strip().partition("\n")[0].rstrip(".")
+    return first_line or type(error).__name__

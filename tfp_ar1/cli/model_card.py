@@ -9,6 +9,7 @@ import json
 from typing import Any
 
 from tfp_ar1.cli import datasets, runs
+from tfp_ar1.cli.progress import counted
 
 # Of `model_card.json`.
 FORMAT_VERSION = 1
@@ -256,13 +257,13 @@ On the evaluation data:
 def _training_data(data: dict[str, Any], one: str) -> str:
     rows = {
         "Dataset": data["name"],
-        "Training set": f"{data['num_train']} {one}s",
-        "Test set": f"{data['num_test']} {one}s",
+        "Training set": counted(data["num_train"], one),
+        "Test set": counted(data["num_test"], one),
         f"Shape of one {one}": _shape(data["shape"], "steps × channels" if one == "window" else ""),
     }
     sampled = data.get("sampled", False)
     if "num_skipped" in data:
-        rows["Left out as corrupt, of both sets"] = f"{data['num_skipped']} {one}s"
+        rows["Left out as corrupt, of both sets"] = counted(data["num_skipped"], one)
     if "range" in data:
         name = "Range of values in the test set" if sampled else "Range of values"
         rows[name] = f"{data['range'][0]:g} to {data['range'][1]:g}"
@@ -347,7 +348,7 @@ def _caveats(card: dict[str, Any], one: str) -> str:
 
 
 def _table(header: tuple[str, ...], rows: Any) -> str:
-    rows = ([cell.replace("|", "\\|") for cell in row] for row in rows)
+    rows = ([" ".join(cell.replace("|", "\\|").splitlines()) for cell in row] for row in rows)
     return "\n".join(f"| {' | '.join(row)} |" for row in (header, ["---"] * len(header), *rows))
 
 

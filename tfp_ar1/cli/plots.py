@@ -3,8 +3,11 @@
 Matplotlib's object interface is used throughout: no global state, no window, no choice of backend.
 """
 
+import functools
 import math
 import pathlib
+import warnings
+from collections.abc import Callable
 from typing import Any
 
 import matplotlib as mpl
@@ -13,14 +16,20 @@ import PIL.Image
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 from tfp_ar1.cli.datasets import Dataset
+from tfp_ar1.cli.errors import dispensable
+from tfp_ar1.cli.progress import counted, doing
 from tfp_ar1.cli.runs import Run, atomic
 
 _TRAIN, _TEST = "#e0923a", "#1f5fa8"
 _MAX_CATEGORIES = 20
 # More test images than this say nothing more in a picture.
 _MAX_IMAGES = 5000
+# Letters of a name, and of any line.
+_MAX_NAME, _MAX_LINE = 24, 100
+_SUBSCRIPTS = str.maketrans("0123456789", "₀₁₂₃₄₅₆₇₈₉")
 
 
 def draw_run(run: Run, model: Any, data: Dataset) -> list[pathlib.Path]:
@@ -36,35 +45,53 @@ def draw_run(run: Run, model: Any, data: Dataset) -> list[pathlib.Path]:
     """
     x = data.x_test[:_MAX_IMAGES]
     labels = None if data.y_test is None else data.y_test[:_MAX_IMAGES]
-    posterior = model.encode(x)
-    means, stddevs = np.asarray(posterior.mean()), np.asarray(posterior.stddev())
-    few, scale = x[:20], run.value_range
-    files = {
-        name: run.folder / f"{name}.png"
-        for name in (
-            "samples",
-            "reconstructions",
-            "latent_traversal",
-            "latent_scatter",
-            "correlations",
-            "learning_curves",
-        )
-    }
-    samples(files["samples"], np.asarray(model.generate(64, seed=run.options["seed"])), scale)
-    reconstructions(files["reconstructions"], few, np.asarray(model.reconstruct(few)), scale)
-    latent_traversal(files["latent_traversal"], model, means, scale)
-    latent_scatter(files["latent_scatter"], means, stddevs, labels)
-    correlations(files["correlations"], model.correlation(x), run.options["posterior"])
-    learning_curves(files["learning_curves"], run.history())
-    return list(files.values())
+    few, scale, options = x[:20], run.value_range, run.options
+
+    @functools.cache
+    def encoded() -> tuple[np.ndarray, np.ndarray]:
+        posterior = model.encode(x)
+        return np.asarray(posterior.mean()), np.asarray(posterior.stddev())
+
+    return draw_all(
+        run.folder,
+        samples=lambda path: samples(
+            path, np.asarray(model.generate(64, seed=options["seed"])), scale
+        ),
+        reconstructions=lambda path: reconstructions(
+            path, few, np.asarray(model.reconstruct(few)), scale
+        ),
+        latent_traversal=lambda path: latent_traversal(path, model, encoded()[0], scale),
+        latent_scatter=lambda path: latent_scatter(path, *encoded(), labels),
+        correlations=lambda path: correlations(path, model.correlation(x), options["posterior"]),
+        learning_curves=lambda path: learning_curves(path, run.history()),
+    )
+
+
+def draw_all(folder: pathlib.Path, **draw: Callable[[pathlib.Path], None]) -> list[pathlib.Path]:
+    """Draws pictures; one that fails is told in a warning, and costs no other.
+
+    Args:
+      folder: Where they go.
+      **draw: For each name what draws that picture, given its file.
+
+    Returns:
+      The files that were written.
+    """
+    files = []
+    with doing("Drawing the pictures"):
+        for name, function in draw.items():
+            path = folder / f"{name}.png"
+            with dispensable(path):
+                function(path)
+                files.append(path)
+    return files
 
 
 def samples(path: pathlib.Path, images: np.ndarray, value_range: tuple[float, float]) -> None:
     """Draws images `[N, *image_shape]` in a grid that is about square."""
     columns = math.ceil(math.sqrt(len(images)))
     fig, ax = _image_figure(_in_rows(images, columns), value_range)
-    number = f"{len(images)} sample{'s' * (len(images) > 1)}"
-    ax.set_title(f"{number} from the model: z ~ prior, mean of p(x | z)")
+    ax.set_title(f"{counted(len(images), 'sample')} from the model: z ~ prior, mean of p(x | z)")
     save(fig, path)
 
 
@@ -123,7 +150,7 @@ def latent_traversal(
         if latent_dim > 1
         else "The latent coordinate varied"
     )
-    ax.set_yticks(np.arange(len(order)) + 0.5, [f"$z_{{{i + 1}}}$" for i in order])
+    ax.set_yticks(np.arange(len(order)) + 0.5, [latent_name(i) for i in order])
     ax.set_xticks(np.arange(len(values)) + 0.5, [f"{value:+.1f}" for value in values])
     ax.set_xlabel("value of the coordinate (prior standard deviations)")
     save(fig, path)
@@ -220,13 +247,16 @@ def latent_scatter(
         palette = mpl.colormaps["tab10" if len(names) <= 10 else "tab20"]
         for index, name in enumerate(names):
             chosen = labels == name
-            ax.scatter(x[chosen], y[chosen], color=palette(index), label=str(name), **style)
-        fig.legend(
+            ax.scatter(x[chosen], y[chosen], color=palette(index), label="-", **style)
+        legend = fig.legend(
             title="label",
             loc="outside right center",
             frameon=False,
             markerscale=6 / style["s"] ** 0.5,
         )
+        # Not as `label`: one that begins with an underscore would be left out.
+        for text, name in zip(legend.get_texts(), names, strict=True):
+            text.set_text(label(str(name)))
     elif len(names) and names.dtype.kind in "buif":
         fig.colorbar(ax.scatter(x, y, c=labels.astype(float), **style), label="label")
     else:
@@ -315,9 +345,28 @@ def bare(ax: Axes) -> None:
     ax.spines[["top", "right"]].set_visible(False)
 
 
+def latent_name(index: int) -> str:
+    """What a latent coordinate, or path, is called: z₁ is the first."""
+    return f"z{index + 1}".translate(_SUBSCRIPTS)
+
+
+def label(text: str, most: int = _MAX_NAME) -> str:
+    """Text of the user's as it can stand in a picture: one line, not too long, no control codes."""
+    text = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text.strip())
+    return text if len(text) <= most else text[: most - 1] + "…"
+
+
 def save(fig: Figure, path: pathlib.Path) -> None:
-    """Writes the picture: the same bytes for the same picture."""
-    with atomic(path) as temporary:
+    """Writes the picture: the same bytes for the same picture.
+
+    Text is shown as it is: data may be called anything, `$x_1` too.
+    """
+    plain = {"text.parse_math": False, "text.usetex": False}
+    with mpl.rc_context(plain), warnings.catch_warnings(), atomic(path) as temporary:
+        # The picture itself shows that the font lacks a letter, or that there was little room.
+        warnings.filterwarnings("ignore", "Glyph .* missing from|constrained_layout not applied")
+        for text in fig.findobj(Text):  # Made before, under other settings.
+            text.set(parse_math=False, usetex=False, text=label(text.get_text(), _MAX_LINE))
         # No metadata: the version of matplotlib would be in it.
         fig.savefig(
             temporary, metadata={"Software": None}, dpi=150, bbox_inches="tight", pad_inches=0.15

@@ -1,12 +1,59 @@
 """Progress of long work: one live line on a terminal, elsewhere a plain line now and then."""
 
+import contextlib
+import os
 import sys
+import threading
 import time
+from collections.abc import Callable, Iterator
+from typing import TextIO
 
+import click
 import rich.console
+import rich.markup
 import rich.progress
 
 _SECONDS_BETWEEN_LINES = 5.0
+_SECONDS_OF_SILENCE = 4.0
+
+
+def counted(number: int, noun: str) -> str:
+    """`1 epoch`, `2 epochs`."""
+    return f"{number} {noun}{'s' * (number != 1)}"
+
+
+@contextlib.contextmanager
+def doing(what: str) -> Iterator[None]:
+    """Says on stderr what is being done, if it takes more than a moment.
+
+    Args:
+      what: Such as `Reading x.csv`.
+    """
+    with contextlib.ExitStack() as stack:
+        stream = sys.stderr
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            # A duplicate: while TensorFlow starts, what it writes to stderr is held back.
+            stream = os.fdopen(os.dup(stream.fileno()), "w", errors="backslashreplace")
+            stack.enter_context(stream)
+        console = rich.console.Console(file=stream)
+        if console.is_interactive:
+            stack.enter_context(console.status(rich.markup.escape(f"{what} …")))
+        else:
+            stack.callback(_say_later(f"{what} ...", stream))
+        yield
+
+
+def _say_later(line: str, stream: TextIO | None) -> Callable[[], None]:
+    """Prints a line after a moment, unless what it returns is called before."""
+    timer = threading.Timer(_SECONDS_OF_SILENCE, lambda: click.echo(line, file=stream))
+    timer.daemon = True
+    timer.start()
+
+    def stop() -> None:
+        timer.cancel()
+        timer.join()
+
+    return stop
 
 
 class Progress:
@@ -16,10 +63,13 @@ class Progress:
       name: What is being done.
       total: The number of steps.
       done: How many of them were done before.
+      first: What the first step begins with, in which TensorFlow compiles the others.
     """
 
-    def __init__(self, name: str, total: int, done: int = 0) -> None:
+    def __init__(self, name: str, total: int, done: int = 0, first: str = "") -> None:
         self._name, self._total = name, total
+        self._silence = contextlib.ExitStack()
+        self._line = f"{name} {done / total:4.0%}  {first}"
         self._start = self._printed = time.monotonic()
         self._first = None
         console = rich.console.Console(stderr=True)
@@ -31,21 +81,25 @@ class Progress:
                 rich.progress.TextColumn("{task.fields[note]}", markup=False),
                 console=console,
             )
-            self._task = self._bar.add_task(name, total=total, completed=done, note="")
+            self._task = self._bar.add_task(name, total=total, completed=done, note=first)
 
     def __enter__(self) -> "Progress":
         """Starts the live line."""
         if self._bar is not None:
             self._bar.start()
+        else:
+            self._silence.callback(_say_later(self._line, sys.stderr))
         return self
 
     def __exit__(self, *exception: object) -> None:
         """Leaves the live line as it is."""
+        self._silence.close()
         if self._bar is not None:
             self._bar.stop()
 
     def update(self, done: int, note: str = "") -> None:
         """Tells how many steps are done, and a few words about them."""
+        self._silence.close()
         now = time.monotonic()
         # The first step is left out of the rate: it is slow, because TensorFlow compiles in it.
         since, before = self._first = self._first or (now, done)
@@ -58,11 +112,7 @@ class Progress:
             self._bar.update(self._task, completed=done, note=note)
         elif done == self._total or now - self._printed >= _SECONDS_BETWEEN_LINES:
             self._printed = now
-            print(
-                f"{self._name} {done / self._total:4.0%}  {note.strip()}",
-                file=sys.stderr,
-                flush=True,
-            )
+            click.echo(f"{self._name} {done / self._total:4.0%}  {note.strip()}", err=True)
 
 
 def _duration(seconds: float) -> str:

@@ -6,6 +6,7 @@ command lists what there is; `_fill` reads it.
 The same results give the same files, byte for byte.
 """
 
+import functools
 import math
 import pathlib
 import re
@@ -19,6 +20,7 @@ from scipy.special import stdtrit
 
 from tfp_ar1.cli import plots, results, runs
 from tfp_ar1.cli.errors import UserError
+from tfp_ar1.cli.progress import counted
 
 TEMPLATE_SUFFIX = ".template.md"
 _MARK = "<!-- Written by 'tfp-ar1 report'"
@@ -132,6 +134,12 @@ _SERIES = _Kind(
     compared=(*_BOUNDS, *(key for key in (*_IMPUTATION, *_FORECAST) if "rmse" in key)),
 )
 _MEASURES = _IMAGES.measures | _SERIES.measures
+_VALID = {
+    **dict.fromkeys(_MEASURES, runs.is_number),
+    "history": lambda value: runs.is_table(runs.is_list())(value) and "val_neg_elbo" in value,
+    "versions": runs.is_table(runs.is_text),
+    "code": runs.is_text,
+}
 _TICKS = sorted([0, *(sign * t for sign in (-1, 1) for t in (0.5, 1, 2, 5, 10, 20, 50, 100, 1000))])
 _MOST_TICKS = 12
 _STRETCH = 1.3  # of the limits of that axis
@@ -168,7 +176,8 @@ class Setting(NamedTuple):
         """The same for people."""
         minor = "".join(f", {key.replace('_', ' ')} {value:g}" for key, value in self.minor)
         return (
-            f"{self.network}, {self.objective}, {self.symbol} = {self.size}, {self.epochs} epochs"
+            f"{self.network}, {self.objective}, {self.symbol} = {self.size}, "
+            f"{counted(self.epochs, 'epoch')}"
             f"{minor}"
         )
 
@@ -231,6 +240,11 @@ def load(path: pathlib.Path) -> list[Run]:
             raise UserError(
                 f"{path}: line {number} has no {', '.join(sorted(missing))}; remove the line and "
                 "run 'tfp-ar1 compare' again."
+            )
+        if key := runs.first_invalid(record, _VALID):
+            raise UserError(
+                f"{path}: line {number} has no valid {key!r}; remove the line and run 'tfp-ar1 "
+                "compare' again."
             )
         name = results.name(record)
         if name in names:
@@ -321,10 +335,11 @@ def write(
         texts[out / _page_name(template)] = _page(every, template)
     for file in texts:
         _check_ours(file)
+        runs.check_writable(file)
     out.mkdir(parents=True, exist_ok=True)
     for file, text in texts.items():
         with runs.atomic(file) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+            temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
     return [*texts, *_draw(every, path, out)]
 
 
@@ -357,7 +372,7 @@ def _tables_page(every: list[Run], path: pathlib.Path) -> str:
         others += ["## Baselines\n", _table_of_baselines(every)]
     parts = [
         f"{_MARK}. -->\n\n# Results of {path.name}\n",
-        f"{len(every)} runs. {versions(every)}\n",
+        f"{counted(len(every), 'run')}. {versions(every)}\n",
         "## Results\n",
         f"Test {kind.unit}s, nats per {kind.unit}: mean ± standard error over the runs, one for "
         "each seed. NLL is the importance-weighted estimate. The lower −ELBO and NLL, the better. "
@@ -585,22 +600,21 @@ def _known(field: str) -> str:
 
 def _draw(every: list[Run], path: pathlib.Path, out: pathlib.Path) -> list[pathlib.Path]:
     """Draws all pictures, and returns their files."""
-    files = []
     shared = {}
     for setting in dict.fromkeys(run.setting for run in every):
         shared.setdefault(setting.file_name(), []).append(setting)
     groups = configurations(every)
+    draw = {}
     for name, settings in shared.items():
-        files.append(out / f"curves-{name}.png")
-        _draw_curves(files[-1], settings, groups)
+        draw[f"curves-{name}"] = functools.partial(_draw_curves, settings=settings, groups=groups)
         pictures = _pictures(settings, groups, path)
         if pictures:
-            files.append(out / f"samples-{name}.png")
-            _draw_samples(files[-1], settings, pictures)
+            draw[f"samples-{name}"] = functools.partial(
+                _draw_samples, settings=settings, pictures=pictures
+            )
     if pairs := differences(every):
-        files.append(out / "differences.png")
-        _draw_differences(files[-1], pairs)
-    return files
+        draw["differences"] = functools.partial(_draw_differences, pairs=pairs)
+    return plots.draw_all(out, **draw)
 
 
 def _draw_curves(
@@ -618,7 +632,7 @@ def _draw_curves(
                 continue
             curves = np.array([record["history"]["val_neg_elbo"] for record in records])
             epochs, colour = np.arange(1, curves.shape[1] + 1), _colour(variant)
-            label = f"{variant} ({len(records)} run{'s' * (len(records) > 1)})"
+            label = f"{variant} ({counted(len(records), 'run')})"
             style = "--" if variant.endswith("/normal") else "-"
             ax.plot(epochs, curves.mean(axis=0), style, color=colour, linewidth=1.4, label=label)
             low, high = curves.min(axis=0), curves.max(axis=0)
@@ -638,7 +652,7 @@ def _draw_curves(
 
 
 def _colour(variant: str) -> str:
-    return _COLOURS[variant.split("/")[0]]
+    return _COLOURS.get(variant.split("/")[0], "#606060")
 
 
 def _draw_differences(

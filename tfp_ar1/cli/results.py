@@ -1,6 +1,7 @@
 """The results of `compare`: a file with one JSON object a line, to which lines are only added."""
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -11,7 +12,8 @@ from typing import Any
 import click
 
 from tfp_ar1.cli.errors import UserError
-from tfp_ar1.cli.runs import fcntl
+from tfp_ar1.cli.progress import counted
+from tfp_ar1.cli.runs import VALID, fcntl, first_invalid, is_text
 
 # What tells one experiment from another; a result holds all of them. Those of images:
 SETTINGS = (
@@ -48,6 +50,8 @@ SEQUENCE_SETTINGS = (
     "num_importance_samples",
     "data_sha256",
 )
+
+_VALID = {**{key: VALID[key] for key in (*SETTINGS, *SEQUENCE_SETTINGS)}, "error": is_text}
 
 
 def settings_of(record: dict[str, Any]) -> tuple[str, ...]:
@@ -101,6 +105,11 @@ def read(path: pathlib.Path) -> list[dict[str, Any]]:
                 f"{path}: line {number} is not a result of 'tfp-ar1 compare'; remove the line or "
                 "choose another file."
             )
+        if key := first_invalid(record, _VALID):
+            raise UserError(
+                f"{path}: line {number} has no valid {key!r}; remove the line or choose another "
+                "file."
+            )
         records.append(record)
     return records
 
@@ -111,13 +120,14 @@ def append(path: pathlib.Path, record: dict[str, Any]) -> None:
     Call it in `locked`, so that no other process writes at the same time.
     """
     mend(path)
-    line = json.dumps(record, allow_nan=False, ensure_ascii=False).encode() + b"\n"
+    line = json.dumps(record, allow_nan=False, ensure_ascii=False)
+    line = line.encode(errors="backslashreplace") + b"\n"
     descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
     try:
         before = os.fstat(descriptor).st_size
         if os.write(descriptor, line) != len(line):
             os.ftruncate(descriptor, before)
-            raise OSError(f"{path}: could not be written; is the disk full?")
+            raise OSError(errno.ENOSPC, "could not be written; is the disk full?", str(path))
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
@@ -144,8 +154,8 @@ def mend(path: pathlib.Path) -> None:
             aside.write(rest + b"\n")
         file.truncate(start)
     click.echo(
-        f"tfp-ar1: warning: {path}: its last line was torn ({len(rest)} bytes); it is now in "
-        f"{torn}, and its run is repeated.",
+        f"tfp-ar1: warning: {path}: its last line was torn ({counted(len(rest), 'byte')}); it "
+        f"is now in {torn}, and its run is repeated.",
         err=True,
     )
 
@@ -163,6 +173,6 @@ def _parse(line: bytes) -> dict[str, Any] | None:
     """The object in a line, or None."""
     try:
         value = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None

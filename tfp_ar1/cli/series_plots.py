@@ -11,7 +11,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from tfp_ar1.cli.plots import bare, learning_curves, save
+from tfp_ar1.cli.plots import bare, draw_all, label, latent_name, learning_curves, save
+from tfp_ar1.cli.progress import counted
 from tfp_ar1.cli.runs import Run
 from tfp_ar1.cli.series import Series, Units
 from tfp_ar1.cli.training import prior_correlation
@@ -35,48 +36,48 @@ def draw_run(run: Run, model: Any, data: Series) -> list[pathlib.Path]:
     Returns:
       The files, in the order in which a person would look at them.
     """
-    names = (
-        "reconstructions",
-        "imputations",
-        "forecasts",
-        "samples",
-        "latent_paths",
-        "correlations",
-        "learning_curves",
-    )
-    files = {name: run.folder / f"{name}.png" for name in names}
     seed = run.options["seed"]
     units, (x, length) = data.units, _choose_windows(data)
     few = {"x": x, "length": length}
 
-    draws = replicate(model, few, _NUM_DRAWS, seed)
-    reconstructions(files["reconstructions"], units, x, length, draws)
+    def impute(path: pathlib.Path) -> None:
+        gap = gaps(length, x.shape[1], _GAP, seed)
+        hidden = {"x": np.where(gap[..., None], np.nan, x), "length": length}
+        draws = np.asarray(model.impute(hidden, num_samples=_NUM_DRAWS, seed=seed))
+        imputations(path, units, x, gap, draws)
 
-    gap = gaps(length, x.shape[1], _GAP, seed)
-    hidden = {"x": np.where(gap[..., None], np.nan, x), "length": length}
-    draws = np.asarray(model.impute(hidden, num_samples=_NUM_DRAWS, seed=seed))
-    imputations(files["imputations"], units, x, gap, draws)
+    def forecast(path: pathlib.Path) -> None:
+        origin = length // 2
+        start, steps = {"x": x, "length": origin}, int((length - origin).max())
+        draws = model.forecast(start, steps, num_samples=_NUM_DRAWS, seed=seed)
+        forecasts(path, units, x, origin, np.asarray(draws))
 
-    origin = length // 2
-    steps = int((length - origin).max())
-    draws = model.forecast({"x": x, "length": origin}, steps, num_samples=_NUM_DRAWS, seed=seed)
-    forecasts(files["forecasts"], units, x, origin, np.asarray(draws))
+    def encode(path: pathlib.Path) -> None:
+        posterior, prior = model.encode(few), prior_correlation(model)
+        mean, stddev = (
+            np.asarray(moment())[:_NUM_WINDOWS] for moment in (posterior.mean, posterior.stddev)
+        )
+        latent_paths(path, mean, stddev, length, prior, units.step)
 
-    samples(files["samples"], units, np.asarray(model.generate(_MAX_SAMPLES, seed=seed)))
-
-    posterior, prior = model.encode(few), prior_correlation(model)
-    latent_paths(
-        files["latent_paths"],
-        np.asarray(posterior.mean())[:_NUM_WINDOWS],
-        np.asarray(posterior.stddev())[:_NUM_WINDOWS],
-        length,
-        prior,
-        units.step,
-    )
-    correlations(files["correlations"], prior, data.data_shape[0], units.step)
     training = "training, steps hidden" if run.options["hide"] else "training"
-    learning_curves(files["learning_curves"], run.history(), "nats per window", training)
-    return list(files.values())
+    return draw_all(
+        run.folder,
+        reconstructions=lambda path: reconstructions(
+            path, units, x, length, replicate(model, few, _NUM_DRAWS, seed)
+        ),
+        imputations=impute,
+        forecasts=forecast,
+        samples=lambda path: samples(
+            path, units, np.asarray(model.generate(_MAX_SAMPLES, seed=seed))
+        ),
+        latent_paths=encode,
+        correlations=lambda path: correlations(
+            path, prior_correlation(model), data.data_shape[0], units.step
+        ),
+        learning_curves=lambda path: learning_curves(
+            path, run.history(), "nats per window", training
+        ),
+    )
 
 
 def replicate(model: Any, inputs: dict[str, np.ndarray], num: int, seed: int) -> np.ndarray:
@@ -182,7 +183,7 @@ def samples(path: pathlib.Path, units: Units, x: np.ndarray) -> None:
     def panel(ax: Axes, i: int, channel: int) -> None:
         ax.plot(x[i, :, channel], color=_MODEL, linewidth=1.2)
 
-    number = f"{len(x)} sample{'s' * (len(x) > 1)}"
+    number = counted(len(x), "sample")
     _grid(path, units, len(x), panel, f"{number} from the model: z ~ prior, mean of p(x | z)")
 
 
@@ -214,7 +215,7 @@ def latent_paths(
             ax.fill_between(steps, mean - half, mean + half, color=colour, alpha=0.2, linewidth=0)
             ax.plot(steps, mean, color=colour, linewidth=1.2)
         axes[channel, 0].set_ylabel(
-            f"$z_{{{channel + 1}}}$, prior ρ = {_rho(correlation[channel])}"
+            f"{latent_name(channel)}, prior ρ = {_rho(correlation[channel])}"
         )
         _share_limits(axes[channel])
     fig.suptitle("Latent paths of test windows: posterior mean and 90% band")
@@ -240,12 +241,12 @@ def correlations(path: pathlib.Path, correlation: np.ndarray, steps: int, step: 
             rho**lag,
             color=_CHANNELS[channel % len(_CHANNELS)],
             linewidth=1.4,
-            label=f"$z_{{{channel + 1}}}$: ρ = {_rho(rho)}",
+            label=f"{latent_name(channel)}: ρ = {_rho(rho)}",
         )
     ax.axhline(0, color="#a0a0a0", linewidth=0.8, zorder=0)
     ax.set_xlim(0, steps)
     ax.set_ylim(min(-0.02, 1.05 * correlation.min()), 1.02)
-    ax.set_title("Prior correlation of a latent path with itself, $ρ^k$")
+    ax.set_title("Prior correlation of a latent path with itself, ρᵏ")
     ax.set_xlabel(f"lag k in steps{step.removeprefix('step')}")
     ax.set_ylabel("correlation")
     ax.legend(frameon=False, loc="best", ncols=1 + (len(correlation) > 6))
@@ -320,7 +321,8 @@ def _grid(
                 panel(axes[row, column], window, channel)
             else:
                 axes[row, column].set_visible(False)
-        axes[row, 0].set_ylabel(units.names[0 if num_channels == 1 else row])
+        name = units.names[0 if num_channels == 1 else row]
+        axes[row, 0].set_ylabel(label(name))
         if num_channels > 1:
             _share_limits(axes[row])
     handles, labels = axes[0, 0].get_legend_handles_labels()

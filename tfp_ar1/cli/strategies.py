@@ -19,6 +19,7 @@ import click
 
 from tfp_ar1.cli import runs, startup
 from tfp_ar1.cli.errors import UserError
+from tfp_ar1.cli.progress import counted
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -124,7 +125,7 @@ def num_replicas(strategy: str, asked: int | None) -> int:
 
     gpus = len(startup.import_tensorflow(find))
     if asked is not None and gpus and asked > gpus:
-        raise UserError(f"--replicas {asked} is more than the {gpus} GPUs there are.")
+        raise UserError(f"--replicas {asked} is more than there are: {counted(gpus, 'GPU')}.")
     return asked or gpus or _DEFAULT_CPU_REPLICAS
 
 
@@ -189,7 +190,9 @@ def check_alike(strategy: "tf.distribute.Strategy", run: "Run", position: "Posit
             "the workers were started with different options or data; give all of them the same."
         )
     if len({tuple(row) for row in everyones}) > 1:
-        places = ", ".join(f"{epoch} epochs and {step} steps" for _, epoch, step in everyones)
+        places = ", ".join(
+            f"{counted(epoch, 'epoch')} and {counted(step, 'step')}" for _, epoch, step in everyones
+        )
         raise UserError(
             f"the workers do not stand at the same place ({places}); {run.folder} must be a folder "
             "that all of them share."

@@ -1,7 +1,9 @@
 """The training of a run: model, callbacks, checkpoints. Imports Keras, so import it late."""
 
 import contextlib
+import functools
 import math
+from collections.abc import Callable
 
 import click
 import keras
@@ -13,9 +15,12 @@ from tfp_ar1.cli import series, strategies
 from tfp_ar1.cli.batches import Batches
 from tfp_ar1.cli.checkpoints import Checkpoint, load_state, state_of
 from tfp_ar1.cli.datasets import Dataset
-from tfp_ar1.cli.progress import Progress
-from tfp_ar1.cli.runs import Position, Run
+from tfp_ar1.cli.errors import dispensable
+from tfp_ar1.cli.progress import Progress, doing
+from tfp_ar1.cli.runs import Position, Run, check_space
 from tfp_ar1.vae import architectures, objectives, sequence_networks
+
+_COMPILES = "compiling the first step, which takes some seconds"
 
 
 class NotFinite(click.ClickException):
@@ -128,10 +133,14 @@ def _train(
         keras.utils.set_random_seed(options["seed"])
         return build(options, data.x_train.shape[1:])
 
-    with strategy.scope():
+    with strategy.scope(), doing("Building the model"):
         model = new_model()
     checkpoint = Checkpoint(run, model, steps, backup_steps, lambda: data.skipped)
     position = checkpoint.restore()
+    if run.worker == 0:
+        # Two backups while one takes the place of the other, and the model with its optimizer.
+        size = sum(array.nbytes for array in state_of(model).values())
+        check_space(run.folder, 3 * size)
     strategies.check_alike(strategy, run, position)
     with contextlib.ExitStack() as stack:
         callbacks = [_StopUnlessFinite(options["learning_rate"])]
@@ -139,9 +148,9 @@ def _train(
             callbacks.append(_cosine_decay(options["learning_rate"], epochs))
         if report and position.epoch < epochs:
             done = position.epoch * steps + position.step
-            progress = Progress("training", total=epochs * steps, done=done)
+            progress = Progress("training", total=epochs * steps, done=done, first=_COMPILES)
             callbacks.append(_Report(stack.enter_context(progress), epochs, done))
-            callbacks.append(keras.callbacks.TensorBoard(run.logs, write_graph=False))
+            callbacks.append(_TensorBoard(run.logs, write_graph=False))
         while position.epoch < epochs:
             # Keras begins at the first step of an epoch, so the rest of one is a `fit` of its own.
             last = position.epoch + 1 if position.step else epochs
@@ -175,6 +184,24 @@ def _cosine_decay(learning_rate: float, epochs: int) -> keras.callbacks.Callback
     return keras.callbacks.LearningRateScheduler(
         lambda epoch: learning_rate * (1 + math.cos(math.pi * epoch / epochs)) / 2
     )
+
+
+class _TensorBoard(keras.callbacks.TensorBoard):
+    """Writes TensorBoard's log until that fails, and lets the training go on without it."""
+
+    def __init__(self, *args, **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        self._failed = False
+        for name in ("set_model", *(name for name in dir(self) if name.startswith("on_"))):
+            setattr(self, name, functools.partial(self._try, getattr(self, name)))
+
+    def _try(self, hook: Callable[..., None], *args, **kwargs) -> None:
+        if self._failed:
+            return
+        self._failed = True
+        with dispensable(f"TensorBoard's log in {self.log_dir}"):
+            hook(*args, **kwargs)
+            self._failed = False
 
 
 class _StopUnlessFinite(keras.callbacks.Callback):
