@@ -44,7 +44,7 @@ class Chain:
     def scale(self) -> tf.Tensor:
         """σ with an axis for the coordinates at the end, of size 1 where they share it."""
         if self.coordinate_scale is None:
-            return self.shared_scale[..., tf.newaxis]
+            return tf.expand_dims(self.shared_scale, -1)
         return self.coordinate_scale
 
     def widened(self) -> Chain:
@@ -126,7 +126,7 @@ def total(x: tf.Tensor, count: Any) -> tf.Tensor:
     """The sum of `count` entries along the last axis of `x`, of size 1 where they are equal."""
     size = tf.compat.dimension_value(x.shape[-1])
     if size == 1:
-        return x[..., 0] * tf.cast(count, x.dtype)
+        return tf.squeeze(x, axis=-1) * tf.cast(count, x.dtype)
     if size is None:
         x = tf.broadcast_to(x, ps.concat([ps.shape(x)[:-1], [count]], axis=0))
     return tf.reduce_sum(x, axis=-1)

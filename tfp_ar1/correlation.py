@@ -31,15 +31,20 @@ def _tanh(u: tf.Tensor, complement: tf.Tensor) -> tf.Tensor:
 
 
 @tf.custom_gradient
-def _log_cosh(u: tf.Tensor, complement: tf.Tensor) -> tf.Tensor:
+def _log_cosh(u: tf.Tensor) -> tf.Tensor:
     # TFP's own loses relative accuracy near 0, and its second derivative where tanh(u) rounds to 1.
-    # Each branch gets a harmless number where it is not chosen, or its gradient could be NaN.
-    is_small = tf.math.abs(u) < 0.5
-    small = tf.where(is_small, u, tf.zeros_like(u))
-    near_zero = -0.5 * tf.math.log1p(-tf.math.square(tf.math.tanh(small)))
-    large = tf.where(is_small, tf.ones_like(u), tf.math.abs(u))
-    away = large + tf.math.softplus(-2.0 * large) - math.log(2.0)
-    return tf.where(is_small, near_zero, away), lambda dy: (dy * _tanh(u, complement), None)
+    # Beyond the bound, where sinh would overflow in the end, it is |u| - log 2 to rounding.
+    bound = 2.5 * u.dtype.size
+    near = tf.clip_by_value(u, -bound, bound)
+    value = 0.5 * tf.math.log1p(tf.math.square(tf.math.sinh(near))) + tf.math.abs(u - near)
+
+    def gradient(dy: tf.Tensor) -> tf.Tensor:
+        # tanh u, but its derivatives keep their relative accuracy where 1 - tanh² rounds to 0.
+        factor = tf.where(u < 0.0, tf.constant(2.0, u.dtype), tf.constant(-2.0, u.dtype))
+        t = tf.math.expm1(factor * u)
+        return dy * (0.5 * factor * t / (2.0 + t))
+
+    return value, gradient
 
 
 class LagOneCorrelation:
@@ -83,7 +88,7 @@ class LagOneCorrelation:
 
     def along_steps(self, x: tf.Tensor) -> tf.Tensor:
         """One of this object's tensors, with an axis of steps at its end: of size 1 if shared."""
-        return x if self.per_step else x[..., tf.newaxis]
+        return x if self.per_step else tf.expand_dims(x, -1)
 
     def reversed(self) -> LagOneCorrelation:
         """The correlations of the steps in reverse order."""
@@ -113,7 +118,7 @@ class LagOneCorrelation:
     @functools.cached_property
     def _log_cosh(self) -> tf.Tensor:
         """`log cosh u = -½ log(1 - ρ²)`, where u is given."""
-        return _log_cosh(self._u, self.complement)
+        return _log_cosh(self._u)
 
     @functools.cached_property
     def log_innovation_variance(self) -> tf.Tensor:

@@ -293,6 +293,8 @@ class GaussianMarkovChain(tfd.MultivariateNormalLinearOperator):
         chain = self.scale.chain().widened()
         entropy = 0.5 * (1.0 + math.log(2.0 * math.pi)) * tf.cast(self._event_size(), chain.dtype)
         entropy = tf.cast(entropy + chain.log_abs_determinant(), self.dtype)
+        if entropy.shape.is_fully_defined() and entropy.shape == self.batch_shape:
+            return entropy
         return tf.broadcast_to(entropy, self._static_or_dynamic_batch_shape())
 
     def _mean(self) -> tf.Tensor:
@@ -463,14 +465,16 @@ PER_STEP = {
 # cancellation when p and q are close. Independent normals are the chain with ρ = 0.
 
 
+@tf.custom_gradient
 def _excess(v: tf.Tensor) -> tf.Tensor:
-    """`exp(v) - 1 - v`, and its first two derivatives, to full relative accuracy."""
+    """`exp(v) - 1 - v`, and its derivatives, to full relative accuracy."""
     expm1 = tf.math.expm1(v)
     # The series of 1 - v / expm1(v) ends after two terms, with the relative error v³ / 360; the
     # difference has eps / v. They are alike at the bound, where both are 2e-6 in float32.
     bound = (360.0 * float(np.spacing(v.dtype.as_numpy_dtype(1)))) ** 0.25
     near_zero = expm1 * v * (0.5 - v / 12.0)
-    return tf.where(tf.math.abs(v) < bound, near_zero, expm1 - v)
+    value = tf.where(tf.math.abs(v) < bound, near_zero, expm1 - v)
+    return value, lambda dy: dy * tf.math.expm1(v)
 
 
 def _log_ratio(scale: tf.Tensor | None, other: tf.Tensor | None, dtype: tf.DType) -> tf.Tensor:
