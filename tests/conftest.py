@@ -24,6 +24,12 @@ hypothesis.settings.load_profile("reproducible")
 
 
 @pytest.fixture(autouse=True)
+def patience(monkeypatch):
+    """However busy the machine, the command line does not announce what takes long."""
+    monkeypatch.setattr("tfp_ar1.cli.progress._SECONDS_OF_SILENCE", 3600.0)
+
+
+@pytest.fixture(autouse=True)
 def fixed_seed():
     """A seed for whatever a test draws without one of its own."""
     tf.random.set_seed(20190618)

@@ -363,7 +363,7 @@ def _num_cores() -> int:
 
 def work(plan: Plan) -> None:
     """Runs one experiment after the other, until none is left that nobody is at work on."""
-    startup.import_tensorflow()
+    startup.import_tensorflow(announce=False)
     data = {}
     parent = multiprocessing.parent_process()
     # If the process that shows the progress was killed, nobody wants more than is under way.

@@ -484,7 +484,7 @@ def read(folder: pathlib.Path) -> Run:
             for key in ("mean", "scale", "names" if units["names"] else "mean")
         ):
             raise _damaged(path, "data.units")
-    if not is_table(is_text)(config.get("versions", {})):
+    if not is_table(is_text)(config.get("versions") or {}):
         raise _damaged(path, "versions")
     return Run(folder, config)
 
