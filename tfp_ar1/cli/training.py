@@ -139,7 +139,9 @@ def _train(
     position = checkpoint.restore()
     if run.worker == 0:
         # Two backups while one takes the place of the other, and the model with its optimizer.
-        size = sum(array.nbytes for array in state_of(model).values())
+        # By shapes: to read a variable of several workers, all of them would have to do it.
+        variables = (*model.variables, *model.optimizer.variables)
+        size = sum(math.prod(v.shape) * tf.as_dtype(v.dtype).size for v in variables)
         check_space(run.folder, 3 * size)
     strategies.check_alike(strategy, run, position)
     with contextlib.ExitStack() as stack:

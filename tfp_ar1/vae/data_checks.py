@@ -76,7 +76,7 @@ def as_array(name: str, x: Any) -> np.ndarray | tf.Tensor:
         if hasattr(x, "to_numpy"):
             x = x.to_numpy()
         elif not isinstance(x, np.ndarray):
-            if not hasattr(x, "__array__"):
+            if not hasattr(x, "__array__") and not isinstance(x, numbers.Number):
                 raise TypeError(f"`{name}` must be an array; got an object of {type(x)}.")
             x = np.asarray(x)
         real = x.dtype.kind in "buif" or x.dtype == tf.bfloat16.as_numpy_dtype
