@@ -105,7 +105,10 @@ class Chain:
 
     def log_abs_determinant(self) -> tf.Tensor:
         """`log |det L| = Σ log σ_t + ½ Σ log(1 - ρ_t²)`, `[...]` (equation 5 of the paper)."""
-        log_scale = total(tf.math.log(tf.math.abs(self.scale)), self.size)
+        if self.coordinate_scale is None:
+            log_scale = log_abs(self.shared_scale) * tf.cast(self.size, self.dtype)
+        else:
+            log_scale = total(log_abs(self.coordinate_scale), self.size)
         steps = self.rho.along_steps(self.rho.log_innovation_variance)
         return log_scale + 0.5 * total(steps, self.num_steps)
 
@@ -120,6 +123,12 @@ class Chain:
 def widened(x: tf.Tensor) -> tf.Tensor:
     """`x` itself, but in float32 if it is in half precision; see `Chain.widened`."""
     return tf.cast(x, tf.float32) if x.dtype.size < tf.float32.size else x
+
+
+@tf.custom_gradient
+def log_abs(x: tf.Tensor) -> tuple[tf.Tensor, Any]:
+    """`log |x|`, with the derivative 1/x in one operation."""
+    return tf.math.log(tf.math.abs(x)), lambda dy: dy / x
 
 
 def total(x: tf.Tensor, count: Any) -> tf.Tensor:

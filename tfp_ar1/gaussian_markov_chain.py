@@ -21,7 +21,7 @@ from tensorflow_probability.python.internal import prefer_static as ps
 
 from tfp_ar1 import fit, recurrence
 from tfp_ar1 import linear_operator_markov_cholesky as markov_cholesky
-from tfp_ar1.chain import Chain, total, widened
+from tfp_ar1.chain import Chain, log_abs, total, widened
 from tfp_ar1.conditional import ConditionalMarkov
 from tfp_ar1.correlation import LagOneCorrelation, compare
 from tfp_ar1.linear_operator_markov_cholesky import LinearOperatorMarkovCholesky
@@ -478,11 +478,12 @@ def _excess(v: tf.Tensor) -> tf.Tensor:
 
 
 def _log_ratio(scale: tf.Tensor | None, other: tf.Tensor | None, dtype: tf.DType) -> tf.Tensor:
-    """`log(scale / other)`, to full relative accuracy where the two are close; `None` for 1."""
+    """`log |scale / other|`, to full relative accuracy where the two are close; `None` for 1."""
     if other is None:
-        return tf.zeros([1], dtype) if scale is None else tf.math.log(scale)
+        return tf.zeros([1], dtype) if scale is None else log_abs(scale)
     if scale is None:
-        return -tf.math.log(other)
+        return -log_abs(other)
+    scale, other = tf.math.abs(scale), tf.math.abs(other)
     # The difference of numbers within a factor of 2 is exact. Far below 1 it rounds the ratio.
     is_near = scale > 0.5 * other
     relative = tf.where(is_near, (scale - other) / other, tf.zeros([], dtype))
@@ -493,7 +494,7 @@ class _Path(NamedTuple):
     """A chain, or independent normals; `[..., d]`, or `[..., 1]` where coordinates are alike."""
 
     loc: tf.Tensor
-    scale: tf.Tensor | None  # the standard deviations, positive; `None` where all are 1
+    scale: tf.Tensor | None  # the standard deviations, of either sign; `None` where all are 1
     chain: Chain | None
 
     def rho(self) -> LagOneCorrelation | None:
@@ -553,8 +554,7 @@ def _path(distribution: tfd.Distribution) -> _Path:
         else:
             scale = None
         loc = _loc(distribution)
-    # A diagonal scale may have negative entries.
-    return _Path(widened(loc), None if scale is None else tf.math.abs(widened(scale)), chain)
+    return _Path(widened(loc), None if scale is None else widened(scale), chain)
 
 
 def _loc_and_scale_of_iid_or_independent(
@@ -700,8 +700,8 @@ def log_prob_terms(distribution: tfd.Distribution, x: Any) -> tf.Tensor:
         path = _checked_path(distribution)
         x = tf.convert_to_tensor(x, distribution.dtype)
         whitened = path.whiten(widened(x) - path.loc)
-        scale = path.scale if path.chain is None else tf.math.abs(path.chain.diag_part())
-        log_scale = 0.0 if scale is None else tf.math.log(scale)
+        scale = path.scale if path.chain is None else path.chain.diag_part()
+        log_scale = 0.0 if scale is None else log_abs(scale)
         terms = -0.5 * (tf.square(whitened) + math.log(2.0 * math.pi)) - log_scale
         return tf.cast(terms, distribution.dtype)
 
