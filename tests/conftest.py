@@ -26,7 +26,7 @@ hypothesis.settings.load_profile("reproducible")
 @pytest.fixture(autouse=True)
 def patience(monkeypatch):
     """However busy the machine, the command line does not announce what takes long."""
-    monkeypatch.setattr("tfp_ar1.cli.progress._SECONDS_OF_SILENCE", 3600.0)
+    monkeypatch.setattr("tfp_ar1_cli.progress._SECONDS_OF_SILENCE", 3600.0)
 
 
 @pytest.fixture(autouse=True)

@@ -2,35 +2,48 @@
 
 The core (`MultivariateNormalAR1` and its relatives `MultivariateNormalARH1`,
 `MultivariateNormalANTE1` and `MultivariateNormalOU`, `LinearOperatorAR1Cholesky`, `params`,
-`priors`) does not use Keras. `layers`, `vae` and `RhoVAE` need Keras 3 on its TensorFlow backend.
+`priors`) does not use Keras. `layers`, `vae` and `RhoVAE` need Keras 3 on its TensorFlow backend,
+`tfpl` needs tf_keras.
 """
 
 import importlib
-import pathlib
 import sys
 from typing import Any
 
+from tfp_ar1 import params, priors
+from tfp_ar1.distributions.mvn_ante1 import MultivariateNormalANTE1
+from tfp_ar1.distributions.mvn_ar1 import MultivariateNormalAR1
+from tfp_ar1.distributions.mvn_arh1 import MultivariateNormalARH1
+from tfp_ar1.distributions.mvn_ou import MultivariateNormalOU
+from tfp_ar1.linear_operators.ar1_cholesky import LinearOperatorAR1Cholesky
 from tfp_ar1.version import __version__
 
-_MODULE_OF_CLASS = {
-    "LinearOperatorAR1Cholesky": "tfp_ar1.linear_operator_ar1_cholesky",
-    "MultivariateNormalANTE1": "tfp_ar1.mvn_ante1",
-    "MultivariateNormalAR1": "tfp_ar1.mvn_ar1",
-    "MultivariateNormalARH1": "tfp_ar1.mvn_arh1",
-    "MultivariateNormalOU": "tfp_ar1.mvn_ou",
-    "RhoVAE": "tfp_ar1.vae",
-    "SequenceVAE": "tfp_ar1.vae",
-}
-_MODULES = ("layers", "params", "priors", "tfpl", "vae")
+# What needs a Keras, of which there are two, is imported when it is first asked for.
+_KERAS_MODULES = ("layers", "tfpl", "vae")
+_MODELS = ("RhoVAE", "SequenceVAE")
 
-__all__ = [*_MODULE_OF_CLASS, *_MODULES, "__version__"]
+__all__ = [
+    "LinearOperatorAR1Cholesky",
+    "MultivariateNormalANTE1",
+    "MultivariateNormalAR1",
+    "MultivariateNormalARH1",
+    "MultivariateNormalOU",
+    "RhoVAE",
+    "SequenceVAE",
+    "__version__",
+    "layers",
+    "params",
+    "priors",
+    "tfpl",
+    "vae",
+]
 
 
 def __getattr__(name: str) -> Any:
-    if name in _MODULES:
+    if name in _KERAS_MODULES:
         return importlib.import_module(f"tfp_ar1.{name}")
-    if name in _MODULE_OF_CLASS:
-        return getattr(importlib.import_module(_MODULE_OF_CLASS[name]), name)
+    if name in _MODELS:
+        return getattr(importlib.import_module("tfp_ar1.vae"), name)
     raise AttributeError(f"module 'tfp_ar1' has no attribute {name!r}")
 
 
@@ -38,19 +51,8 @@ def __dir__() -> list[str]:
     return sorted(__all__)
 
 
-def _import_parts() -> None:
-    """Imports the core, which registers its KLs, and the Keras classes where Keras is in use.
-
-    TensorFlow imports Keras itself, as a rule. The classes are registered with Keras right away, so
-    that a saved model can be loaded after nothing more than `import tfp_ar1`.
-    """
-    importlib.import_module("tfp_ar1.priors")
-    keras_config = getattr(sys.modules.get("keras"), "config", None)
-    if keras_config is not None and keras_config.backend() == "tensorflow":
-        importlib.import_module("tfp_ar1.vae")
-
-
-# The command line (`tfp-ar1`, or `python -m tfp_ar1`, where Python sets argv[0] to "-m" until it
-# has found the program) checks its arguments before it spends seconds on TensorFlow.
-if pathlib.Path((getattr(sys, "argv", None) or [""])[0]).stem not in ("-m", "tfp-ar1"):
-    _import_parts()
+# TensorFlow imports Keras 3 itself, unless told to use the legacy one. Where it is in use, its
+# classes are registered right away: a saved model then loads after nothing but `import tfp_ar1`.
+_keras_config = getattr(sys.modules.get("keras"), "config", None)
+if _keras_config is not None and _keras_config.backend() == "tensorflow":
+    importlib.import_module("tfp_ar1.vae")

@@ -2,7 +2,7 @@
 
 import sys
 
-from tfp_ar1.cli import main
+from tfp_ar1_cli import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -18,10 +18,10 @@ from typing import Any
 
 import tensorflow as tf
 
-from tfp_ar1.gaussian_markov_chain import GaussianMarkovChain
-from tfp_ar1.mvn_ante1 import MultivariateNormalANTE1
-from tfp_ar1.mvn_ar1 import MultivariateNormalAR1
-from tfp_ar1.mvn_arh1 import MultivariateNormalARH1
+from tfp_ar1.distributions.gaussian_markov_chain import GaussianMarkovChain
+from tfp_ar1.distributions.mvn_ante1 import MultivariateNormalANTE1
+from tfp_ar1.distributions.mvn_ar1 import MultivariateNormalAR1
+from tfp_ar1.distributions.mvn_arh1 import MultivariateNormalARH1
 
 __all__ = ["FISHER_Z_BOUND", "LOC_BOUND", "LOG_S_BOUND", "bounded", "new", "params_size"]
 

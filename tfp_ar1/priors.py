@@ -13,10 +13,10 @@ from tensorflow_probability.python.distributions.independent import _Independent
 from tensorflow_probability.python.distributions.sample import _Sample
 from tensorflow_probability.python.internal import prefer_static as ps
 
-from tfp_ar1.mvn_ante1 import MultivariateNormalANTE1
-from tfp_ar1.mvn_ar1 import MultivariateNormalAR1
-from tfp_ar1.mvn_arh1 import MultivariateNormalARH1
-from tfp_ar1.mvn_ou import MultivariateNormalOU
+from tfp_ar1.distributions.mvn_ante1 import MultivariateNormalANTE1
+from tfp_ar1.distributions.mvn_ar1 import MultivariateNormalAR1
+from tfp_ar1.distributions.mvn_arh1 import MultivariateNormalARH1
+from tfp_ar1.distributions.mvn_ou import MultivariateNormalOU
 
 tfd = tfp.distributions
 

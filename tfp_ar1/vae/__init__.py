@@ -8,8 +8,8 @@ from tfp_ar1.vae import (
     posteriors,
     sequence_networks,
 )
-from tfp_ar1.vae.model import RhoVAE
-from tfp_ar1.vae.sequence import SequenceVAE
+from tfp_ar1.vae.rho_vae import RhoVAE
+from tfp_ar1.vae.sequence_vae import SequenceVAE
 
 __all__ = [
     "RhoVAE",

@@ -12,7 +12,7 @@ import tensorflow as tf
 from tfp_ar1.vae import data_checks, objectives
 
 if TYPE_CHECKING:
-    from tfp_ar1.vae.model import RhoVAE
+    from tfp_ar1.vae.rho_vae import RhoVAE
 
 __all__ = ["correlation", "evaluate", "log_likelihood"]
 

@@ -13,7 +13,7 @@ import tensorflow as tf
 from tfp_ar1.recurrence import matmul
 
 if TYPE_CHECKING:
-    from tfp_ar1.vae.model import RhoVAE
+    from tfp_ar1.vae.rho_vae import RhoVAE
 
 __all__ = [
     "ELBO",

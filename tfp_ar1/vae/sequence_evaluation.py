@@ -17,7 +17,7 @@ import numpy as np
 from tfp_ar1.vae import data_checks
 
 if TYPE_CHECKING:
-    from tfp_ar1.vae.sequence import SequenceVAE
+    from tfp_ar1.vae.sequence_vae import SequenceVAE
 
 __all__ = ["Prediction", "evaluate", "hidden_steps", "of_model"]
 

@@ -1,0 +1,780 @@
+"""Images that stay on disk: what is read, what is refused, what is skipped, and the memory."""
+
+import concurrent.futures
+import gzip
+import io
+import json
+import os
+import pathlib
+import pickle
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from PIL import Image
+from test_cli import TINY, cli, contents, refused  # noqa: F401  two of them are fixtures
+
+from tfp_ar1_cli import datasets, images, streams, tfrecords
+from tfp_ar1_cli.batches import Batches
+
+RNG = np.random.default_rng(7)
+GRAY = RNG.integers(0, 256, (40, 6, 5), dtype=np.uint8)
+COLOUR = RNG.integers(0, 256, (40, 6, 5, 3), dtype=np.uint8)
+
+
+def encode(image, form="PNG"):
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, form)
+    return buffer.getvalue()
+
+
+def example(content, feature="image"):
+    """A serialized `tf.train.Example` with a bytes feature, and another one that is not read."""
+    one = {
+        feature: tf.train.Feature(bytes_list=tf.train.BytesList(value=[content])),
+        "label": tf.train.Feature(int64_list=tf.train.Int64List(value=[3])),
+    }
+    return tf.train.Example(features=tf.train.Features(feature=one)).SerializeToString()
+
+
+def write_records(path, records, options=None):
+    """Writes a TFRecord file, and returns the offset of each record."""
+    with tf.io.TFRecordWriter(str(path), options) as writer:
+        for record in records:
+            writer.write(record)
+    return np.cumsum([0, *(len(record) + 16 for record in records)])[:-1]
+
+
+def write_shards(folder, x, num_shards=3, feature="image", name="t"):
+    """Writes images as shards with the first images in the first shard; returns the pattern."""
+    parts = np.array_split(np.arange(len(x)), num_shards)
+    for number, part in enumerate(parts):
+        records = [example(encode(x[i]), feature) for i in part]
+        write_records(folder / f"{name}-{number}-of-{num_shards}.tfrecord", records)
+    return f"tfrecord:{folder}/{name}-*.tfrecord"
+
+
+def write_folder(folder, x, suffixes=(".png",)):
+    """Writes images, in two folders below, so that the order of their paths is that of `x`."""
+    for name in ("a", "b"):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    for i, image in enumerate(x):
+        suffix = suffixes[i % len(suffixes)]
+        form = {".png": "PNG", ".bmp": "BMP", ".gif": "GIF", ".jpg": "JPEG"}[suffix.lower()]
+        path = folder / ("a" if i < len(x) // 2 else "b") / f"{i:03}{suffix}"
+        path.write_bytes(encode(image, form))
+    return f"images:{folder}"
+
+
+def write_npy(folder, x):
+    np.save(folder / "x.npy", x)
+    return f"stream:{folder / 'x.npy'}"
+
+
+def damage(path, offset, change=b"\xff"):
+    """Inverts, where `change` has ones, bits of a file from byte `offset` on."""
+    content = bytearray(path.read_bytes())
+    for i, mask in enumerate(change):
+        content[offset + i] ^= mask
+    path.write_bytes(content)
+
+
+WRITERS = {"stream": write_npy, "images": write_folder, "tfrecord": write_shards}
+
+
+# What is read
+
+
+@pytest.mark.parametrize("x", [GRAY, COLOUR], ids=["gray", "colour"])
+@pytest.mark.parametrize("kind", streams.KINDS)
+def test_the_values_of_each_source(tmp_path, kind, x):
+    data = datasets.load(WRITERS[kind](tmp_path, x))
+    train, test = images.split(len(x))
+    stream = data.x_train
+    assert isinstance(stream, streams.Stream)
+    assert stream.shape == (32, *x.shape[1:])
+    assert (stream.ndim, stream.size, len(stream)) == (x.ndim, 32 * x[0].size, 32)
+    assert stream.dtype == np.float32
+    assert (data.image_shape, data.y_test, data.notes) == (x.shape[1:], None, ())
+
+    expected = x[train].astype(np.float32) / 255
+    shuffled = np.random.default_rng(1).permutation(32)
+    for index in (
+        slice(None),
+        slice(3, 20, 4),
+        slice(5, 5),
+        shuffled,
+        shuffled[:7],
+        np.array([4, 5, 6, 4, -1]),
+        np.array([], int),
+    ):
+        read = stream[index]
+        assert read.dtype == np.float32
+        np.testing.assert_array_equal(read, expected[index])
+    np.testing.assert_array_equal(data.x_test, x[test].astype(np.float32) / 255)
+    assert type(data.x_test) is np.ndarray
+    assert data.skipped == {}
+
+
+@pytest.mark.parametrize("dtype", ["f2", "f4", ">f4", "f8", "u1", "i2", "?"])
+@pytest.mark.parametrize("shape", [(10, 3, 4), (10, 3, 4, 3), (10, 7)])
+def test_the_same_as_in_memory(tmp_path, dtype, shape):
+    x = np.random.default_rng(0).uniform(0, 1.99, shape)
+    np.save(tmp_path / "x.npy", (x if "f" in dtype else x * 100).astype(dtype))
+    in_memory = datasets.load(f"npy:{tmp_path / 'x.npy'}", likelihood="gaussian")
+    streamed = datasets.load(f"stream:{tmp_path / 'x.npy'}", likelihood="gaussian")
+    np.testing.assert_array_equal(streamed.x_train[:], in_memory.x_train)
+    np.testing.assert_array_equal(streamed.x_test, in_memory.x_test)
+    assert streamed.fingerprint().keys() == in_memory.fingerprint().keys()
+
+
+def test_headers_of_version_2(tmp_path):
+    with (tmp_path / "x.npy").open("wb") as file:
+        np.lib.format.write_array(file, GRAY, version=(2, 0))
+    train, _ = images.split(len(GRAY))
+    read = datasets.load(f"stream:{tmp_path / 'x.npy'}").x_train[:]
+    np.testing.assert_array_equal(read, np.float32(GRAY[train]) / 255)
+
+
+def test_formats_of_image_files(tmp_path):
+    spec = write_folder(tmp_path, GRAY, (".png", ".BMP", ".gif"))
+    (tmp_path / "a" / "notes.txt").write_text("not an image")
+    (tmp_path / "a" / "._001.png").write_bytes(b"hidden")
+    train, test = images.split(len(GRAY))
+    data = datasets.load(spec)
+    np.testing.assert_array_equal(data.x_train[:], np.float32(GRAY[train]) / 255)
+    np.testing.assert_array_equal(data.x_test, np.float32(GRAY[test]) / 255)
+
+
+def test_jpeg_palettes_and_bits(tmp_path):
+    smooth = np.add.outer(np.arange(16), np.arange(16)).astype(np.uint8) * 8
+    bits = Image.fromarray(np.eye(16, dtype=np.uint8) * 255).convert("1")
+    palette = Image.fromarray(np.stack([smooth, smooth // 2, smooth], -1)).quantize(16)
+    for name, pictures in {
+        "jpeg": {"0.jpeg": Image.fromarray(smooth), "1.jpg": Image.fromarray(smooth)},
+        "bits": {"0.png": bits, "1.png": Image.fromarray(smooth)},
+        "palette": {"0.png": palette, "1.png": palette.convert("RGB")},
+        "gray palette": {"0.gif": Image.fromarray(smooth), "1.png": Image.fromarray(smooth)},
+    }.items():
+        folder = tmp_path / name
+        folder.mkdir()
+        for file, picture in pictures.items():
+            picture.save(folder / file)
+    first = datasets.load(f"images:{tmp_path / 'gray palette'}")
+    np.testing.assert_array_equal(first.x_train[:], np.float32(smooth[None]) / 255)
+    np.testing.assert_array_equal(first.x_test, np.float32(smooth[None]) / 255)
+    assert np.abs(datasets.load(f"images:{tmp_path / 'jpeg'}").x_train[:] * 255 - smooth).max() < 9
+    first = datasets.load(f"images:{tmp_path / 'bits'}")
+    both = np.concatenate([first.x_train[:], first.x_test])
+    assert any(np.array_equal(image, np.eye(16)) for image in both)
+    both = datasets.load(f"images:{tmp_path / 'palette'}")
+    assert both.image_shape == (16, 16, 3)
+    np.testing.assert_array_equal(both.x_train[:], both.x_test)
+
+
+def test_folders_for_training_and_testing(tmp_path):
+    write_folder(tmp_path / "train", GRAY[:10])
+    write_folder(tmp_path / "test", GRAY[10:13])
+    write_folder(tmp_path / "other", COLOUR[:3])
+    data = datasets.load(f"images:{tmp_path}")
+    np.testing.assert_array_equal(data.x_train[:], np.float32(GRAY[:10]) / 255)
+    np.testing.assert_array_equal(data.x_test, np.float32(GRAY[10:13]) / 255)
+    before = data.fingerprint()
+    (tmp_path / "test" / "a" / "000.png").write_bytes(encode(GRAY[20]))
+    assert datasets.load(f"images:{tmp_path}").fingerprint()["sha256"] != before["sha256"]
+    # Another shape than that of the training images.
+    write_folder(tmp_path / "test", COLOUR[:1])
+    with pytest.raises(streams.Corrupt, match=r"test/b/000\.png: has shape 6x5x3, the others 6x5"):
+        datasets.load(f"images:{tmp_path}")
+
+
+@pytest.mark.parametrize("kind", streams.KINDS)
+def test_the_test_images_are_limited(tmp_path, kind, monkeypatch):
+    spec = WRITERS[kind](tmp_path, GRAY)
+    monkeypatch.setattr(streams, "MAX_TEST_IMAGES", 5)
+    data = datasets.load(spec)
+    assert (len(data.x_train), len(data.x_test)) == (35, 5)
+    monkeypatch.setattr(streams, "MAX_TEST_BYTES", 3 * 6 * 5 * 4 + 1)
+    data = datasets.load(spec)
+    assert (len(data.x_train), len(data.x_test)) == (37, 3)
+    # Each image is in one of the two parts, and in one only.
+    both = np.concatenate([data.x_train[:], data.x_test]).reshape(40, -1)
+    expected = np.float32(GRAY.reshape(40, -1)) / 255
+    np.testing.assert_array_equal(both[np.lexsort(both.T)], expected[np.lexsort(expected.T)])
+    monkeypatch.setattr(streams, "MAX_TEST_BYTES", 1)
+    assert len(datasets.load(spec).x_test) == 1
+
+
+def test_given_test_images_are_limited(tmp_path, monkeypatch):
+    write_folder(tmp_path / "train", GRAY[:4])
+    write_folder(tmp_path / "test", GRAY)
+    monkeypatch.setattr(streams, "MAX_TEST_IMAGES", 8)
+    data = datasets.load(f"images:{tmp_path}")
+    assert len(data.x_test) == 8
+    assert "Of 40 test images 8 are used" in data.notes[0]
+    # Not the first ones, which are of one kind if the folders below are classes.
+    positions = [np.flatnonzero((np.float32(GRAY) / 255 == x).all((1, 2)))[0] for x in data.x_test]
+    assert max(positions) >= 20 > min(positions)
+    np.testing.assert_array_equal(data.x_test, datasets.load(f"images:{tmp_path}").x_test)
+
+
+def test_a_stream_does_not_become_an_array(tmp_path):
+    stream = datasets.load(write_npy(tmp_path, GRAY)).x_train
+    for convert in (np.asarray, np.array, tf.convert_to_tensor, np.mean):
+        with pytest.raises((TypeError, ValueError), match=r"stay on disk|not by 0"):
+            convert(stream)
+    for index in (3, np.arange(4).reshape(2, 2)):
+        with pytest.raises(TypeError, match=r"a slice or an array \[n\]"):
+            stream[index]
+    with pytest.raises(IndexError):
+        stream[np.array([32])]
+
+
+@pytest.mark.parametrize("kind", streams.KINDS)
+def test_many_threads(tmp_path, kind):
+    stream = datasets.load(WRITERS[kind](tmp_path, GRAY)).x_train
+    expected = stream[:]
+    rng = np.random.default_rng(0)
+    chosen = [rng.permutation(32)[:9] for _ in range(200)]
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        for index, read in zip(chosen, pool.map(stream.__getitem__, chosen), strict=True):
+            np.testing.assert_array_equal(read, expected[index])
+
+
+# The fingerprint
+
+
+@pytest.mark.parametrize("kind", streams.KINDS)
+def test_the_fingerprint_is_that_of_the_files(tmp_path, kind):
+    (tmp_path / "here").mkdir()
+    spec = WRITERS[kind](tmp_path / "here", GRAY)
+    before = datasets.load(spec).fingerprint()
+    assert before == datasets.load(spec).fingerprint()
+    assert (before["image_shape"], before["num_train"], before["num_test"]) == ([6, 5], 32, 8)
+    assert 0 <= before["range"][0] < before["range"][1] <= 1
+    # Another place is no other data.
+    (tmp_path / "here").rename(tmp_path / "there")
+    moved = spec.replace("here", "there")
+    assert datasets.load(moved).fingerprint() == before
+    # Another image is.
+    other = GRAY.copy()
+    other[17] //= 2
+    WRITERS[kind](tmp_path / "there", other)
+    assert datasets.load(moved).fingerprint()["sha256"] != before["sha256"]
+
+
+def test_the_fingerprint_does_not_depend_on_the_listing(tmp_path, monkeypatch):
+    spec = write_folder(tmp_path, GRAY)
+    before = datasets.load(spec).fingerprint()
+    list_images = streams._list_images
+    monkeypatch.setattr(streams, "_list_images", lambda *x: reversed(list(list_images(*x))))
+    assert datasets.load(spec).fingerprint() == before
+    monkeypatch.undo()
+    (tmp_path / "a" / "000.png").rename(tmp_path / "a" / "0000.png")
+    assert datasets.load(spec).fingerprint()["sha256"] != before["sha256"]
+
+
+def test_the_fingerprint_reads_samples_of_a_large_file(tmp_path):
+    path = tmp_path / "x.npy"
+    np.save(path, np.zeros((128, 2**17), np.uint8))  # 16 MiB, of which 4 MiB are read.
+    fingerprint = streams._Files(path, [b"."]).sha256
+    before = fingerprint()
+    size = path.stat().st_size
+    place = 40 * (size - 2**16) // 63  # The 41st of the 64 places.
+    damage(path, place + 2**16)
+    assert fingerprint() == before
+    damage(path, place + 2**16 - 1)
+    assert fingerprint() != before
+    damage(path, place + 2**16 - 1)
+    assert fingerprint() == before
+    damage(path, size - 1)
+    assert fingerprint() != before
+    damage(path, size - 1)
+    with path.open("ab") as file:
+        file.write(b"\0")
+    assert fingerprint() != before
+
+
+# TFRecord files
+
+
+@pytest.mark.parametrize("n", [0, 1, 3, 8, 16, 17, 63, 64, 65, 127, 128, 129, 1000, 4096])
+def test_crc32c(n):
+    data = np.random.default_rng(n).bytes(n)
+    crc = 0xFFFFFFFF
+    for byte in data:
+        crc ^= byte
+        for _ in range(8):
+            crc = crc >> 1 ^ 0x82F63B78 * (crc & 1)
+    assert tfrecords.crc32c(data) == crc ^ 0xFFFFFFFF
+
+
+def test_crc32c_of_the_standard():
+    # RFC 3720, B.4, and the check value of the catalogue of CRCs.
+    assert tfrecords.crc32c(b"123456789") == 0xE3069283
+    assert tfrecords.crc32c(bytes(32)) == 0x8A9136AA
+    assert tfrecords.crc32c(b"\xff" * 32) == 0x62A8AB43
+    assert tfrecords.crc32c(bytes(range(32))) == 0x46DD794E
+
+
+@pytest.mark.parametrize("size", [0, 1, 100, 70_000, 3_000_001])
+def test_records_as_tensorflow_writes_them(tmp_path, size):
+    rng = np.random.default_rng(size)
+    records = [rng.bytes(size), b"", rng.bytes(17), rng.bytes(size // 2)]
+    offsets = write_records(tmp_path / "x", records)
+    found, lengths, problem = tfrecords.index(tmp_path / "x")
+    assert problem is None
+    np.testing.assert_array_equal(found, offsets)
+    assert [tfrecords.read(tmp_path / "x", *at) for at in zip(found, lengths, strict=True)] == (
+        records
+    )
+
+
+def test_the_other_feature(tmp_path):
+    data = datasets.load(write_shards(tmp_path, COLOUR, 1, "image/encoded"))
+    train, _ = images.split(len(COLOUR))
+    np.testing.assert_array_equal(data.x_train[:], np.float32(COLOUR[train]) / 255)
+
+
+# Mistakes that are found at the start
+
+
+@pytest.mark.parametrize(
+    ("x", "expected"),
+    [
+        (np.asfortranarray(GRAY), "x.npy: is in Fortran order, so that no image lies in one piece"),
+        (np.zeros(4), "x.npy has shape (4,); expected [N, H, W], [N, H, W, C] or [N, D]"),
+        (np.zeros((1, 2, 2)), "x.npy has shape (1, 2, 2); at least 2 images are needed"),
+        (np.zeros((4, 0, 2)), "x.npy has shape (4, 0, 2); images must have at least 1 pixel"),
+        (np.zeros((4, 2), complex), "x.npy has dtype complex128; images must be uint8"),
+        (np.full((4, 2), None), "x.npy has dtype object; images must be uint8"),
+        (np.zeros((4, 2), [("ρ", "f4")]), "is an .npy file of version 3.0"),
+    ],
+)
+def test_npy_files_that_are_refused(refused, x, expected):  # noqa: F811
+    np.save("x.npy", x, allow_pickle=True)
+    assert expected in refused("train", "--dataset", "stream:x.npy")
+
+
+def test_npy_files_that_are_truncated_or_something_else(refused):  # noqa: F811
+    path = pathlib.Path("x.npy")
+    np.save(path, GRAY)
+    content = path.read_bytes()
+    path.write_bytes(content[:-1])
+    message = refused("train", "--dataset", "stream:x.npy")
+    assert "truncated: expected 1328 bytes for 40x6x5 values of uint8, found 1327" in message
+    path.write_bytes(content[:50])
+    assert "x.npy: cannot be read as .npy: " in refused("train", "--dataset", "stream:x.npy")
+    path.write_bytes(pickle.dumps(GRAY))
+    assert "x.npy: is not an .npy file; write one with" in refused(
+        "train", "--dataset", "stream:x.npy"
+    )
+    assert "nowhere.npy: No such file or directory" in refused(
+        "train", "--dataset", "stream:nowhere.npy"
+    )
+
+
+def test_nan_and_values_outside(refused):  # noqa: F811
+    x = np.zeros((40, 2, 2), np.float32)
+    _, test = images.split(40)
+    row = test[3]
+    x[row, 1] = np.nan
+    np.save("x.npy", x)
+    position = f"x.npy: row {row} (byte {128 + 16 * row}): "
+    message = refused("train", "--dataset", "stream:x.npy")
+    assert position + "2 of 4 values are NaN or infinite" in message
+    assert "--corrupt skip" in message
+    x[row, 1] = 1.5
+    np.save("x.npy", x)
+    message = refused("train", "--dataset", "stream:x.npy")
+    assert position + "2 of 4 values lie outside [0, 1] (they range from 0 to 1.5)" in message
+    datasets.load("stream:x.npy", likelihood="gaussian")
+
+
+def test_folders_that_are_refused(refused, monkeypatch):  # noqa: F811
+    train = ("train", "--dataset", "images:x")
+    assert "x: no such folder; give that of the image files" in refused(*train)
+    folder = pathlib.Path("x")
+    folder.mkdir()
+    assert "x: holds 0 files .png, .jpg, .jpeg, " in refused(*train)
+    (folder / "0.png").write_bytes(encode(GRAY[0]))
+    assert "x: holds 1 files" in refused(*train)
+    monkeypatch.setattr(images, "split", lambda *_: (np.array([0]), np.array([1])))
+    for content, expected in (
+        (b"", "1.png: is no PNG, JPEG, BMP, GIF, WEBP, TIFF, PPM image (0 bytes)"),
+        (b"nonsense", "1.png: is no PNG, JPEG, BMP, GIF, WEBP, TIFF, PPM image (8 bytes)"),
+        (encode(GRAY[1], "TGA"), "1.png: is no PNG, JPEG, BMP, GIF, WEBP, TIFF, PPM image"),
+        (encode(GRAY[1])[:-40], "1.png: cannot be decoded ("),
+        (encode(GRAY[1][:5]), "1.png: has shape 5x5, the others 6x5"),
+        (encode(COLOUR[1]), "1.png: has shape 6x5x3, the others 6x5"),
+        (encode(np.dstack([COLOUR[1], GRAY[1]])), "1.png: has an alpha channel"),
+        (encode(GRAY[1].astype(np.uint16) * 99), "1.png: has pixels of the kind I;16"),
+    ):
+        (folder / "1.png").write_bytes(content)
+        assert expected in refused(*train)
+
+
+def test_a_damaged_image_is_reported_before_the_shape_is_asked_for(tmp_path):
+    write_folder(tmp_path, GRAY[:6])
+    (tmp_path / "a" / "000.png").write_bytes(b"nonsense")
+    with pytest.raises(streams.Corrupt, match=r"a/000\.png: is no PNG"):
+        datasets.load(f"images:{tmp_path}")
+    assert datasets.load(f"images:{tmp_path}", corrupt="skip").image_shape == (6, 5)
+    for path in tmp_path.glob("*/*.png"):
+        path.write_bytes(b"nonsense")
+    with pytest.raises(streams.UserError, match="none of 6 images can be decoded; the first: "):
+        datasets.load(f"images:{tmp_path}", corrupt="skip")
+
+
+def test_patterns_and_shards_that_are_refused(tmp_path):
+    def refuse(expected, pattern="x-*", error=streams.UserError, **options):
+        with pytest.raises(error) as caught:
+            datasets.load(f"tfrecord:{tmp_path}/{pattern}", **options)
+        assert expected in caught.value.message
+
+    refuse("no such file; give a pattern such as")
+    (tmp_path / "x-folder").mkdir()
+    refuse("no such file; give a pattern such as")
+    path = tmp_path / "x-0"
+    path.touch()
+    refuse("1 files hold 0 records; at least 2 images are needed")
+    records = [example(encode(image)) for image in GRAY[:8]]
+    for options in ("stop", "skip"):
+        write_records(path, records, "GZIP")
+        refuse("x-0: is compressed by gzip", corrupt=options)
+        path.write_bytes(gzip.compress(b""))
+        refuse("x-0: is compressed by gzip", corrupt=options)
+    write_records(path, records, "ZLIB")
+    refuse("x-0: record 0 (byte 0): the length of the record does not have its CRC (no TFRecord")
+    for record, expected in (
+        (b"\x07nonsense", "is not a tf.train.Example"),
+        (example(encode(GRAY[0]), "picture"), "has no feature image or image/encoded of one bytes"),
+        (example(b"nonsense"), "is no PNG, JPEG, BMP, GIF, WEBP, TIFF, PPM image (8 bytes)"),
+        (b"", "has no feature image or image/encoded of one bytes value, but none"),
+    ):
+        write_records(path, [record, *records])
+        refuse(f"x-0: record 0 (byte 0): {expected}", error=streams.Corrupt)
+
+
+# Corrupt images are skipped and counted, or stop the run
+
+
+def corrupt_npy(folder):
+    x = np.float32(GRAY) / 255
+    x[[3, 4, 30], 0, 0] = np.nan, 2, -np.inf
+    spec = write_npy(folder, x)
+    bad = {f"{folder}/x.npy: row {i} (byte {128 + i * 120})" for i in (3, 4, 30)}
+    return spec, [3, 4, 30], bad
+
+
+def corrupt_folder(folder):
+    spec = write_folder(folder, GRAY)
+    for i, name in ((3, "a/003.png"), (4, "a/004.png"), (30, "b/030.png")):
+        (folder / name).write_bytes(encode(GRAY[i])[: i + 20])
+    return (
+        spec,
+        [3, 4, 30],
+        {f"{folder}/{name}" for name in ("a/003.png", "a/004.png", "b/030.png")},
+    )
+
+
+def corrupt_records(folder):
+    records = [example(encode(image)) for image in GRAY]
+    bad = []
+    for shard in range(2):
+        path = folder / f"s{shard}.tfrecord"
+        offsets = write_records(path, records[20 * shard : 20 * shard + 20])
+        for record in (3, 4) if shard == 0 else (10,):
+            damage(path, offsets[record] + 12 + 30, b"\1")
+            bad.append(f"{path}: record {record} (byte {offsets[record]})")
+    return f"tfrecord:{folder}/s*.tfrecord", [3, 4, 30], set(bad)
+
+
+CORRUPT = {"stream": corrupt_npy, "images": corrupt_folder, "tfrecord": corrupt_records}
+
+
+@pytest.mark.parametrize("kind", streams.KINDS)
+def test_corrupt_images_are_left_out_and_counted_once(tmp_path, kind):
+    spec, rows, positions = CORRUPT[kind](tmp_path)
+    train, test = images.split(40)
+    data = datasets.load(spec, corrupt="skip")
+    good_test = test[~np.isin(test, rows)]
+    np.testing.assert_array_equal(data.x_test, np.float32(GRAY[good_test]) / 255)
+    assert len(data.skipped) == np.isin(rows, test).sum()
+    assert len(data.x_train) == 32
+    good = np.flatnonzero(~np.isin(train, rows))
+    for _ in range(3):
+        np.testing.assert_array_equal(data.x_train[:], np.float32(GRAY[train[good]]) / 255)
+    assert data.skipped.keys() == positions
+    bad = np.flatnonzero(np.isin(train, rows))
+    assert data.x_train[bad].shape == (0, 6, 5)
+
+
+@pytest.mark.parametrize("kind", streams.KINDS)
+def test_corrupt_images_stop(tmp_path, kind, monkeypatch):
+    spec, _, positions = CORRUPT[kind](tmp_path)
+    # So that they are found while training.
+    monkeypatch.setattr(images, "split", lambda *_: (np.arange(35), np.arange(35, 40)))
+    stream = datasets.load(spec).x_train
+    np.testing.assert_array_equal(stream[5:30], np.float32(GRAY[5:30]) / 255)
+    with pytest.raises(streams.Corrupt) as caught:
+        stream[::-1]
+    assert any(position in caught.value.message for position in positions)
+    assert "--corrupt skip" in caught.value.message
+    assert stream.skipped == {}
+
+
+def test_a_test_set_that_is_all_corrupt(tmp_path):
+    x = np.full((10, 3), np.nan)
+    with pytest.raises(streams.UserError, match="none of the 2 test images can be used; the first"):
+        datasets.load(write_npy(tmp_path, x), corrupt="skip")
+
+
+@pytest.mark.parametrize("how", ["length", "length CRC", "truncated", "truncated header"])
+def test_shards_that_cannot_be_followed(tmp_path, how):
+    pattern = write_shards(tmp_path, GRAY, 2)
+    path = tmp_path / "t-0-of-2.tfrecord"
+    offsets, lengths, _ = tfrecords.index(path)
+    if how == "length":
+        damage(path, offsets[15] + 1, b"\x40")
+    elif how == "length CRC":
+        damage(path, offsets[15] + 9)
+    else:
+        missing = 5 if how == "truncated" else lengths[15] + 9
+        content = path.read_bytes()[: offsets[15] + 16 + lengths[15]]
+        path.write_bytes(content[:-missing])
+    with pytest.raises(streams.Corrupt) as caught:
+        datasets.load(pattern)
+    position = f"{path}: record 15 (byte {offsets[15]})"
+    assert caught.value.message.startswith(position)
+    reason = "truncated: the file ends at" if "trunc" in how else "the length of the record does"
+    assert reason in caught.value.message
+    data = datasets.load(pattern, corrupt="skip")
+    assert list(data.skipped) == [position]
+    assert "what follows in this file cannot be read" in data.skipped[position]
+    assert (len(data.x_train), len(data.x_test)) == (28, 7)
+    both = np.concatenate([data.x_train[:], data.x_test]).reshape(35, -1)
+    expected = np.float32(np.delete(GRAY, np.s_[15:20], 0).reshape(35, -1)) / 255
+    np.testing.assert_array_equal(both[np.lexsort(both.T)], expected[np.lexsort(expected.T)])
+
+
+def test_every_bit_of_a_record_counts(tmp_path):
+    path = tmp_path / "x"
+    write_records(path, [b"abc", b"defg" * 5, b"hi"])
+    content = path.read_bytes()
+    offset, length = 19, 20
+    for bit in range(8 * (12 + length + 4)):
+        damage(path, offset + bit // 8, bytes([1 << bit % 8]))
+        offsets, _, problem = tfrecords.index(path)
+        if bit < 8 * 12:
+            assert (len(offsets), problem.offset) == (1, offset)
+        else:
+            assert (len(offsets), problem) == (3, None)
+            with pytest.raises(tfrecords.Damaged, match="the data of the record"):
+                tfrecords.read(path, offset, length)
+        path.write_bytes(content)
+
+
+def test_a_file_that_gets_shorter_is_an_error_with_its_position(tmp_path):
+    stream = datasets.load(write_npy(tmp_path, GRAY), corrupt="skip").x_train
+    path = tmp_path / "x.npy"
+    path.write_bytes(path.read_bytes()[:500])
+    # Never skipped: a disk that is gone is no corrupt image.
+    with pytest.raises(OSError, match="ends at byte 500, though it was longer before") as caught:
+        stream[:]
+    assert caught.value.filename == str(path)
+    path.unlink()
+    with pytest.raises(FileNotFoundError, match=r"x\.npy"):
+        stream[:]
+
+
+def test_errors_of_a_pipeline_are_those_of_the_stream(tmp_path, monkeypatch):
+    spec, _, _ = corrupt_npy(tmp_path)
+    monkeypatch.setattr(images, "split", lambda *_: (np.arange(35), np.arange(35, 40)))
+    batches = Batches(datasets.load(spec).x_train, 7, seed=0)
+    pipeline = batches.dataset(0, tf.distribute.get_strategy())
+    with pytest.raises(streams.Corrupt, match=r"row \d+ \(byte"), batches.own_errors():
+        list(pipeline.take(5))
+
+
+def test_batches_of_which_nothing_is_left(tmp_path, cli):  # noqa: F811
+    """A batch that is skipped as a whole moves nothing, and the loss stays a number."""
+    x = np.random.default_rng(0).uniform(size=(20, 4, 4)).astype("float32")
+    x[::3] = np.nan
+    np.save(tmp_path / "x.npy", x)
+    code, out, err = cli(
+        *("train", "--dataset", f"stream:{tmp_path / 'x.npy'}", "--corrupt", "skip"),
+        *("--batch-size", "1", "--epochs", "1", "--hidden-units", "3", "--latent-dim", "2"),
+        *("--out", tmp_path / "run"),
+    )
+    assert code == 0, err
+    assert "Left out as corrupt: 7, all in" in out
+
+
+# The command line
+
+
+@pytest.mark.parametrize(
+    ("spec", "name"),
+    [
+        ("tfrecord:data/train-*.tfrecord", "train"),
+        ("tfrecord:data/train-?????-of-[0-9]*.tfrecord", "train--of"),
+        ("tfrecord:data/*.tfrecord", "tfrecord"),
+        ("tfrecord:*", "tfrecord"),
+        ("images:photos", "photos"),
+        ("stream:a/photos.npy", "photos"),
+    ],
+)
+def test_names_of_runs(spec, name):
+    assert datasets.short_name(spec) == name
+    assert datasets.short_name(datasets.resolve(spec)) == name
+    assert datasets.is_stream(spec)
+
+
+def test_corrupt_is_for_streams_alone(refused):  # noqa: F811
+    message = refused("train", "--corrupt", "skip")
+    assert (
+        "--corrupt is for stream:FILE.npy, images:FOLDER or tfrecord:GLOB, not for digi" in message
+    )
+    assert "--corrupt is for --model image, not for sequence" in refused(
+        "train", "--model", "sequence", "--corrupt", "skip"
+    )
+    assert "'x' is not one of 'stop', 'skip'" in refused("train", "--corrupt", "x")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", streams.KINDS)
+def test_train_on_each_source(cli, tmp_path, kind):  # noqa: F811
+    (tmp_path / "data").mkdir()
+    spec = WRITERS[kind](tmp_path / "data", GRAY)
+    before = contents(tmp_path / "data")
+    argv = (*TINY, "--epochs", "1")
+    code, out, err = cli("train", "--dataset", spec, *argv, "--out", "run")
+    assert code == 0, err
+    assert "32 training and 8 test images of 6x5" in out
+    assert "Left out" not in out
+    assert not pathlib.Path("run/skipped.json").exists()
+    history = json.loads(pathlib.Path("run/history.json").read_text())
+    # The same as of an array in memory.
+    np.save("memory.npy", GRAY)
+    assert cli("train", "--dataset", "npy:memory.npy", *argv, "--out", "memory")[0] == 0
+    in_memory = json.loads(pathlib.Path("memory/history.json").read_text())
+    assert history["loss"] == in_memory["loss"]
+    assert history["val_loss"] == in_memory["val_loss"]
+    code, out, _ = cli("evaluate", "run", "--json")
+    assert code == 0
+    assert json.loads(out) == json.loads(pathlib.Path("run/metrics.json").read_text())
+    assert contents(tmp_path / "data") == before
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", streams.KINDS)
+def test_train_stops_at_a_corrupt_image_and_is_resumed_without_it(
+    cli,  # noqa: F811
+    tmp_path,
+    kind,
+    monkeypatch,
+):
+    (tmp_path / "data").mkdir()
+    spec, _, positions = CORRUPT[kind](tmp_path / "data")
+    monkeypatch.setattr(images, "split", lambda *_: (np.arange(35), np.arange(35, 40)))
+    argv = ("train", "--dataset", spec, *TINY, "--out", "run")
+    code, _, err = cli(*argv)
+    assert code == 1
+    message = err.splitlines()[-1]
+    assert any(f"tfp-ar1: error: {position}: " in message for position in positions)
+    assert "--corrupt skip" in message
+    assert "The run is unfinished; resume with: " in message
+
+    code, out, err = cli(*argv, "--corrupt", "skip")
+    assert code == 0, err
+    assert "Left out as corrupt: 3, all in run/skipped.json. The first:" in out
+    skipped = json.loads(pathlib.Path("run/skipped.json").read_text())
+    assert skipped.keys() == positions
+    for position, problem in skipped.items():
+        assert f"  {position}: {problem}\n" in out
+    assert cli("export", "run")[0] == 0
+    card = json.loads(pathlib.Path("run/export/model_card.json").read_text())
+    assert card["data"]["num_skipped"] == 3
+    assert "corrupt" not in card["training"]  # which it was at the beginning
+
+
+@pytest.mark.slow
+def test_evaluate_skips_as_the_training_did(cli, tmp_path):  # noqa: F811
+    x = np.float32(GRAY) / 255
+    _, test = images.split(40)
+    x[test[0]] = np.nan
+    spec = write_npy(tmp_path, x)
+    argv = ("train", "--dataset", spec, "--corrupt", "skip", *TINY, "--epochs", "1")
+    assert cli(*argv, "--out", "run")[0] == 0
+    code, out, _ = cli("evaluate", "run", "--json")
+    assert (code, json.loads(out)["num_examples"]) == (0, 7)
+
+
+@pytest.mark.slow
+def test_compare_on_streams(cli, tmp_path):  # noqa: F811
+    specs = []
+    for kind in streams.KINDS:
+        (tmp_path / kind).mkdir()
+        specs.append(WRITERS[kind](tmp_path / kind, GRAY))
+    code, out, err = cli("compare", "--dataset", ",".join(specs), *TINY, "--dry-run")
+    assert code == 0, err
+    assert "18 runs: 0 done" in out
+
+
+MEGABYTE = 2**20
+LIMIT = 1280 * MEGABYTE
+
+
+@pytest.fixture(scope="module")
+def large_file(tmp_path_factory):
+    """A file of four times the limit, which takes no room on disk: all of it but the header is a
+    hole, which reads as zeros."""
+    path = tmp_path_factory.mktemp("large") / "large.npy"
+    shape = (4 * LIMIT // (32 * 32 * 8), 32, 32)
+    with path.open("wb") as file:
+        header = {"descr": "<f8", "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(file, header)
+        file.truncate(file.tell() + 4 * LIMIT)
+    if path.stat().st_blocks * 512 > MEGABYTE:
+        path.unlink()
+        pytest.skip("this file system has no sparse files")
+    yield path
+    path.unlink()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_DATA counts otherwise elsewhere")
+@pytest.mark.parametrize("kind", ["stream", "npy"])
+def test_data_of_four_times_the_memory(tmp_path, large_file, kind):
+    # The limit counts what a process has written or may write to, whether it is in RAM or not; that
+    # of the address space would count libraries and the heaps of threads, of which TensorFlow
+    # reserves more than it uses.
+    program = (
+        "import resource, sys\n"
+        f"resource.setrlimit(resource.RLIMIT_DATA, ({LIMIT}, {LIMIT}))\n"
+        "from tfp_ar1_cli import main\n"
+        "sys.exit(main(sys.argv[1:]))\n"
+    )
+    options = "--hidden-units 4 --latent-dim 2 --batch-size 1024 --epochs 1"
+    argv = ["train", "--dataset", f"{kind}:{large_file}", *options.split()]
+    argv += ["--num-importance-samples", "1", "--out", str(tmp_path / "run")]
+    # Each thread has a stack and a heap, and a large machine has many.
+    threads = {"TF_NUM_INTRAOP_THREADS": "2", "TF_NUM_INTEROP_THREADS": "2"}
+    done = subprocess.run(
+        [sys.executable, "-c", program, *argv],
+        env=dict(os.environ) | threads,
+        capture_output=True,
+        text=True,
+    )
+    if kind == "stream":
+        assert done.returncode == 0, done.stderr
+        assert f"{4 * LIMIT // 8192 - 10_000} training and 10000 test images" in done.stdout
+        assert (tmp_path / "run" / "metrics.json").exists()
+    else:
+        assert done.returncode == 2, done.stderr
+        assert "cannot be read as .npy: Unable to allocate 5.00 GiB" in done.stderr
+        assert "--dataset stream:FILE.npy" in done.stderr
+        assert not (tmp_path / "run").exists()

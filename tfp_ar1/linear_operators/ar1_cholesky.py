@@ -1,0 +1,180 @@
+"""`LinearOperator` acting like the Cholesky factor of a first-order autoregressive covariance."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import tensorflow as tf
+from tensorflow.python.ops.linalg.linear_operator import make_composite_tensor
+from tensorflow_probability.python.internal import prefer_static as ps
+from tensorflow_probability.python.internal import tensor_util
+
+from tfp_ar1.correlation import check_one_given
+from tfp_ar1.linear_operators import markov_cholesky as markov_cholesky
+from tfp_ar1.linear_operators.chain import Chain
+from tfp_ar1.linear_operators.markov_cholesky import LinearOperatorMarkovCholesky
+
+__all__ = ["LinearOperatorAR1Cholesky"]
+
+
+class LinearOperatorAR1Cholesky(LinearOperatorMarkovCholesky):
+    r"""`LinearOperator` acting like the Cholesky factor of an AR(1) covariance.
+
+    A stationary first-order autoregressive process with marginal standard deviation σ and lag-one
+    correlation ρ has the covariance `C[i, j] = σ² ρ^|i-j|` (equation 4 of the ρ-VAE paper,
+    arXiv:1909.06236, with s = σ²). This operator is its lower-triangular Cholesky factor L, so that
+    `C = L Lᵀ`:
+
+    ```none
+    L[i, 0] = σ ρ^i
+    L[i, j] = σ √(1 - ρ²) ρ^(i-j)    for 1 ≤ j ≤ i, else 0
+    ```
+
+    (Equation 7 of the paper prints 1/√s for √s, and drops powers of ρ.)
+
+    ```python
+    operator = LinearOperatorAR1Cholesky(num_rows=3, correlation=0.5, marginal_scale=2.0)
+    operator.to_dense()
+    # ==> [[2.0, 0.000, 0.000],
+    #      [1.0, 1.732, 0.000],
+    #      [0.5, 0.866, 1.732]]
+    operator.solvevec(operator.matvec([1.0, 2.0, 3.0]))
+    # ==> [1.0, 2.0, 3.0]
+    ```
+
+    #### Shape compatibility
+
+    The parameters are scalars or batches of scalars: with `correlation` and `marginal_scale` of
+    shapes that broadcast to `[B1, ..., Bb]`, the operator has shape `[B1, ..., Bb, d, d]`,
+    `d = num_rows`. Arguments `x` of shape `[C1, ..., Cc, d, k]` broadcast against the batch.
+
+    #### Performance
+
+    For an operator of size d and an argument with k columns, for each batch member:
+
+    * `matmul`, `solve` and their adjoints: O(d k) time and memory; `matvec`, `solvevec`: O(d).
+    * `log_abs_determinant`, `determinant`, `trace`: O(1); `diag_part`: O(d).
+    * `to_dense` and what needs a dense matrix by definition (`cond`, `add_to_tensor`): O(d²) or
+      more. Nothing else forms a d × d matrix.
+
+    #### Matrix property hints
+
+    The operator is non-singular for every valid parameter, and `is_non_singular` is therefore
+    `True` unless said otherwise; it is not self-adjoint (except for d = 1).
+
+    Args:
+      num_rows: non-negative integer scalar tensor; d, the number of rows and columns.
+      correlation: floating-point tensor `[B1, ..., Bb]`, ρ in (-1, 1). Exactly one of
+        `correlation` and `fisher_z` must be given.
+      marginal_scale: positive floating-point tensor `[B1, ..., Bb]`; σ, the standard deviation of
+        every coordinate (√s in the paper). Default: 1.
+      fisher_z: floating-point tensor `[B1, ..., Bb]`, `atanh ρ`, any finite value. Keeps full
+        accuracy where ρ rounds to ±1.
+      is_non_singular: expect that this operator is non-singular.
+      is_self_adjoint: expect that this operator equals its transpose.
+      is_positive_definite: expect that `xᵀ L x > 0` for every non-zero x.
+      is_square: the operator is square; `False` is refused.
+      name: a name for this operator.
+
+    Raises:
+      ValueError: if both or neither of `correlation` and `fisher_z` are given; if `num_rows` is
+        statically known not to be a non-negative scalar; if `is_square` is `False`.
+      TypeError: if the parameters are not real floating-point numbers or differ in dtype, or if
+        `num_rows` is not an integer.
+    """
+
+    def __init__(
+        self,
+        num_rows: Any,
+        correlation: Any = None,
+        marginal_scale: Any = 1.0,
+        fisher_z: Any = None,
+        is_non_singular: bool | None = True,
+        is_self_adjoint: bool | None = None,
+        is_positive_definite: bool | None = None,
+        is_square: bool | None = True,
+        name: str = "LinearOperatorAR1Cholesky",
+    ):
+        parameters = {
+            "num_rows": num_rows,
+            "correlation": correlation,
+            "marginal_scale": marginal_scale,
+            "fisher_z": fisher_z,
+            "is_non_singular": is_non_singular,
+            "is_self_adjoint": is_self_adjoint,
+            "is_positive_definite": is_positive_definite,
+            "is_square": is_square,
+            "name": name,
+        }
+        check_one_given(correlation, fisher_z)
+        with tf.name_scope(name):
+            given = {
+                "correlation": correlation,
+                "marginal_scale": marginal_scale,
+                "fisher_z": fisher_z,
+            }
+            dtype = markov_cholesky.common_float_dtype(given)
+            convert = tensor_util.convert_nonref_to_tensor
+            self._correlation = convert(correlation, dtype=dtype, name="correlation")
+            self._fisher_z = convert(fisher_z, dtype=dtype, name="fisher_z")
+            self._marginal_scale = convert(marginal_scale, dtype=dtype, name="marginal_scale")
+            super().__init__(
+                markov_cholesky.checked_num_rows(num_rows),
+                parameters,
+                dtype,
+                is_non_singular=is_non_singular,
+                is_self_adjoint=is_self_adjoint,
+                is_positive_definite=is_positive_definite,
+                is_square=is_square,
+                name=name,
+            )
+
+    @property
+    def correlation(self) -> Any:
+        """ρ as given, or `None`."""
+        return self._correlation
+
+    @property
+    def fisher_z(self) -> Any:
+        """`atanh ρ` as given, or `None`."""
+        return self._fisher_z
+
+    @property
+    def marginal_scale(self) -> Any:
+        """σ, the standard deviation of every coordinate, as given."""
+        return self._marginal_scale
+
+    def chain(self, for_columns: bool = False) -> Chain:
+        """The parameters as tensors, each variable read once; see the base class."""
+        rho = markov_cholesky.read_correlation(
+            self._correlation, self._fisher_z, per_step=False, for_columns=for_columns
+        )
+        scale = markov_cholesky.read(self._marginal_scale, False, for_columns)
+        return Chain(rho, scale, per_coordinate=False, size=self._size())
+
+    def _assert_non_singular(self) -> tf.Operation:
+        return markov_cholesky.assert_non_singular(
+            "marginal_scale", self._marginal_scale, self._correlation
+        )
+
+    def _trace(self) -> tf.Tensor:
+        chain = self.chain().widened()
+        first = tf.cast(ps.minimum(self._size(), 1), chain.dtype)
+        later = tf.cast(chain.num_steps, chain.dtype) * chain.rho.innovation_scale
+        return tf.cast(chain.scale[..., 0] * (first + later), self.dtype)
+
+    @property
+    def _composite_tensor_fields(self) -> tuple[str, ...]:
+        return ("num_rows", "correlation", "marginal_scale", "fisher_z")
+
+    @property
+    def _composite_tensor_prefer_static_fields(self) -> tuple[str, ...]:
+        return ("num_rows",)
+
+    @property
+    def _experimental_parameter_ndims_to_matrix_ndims(self) -> dict[str, int]:
+        given = "fisher_z" if self._correlation is None else "correlation"
+        return {given: 0, "marginal_scale": 0}
+
+
+LinearOperatorAR1Cholesky = make_composite_tensor(LinearOperatorAR1Cholesky, module_name="tfp_ar1")

@@ -1,0 +1,108 @@
+"""The order of the training data, and how batches of them reach the model."""
+
+import contextlib
+import functools
+import math
+import threading
+from collections.abc import Iterator
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tfp_ar1_cli import series
+
+# Batches that are read at the same time, and as many again that wait for the model.
+_READERS = 4
+
+
+class Batches:
+    """Training data in an order that depends on the seed and the epoch alone.
+
+    Each epoch has its own order, so that a training that is resumed, at whatever step, has the
+    batches of one that never stopped. So it is with the steps of series that are hidden. A batch is
+    shared out among replicas by its indices: each reads only what it trains on.
+
+    Args:
+      x: The data `[N, ...]`, or a dictionary of such; arrays, or what can be indexed like one.
+      batch_size: Examples in a batch, for all replicas together.
+      seed: The seed of the run.
+      hide: See `series.hide`; 0 hides nothing.
+    """
+
+    def __init__(
+        self, x: np.ndarray | dict[str, np.ndarray], batch_size: int, seed: int, hide: float = 0
+    ) -> None:
+        self._x, self._batch_size, self._seed, self._hide = x, batch_size, seed, hide
+        self._parts = keras.tree.flatten(x)
+        self._num_examples = len(self._parts[0])
+        self.steps_per_epoch = math.ceil(self._num_examples / batch_size)
+        self._error: Exception | None = None
+        self._order = functools.lru_cache(maxsize=2)(self._order_of)
+        self._lock = threading.Lock()
+
+    def share(self, step: int, replica: int = 0, num_replicas: int = 1) -> list[np.ndarray]:
+        """What one replica trains on in a step: the arrays of the data, flat.
+
+        Args:
+          step: The step, counted from the beginning of the training.
+          replica: Which share.
+          num_replicas: How many shares there are; their sizes differ by 1 at most.
+        """
+        epoch, index = divmod(step, self.steps_per_epoch)
+        with self._lock:  # Else several threads would shuffle the same epoch.
+            order = self._order(epoch)
+        chosen = order[index * self._batch_size : (index + 1) * self._batch_size]
+        if not self._hide:
+            chosen = np.array_split(chosen, num_replicas)[replica]
+            return [np.asarray(part[chosen]) for part in self._parts]
+        # What is hidden is drawn for the batch.
+        batch = keras.tree.map_structure(lambda part: part[chosen], self._x)
+        batch = series.hide(batch, self._hide, [self._seed, epoch, index])
+        return [np.array_split(part, num_replicas)[replica] for part in keras.tree.flatten(batch)]
+
+    def dataset(self, first_step: int, strategy: tf.distribute.Strategy) -> tf.data.Dataset:
+        """The batches from a step on, without end: tuples `(x,)`, as `fit` takes them."""
+        num_replicas = strategy.num_replicas_in_sync
+        if num_replicas == 1:
+            return self._shares(first_step, range(1), 1)
+
+        def of_worker(context: tf.distribute.InputContext) -> tf.data.Dataset:
+            here = num_replicas // context.num_input_pipelines
+            first = here * context.input_pipeline_id
+            return self._shares(first_step, range(first, first + here), num_replicas)
+
+        return strategy.distribute_datasets_from_function(of_worker)
+
+    @contextlib.contextmanager
+    def own_errors(self) -> Iterator[None]:
+        """Raises what was wrong with the data, where TensorFlow says that an operation failed."""
+        try:
+            yield
+        except tf.errors.OpError as error:
+            if self._error is None:
+                raise
+            raise self._error from error
+
+    def _shares(self, first_step: int, replicas: range, num_replicas: int) -> tf.data.Dataset:
+        """The shares of some replicas, in turn."""
+
+        def read(number: np.int64) -> list[np.ndarray]:
+            step, replica = divmod(int(number), len(replicas))
+            try:
+                return self.share(first_step + step, replicas[replica], num_replicas)
+            except Exception as error:
+                self._error = self._error or error
+                raise
+
+        def as_batch(number: tf.Tensor) -> tuple:
+            arrays = tf.numpy_function(read, [number], [part.dtype for part in self._parts])
+            for array, part in zip(arrays, self._parts, strict=True):
+                array.set_shape([None, *part.shape[1:]])
+            return (keras.tree.pack_sequence_as(self._x, arrays),)
+
+        numbers = tf.data.Dataset.range(np.iinfo(np.int64).max)
+        return numbers.map(as_batch, num_parallel_calls=_READERS).prefetch(_READERS)
+
+    def _order_of(self, epoch: int) -> np.ndarray:
+        return np.random.default_rng([self._seed, epoch]).permutation(self._num_examples)

@@ -1,0 +1,158 @@
+"""What an unfinished run keeps to go on from: written while it trains, read when it is resumed."""
+
+import time
+import zipfile
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import numpy as np
+
+from tfp_ar1_cli.errors import UserError
+from tfp_ar1_cli.runs import Position, Run, atomic
+
+_SECONDS = "seconds"
+
+
+class Checkpoint(keras.callbacks.Callback):
+    """Keeps the state of the training in the run's folder, after every epoch and every few steps.
+
+    The state is all variables of the model and the optimizer: weights, moments, step counter, the
+    state of the random numbers, and the means that the metrics have so far. With the order of the
+    data, which depends on the seed and the epoch alone, a training that is resumed cannot be told
+    from one that never stopped.
+
+    `keras.callbacks.BackupAndRestore` writes the weights and the number of the epoch one after the
+    other and in place; killed in between, it repeats an epoch or cannot be read. Here the position
+    is in the name of the one file, which appears whole or not at all, after its history.
+
+    Of several workers the first writes, but all read their variables: where the variables of
+    metrics are parts of a sum, this takes all of them.
+
+    The history has the seconds of each epoch too, those of the validation left out.
+
+    Args:
+      run: The run.
+      model: Its model, built and compiled.
+      steps_per_epoch: How many steps an epoch has.
+      every: A backup after so many steps of each epoch; 0 for none but at its end.
+      skipped: Gives the images that were left out so far, for `Run.add_skipped`.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        model: keras.Model,
+        steps_per_epoch: int,
+        every: int = 0,
+        skipped: Callable[[], dict[str, str]] = dict,
+    ) -> None:
+        super().__init__()
+        self._run, self._model = run, model
+        self._steps_per_epoch, self._every = steps_per_epoch, every
+        self._skipped = skipped
+        self._begin = Position(0, 0)
+        self._state: dict[str, np.ndarray] = {}
+        self._history = run.history()
+        self._earlier_seconds = 0.0
+
+    def restore(self) -> Position:
+        """Goes back to the latest checkpoint, if there is one; returns the position."""
+        files = self._run.checkpoint_files()
+        position = max(files, default=Position(0, 0))
+        if files:
+            try:
+                with np.load(files[position]) as file:
+                    state = dict(file)
+            except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+                goes_on = "go on from an earlier state" if len(files) > 1 else "begin anew"
+                raise UserError(
+                    f"{files[position]}: cannot be read ({error}); delete it to {goes_on}."
+                ) from error
+            self._earlier_seconds = float(state.pop(_SECONDS))
+            load_state(self._model, state)
+            self._state = state
+        # Killed between history and checkpoint, the history is one epoch ahead.
+        self._history = {name: values[: position.epoch] for name, values in self._history.items()}
+        self._begin = position
+        return position
+
+    def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
+        """Starts the clock; where an epoch is gone on with, Keras has just reset the metrics."""
+        self._epoch, self._first = epoch, 0
+        if self._begin.step and self._begin.epoch == epoch:
+            self._first = self._begin.step
+            for name, variable in _metric_variables(self._model).items():
+                variable.assign(self._state[name])
+        else:
+            self._earlier_seconds = 0.0
+        self._start = time.perf_counter()
+        self._seconds = None
+
+    def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
+        """Makes a backup if it is time for one."""
+        step = self._first + batch + 1
+        if self._every and step % self._every == 0 and step < self._steps_per_epoch:
+            self._write(Position(self._epoch, step))
+
+    def on_test_begin(self, logs: dict | None = None) -> None:
+        """Stops the clock: the validation of an epoch comes after its training."""
+        self._seconds = self._elapsed()
+
+    def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
+        """Writes history and checkpoint."""
+        for name, value in {**(logs or {}), "seconds": self._seconds}.items():
+            self._history.setdefault(name, []).append(float(value))
+        if self._run.worker == 0:
+            self._run.write_history(self._history)
+        self._write(Position(epoch + 1, 0))
+
+    def _elapsed(self) -> float:
+        return self._earlier_seconds + time.perf_counter() - self._start
+
+    def _write(self, position: Position) -> None:
+        state = {_SECONDS: self._elapsed(), **state_of(self._model)}
+        self._run.add_skipped(self._skipped())
+        if self._run.worker:
+            return
+        old = self._run.checkpoint_files()
+        self._run.checkpoints.mkdir(exist_ok=True)
+        with atomic(self._run.checkpoint_file(position)) as path, path.open("wb") as file:
+            np.savez(file, **state)
+        for file in old.values():
+            file.unlink()
+
+
+def state_of(model: keras.Model) -> dict[str, np.ndarray]:
+    """The values of all variables of a model, its metrics and its optimizer."""
+    return {name: variable.numpy() for name, variable in _variables(model).items()}
+
+
+def load_state(model: keras.Model, state: dict[str, np.ndarray]) -> None:
+    """Sets all variables of a model, its metrics and its optimizer.
+
+    Raises:
+      UserError: If the state is that of another model.
+    """
+    variables = _variables(model)
+    shapes = {name: tuple(variable.shape) for name, variable in variables.items()}
+    if shapes != {name: array.shape for name, array in state.items()}:
+        raise UserError(
+            "the checkpoint is of another model than this version makes; finish the run with the "
+            "version that began it, or choose another --out."
+        )
+    for name, variable in variables.items():
+        variable.assign(state[name])
+
+
+def _variables(model: keras.Model) -> dict[str, Any]:
+    """The variables, by names that are the same in every process."""
+    of_metrics = _metric_variables(model)
+    known = {id(variable) for variable in of_metrics.values()}
+    rest = {id(v): v for v in (*model.variables, *model.optimizer.variables) if id(v) not in known}
+    return of_metrics | {f"variable-{i}": v for i, v in enumerate(rest.values())}
+
+
+def _metric_variables(model: keras.Model) -> dict[str, Any]:
+    variables = (variable for metric in model.metrics for variable in metric.variables)
+    return {f"metric-{i}": variable for i, variable in enumerate(variables)}

@@ -1,0 +1,124 @@
+"""Opening files, reading parts of them, and how much memory there is for that."""
+
+import contextlib
+import io
+import os
+import pathlib
+import stat
+import sys
+from collections.abc import Iterator
+
+from tfp_ar1_cli.errors import UserError
+
+_GIGABYTE = 2**30
+
+
+def check_regular(path: pathlib.Path) -> os.stat_result:
+    """What the system knows of a file that holds data; of a folder too, which cannot be opened.
+
+    Raises:
+      UserError: If it is something else: to open a named pipe waits for its writer without end.
+      OSError: If there is no such file.
+    """
+    try:
+        status = path.stat()
+    except FileNotFoundError as error:
+        if not path.is_symlink():
+            raise
+        raise UserError(
+            f"{path}: is a link to {os.readlink(path)}, which does not exist; remove or mend it."
+        ) from error
+    if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):
+        kind = "named pipe" if stat.S_ISFIFO(status.st_mode) else "device or socket"
+        raise UserError(
+            f"{path}: is a {kind}, not a file; write the data to a file, and remove what is none "
+            "from a folder of data."
+        )
+    return status
+
+
+def open_raw(path: pathlib.Path) -> io.FileIO:
+    """Opens a file for `read_at`.
+
+    Whoever reads opens the file anew: then threads share no position, and a thousand shards need no
+    thousand descriptors.
+
+    Raises:
+      UserError: See `check_regular`.
+      OSError: If it cannot be opened.
+    """
+    check_regular(path)
+    return path.open("rb", buffering=0)
+
+
+def read_at(file: io.FileIO, offset: int, size: int) -> bytearray:
+    """Reads exactly `size` bytes from byte `offset` on.
+
+    Not by a memory map: of a map, a file that was cut off or a disk that fails kills the process by
+    a SIGBUS, without a word; and a map counts in full where the address space is limited.
+
+    Raises:
+      OSError: If the file cannot be read or ends too early. It names the file and the byte.
+    """
+    data = bytearray(size)
+    view, done = memoryview(data), 0
+    try:
+        file.seek(offset)
+        while done < size:
+            # A read may give less than was asked for, on Linux never more than 2 GiB.
+            count = file.readinto(view[done:])
+            if not count:
+                raise OSError(0, f"ends at byte {offset + done}, though it was longer before")
+            done += count
+    except OSError as error:
+        what = f"{error.strerror} (reading {size} bytes from byte {offset} on)"
+        raise OSError(error.errno, what, os.fspath(file.name)) from error
+    return data
+
+
+def available_memory() -> int:
+    """How many bytes can be taken before the system ends processes; `sys.maxsize` if unknown."""
+    found = [sys.maxsize]
+    with contextlib.suppress(OSError, ValueError, StopIteration):
+        lines = pathlib.Path("/proc/meminfo").read_text().splitlines()
+        free = next(line for line in lines if line.startswith("MemAvailable:"))
+        found.append(1024 * int(free.split()[1]))
+    # The limit of a container, of which the use is not known: it counts what can be given back.
+    for name in ("memory.max", "memory/memory.limit_in_bytes"):
+        with contextlib.suppress(OSError, ValueError):
+            found.append(int(pathlib.Path("/sys/fs/cgroup", name).read_text()))
+    return min(found)
+
+
+def check_memory(path: pathlib.Path | str, needed: int, advice: str) -> None:
+    """Checks, before a file is read, that there is memory for it.
+
+    Args:
+      path: The file.
+      needed: How many bytes it takes.
+      advice: What to do otherwise.
+
+    Raises:
+      UserError: If there is not. Without, systems that lend more memory than they have, as Linux
+        does, would kill the process.
+    """
+    available = available_memory()
+    if needed > available:
+        raise UserError(
+            f"{path}: reading it takes {needed / _GIGABYTE:.2f} GiB of memory, and "
+            f"{available / _GIGABYTE:.2f} GiB are free; {advice}."
+        )
+
+
+@contextlib.contextmanager
+def short_of_memory(path: pathlib.Path | str, advice: str) -> Iterator[None]:
+    """Names the file where the memory for it is refused.
+
+    Raises:
+      UserError: In the place of a `MemoryError`.
+    """
+    try:
+        yield
+    except MemoryError as error:
+        reason = f" ({error})" * bool(str(error))
+        raise UserError(f"{path}: not enough memory to read it{reason}; {advice}.") from error

@@ -1,0 +1,373 @@
+"""The pictures of a run. `draw_run` draws them all.
+
+Matplotlib's object interface is used throughout: no global state, no window, no choice of backend.
+"""
+
+import functools
+import math
+import pathlib
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import PIL.Image
+from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
+from matplotlib.figure import Figure
+from matplotlib.text import Text
+
+from tfp_ar1_cli.datasets import Dataset
+from tfp_ar1_cli.errors import dispensable
+from tfp_ar1_cli.progress import counted, doing
+from tfp_ar1_cli.runs import Run, atomic
+
+_TRAIN, _TEST = "#e0923a", "#1f5fa8"
+_MAX_CATEGORIES = 20
+# More test images than this say nothing more in a picture.
+_MAX_IMAGES = 5000
+# Letters of a name, and of any line.
+_MAX_NAME, _MAX_LINE = 24, 100
+_SUBSCRIPTS = str.maketrans("0123456789", "₀₁₂₃₄₅₆₇₈₉")
+
+
+def draw_run(run: Run, model: Any, data: Dataset) -> list[pathlib.Path]:
+    """Draws every picture of a trained run into its folder.
+
+    Args:
+      run: The run; its history is read.
+      model: Its trained `RhoVAE`.
+      data: Its images.
+
+    Returns:
+      The files, in the order in which a person would look at them.
+    """
+    x = data.x_test[:_MAX_IMAGES]
+    labels = None if data.y_test is None else data.y_test[:_MAX_IMAGES]
+    few, scale, options = x[:20], run.value_range, run.options
+
+    @functools.cache
+    def encoded() -> tuple[np.ndarray, np.ndarray]:
+        posterior = model.encode(x)
+        return np.asarray(posterior.mean()), np.asarray(posterior.stddev())
+
+    return draw_all(
+        run.folder,
+        samples=lambda path: samples(
+            path, np.asarray(model.generate(64, seed=options["seed"])), scale
+        ),
+        reconstructions=lambda path: reconstructions(
+            path, few, np.asarray(model.reconstruct(few)), scale
+        ),
+        latent_traversal=lambda path: latent_traversal(path, model, encoded()[0], scale),
+        latent_scatter=lambda path: latent_scatter(path, *encoded(), labels),
+        correlations=lambda path: correlations(path, model.correlation(x), options["posterior"]),
+        learning_curves=lambda path: learning_curves(path, run.history()),
+    )
+
+
+def draw_all(folder: pathlib.Path, **draw: Callable[[pathlib.Path], None]) -> list[pathlib.Path]:
+    """Draws pictures; one that fails is told in a warning, and costs no other.
+
+    Args:
+      folder: Where they go.
+      **draw: For each name what draws that picture, given its file.
+
+    Returns:
+      The files that were written.
+    """
+    files = []
+    with doing("Drawing the pictures"):
+        for name, function in draw.items():
+            path = folder / f"{name}.png"
+            with dispensable(path):
+                function(path)
+                files.append(path)
+    return files
+
+
+def samples(path: pathlib.Path, images: np.ndarray, value_range: tuple[float, float]) -> None:
+    """Draws images `[N, *image_shape]` in a grid that is about square."""
+    columns = math.ceil(math.sqrt(len(images)))
+    fig, ax = _image_figure(_in_rows(images, columns), value_range)
+    ax.set_title(f"{counted(len(images), 'sample')} from the model: z ~ prior, mean of p(x | z)")
+    save(fig, path)
+
+
+def sample_grid(
+    path: pathlib.Path, images: np.ndarray, value_range: tuple[float, float], columns: int = 8
+) -> None:
+    """Writes images `[N, H, W]` or `[N, H, W, C]` pixel by pixel, as a small grey PNG."""
+    cells = _in_rows(_scaled(images, value_range), columns)
+    grey = np.rint(255 * _canvas(cells).mean(axis=-1)).astype(np.uint8)
+    with atomic(path) as temporary:
+        PIL.Image.fromarray(grey).save(temporary)
+
+
+def reconstructions(
+    path: pathlib.Path,
+    originals: np.ndarray,
+    reconstructed: np.ndarray,
+    value_range: tuple[float, float],
+    columns: int = 10,
+) -> None:
+    """Draws rows of originals, each with the row of their reconstructions below."""
+    rows = [_in_rows(x, min(columns, len(x))) for x in (originals, reconstructed)]
+    cells = np.stack(rows, axis=1).reshape(-1, *rows[0].shape[1:])
+    fig, ax = _image_figure(cells, value_range)
+    ax.set_title("Test images and their reconstructions")
+    ax.set_yticks(np.arange(len(cells)) + 0.5, ["original", "reconstruction"] * len(rows[0]))
+    save(fig, path)
+
+
+def latent_traversal(
+    path: pathlib.Path,
+    model: Any,
+    means: np.ndarray,
+    value_range: tuple[float, float],
+    rows: int = 10,
+) -> None:
+    """Draws what the decoder makes of one latent coordinate at a time.
+
+    Args:
+      path: The file to write.
+      model: Its `decode(z)` gives a distribution over images.
+      means: Posterior means `[N, latent_dim]`; the coordinates where they vary most are drawn.
+      value_range: The values shown as black and as white.
+      rows: How many coordinates are drawn.
+    """
+    latent_dim = means.shape[-1]
+    order = np.argsort(-means.var(axis=0))[:rows]
+    values = np.linspace(-3, 3, 11, dtype=np.float32)
+    z = np.zeros((len(order), len(values), latent_dim), np.float32)
+    for row, coordinate in enumerate(order):
+        z[row, :, coordinate] = values
+    images = np.asarray(model.decode(z.reshape(-1, latent_dim)).mean())
+    fig, ax = _image_figure(images.reshape(*z.shape[:2], *images.shape[1:]), value_range)
+    ax.set_title(
+        "One latent coordinate varied, the others 0"
+        if latent_dim > 1
+        else "The latent coordinate varied"
+    )
+    ax.set_yticks(np.arange(len(order)) + 0.5, [latent_name(i) for i in order])
+    ax.set_xticks(np.arange(len(values)) + 0.5, [f"{value:+.1f}" for value in values])
+    ax.set_xlabel("value of the coordinate (prior standard deviations)")
+    save(fig, path)
+
+
+def learning_curves(
+    path: pathlib.Path,
+    history: dict[str, list[float]],
+    unit: str = "nats per image",
+    training: str = "training",
+) -> None:
+    """Draws -ELBO, reconstruction and KL over the epochs, on training and on test data."""
+    fig = Figure(figsize=(11, 3.6), layout="constrained")
+    axes = fig.subplots(1, 3)
+    panels = (
+        ("−ELBO = reconstruction + KL", ("reconstruction", "kl")),
+        ("Reconstruction −E log p(x | z)", ("reconstruction",)),
+        ("KL(q(z | x) ‖ p(z))", ("kl",)),
+    )
+    for ax, (title, terms) in zip(axes, panels, strict=True):
+        curves = []
+        for label, prefix, colour in ((training, "", _TRAIN), ("test", "val_", _TEST)):
+            curve = np.sum([history[prefix + term] for term in terms], axis=0)
+            epochs = np.arange(1, len(curve) + 1)
+            marker = "." if len(curve) <= 20 else ""
+            ax.plot(epochs, curve, color=colour, linewidth=1.2, marker=marker, label=label)
+            curves.append(curve)
+        # The fall of the first epochs would flatten all the rest.
+        settled = np.array(curves)[:, len(curve) // 20 :]
+        margin = 0.05 * np.ptp(settled) + 1e-3
+        ax.set_ylim(settled.min() - margin, settled.max() + margin)
+        ax.set_title(title)
+        ax.set_xlabel("epoch")
+        ax.xaxis.get_major_locator().set_params(integer=True)
+        ax.set_ylabel(unit)
+        bare(ax)
+    axes[0].legend(frameon=False)
+    save(fig, path)
+
+
+def correlations(path: pathlib.Path, rho: np.ndarray, posterior: str) -> None:
+    """Draws the histogram of the posterior's lag-one correlation, one value per test image."""
+    fig = Figure(figsize=(6.4, 3.8), layout="constrained")
+    ax = fig.subplots()
+    ax.hist(rho, bins=np.linspace(-1, 1, 82), color=_TEST)
+    ax.axvline(
+        rho.mean(), color="black", linewidth=1, linestyle="--", label=f"mean {rho.mean():+.3f}"
+    )
+    ax.set_xlim(-1, 1)
+    ax.yaxis.get_major_locator().set_params(integer=True)
+    titles = {
+        "ar1": "Correlation ρ of neighbouring latent coordinates",
+        "full": "Mean correlation of neighbouring latent coordinates",
+    }
+    ax.set_title(titles.get(posterior, f"The {posterior} posterior has no correlations: ρ is 0"))
+    ax.set_xlabel("ρ of the posterior q(z | x), from −1 to 1")
+    ax.set_ylabel("test images")
+    ax.legend(frameon=False)
+    bare(ax)
+    save(fig, path)
+
+
+def latent_scatter(
+    path: pathlib.Path, means: np.ndarray, stddevs: np.ndarray, labels: np.ndarray | None
+) -> None:
+    """Draws the test images in latent space, coloured by label if labels are known.
+
+    Args:
+      path: The file to write.
+      means: Posterior means `[N, latent_dim]`, drawn along their first two principal components.
+      stddevs: Posterior standard deviations `[N, latent_dim]`: the second axis if there is but one
+        latent coordinate.
+      labels: `[N]` or None.
+    """
+    fig = Figure(figsize=(6.8, 5.4), layout="constrained")
+    ax = fig.subplots()
+    if means.shape[-1] == 1:
+        x, y = means[:, 0], stddevs[:, 0]
+        ax.set_xlabel("posterior mean (prior standard deviations)")
+        ax.set_ylabel("posterior standard deviation")
+        ax.set_title("Test images in latent space")
+    else:
+        centred = means - means.mean(axis=0)
+        variances, directions = np.linalg.eigh(centred.T @ centred)
+        x, y = (centred @ directions[:, :-3:-1]).T
+        share = variances[::-1] / max(variances.sum(), np.finfo(np.float32).tiny)
+        ax.set_xlabel(f"principal component 1 ({share[0]:.0%} of the variance)")
+        ax.set_ylabel(f"principal component 2 ({share[1]:.0%} of the variance)")
+        ax.set_title("Posterior means of the test images")
+        ax.set_aspect("equal", adjustable="datalim")
+    style = {"s": float(np.clip(20000 / len(x), 3, 25)), "linewidths": 0, "alpha": 0.8}
+    names = [] if labels is None else np.unique(labels)
+    if 0 < len(names) <= _MAX_CATEGORIES:
+        palette = mpl.colormaps["tab10" if len(names) <= 10 else "tab20"]
+        for index, name in enumerate(names):
+            chosen = labels == name
+            ax.scatter(x[chosen], y[chosen], color=palette(index), label="-", **style)
+        legend = fig.legend(
+            title="label",
+            loc="outside right center",
+            frameon=False,
+            markerscale=6 / style["s"] ** 0.5,
+        )
+        # Not as `label`: one that begins with an underscore would be left out.
+        for text, name in zip(legend.get_texts(), names, strict=True):
+            text.set_text(label(str(name)))
+    elif len(names) and names.dtype.kind in "buif":
+        fig.colorbar(ax.scatter(x, y, c=labels.astype(float), **style), label="label")
+    else:
+        ax.scatter(x, y, color=_TEST, **style)
+    bare(ax)
+    save(fig, path)
+
+
+def _scaled(x: np.ndarray, value_range: tuple[float, float]) -> np.ndarray:
+    low, high = value_range
+    return (x - low) / max(high - low, np.finfo(np.float32).tiny)
+
+
+def _in_rows(images: np.ndarray, columns: int) -> np.ndarray:
+    """`[N, ...]` as `[rows, columns, ...]`; cells without an image are NaN."""
+    rows = math.ceil(len(images) / columns)
+    cells = np.full((rows * columns, *images.shape[1:]), np.nan, np.float32)
+    cells[: len(images)] = images
+    return cells.reshape(rows, columns, *images.shape[1:])
+
+
+def _image_figure(cells: np.ndarray, value_range: tuple[float, float]) -> tuple[Figure, Axes]:
+    """A figure with a grid of images; cell [row, column] is the unit square at (column, row)."""
+    rows, columns, *shape = cells.shape
+    cells = _scaled(cells, value_range)
+    ratio = shape[0] / shape[1] if len(shape) > 1 else 0.6
+    width = np.clip(0.8 * columns, 4, 10)
+    height = np.clip(width / columns * ratio * rows, 1, 20)
+    fig = Figure(figsize=(width + 1, height + 1), layout="constrained")
+    ax = fig.subplots()
+    if len(shape) == 1:
+        _draw_lines(ax, cells)
+    else:
+        _draw_images(ax, cells)
+    ax.set_xticks([])
+    ax.set_yticks([])
+    ax.tick_params(length=0)
+    ax.spines[:].set_visible(False)
+    return fig, ax
+
+
+def _draw_images(ax: Axes, cells: np.ndarray) -> None:
+    """`[rows, columns, H, W]` or `[..., C]`: 3 channels in colour, else their mean in grey."""
+    canvas = _canvas(cells)
+    height, width = canvas.shape[0] / cells.shape[0], canvas.shape[1] / cells.shape[1]
+    ax.imshow(
+        canvas if canvas.shape[-1] == 3 else canvas[..., 0],
+        cmap="gray",
+        vmin=0,
+        vmax=1,
+        interpolation="nearest",
+        extent=(0, cells.shape[1], cells.shape[0], 0),
+        aspect=height / width,
+    )
+
+
+def _canvas(cells: np.ndarray) -> np.ndarray:
+    """One image `[height, width, 1 or 3]` of all cells, with white gaps to the right and below."""
+    if cells.ndim == 4:
+        cells = cells[..., None]
+    if cells.shape[-1] != 3:
+        cells = cells.mean(axis=-1, keepdims=True)
+    cells = np.clip(np.nan_to_num(cells, nan=1), 0, 1)  # Missing cells are white.
+    rows, columns, height, width, channels = cells.shape
+    gap = max(1, max(height, width) // 16)
+    cells = np.pad(cells, [(0, 0), (0, 0), (0, gap), (0, gap), (0, 0)], constant_values=1)
+    return cells.swapaxes(1, 2).reshape(rows * (height + gap), columns * (width + gap), channels)
+
+
+def _draw_lines(ax: Axes, cells: np.ndarray) -> None:
+    """`[rows, columns, D]`: each vector as a line in its cell."""
+    rows, columns, size = cells.shape
+    x = np.linspace(0.05, 0.95, size) if size > 1 else np.array([0.5])
+    x = np.broadcast_to(x + np.arange(columns)[:, None], cells.shape)
+    y = 0.95 - 0.9 * cells + np.arange(rows)[:, None, None]
+    lines = np.stack([x, y], axis=-1).reshape(-1, size, 2)
+    ax.add_collection(LineCollection(lines, color=_TEST, linewidths=0.8))
+    if size == 1:
+        ax.scatter(lines[..., 0], lines[..., 1], s=6, color=_TEST)
+    ax.set_xlim(0, columns)
+    ax.set_ylim(rows, 0)
+
+
+def bare(ax: Axes) -> None:
+    """Takes away the frame on the right and above."""
+    ax.spines[["top", "right"]].set_visible(False)
+
+
+def latent_name(index: int) -> str:
+    """What a latent coordinate, or path, is called: z₁ is the first."""
+    return f"z{index + 1}".translate(_SUBSCRIPTS)
+
+
+def label(text: str, most: int = _MAX_NAME) -> str:
+    """Text of the user's as it can stand in a picture: one line, not too long, no control codes."""
+    text = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text.strip())
+    return text if len(text) <= most else text[: most - 1] + "…"
+
+
+def save(fig: Figure, path: pathlib.Path) -> None:
+    """Writes the picture: the same bytes for the same picture.
+
+    Text is shown as it is: data may be called anything, `$x_1` too.
+    """
+    plain = {"text.parse_math": False, "text.usetex": False}
+    with mpl.rc_context(plain), warnings.catch_warnings(), atomic(path) as temporary:
+        # The picture itself shows that the font lacks a letter, or that there was little room.
+        warnings.filterwarnings("ignore", "Glyph .* missing from|constrained_layout not applied")
+        for text in fig.findobj(Text):  # Made before, under other settings.
+            text.set(parse_math=False, usetex=False, text=label(text.get_text(), _MAX_LINE))
+        # No metadata: the version of matplotlib would be in it.
+        fig.savefig(
+            temporary, metadata={"Software": None}, dpi=150, bbox_inches="tight", pad_inches=0.15
+        )

@@ -1,0 +1,348 @@
+"""The pictures of a run on series, in the data's own units. `draw_run` draws them all.
+
+Bands and lines are quantiles over draws of the model, observation noise included.
+"""
+
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from tfp_ar1_cli.plots import bare, draw_all, label, latent_name, learning_curves, save
+from tfp_ar1_cli.progress import counted
+from tfp_ar1_cli.runs import Run
+from tfp_ar1_cli.series import Series, Units
+from tfp_ar1_cli.training import prior_correlation
+
+_MODEL, _DATA, _HIDDEN = "#1f5fa8", "#303030", "#e0923a"
+_CHANNELS = ("#1f5fa8", "#c44e52", "#3c8d5a", "#8064a2", "#937860", "#b8860b")
+# More windows, or more channels of the data, say nothing more in a picture.
+_NUM_WINDOWS, _MAX_ROWS, _MAX_SAMPLES = 3, 6, 12
+_NUM_DRAWS = 400
+_GAP = 0.2
+
+
+def draw_run(run: Run, model: Any, data: Series) -> list[pathlib.Path]:
+    """Draws every picture of a trained run into its folder.
+
+    Args:
+      run: The run; its history is read.
+      model: Its trained `SequenceVAE`.
+      data: Its series.
+
+    Returns:
+      The files, in the order in which a person would look at them.
+    """
+    seed = run.options["seed"]
+    units, (x, length) = data.units, _choose_windows(data)
+    few = {"x": x, "length": length}
+
+    def impute(path: pathlib.Path) -> None:
+        gap = gaps(length, x.shape[1], _GAP, seed)
+        hidden = {"x": np.where(gap[..., None], np.nan, x), "length": length}
+        draws = np.asarray(model.impute(hidden, num_samples=_NUM_DRAWS, seed=seed))
+        imputations(path, units, x, gap, draws)
+
+    def forecast(path: pathlib.Path) -> None:
+        origin = length // 2
+        start, steps = {"x": x, "length": origin}, int((length - origin).max())
+        draws = model.forecast(start, steps, num_samples=_NUM_DRAWS, seed=seed)
+        forecasts(path, units, x, origin, np.asarray(draws))
+
+    def encode(path: pathlib.Path) -> None:
+        posterior, prior = model.encode(few), prior_correlation(model)
+        mean, stddev = (
+            np.asarray(moment())[:_NUM_WINDOWS] for moment in (posterior.mean, posterior.stddev)
+        )
+        latent_paths(path, mean, stddev, length, prior, units.step)
+
+    training = "training, steps hidden" if run.options["hide"] else "training"
+    return draw_all(
+        run.folder,
+        reconstructions=lambda path: reconstructions(
+            path, units, x, length, replicate(model, few, _NUM_DRAWS, seed)
+        ),
+        imputations=impute,
+        forecasts=forecast,
+        samples=lambda path: samples(
+            path, units, np.asarray(model.generate(_MAX_SAMPLES, seed=seed))
+        ),
+        latent_paths=encode,
+        correlations=lambda path: correlations(
+            path, prior_correlation(model), data.data_shape[0], units.step
+        ),
+        learning_curves=lambda path: learning_curves(
+            path, run.history(), "nats per window", training
+        ),
+    )
+
+
+def replicate(model: Any, inputs: dict[str, np.ndarray], num: int, seed: int) -> np.ndarray:
+    """Draws of new observations of the same latent paths, `[num, N, steps, channels]`.
+
+    Args:
+      model: A `SequenceVAE`.
+      inputs: What it takes: `x` `[N, steps, channels]` and `length` `[N]`.
+      num: How many draws.
+      seed: Integer seed.
+    """
+    z = np.asarray(model.encode(inputs).sample(num, seed=[seed, 0]))
+    x = model.decode(z.reshape(-1, *z.shape[2:])).sample(seed=[seed, 1])
+    return np.asarray(x).reshape(num, *inputs["x"].shape)
+
+
+def gaps(length: np.ndarray, steps: int, share: float, seed: int) -> np.ndarray:
+    """One gap in each window: bool `[N, steps]`, a share of its length, somewhere inside of it."""
+    rng = np.random.default_rng(seed)
+    size = np.maximum(1, np.round(share * length)).astype(int)
+    start = 1 + rng.integers(0, np.maximum(1, length - size - 1))
+    step = np.arange(steps)
+    return (step >= start[:, None]) & (step < np.minimum(start + size, length)[:, None])
+
+
+def reconstructions(
+    path: pathlib.Path, units: Units, x: np.ndarray, length: np.ndarray, draws: np.ndarray
+) -> None:
+    """Draws windows and bands of their reconstructions.
+
+    Args:
+      path: The file to write.
+      units: Of the data.
+      x: Windows `[N, steps, channels]`.
+      length: `[N]`: where each window ends; what is drawn behind that means nothing.
+      draws: `[num, N, steps, channels]`.
+    """
+    x, draws = units.restore(x), units.restore(draws)
+
+    def panel(ax: Axes, i: int, channel: int) -> None:
+        steps = np.arange(length[i])
+        _band(ax, steps, draws[:, i, steps, channel], "reconstruction")
+        _points(ax, x[i, :, channel], _DATA, "observed")
+
+    _grid(path, units, len(x), panel, "Test windows and their reconstructions")
+
+
+def imputations(
+    path: pathlib.Path, units: Units, x: np.ndarray, gap: np.ndarray, draws: np.ndarray
+) -> None:
+    """Draws windows with a gap, and what the model puts there.
+
+    Args:
+      path: The file to write.
+      units: Of the data.
+      x: Windows `[N, steps, channels]`.
+      gap: bool `[N, steps]`: what the model was not shown.
+      draws: `[num, N, steps, channels]`, equal to `x` outside of the gap.
+    """
+    x, draws = units.restore(x), units.restore(draws)
+
+    def panel(ax: Axes, i: int, channel: int) -> None:
+        steps = np.flatnonzero(gap[i])
+        ax.axvspan(steps[0] - 0.5, steps[-1] + 0.5, color="#f2f2f2", linewidth=0, zorder=0)
+        _band(ax, steps, draws[:, i, steps, channel], "imputed")
+        _points(ax, np.where(gap[i], np.nan, x[i, :, channel]), _DATA, "observed")
+        _points(ax, np.where(gap[i], x[i, :, channel], np.nan), _HIDDEN, "hidden from the model")
+
+    _grid(path, units, len(x), panel, "Test windows with a gap, imputed")
+
+
+def forecasts(
+    path: pathlib.Path, units: Units, x: np.ndarray, origin: np.ndarray, draws: np.ndarray
+) -> None:
+    """Draws windows of which the model saw the beginning, and its forecasts.
+
+    Args:
+      path: The file to write.
+      units: Of the data.
+      x: Windows `[N, steps, channels]`.
+      origin: `[N]`: how many steps the model saw.
+      draws: `[num, N, ahead, channels]`: from step `origin` on.
+    """
+    x, draws = units.restore(x), units.restore(draws)
+    steps = np.arange(x.shape[1])
+
+    def panel(ax: Axes, i: int, channel: int) -> None:
+        first = origin[i]
+        ahead = min(draws.shape[2], len(steps) - first)
+        ax.axvline(first - 0.5, color="#a0a0a0", linewidth=0.8, linestyle=":")
+        _band(ax, first + np.arange(ahead), draws[:, i, :ahead, channel], "forecast", half=True)
+        _points(ax, np.where(steps < first, x[i, :, channel], np.nan), _DATA, "observed")
+        future = np.where(steps < first, np.nan, x[i, :, channel])
+        _points(ax, future, _HIDDEN, "what came")
+
+    _grid(path, units, len(x), panel, "Forecasts from the first half of test windows")
+
+
+def samples(path: pathlib.Path, units: Units, x: np.ndarray) -> None:
+    """Draws new windows `[N, steps, channels]` from the model: the first of them."""
+    x = units.restore(x[: _MAX_SAMPLES if len(units.names) == 1 else _NUM_WINDOWS])
+
+    def panel(ax: Axes, i: int, channel: int) -> None:
+        ax.plot(x[i, :, channel], color=_MODEL, linewidth=1.2)
+
+    number = counted(len(x), "sample")
+    _grid(path, units, len(x), panel, f"{number} from the model: z ~ prior, mean of p(x | z)")
+
+
+def latent_paths(
+    path: pathlib.Path,
+    means: np.ndarray,
+    stddevs: np.ndarray,
+    length: np.ndarray,
+    correlation: np.ndarray,
+    step: str,
+) -> None:
+    """Draws posterior means and 90% bands of latent paths.
+
+    Args:
+      path: The file to write.
+      means: `[N, channels, steps]`, one column of panels for each of the N windows.
+      stddevs: The same for the posterior standard deviations.
+      length: `[N]`: where each window ends.
+      correlation: `[channels]`, of the prior.
+      step: What a step is.
+    """
+    num_windows, rows = len(means), min(means.shape[1], _MAX_ROWS)
+    fig, axes = _panels(rows, num_windows)
+    for channel in range(rows):
+        colour = _CHANNELS[channel % len(_CHANNELS)]
+        for i in range(num_windows):
+            ax, steps = axes[channel, i], np.arange(length[i])
+            mean, half = means[i, channel, steps], 1.645 * stddevs[i, channel, steps]
+            ax.fill_between(steps, mean - half, mean + half, color=colour, alpha=0.2, linewidth=0)
+            ax.plot(steps, mean, color=colour, linewidth=1.2)
+        axes[channel, 0].set_ylabel(
+            f"{latent_name(channel)}, prior ρ = {_rho(correlation[channel])}"
+        )
+        _share_limits(axes[channel])
+    fig.suptitle("Latent paths of test windows: posterior mean and 90% band")
+    _label_steps(fig, axes, step)
+    save(fig, path)
+
+
+def correlations(path: pathlib.Path, correlation: np.ndarray, steps: int, step: str) -> None:
+    """Draws what the prior has learned: correlation against lag, for each latent channel.
+
+    Args:
+      path: The file to write.
+      correlation: Lag-one correlations `[channels]`.
+      steps: The largest lag.
+      step: What a step is.
+    """
+    fig = Figure(figsize=(6.8, 3.8), layout="constrained")
+    ax = fig.subplots()
+    lag = np.arange(steps + 1)
+    for channel, rho in enumerate(correlation):
+        ax.plot(
+            lag,
+            rho**lag,
+            color=_CHANNELS[channel % len(_CHANNELS)],
+            linewidth=1.4,
+            label=f"{latent_name(channel)}: ρ = {_rho(rho)}",
+        )
+    ax.axhline(0, color="#a0a0a0", linewidth=0.8, zorder=0)
+    ax.set_xlim(0, steps)
+    ax.set_ylim(min(-0.02, 1.05 * correlation.min()), 1.02)
+    ax.set_title("Prior correlation of a latent path with itself, ρᵏ")
+    ax.set_xlabel(f"lag k in steps{step.removeprefix('step')}")
+    ax.set_ylabel("correlation")
+    ax.legend(frameon=False, loc="best", ncols=1 + (len(correlation) > 6))
+    bare(ax)
+    save(fig, path)
+
+
+def _choose_windows(data: Series) -> tuple[np.ndarray, np.ndarray]:
+    """Test windows, one of a series each where possible, that are neither short nor all missing."""
+    whole = np.flatnonzero(data.length_test == data.length_test.max())
+    spread = np.linspace(0, len(whole), 2 * _NUM_WINDOWS, endpoint=False).astype(int)
+    chosen = whole[np.unique(spread)]
+    if data.data_shape[1] > 1:
+        chosen = chosen[:: max(1, len(chosen) // _NUM_WINDOWS)][:_NUM_WINDOWS]
+    return data.x_test[chosen], data.length_test[chosen]
+
+
+def _rho(rho: float) -> str:
+    # Near 1, where paths are slow, the third decimal is not enough.
+    return f"{rho:.4f}" if abs(rho) > 0.99 else f"{rho:.2f}"
+
+
+def _band(ax: Axes, steps: np.ndarray, draws: np.ndarray, name: str, half: bool = False) -> None:
+    """The median and the central 90% (and the half) of draws `[num, len(steps)]`."""
+    if len(steps) == 1:
+        # Of a single step there would be nothing to see.
+        steps, draws = steps[0] + np.array([-0.3, 0.3]), np.repeat(draws, 2, axis=1)
+    low, q1, median, q3, high = np.quantile(draws, (0.05, 0.25, 0.5, 0.75, 0.95), axis=0)
+    style = {"color": _MODEL, "linewidth": 0}
+    ax.fill_between(steps, low, high, alpha=0.2, label="90%", **style)
+    if half:
+        ax.fill_between(steps, q1, q3, alpha=0.3, label="50%", **style)
+    ax.plot(steps, median, color=_MODEL, linewidth=1.2, label=name)
+
+
+def _points(ax: Axes, x: np.ndarray, colour: str, name: str) -> None:
+    ax.plot(x, color=colour, linewidth=0.4, marker=".", markersize=2.2, label=name)
+
+
+def _panels(rows: int, columns: int) -> tuple[Figure, np.ndarray]:
+    fig = Figure(figsize=(1 + 3.4 * columns, 0.8 + 2.0 * rows), layout="constrained")
+    axes = fig.subplots(rows, columns, squeeze=False, sharex=True)
+    for ax in axes.flat:
+        bare(ax)
+    return fig, axes
+
+
+def _grid(
+    path: pathlib.Path,
+    units: Units,
+    num_windows: int,
+    panel: Callable[[Axes, int, int], None],
+    title: str,
+) -> None:
+    """Windows side by side; below each other their channels, or more windows if there is but one.
+
+    Args:
+      path: The file to write.
+      units: Of the data.
+      num_windows: How many windows there are.
+      panel: Draws window i, channel j: `panel(axes, i, j)`.
+      title: Of the picture.
+    """
+    num_channels = len(units.names)
+    columns = min(num_windows, _NUM_WINDOWS)
+    rows = -(-num_windows // columns) if num_channels == 1 else min(num_channels, _MAX_ROWS)
+    fig, axes = _panels(rows, columns)
+    for row in range(rows):
+        for column in range(columns):
+            window, channel = (row * columns + column, 0) if num_channels == 1 else (column, row)
+            if window < num_windows:
+                panel(axes[row, column], window, channel)
+            else:
+                axes[row, column].set_visible(False)
+        name = units.names[0 if num_channels == 1 else row]
+        axes[row, 0].set_ylabel(label(name))
+        if num_channels > 1:
+            _share_limits(axes[row])
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    if labels:
+        fig.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
+    fig.suptitle(title)
+    _label_steps(fig, axes, units.step)
+    save(fig, path)
+
+
+def _share_limits(axes: np.ndarray) -> None:
+    """The same values on the axes of panels that are side by side."""
+    limits = np.array([ax.get_ylim() for ax in axes])
+    for ax in axes:
+        ax.set_ylim(limits[:, 0].min(), limits[:, 1].max())
+
+
+def _label_steps(fig: Figure, axes: np.ndarray, step: str) -> None:
+    for column in axes.T:
+        lowest = [ax for ax in column if ax.get_visible()][-1]
+        lowest.set_xlabel(step)
+        lowest.tick_params(labelbottom=True)
+    fig.align_ylabels(axes[:, 0])

@@ -1,0 +1,114 @@
+"""The import of TensorFlow: late, quiet, and with the right Keras backend."""
+
+import contextlib
+import logging
+import os
+import re
+import signal
+import tempfile
+from collections.abc import Callable, Iterator
+from typing import TypeVar
+
+from tfp_ar1_cli.errors import UserError
+from tfp_ar1_cli.progress import doing
+
+_T = TypeVar("_T")
+
+
+def set_environment() -> None:
+    """Sets what libraries read when they are imported, unless the user has set it."""
+    # Else it tells where it keeps its list of fonts, if it cannot write to the home folder.
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)
+    # Fatal errors only: what else TensorFlow calls one is a notice (of oneDNN, of devices that are
+    # not there), or is raised as an exception too.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+
+
+def check_backend() -> None:
+    """Checks that the user has not chosen a Keras backend that the models cannot use.
+
+    Raises:
+      UserError: If so.
+    """
+    backend = os.environ["KERAS_BACKEND"]
+    if backend != "tensorflow":
+        raise UserError(
+            f"the environment variable KERAS_BACKEND is {backend!r}, but the models need "
+            "'tensorflow'; set it to that or unset it."
+        )
+
+
+def import_tensorflow(start: Callable[[], _T] | None = None, announce: bool = True) -> _T | None:
+    """Imports TensorFlow and starts its devices without the notices that it prints.
+
+    Args:
+      start: What starts the devices; returns its result.
+      announce: Whether it is said what is going on, if it takes a while.
+    """
+    says = doing("Starting TensorFlow") if announce else contextlib.nullcontext()
+    with says, _errors_only_on_stderr(), _interrupt_not_lost():
+        import tensorflow as tf
+
+        for name in ("absl", "tensorflow"):
+            logging.getLogger(name).setLevel(logging.ERROR)
+        return (start or tf.config.list_logical_devices)()
+
+
+@contextlib.contextmanager
+def _interrupt_not_lost() -> Iterator[None]:
+    """Raises `KeyboardInterrupt` for a Ctrl-C that comes out as another error, or is swallowed.
+
+    Both happens to exceptions while C++ code initialises modules.
+    """
+    interrupted = False
+
+    def interrupt(*_: object) -> None:
+        nonlocal interrupted
+        interrupted = True
+        raise KeyboardInterrupt
+
+    before = signal.getsignal(signal.SIGINT)
+    # Only where it would be raised at all, and in the main thread.
+    ours = before is signal.default_int_handler
+    with contextlib.suppress(ValueError):
+        ours = ours and signal.signal(signal.SIGINT, interrupt) is before
+    try:
+        yield
+    except Exception as error:
+        if interrupted:
+            raise KeyboardInterrupt from error
+        raise
+    finally:
+        if ours:
+            signal.signal(signal.SIGINT, before)
+    if interrupted:
+        raise KeyboardInterrupt
+
+
+@contextlib.contextmanager
+def _errors_only_on_stderr() -> Iterator[None]:
+    """Holds back what C++ code writes to stderr, and lets only its errors through.
+
+    TensorFlow logs some lines before it reads TF_CPP_MIN_LOG_LEVEL, straight to the descriptor.
+    """
+    try:
+        held, stderr = tempfile.TemporaryFile(), os.dup(2)  # noqa: SIM115
+    except OSError:  # There is no folder for such files, or no stderr.
+        yield
+        return
+    with held:
+        os.dup2(held.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(stderr, 2)
+            os.close(stderr)
+            held.seek(0)
+            for line in held:
+                # A machine without a GPU is no error, though TensorFlow calls it one; nor is that
+                # its parts register the same library twice.
+                if re.match(rb"[EF]\d{4} ", line) and not re.search(
+                    rb"cuInit|Unable to register cu|oneDNN supports", line
+                ):
+                    os.write(2, line)

@@ -1,0 +1,267 @@
+"""Training on several devices, or on several machines: `--strategy`.
+
+The engine is `tf.distribute`. Here is what the command line adds: checks of what it is told, and a
+worker that starts again from the last backup when another one was lost.
+"""
+
+import contextlib
+import dataclasses
+import json
+import os
+import signal
+import sys
+import time
+import zlib
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import click
+
+from tfp_ar1_cli import runs, startup
+from tfp_ar1_cli.errors import UserError
+from tfp_ar1_cli.progress import counted
+
+if TYPE_CHECKING:
+    import tensorflow as tf
+
+    from tfp_ar1_cli.runs import Position, Run
+
+CHOICES = ("none", "mirrored", "multiworker")
+_DEFAULT_CPU_REPLICAS = 2
+_EXAMPLE = (
+    """TF_CONFIG='{"cluster": {"worker": ["HOST0:PORT", "HOST1:PORT"]}, """
+    """"task": {"type": "worker", "index": 0}}'"""
+)
+# How often a worker starts again without a step done in between, and where it keeps count.
+_MAX_RESTARTS = 10
+_SECONDS_BEFORE_RESTART = 1.0
+_SECONDS_FOR_BACKUP = 60.0
+_RESTARTS = "TFP_AR1_RESTARTS"
+
+
+class WorkerLost(click.ClickException):
+    """Another worker does not answer any more."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """What this process is among the workers of `TF_CONFIG`.
+
+    Attributes:
+      index: Its number; 0 is the chief, which writes the run.
+      addresses: Host and port of each.
+    """
+
+    index: int
+    addresses: list[str]
+
+    @property
+    def is_chief(self) -> bool:
+        """Whether it is the one that writes."""
+        return self.index == 0
+
+    def describe(self) -> str:
+        """One line about the workers, for the user."""
+        others = [a for i, a in enumerate(self.addresses) if i != self.index]
+        return (
+            f"Worker {self.index} of {len(self.addresses)}"
+            f"{'; waits for ' * bool(others)}{', '.join(others)}"
+            f"{' (Ctrl-C to stop)' * bool(others)}."
+        )
+
+
+def task() -> Task:
+    """Reads `TF_CONFIG`.
+
+    Raises:
+      UserError: If it is missing, or is not what `MultiWorkerMirroredStrategy` needs.
+    """
+    text = os.environ.get("TF_CONFIG")
+    if not text:
+        raise UserError(
+            "--strategy multiworker needs the environment variable TF_CONFIG, which says where the "
+            f"workers are and which of them this one is; for two: {_EXAMPLE}"
+        )
+    try:
+        config = json.loads(text)
+        cluster, role = config["cluster"], config["task"]
+        chiefs, workers = list(cluster.get("chief", [])), list(cluster.get("worker", []))
+        kind, index = role["type"], int(role["index"])
+        addresses = chiefs + workers
+        number = index + (len(chiefs) if kind == "worker" else 0)
+        of_kind = {"chief": chiefs, "worker": workers}[kind]
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise UserError(
+            f"TF_CONFIG cannot be read ({type(error).__name__}: {error}): {text!r}; for two "
+            f"workers it is {_EXAMPLE}"
+        ) from error
+    if not 0 <= index < len(of_kind):
+        raise UserError(
+            f"TF_CONFIG has {len(of_kind)} of type {kind}, so that there is no index {index}; "
+            "count from 0."
+        )
+    return Task(number, addresses)
+
+
+def num_replicas(strategy: str, asked: int | None) -> int:
+    """The number of replicas that a run has, before TensorFlow starts its devices.
+
+    Args:
+      strategy: One of `CHOICES`.
+      asked: The value of `--replicas`, of which there is none for workers.
+
+    Raises:
+      UserError: If there are not so many.
+    """
+    if strategy == "none":
+        return 1
+    if strategy == "multiworker":
+        return len(task().addresses)
+
+    def find() -> list:
+        import tensorflow as tf
+
+        return tf.config.list_physical_devices("GPU")
+
+    gpus = len(startup.import_tensorflow(find))
+    if asked is not None and gpus and asked > gpus:
+        raise UserError(f"--replicas {asked} is more than there are: {counted(gpus, 'GPU')}.")
+    return asked or gpus or _DEFAULT_CPU_REPLICAS
+
+
+def start(strategy: str, replicas: int) -> "tf.distribute.Strategy":
+    """Starts TensorFlow's devices, and makes the strategy on them.
+
+    With several workers this waits until all of them are there.
+
+    Raises:
+      UserError: If this worker cannot listen on its address.
+    """
+    import tensorflow as tf
+
+    if strategy == "multiworker":
+        return _start_worker()
+    if strategy == "mirrored":
+        gpus = tf.config.list_physical_devices("GPU")
+        if not gpus:
+            (cpu,) = tf.config.list_physical_devices("CPU")
+            parts = [tf.config.LogicalDeviceConfiguration()] * replicas
+            tf.config.set_logical_device_configuration(cpu, parts)
+        kind = "GPU" if gpus else "CPU"
+        return tf.distribute.MirroredStrategy([f"{kind}:{i}" for i in range(replicas)])
+    tf.config.list_logical_devices()
+    return tf.distribute.get_strategy()
+
+
+def _start_worker() -> "tf.distribute.MultiWorkerMirroredStrategy":
+    import tensorflow as tf
+
+    # TensorFlow waits for the other workers without letting Python handle a signal.
+    handler = signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        # Before anything else: its collective operations belong to the start of the runtime.
+        return tf.distribute.MultiWorkerMirroredStrategy()
+    except tf.errors.UnknownError as error:
+        me = task()
+        raise UserError(
+            f"worker {me.index} cannot listen on {me.addresses[me.index]}, its address in "
+            f"TF_CONFIG: the port is taken, or the address is not of this machine ({error.message})"
+        ) from error
+    finally:
+        signal.signal(signal.SIGINT, handler)
+        # TensorFlow takes SIGTERM for the notice of a preemption, and goes on.
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def check_alike(strategy: "tf.distribute.Strategy", run: "Run", position: "Position") -> None:
+    """Checks that all workers are at the same place of the same training.
+
+    Raises:
+      UserError: If not.
+    """
+    import tensorflow as tf
+
+    if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
+        return
+    mine = tf.constant([[what_is_alike(run), *position]], tf.int64)
+    everyones = strategy.gather(strategy.run(lambda: tf.identity(mine)), axis=0).numpy()
+    if len({row[0] for row in everyones}) > 1:
+        raise UserError(
+            "the workers were started with different options or data; give all of them the same."
+        )
+    if len({tuple(row) for row in everyones}) > 1:
+        places = ", ".join(
+            f"{counted(epoch, 'epoch')} and {counted(step, 'step')}" for _, epoch, step in everyones
+        )
+        raise UserError(
+            f"the workers do not stand at the same place ({places}); {run.folder} must be a folder "
+            "that all of them share."
+        )
+
+
+def what_is_alike(run: "Run") -> int:
+    """A number that is the same for workers that were started for the same training."""
+    options = {k: v for k, v in run.options.items() if k not in runs.MAY_CHANGE}
+    told = {"options": options, "data": run.config["data"]}
+    return zlib.crc32(json.dumps(told, sort_keys=True, default=str).encode())
+
+
+def wait_for_last_backup(run: "Run") -> None:
+    """Waits until worker 0 has written the end of the training, from which it can go on alone.
+
+    Raises:
+      tf.errors.UnavailableError: If it does not in a minute.
+    """
+    import tensorflow as tf
+
+    deadline = time.monotonic() + _SECONDS_FOR_BACKUP
+    while not run.trained:
+        if time.monotonic() > deadline:
+            raise tf.errors.UnavailableError(None, None, "Worker 0 did not write the last backup.")
+        time.sleep(0.1)
+
+
+@contextlib.contextmanager
+def restarting(run: "Run") -> Iterator[None]:
+    """Starts the command again when another worker is lost: it then waits for that one.
+
+    Raises:
+      WorkerLost: If that happened a few times already, without any progress.
+    """
+    try:
+        yield
+    except Exception as error:
+        from tensorflow import errors  # Not before: `startup` imports it without its notices.
+
+        lost = (
+            errors.UnavailableError,
+            errors.AbortedError,
+            errors.CancelledError,
+            errors.DeadlineExceededError,
+            errors.InternalError,
+        )
+        if run.options["strategy"] != "multiworker" or not isinstance(error, lost):
+            raise
+        _start_again(run.position(), error)
+
+
+def _start_again(done: "Position", error: Exception) -> None:
+    """Replaces this process by a fresh one: TensorFlow cannot join workers again."""
+    here = f"{done.epoch}-{done.step}"
+    before, _, count = os.environ.get(_RESTARTS, "").rpartition("/")
+    count = int(count) + 1 if before == here else 1
+    if count > _MAX_RESTARTS:
+        raise WorkerLost(
+            f"the other workers were lost {_MAX_RESTARTS} times without a backup in between; see "
+            f"what they say. TensorFlow says: {error}"
+        ) from error
+    os.environ[_RESTARTS] = f"{here}/{count}"
+    click.echo(
+        "Another worker was lost (if it stopped by itself, it says why); starting again from the "
+        "last backup.",
+        err=True,
+    )
+    time.sleep(_SECONDS_BEFORE_RESTART)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.execv(sys.executable, sys.orig_argv)
