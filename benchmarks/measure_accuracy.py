@@ -90,7 +90,7 @@ class Path:
         self.rho = self.sign * (ratio - 1) / (ratio + 1)
         self.step = 2 * ratio.sqrt() / (ratio + 1)  # √(1 - ρ²)
         self.near = 1 / ratio.sqrt()  # (1 - |ρ|) / √(1 - ρ²)
-        self.complement = 2 * self.sign / (ratio + 1)  # sign - ρ
+        self.signed_one_minus_abs = 2 * self.sign / (ratio + 1)  # sign - ρ
         self.chain = 1 / self.step**2 if by == "correlation" else 1
         self.log_size = 1 + abs(2 * self.scale.ln())  # of log σ² and its rounding error
         self.log_step_size = self.log_size + abs(2 * self.step.ln())
@@ -284,7 +284,7 @@ def reference_kl_ar1_ar1(by, loc, scale, corr, other_loc, other_scale, other_cor
         v + 2 * (p.step / q.step).ln(), p.log_step_size + q.log_step_size
     )
     # The signs are exact: they cost nothing where they are equal.
-    ends = abs(p.sign - q.sign) + abs(p.complement) + abs(q.complement)
+    ends = abs(p.sign - q.sign) + abs(p.signed_one_minus_abs) + abs(q.signed_one_minus_abs)
     ratio = p.scale / (q.scale * q.step)
     drift, drift_terms = (p.rho - q.rho) * ratio, ends * ratio
     square_terms = abs(drift) * drift_terms

@@ -25,9 +25,11 @@ def with_derivatives_of(other: tf.Tensor, value: tf.Tensor) -> tf.Tensor:
     return tf.stop_gradient(value) + (other - tf.stop_gradient(other))
 
 
-def _tanh(u: tf.Tensor, complement: tf.Tensor) -> tf.Tensor:
+def _tanh(u: tf.Tensor, signed_one_minus_abs: tf.Tensor) -> tf.Tensor:
     # The gradient of tf.tanh is 1 - tanh(u)², which float32 rounds to 0 from |u| = 8 on.
-    return tf.stop_gradient(tf.math.tanh(u)) + (tf.stop_gradient(complement) - complement)
+    return tf.stop_gradient(tf.math.tanh(u)) + (
+        tf.stop_gradient(signed_one_minus_abs) - signed_one_minus_abs
+    )
 
 
 @tf.custom_gradient
@@ -100,7 +102,7 @@ class LagOneCorrelation:
     @functools.cached_property
     def value(self) -> tf.Tensor:
         """The correlation ρ itself."""
-        return _tanh(self._u, self.complement) if self._rho is None else self._rho
+        return _tanh(self._u, self.signed_one_minus_abs) if self._rho is None else self._rho
 
     @functools.cached_property
     def sign(self) -> tf.Tensor:
@@ -109,7 +111,7 @@ class LagOneCorrelation:
         return tf.where(given < 0, -tf.ones_like(given), tf.ones_like(given))
 
     @functools.cached_property
-    def complement(self) -> tf.Tensor:
+    def signed_one_minus_abs(self) -> tf.Tensor:
         """`sign - ρ`, in (-1, 1]: the distance to the nearer end, with its sign."""
         if self._rho is None:
             return self.sign * 2.0 * tf.math.sigmoid(-2.0 * self.sign * self._u)
@@ -121,7 +123,7 @@ class LagOneCorrelation:
         return _log_cosh(self._u)
 
     @functools.cached_property
-    def log_innovation_variance(self) -> tf.Tensor:
+    def log1m_rho2(self) -> tf.Tensor:
         """`log(1 - ρ²)`: the log-variance of a step given the one before, at marginal scale 1."""
         if self._rho is None:
             return -2.0 * self._log_cosh
@@ -136,14 +138,14 @@ class LagOneCorrelation:
         return (1.0 - self._rho) * (1.0 + self._rho)
 
     @functools.cached_property
-    def innovation_scale(self) -> tf.Tensor:
+    def unit_innovation_scale(self) -> tf.Tensor:
         """`√(1 - ρ²)`."""
         if self._rho is None:
             return tf.math.exp(-self._log_cosh)
         return tf.math.sqrt(self._innovation_variance)
 
     @functools.cached_property
-    def innovation_precision_scale(self) -> tf.Tensor:
+    def inverse_unit_innovation_scale(self) -> tf.Tensor:
         """`1 / √(1 - ρ²)`, at most the largest finite number, so that its product with 0 is 0."""
         if self._rho is None:
             largest = 0.999 * math.log(float(dtype_util.max(self.dtype)))
@@ -151,11 +153,11 @@ class LagOneCorrelation:
         return tf.math.rsqrt(self._innovation_variance)
 
     @functools.cached_property
-    def relative_complement(self) -> tf.Tensor:
+    def signed_exp_neg_abs_z(self) -> tf.Tensor:
         """`(sign - ρ) / √(1 - ρ²) = sign e^(-|u|)`; does not underflow before e^(-|u|) does."""
         if self._rho is None:
             return self.sign * tf.math.exp(-self.sign * self._u)
-        return self.complement * self.innovation_precision_scale
+        return self.signed_one_minus_abs * self.inverse_unit_innovation_scale
 
     @functools.cached_property
     def log_abs(self) -> tf.Tensor:
@@ -163,7 +165,7 @@ class LagOneCorrelation:
         tiny = 4.0 / float(dtype_util.max(self.dtype))  # NumPy's finfo does not know bfloat16
         log_abs = tf.math.log(tf.math.maximum(tf.math.abs(self.value), tiny))
         if self._rho is None:
-            distance = tf.math.abs(self.complement)
+            distance = tf.math.abs(self.signed_one_minus_abs)
             near_one = tf.math.log1p(-tf.math.minimum(distance, 0.5))
             log_abs = tf.where(distance < 0.5, near_one, log_abs)
         return log_abs
@@ -207,11 +209,11 @@ def compare(p: LagOneCorrelation, q: LagOneCorrelation) -> tuple[tf.Tensor, tf.T
     def both(name: str) -> tuple[tf.Tensor, tf.Tensor]:
         return tuple(rho.along_steps(getattr(rho, name)) for rho in (p, q))
 
-    scale, _ = both("innovation_scale")
-    signs, complements = (tf.math.subtract(*both(name)) for name in ("sign", "complement"))
-    _, precision_scale = both("innovation_precision_scale")
-    far_log_ratio = tf.math.subtract(*both("log_innovation_variance"))
-    far_difference = (signs - complements) * precision_scale
+    scale, _ = both("unit_innovation_scale")
+    signs, distances = (tf.math.subtract(*both(name)) for name in ("sign", "signed_one_minus_abs"))
+    _, inverse_scale = both("inverse_unit_innovation_scale")
+    far_log_ratio = tf.math.subtract(*both("log1m_rho2"))
+    far_difference = (signs - distances) * inverse_scale
 
     # Clipped, so that where it is not used it is finite, and so are its derivatives.
     difference = tf.clip_by_value(_fisher_z_difference(p, q, both), -1.0, 1.0)
@@ -229,14 +231,14 @@ def _fisher_z_difference(p: LagOneCorrelation, q: LagOneCorrelation, both: Any) 
     """`atanh p - atanh q`; what is beyond ±1 may be cut."""
     if p._rho is None and q._rho is None:
         return tf.math.subtract(*both("_u"))
-    signs, complements = both("sign"), both("complement")
+    signs, distances = both("sign"), both("signed_one_minus_abs")
     if p._rho is None or q._rho is None:
-        difference = tf.math.subtract(*signs) - tf.math.subtract(*complements)
+        difference = tf.math.subtract(*signs) - tf.math.subtract(*distances)
     else:
         difference = tf.math.subtract(*both("value"))
     # 1 - p q from 1 - |p| and 1 - |q|
     sign = tf.math.multiply(*signs)
-    of_p, of_q = (tf.math.abs(x) for x in complements)
+    of_p, of_q = (tf.math.abs(x) for x in distances)
     remainder = (1.0 - sign) + sign * (of_p + of_q - of_p * of_q)
     return tf.math.atanh(tf.clip_by_value(difference / remainder, -0.8, 0.8))
 

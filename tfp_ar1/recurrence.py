@@ -2,9 +2,9 @@
 
 With S the shift by one coordinate and K = diag(1, √(1-ρ²), √(1-ρ²), …), `recurrence` is
 multiplication by `(I - ρ S)⁻¹` and `whiten` multiplication by `K⁻¹ (I - ρ S) / σ`; `reverse=True`
-takes the transposed matrices. `color` is the inverse of `whiten`. All work along the last axis, for
-one ρ per batch member, or for one ρ_t per step t - 1 → t where `rho.per_step`; then ρ S stands for
-the matrix with ρ_1, …, ρ_(d-1) below its diagonal.
+takes the transposed matrices. `unwhiten` is the inverse of `whiten`. All work along the last axis,
+for one ρ per batch member, or for one ρ_t per step t - 1 → t where `rho.per_step`; then ρ S stands
+for the matrix with ρ_1, …, ρ_(d-1) below its diagonal.
 
 How `recurrence` is evaluated is decided in `_scheme` and `_step_scheme` alone; the gradient does
 not depend on it, because the gradient of the recurrence is the same recurrence run backwards:
@@ -41,7 +41,7 @@ _LARGEST_SIZE_FOR_DOUBLING_STEPS = 128
 _BLOCK_SIZE_FOR_STEPS = 16
 
 
-class _Base(NamedTuple):
+class _ScalarPowers(NamedTuple):
     """A number ρ whose powers are taken: right for large exponents and where ρ rounds to ±1."""
 
     value: tf.Tensor
@@ -49,13 +49,13 @@ class _Base(NamedTuple):
     log_abs: tf.Tensor
 
     @classmethod
-    def of(cls, rho: LagOneCorrelation) -> _Base:
+    def of(cls, rho: LagOneCorrelation) -> _ScalarPowers:
         return cls(rho.value, rho.sign, rho.log_abs)
 
-    def power(self, k: int, value: tf.Tensor) -> _Base:
+    def power(self, k: int, value: tf.Tensor) -> _ScalarPowers:
         """Its power `value`, to the exponent k."""
         sign = self.sign if k % 2 else tf.ones_like(self.sign)
-        return _Base(value, sign, k * self.log_abs)
+        return _ScalarPowers(value, sign, k * self.log_abs)
 
     def powers(self, exponents: Any) -> tf.Tensor:
         """ρ^k for the exponents 1, 2, 3, … or 1, 2, 4, … given, along a new last axis."""
@@ -76,29 +76,31 @@ class _Base(NamedTuple):
         return with_derivatives_of(tf.concat(parts, axis=-1), tf.concat([value, powers], axis=-1))
 
 
-class _Steps(NamedTuple):
+class _Coefficients(NamedTuple):
     """Coefficients, one for each step: long products are right also where they round to ±1.
 
-    `value` holds ρ_1, …, ρ_(d-1) along the last axis, and `complement` 1 - |ρ_t|.
+    `value` holds ρ_1, …, ρ_(d-1) along the last axis, and `one_minus_abs` 1 - |ρ_t|.
     """
 
     value: tf.Tensor
-    complement: tf.Tensor
+    one_minus_abs: tf.Tensor
 
     @classmethod
-    def of(cls, rho: LagOneCorrelation) -> _Steps:
-        return cls(rho.value, rho.sign * rho.complement)
+    def of(cls, rho: LagOneCorrelation) -> _Coefficients:
+        return cls(rho.value, rho.sign * rho.signed_one_minus_abs)
 
-    def times(self, other: _Steps) -> _Steps:
+    def times(self, other: _Coefficients) -> _Coefficients:
         value = self.value * other.value
-        complement = self.complement + other.complement - self.complement * other.complement
+        one_minus_abs = (
+            self.one_minus_abs + other.one_minus_abs - self.one_minus_abs * other.one_minus_abs
+        )
         # Many factors next to 1, each rounded, would add up their errors; a sum of complements
         # has none that counts.
-        near_one = tf.math.sign(value) * (1.0 - complement)
-        return _Steps(tf.where(complement < 0.5, near_one, value), complement)
+        near_one = tf.math.sign(value) * (1.0 - one_minus_abs)
+        return _Coefficients(tf.where(one_minus_abs < 0.5, near_one, value), one_minus_abs)
 
-    def part(self, *index: Any) -> _Steps:
-        return _Steps(self.value[index], self.complement[index])
+    def part(self, *index: Any) -> _Coefficients:
+        return _Coefficients(self.value[index], self.one_minus_abs[index])
 
 
 def recurrence(x: tf.Tensor, rho: LagOneCorrelation, reverse: bool = False) -> tf.Tensor:
@@ -115,11 +117,13 @@ def recurrence(x: tf.Tensor, rho: LagOneCorrelation, reverse: bool = False) -> t
     """
     x = _broadcast_to_batch(x, rho.batch_shape())
     if rho.per_step:
-        return _recurrence(x, rho.value, _step_scheme(_Steps.of(rho), _size(x)), reverse)
-    return _recurrence(x, rho.along_steps(rho.value), _scheme(_Base.of(rho), _size(x)), reverse)
+        return _recurrence(x, rho.value, _step_scheme(_Coefficients.of(rho), _size(x)), reverse)
+    return _recurrence(
+        x, rho.along_steps(rho.value), _scheme(_ScalarPowers.of(rho), _size(x)), reverse
+    )
 
 
-def linked_recurrence(
+def segmented_recurrence(
     x: tf.Tensor, linked: tf.Tensor, rho: LagOneCorrelation | None = None, reverse: bool = False
 ) -> tf.Tensor:
     """Solves `y_t = |ρ_t| y_{t-1} + x_t` where step t is linked, and `y_t = x_t` where it is not.
@@ -135,23 +139,25 @@ def linked_recurrence(
     """
     if rho is None:
         value = tf.cast(linked, x.dtype)
-        steps = _Steps(value, 1.0 - value)
+        steps = _Coefficients(value, 1.0 - value)
     else:
-        size, complement = (rho.along_steps(rho.sign * t) for t in (rho.value, rho.complement))
+        size, one_minus_abs = (
+            rho.along_steps(rho.sign * t) for t in (rho.value, rho.signed_one_minus_abs)
+        )
         zero, one = tf.zeros([], x.dtype), tf.ones([], x.dtype)
-        steps = _Steps(tf.where(linked, size, zero), tf.where(linked, complement, one))
+        steps = _Coefficients(tf.where(linked, size, zero), tf.where(linked, one_minus_abs, one))
     x = _broadcast_to_batch(x, ps.shape(steps.value)[:-1])
     return _recurrence(x, steps.value, _step_scheme(steps, _size(x)), reverse)
 
 
 def product_of_steps(
-    value: tf.Tensor, complement: tf.Tensor, count: int
+    value: tf.Tensor, one_minus_abs: tf.Tensor, count: int
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """The products ρ_1 … ρ_k along the last axis, in ⌈log2 k⌉ passes over halves.
 
     Args:
       value: floating-point tensor of shape `[..., k]`, ρ.
-      complement: tensor of the same shape, `1 - |ρ|`.
+      one_minus_abs: tensor of the same shape, `1 - |ρ|`.
       count: k, at least 1, also where the tensors do not know it.
 
     Returns:
@@ -159,13 +165,13 @@ def product_of_steps(
     """
     shifts = _shifts(count)
     padding = 2 ** len(shifts) - count
-    product = _Steps(pad(value, 0, padding, value=1), pad(complement, 0, padding))
+    product = _Coefficients(pad(value, 0, padding, value=1), pad(one_minus_abs, 0, padding))
     for half in reversed(shifts):
         product = product.part(..., slice(half)).times(product.part(..., slice(half, None)))
-    return product.value[..., 0], product.complement[..., 0]
+    return product.value[..., 0], product.one_minus_abs[..., 0]
 
 
-def color(x: tf.Tensor, rho: LagOneCorrelation, scale: tf.Tensor) -> tf.Tensor:
+def unwhiten(x: tf.Tensor, rho: LagOneCorrelation, scale: tf.Tensor) -> tf.Tensor:
     """The path that innovations make, the inverse of `whiten`: `recurrence` of K σ x.
 
     Args:
@@ -180,9 +186,9 @@ def color(x: tf.Tensor, rho: LagOneCorrelation, scale: tf.Tensor) -> tf.Tensor:
     if rho.per_step:
         return recurrence(scaled(x, rho, scale), rho)
     x = _broadcast_to_batch(x, rho.batch_shape(), ps.shape(scale))
-    later = scale * rho.innovation_scale
+    later = scale * rho.unit_innovation_scale
     # From the parameters as they are, not broadcast: once for all draws that share them.
-    scheme = _scheme(_Base.of(rho), _size(x))
+    scheme = _scheme(_ScalarPowers.of(rho), _size(x))
 
     @tf.custom_gradient
     def with_gradient(
@@ -202,12 +208,12 @@ def color(x: tf.Tensor, rho: LagOneCorrelation, scale: tf.Tensor) -> tf.Tensor:
 
         return tf.identity(y), gradient
 
-    return with_gradient(scheme.color(x, scale, later), x, rho.value, scale, later)
+    return with_gradient(scheme.unwhiten(x, scale, later), x, rho.value, scale, later)
 
 
 def scaled(x: tf.Tensor, rho: LagOneCorrelation, scale: tf.Tensor) -> tf.Tensor:
     """`K σ x`: white noise as innovations, for σ of shape `[...]` and x of shape `[..., d]`."""
-    later = scale[..., tf.newaxis] * rho.along_steps(rho.innovation_scale)
+    later = scale[..., tf.newaxis] * rho.along_steps(rho.unit_innovation_scale)
     return _scaled(x, scale[..., tf.newaxis], later)
 
 
@@ -261,11 +267,11 @@ def sum_of_squares(x: tf.Tensor) -> tf.Tensor:
 
 def _whiten_reverse(x: tf.Tensor, rho: LagOneCorrelation) -> tf.Tensor:
     if rho.per_step:
-        x = tf.concat([x[..., :1], x[..., 1:] * rho.innovation_precision_scale], axis=-1)
+        x = tf.concat([x[..., :1], x[..., 1:] * rho.inverse_unit_innovation_scale], axis=-1)
         later = x[..., 1:]
-        y = (x[..., :-1] - rho.sign * later) + rho.complement * later
+        y = (x[..., :-1] - rho.sign * later) + rho.signed_one_minus_abs * later
         return tf.concat([y, x[..., -1:]], axis=-1)
-    parameters = (rho.sign, rho.innovation_precision_scale, rho.relative_complement)
+    parameters = (rho.sign, rho.inverse_unit_innovation_scale, rho.signed_exp_neg_abs_z)
     sign, inverse_scale, remainder = (t[..., tf.newaxis] for t in parameters)
     later = tf.concat([x[..., 1:], tf.zeros_like(x[..., :1])], axis=-1)
     y = (x - sign * later) * inverse_scale + remainder * later
@@ -278,7 +284,7 @@ def _first_and_later_innovations(
 ) -> tuple[tf.Tensor, tf.Tensor]:
     x = _broadcast_to_batch(x, rho.batch_shape(), ps.shape(scale))
     along_steps = scale[..., tf.newaxis]
-    parameters = (rho.innovation_precision_scale, rho.relative_complement)
+    parameters = (rho.inverse_unit_innovation_scale, rho.signed_exp_neg_abs_z)
     if rho.per_step:
         # The scale may have a batch that the correlations lack; a copy of these is not small.
         first, later = _stencil(x, *parameters, tf.ones([1], x.dtype), rho.sign)
@@ -372,7 +378,9 @@ def _size(x: tf.Tensor) -> int | None:
     return tf.compat.dimension_value(x.shape[-1])
 
 
-def _recurrence(x: tf.Tensor, coefficient: tf.Tensor, scheme: _Scheme, reverse: bool) -> tf.Tensor:
+def _recurrence(
+    x: tf.Tensor, coefficient: tf.Tensor, scheme: _ScanScheme, reverse: bool
+) -> tf.Tensor:
     """The recurrence with its gradient; `coefficient` is ρ, `[..., 1]` or `[..., d - 1]`."""
 
     # There is no gradient for y: the first derivatives do not pass through the scheme. Those of the
@@ -389,7 +397,7 @@ def _recurrence(x: tf.Tensor, coefficient: tf.Tensor, scheme: _Scheme, reverse: 
     return with_gradient(scheme.solve(x, reverse), x, coefficient)
 
 
-def _scheme(base: _Base, size: int | None) -> _Scheme:
+def _scheme(base: _ScalarPowers, size: int | None) -> _ScanScheme:
     """Chooses how the recurrence is evaluated, by the size of its axis."""
     if size is None:
         return _DynamicDoubling(base)
@@ -398,7 +406,7 @@ def _scheme(base: _Base, size: int | None) -> _Scheme:
     return _Blocks(base, size)
 
 
-def _step_scheme(steps: _Steps, size: int | None) -> _Scheme:
+def _step_scheme(steps: _Coefficients, size: int | None) -> _ScanScheme:
     """Chooses how a recurrence with a coefficient for each step is evaluated."""
     if size is None:
         return _DynamicDoublingOfSteps(steps)
@@ -407,7 +415,7 @@ def _step_scheme(steps: _Steps, size: int | None) -> _Scheme:
     return _BlocksOfSteps(steps, size)
 
 
-class _Scheme:
+class _ScanScheme:
     """A way to evaluate the recurrence for one ρ.
 
     What does not depend on x is computed when it is made: once for a recurrence and its gradient.
@@ -417,7 +425,7 @@ class _Scheme:
         """`(I - ρ S)⁻¹ x`, or with the transposed matrix."""
         raise NotImplementedError
 
-    def color(self, x: tf.Tensor, first: tf.Tensor, later: tf.Tensor) -> tf.Tensor:
+    def unwhiten(self, x: tf.Tensor, first: tf.Tensor, later: tf.Tensor) -> tf.Tensor:
         """The recurrence of `first · x_0` and `later · x_t`, where later = first √(1-ρ²)."""
         return self.solve(_scaled(x, first[..., tf.newaxis], later[..., tf.newaxis]), reverse=False)
 
@@ -426,10 +434,10 @@ def _shifts(size: int) -> list[int]:
     return [2**level for level in range((size - 1).bit_length())]
 
 
-class _Doubling(_Scheme):
+class _Doubling(_ScanScheme):
     """`y ← y + ρ^k shift(y, k)` for k = 1, 2, 4, …: log2(d) passes over memory."""
 
-    def __init__(self, base: _Base, size: int):
+    def __init__(self, base: _ScalarPowers, size: int):
         self.shifts, self.powers = _shifts(size), []
         if self.shifts:
             powers = base.powers(self.shifts)[..., tf.newaxis, :]
@@ -447,7 +455,7 @@ class _Doubling(_Scheme):
 class _DoublingOfSteps(_Doubling):
     """The same with the products ρ_(t-k+1) … ρ_t of k steps for ρ^k."""
 
-    def __init__(self, steps: _Steps, size: int):
+    def __init__(self, steps: _Coefficients, size: int):
         self.shifts, self.powers = _shifts(size), []
         for shift in self.shifts:
             self.powers.append(steps.value)
@@ -458,10 +466,10 @@ class _DoublingOfSteps(_Doubling):
 _AT_MOST = {"maximum_iterations": 31}
 
 
-class _DynamicDoubling(_Scheme):
+class _DynamicDoubling(_ScanScheme):
     """Doubling for a size that is known only when the graph runs."""
 
-    def __init__(self, base: _Base):
+    def __init__(self, base: _ScalarPowers):
         self.base = base
 
     def solve(self, x: tf.Tensor, reverse: bool) -> tf.Tensor:
@@ -483,12 +491,12 @@ class _DynamicDoubling(_Scheme):
         return tf.while_loop(lambda shift, *_: shift < size, step, state, **_AT_MOST)[2]
 
 
-class _DynamicDoublingOfSteps(_Scheme):
+class _DynamicDoublingOfSteps(_ScanScheme):
     """Doubling of steps for a size that is known only when the graph runs."""
 
-    def __init__(self, steps: _Steps):
+    def __init__(self, steps: _Coefficients):
         # A first coefficient of 0 makes all products 0 that reach beyond the first step.
-        self.steps = _Steps(pad(steps.value, 1, 0), pad(steps.complement, 1, 0, value=1))
+        self.steps = _Coefficients(pad(steps.value, 1, 0), pad(steps.one_minus_abs, 1, 0, value=1))
 
     def solve(self, x: tf.Tensor, reverse: bool) -> tf.Tensor:
         size = tf.shape(x)[-1]
@@ -498,35 +506,35 @@ class _DynamicDoublingOfSteps(_Scheme):
             def shifted(x: tf.Tensor, by: tf.Tensor) -> tf.Tensor:
                 return tf.gather(x, tf.clip_by_value(positions + by, 0, size - 1), axis=-1)
 
-            steps = _Steps(*steps)
+            steps = _Coefficients(*steps)
             if reverse:
                 term = shifted(steps.value * y, shift)
                 y += tf.where(positions < size - shift, term, tf.zeros_like(term))
             else:
                 y += steps.value * shifted(y, -shift)
-            earlier = _Steps(*(shifted(part, -shift) for part in steps))
+            earlier = _Coefficients(*(shifted(part, -shift) for part in steps))
             return 2 * shift, y, *steps.times(earlier)
 
         state = (tf.constant(1), x, *self.steps)
         return tf.while_loop(lambda shift, *_: shift < size, step, state, **_AT_MOST)[1]
 
 
-class _BlocksOfSteps(_Scheme):
+class _BlocksOfSteps(_ScanScheme):
     """Blocks, one coordinate after the other in all of them at once; and what each carries on."""
 
-    def __init__(self, steps: _Steps, size: int):
+    def __init__(self, steps: _Coefficients, size: int):
         self.size, self.num_blocks = size, math.ceil(size / _BLOCK_SIZE_FOR_STEPS)
         padding = self.num_blocks * _BLOCK_SIZE_FOR_STEPS - size
         # Coefficients of 0, before the first coordinate too.
         value = self._to_blocks(pad(steps.value, 1, padding))
-        complement = self._to_blocks(pad(steps.complement, 1, padding, value=1))
+        one_minus_abs = self._to_blocks(pad(steps.one_minus_abs, 1, padding, value=1))
         self.coefficients = tf.unstack(value)
-        product = _Steps(value, complement)
+        product = _Coefficients(value, one_minus_abs)
         while product.value.shape[0] > 1:
             # In halves, not of neighbours: a strided slice of the first axis is slow.
             half = product.value.shape[0] // 2
             product = product.part(slice(half)).times(product.part(slice(half, None)))
-        self.of_carried = _step_scheme(product.part(0, ..., slice(1, None)), self.num_blocks)
+        self.carry_scheme = _step_scheme(product.part(0, ..., slice(1, None)), self.num_blocks)
 
     def solve(self, x: tf.Tensor, reverse: bool) -> tf.Tensor:
         # Zeros at the end reach no other coordinate, in either direction.
@@ -536,9 +544,9 @@ class _BlocksOfSteps(_Scheme):
         if reverse:
             first = self._run(xs, None, reverse)[0]
             from_next = pad((self.coefficients[0] * first)[..., 1:], 0, 1)
-            carried = self.of_carried.solve(from_next, reverse)
+            carried = self.carry_scheme.solve(from_next, reverse)
         else:
-            last = self.of_carried.solve(self._run(xs, None, reverse)[-1], reverse)
+            last = self.carry_scheme.solve(self._run(xs, None, reverse)[-1], reverse)
             carried = pad(last[..., :-1], 1, 0)
         y = tf.stack(self._run(xs, carried, reverse))
         y = tf.transpose(y, [*range(1, y.shape.rank), 0])
@@ -570,10 +578,10 @@ class _BlocksOfSteps(_Scheme):
         return tf.transpose(x, [x.shape.rank - 1, *range(x.shape.rank - 1)])
 
 
-class _Blocks(_Scheme):
+class _Blocks(_ScanScheme):
     """Blocks: one Toeplitz product inside each, then the recurrence over what each carries on."""
 
-    def __init__(self, base: _Base, size: int):
+    def __init__(self, base: _ScalarPowers, size: int):
         is_shared = base.value.shape.num_elements() == 1
         is_short = size <= _LARGEST_SIZE_FOR_SMALL_BLOCKS
         self.block_size = _SMALL_BLOCK_SIZE if is_short and not is_shared else _BLOCK_SIZE
@@ -582,12 +590,12 @@ class _Blocks(_Scheme):
         self.powers = base.powers(range(1, self.block_size + 1))
         self.toeplitz = _toeplitz(self.powers)
         carried = base.power(self.block_size, self.powers[..., -1])
-        self.of_carried = _scheme(carried, self.num_blocks)
+        self.carry_scheme = _scheme(carried, self.num_blocks)
 
     def solve(self, x: tf.Tensor, reverse: bool) -> tf.Tensor:
         return self._solve(x, reverse, self.toeplitz, tf.zeros_like(x[..., :1]))
 
-    def color(self, x: tf.Tensor, first: tf.Tensor, later: tf.Tensor) -> tf.Tensor:
+    def unwhiten(self, x: tf.Tensor, first: tf.Tensor, later: tf.Tensor) -> tf.Tensor:
         toeplitz = later[..., tf.newaxis, tf.newaxis] * self.toeplitz
         # `later` for all, and a coordinate before the first that makes up for the difference:
         # (first - later) / ρ with later = first √(1-ρ²), without the difference.
@@ -607,7 +615,7 @@ class _Blocks(_Scheme):
         y = _matmul(x, toeplitz, transpose_b=reverse)
 
         parts = [y[..., 1:, 0], before] if reverse else [before, y[..., :-1, -1]]
-        carried = self.of_carried.solve(tf.concat(parts, axis=-1), reverse)
+        carried = self.carry_scheme.solve(tf.concat(parts, axis=-1), reverse)
         powers = self.powers[..., ::-1] if reverse else self.powers
         y += _matmul(carried[..., tf.newaxis], powers[..., tf.newaxis, :])
 

@@ -25,11 +25,11 @@ def references(name, x):
         return {
             "value": rho,
             "sign": sign,
-            "complement": sign - rho,
-            "log_innovation_variance": variance.ln(),
-            "innovation_scale": variance.sqrt(),
-            "innovation_precision_scale": 1 / variance.sqrt(),
-            "relative_complement": (sign - rho) / variance.sqrt(),
+            "signed_one_minus_abs": sign - rho,
+            "log1m_rho2": variance.ln(),
+            "unit_innovation_scale": variance.sqrt(),
+            "inverse_unit_innovation_scale": 1 / variance.sqrt(),
+            "signed_exp_neg_abs_z": (sign - rho) / variance.sqrt(),
             "log_abs": abs(rho).ln(),
         }
 

@@ -365,7 +365,7 @@ def test_linked_recurrence(size, kind, reverse):
 
     def ours(x, rho):
         given = None if kind == "one" else LagOneCorrelation(rho, per_step=kind == "per step")
-        return rec.linked_recurrence(x, linked, given, reverse) + 0 * tf.reduce_sum(rho)
+        return rec.segmented_recurrence(x, linked, given, reverse) + 0 * tf.reduce_sum(rho)
 
     def steps(rho):
         rho = rho if kind == "per step" else tf.repeat(rho[:, tf.newaxis], size - 1, axis=-1)

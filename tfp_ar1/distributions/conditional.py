@@ -72,15 +72,17 @@ class ConditionalMarkov:
         # Coordinates are turned round where the sign changes: a chain whose ρ are positive.
         signs = rho.along_steps(rho.sign) * tf.ones([self._chain.num_steps], rho.dtype)
         turn = tf.math.cumprod(signs, axis=-1)
-        self._turn = recurrence.pad(turn, 1, 0, value=1.0)
-        self._left, self._right = (_Side(self._chain, self._observed, r) for r in (False, True))
+        self._sign_flips = recurrence.pad(turn, 1, 0, value=1.0)
+        self._left, self._right = (
+            _NearestObserved(self._chain, self._observed, r) for r in (False, True)
+        )
 
     def _weights(self) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         """The weights of the two neighbours, and the variance at marginal scale 1."""
         left, right = self._left.remainder, self._right.remainder
         # 1 - a² b², from 1 - a b. An observed coordinate's result is replaced.
-        complement = self._left.complement + self._left.size * self._right.complement
-        rest = _one_minus_square(self._left.size * self._right.size, complement)
+        one_minus_abs = self._left.one_minus_abs + self._left.size * self._right.one_minus_abs
+        rest = _one_minus_square(self._left.size * self._right.size, one_minus_abs)
         rest = tf.where(self._observed, tf.ones([], rest.dtype), rest)
         right_share = left / rest
         left_weight = self._left.size * (right / rest)
@@ -90,9 +92,9 @@ class ConditionalMarkov:
     def _interpolate(self, w: tf.Tensor) -> tf.Tensor:
         """The weighted sum of the two neighbours' entries in `w`, for each coordinate."""
         left_weight, right_weight, _ = self._weights()
-        w = self._turn * self._chain.over_coordinate_scale(w)
+        w = self._sign_flips * self._chain.over_coordinate_scale(w)
         y = left_weight * self._left.nearest(w) + right_weight * self._right.nearest(w)
-        return self._chain.times_coordinate_scale(self._turn * y)
+        return self._chain.times_coordinate_scale(self._sign_flips * y)
 
     def mean(self) -> tf.Tensor:
         """The conditional mean `[..., d]`; the value itself where it was observed."""
@@ -117,10 +119,10 @@ class ConditionalMarkov:
         """The log-density `[...]` of the observed coordinates; 0 where there are none."""
         # Of each observed coordinate given the observed one before it, whose mean is a w.
         w = widened(self.value) - self._loc
-        w = self._turn * self._chain.over_coordinate_scale(w)
+        w = self._sign_flips * self._chain.over_coordinate_scale(w)
         previous, variance = self._left.nearest(w), self._left.remainder
         # By a difference that is exact for nearly equal neighbours, as `recurrence.whiten`.
-        residual = (w - previous) + self._left.complement * previous
+        residual = (w - previous) + self._left.one_minus_abs * previous
         residual /= self._chain.shared_scale[..., tf.newaxis]
         log_prob = -0.5 * (
             tf.square(residual) / variance
@@ -157,12 +159,12 @@ class ConditionalMarkov:
 
 
 @tf.custom_gradient
-def _one_minus_square(x: tf.Tensor, complement: tf.Tensor) -> tf.Tensor:
+def _one_minus_square(x: tf.Tensor, one_minus_abs: tf.Tensor) -> tf.Tensor:
     """`1 - x²` from x and 1 - x, with its derivative -2x, which the latter would blur."""
-    return complement * (1.0 + x), lambda dy: (-2.0 * x * dy, tf.zeros_like(complement))
+    return one_minus_abs * (1.0 + x), lambda dy: (-2.0 * x * dy, tf.zeros_like(one_minus_abs))
 
 
-class _Side:
+class _NearestObserved:
     """What the nearest observed coordinate on one side, the left or the right, says of each.
 
     Args:
@@ -177,29 +179,29 @@ class _Side:
         self._linked = tf.logical_not(neighbours)
         rho = chain.rho
         ones = tf.ones([chain.num_steps], chain.dtype)
-        size, complement = (
-            rho.along_steps(rho.sign * x) * ones for x in (rho.value, rho.complement)
+        size, one_minus_abs = (
+            rho.along_steps(rho.sign * x) * ones for x in (rho.value, rho.signed_one_minus_abs)
         )
         # a, the product of the |ρ| up to the neighbour, 0 for none, and 1 - a, each accurate where
         # it is small. One step more from a coordinate that is not observed: |ρ| a, and
         # 1 - |ρ| + |ρ| (1 - a).
         start = tf.where(self._linked, tf.zeros_like(ones), size)
-        complement = tf.broadcast_to(complement, ps.shape(start))
-        inputs = [self._from_steps(start, end=0.0), self._from_steps(complement, end=1.0)]
-        self.size, complement = tf.unstack(
-            recurrence.linked_recurrence(tf.stack(inputs), self._linked, rho, reverse), num=2
+        one_minus_abs = tf.broadcast_to(one_minus_abs, ps.shape(start))
+        inputs = [self._from_steps(start, end=0.0), self._from_steps(one_minus_abs, end=1.0)]
+        self.size, one_minus_abs = tf.unstack(
+            recurrence.segmented_recurrence(tf.stack(inputs), self._linked, rho, reverse), num=2
         )
         # The derivative of 1 - a is that of -a, which the recurrence has without cancellation.
         no_value = self.size - tf.stop_gradient(self.size)
-        self.complement = tf.stop_gradient(complement) - no_value
-        self.remainder = _one_minus_square(self.size, self.complement)
+        self.one_minus_abs = tf.stop_gradient(one_minus_abs) - no_value
+        self.remainder = _one_minus_square(self.size, self.one_minus_abs)
 
     def nearest(self, w: tf.Tensor) -> tf.Tensor:
         """The neighbour's entry in `w` of shape `[..., d]`; 0 where there is none."""
         neighbours = w[..., 1:] if self._reverse else w[..., :-1]
         known = tf.where(self._linked, tf.zeros([], w.dtype), neighbours)
         known = self._from_steps(known, end=0.0)
-        return recurrence.linked_recurrence(known, self._linked, reverse=self._reverse)
+        return recurrence.segmented_recurrence(known, self._linked, reverse=self._reverse)
 
     def _from_steps(self, steps: tf.Tensor, end: float) -> tf.Tensor:
         """Entries for each step at the coordinate that it leads to; `end` where none does."""

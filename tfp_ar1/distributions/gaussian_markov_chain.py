@@ -391,12 +391,12 @@ def correlation_of_steps(scale: Any, kept: slice) -> dict[str, Any]:
         name = "fisher_z" if scale.correlation is None else "correlation"
         return {name: taken(tf.convert_to_tensor(getattr(scale, name)))}
     rho = scale.chain().rho
-    steps = (taken(x) for x in (rho.value, rho.sign * rho.complement))
+    steps = (taken(x) for x in (rho.value, rho.sign * rho.signed_one_minus_abs))
     steps = (tf.reshape(x, ps.concat([ps.shape(x)[:-1], [count, step]], axis=0)) for x in steps)
-    value, complement = recurrence.product_of_steps(*steps, count=step)
+    value, one_minus_abs = recurrence.product_of_steps(*steps, count=step)
     size = tf.math.abs(value)
     near_zero = tf.math.atanh(tf.clip_by_value(value, -0.5, 0.5))
-    near_one = 0.5 * tf.math.sign(value) * (tf.math.log1p(size) - tf.math.log(complement))
+    near_one = 0.5 * tf.math.sign(value) * (tf.math.log1p(size) - tf.math.log(one_minus_abs))
     return {"fisher_z": tf.where(size < 0.5, near_zero, near_one)}
 
 
@@ -502,10 +502,10 @@ class _Path(NamedTuple):
         """The correlations, or `None` for independent normals."""
         return None if self.chain is None else self.chain.rho
 
-    def log_innovation_variance(self) -> tf.Tensor | float:
+    def log1m_rho2(self) -> tf.Tensor | float:
         """`log(1 - ρ_t²)`, `[..., 1 or d - 1]`."""
         rho = self.rho()
-        return 0.0 if rho is None else rho.along_steps(rho.log_innovation_variance)
+        return 0.0 if rho is None else rho.along_steps(rho.log1m_rho2)
 
     def whiten(self, x: tf.Tensor) -> tf.Tensor:
         """`L⁻¹ x`."""
@@ -631,7 +631,7 @@ def _covariance_terms(p: _Path, q: _Path, size: Any) -> _CovarianceTerms:
         return _CovarianceTerms(None, None, _excess(log_ratio))
     if q.chain is None:
         # The two terms that make up that of a step: r_t² ρ_t² and the excess of r_t² (1 - ρ_t²).
-        return _CovarianceTerms(None, -p.log_innovation_variance(), _excess(log_ratio))
+        return _CovarianceTerms(None, -p.log1m_rho2(), _excess(log_ratio))
     shared = log_ratio.shape[-1] == 1
     if shared:
         later = earlier = log_ratio
@@ -642,10 +642,10 @@ def _covariance_terms(p: _Path, q: _Path, size: Any) -> _CovarianceTerms:
         later, earlier = log_ratio[..., 1:], log_ratio[..., :-1]
     rho_p, rho_q = p.rho(), q.rho()
     # What ρ_t(q) makes of the coordinate before, in units of the innovation under q.
-    before = rho_q.along_steps(rho_q.value * rho_q.innovation_precision_scale)
+    before = rho_q.along_steps(rho_q.value * rho_q.inverse_unit_innovation_scale)
     before *= tf.math.exp(0.5 * earlier)
     if rho_p is None:
-        step, drift = later - q.log_innovation_variance(), -before
+        step, drift = later - q.log1m_rho2(), -before
     else:
         log_ratio_of_steps, difference = compare(rho_p, rho_q)
         step, drift = later + log_ratio_of_steps, difference * tf.math.exp(0.5 * later)
@@ -800,11 +800,11 @@ def _trace_low_rank_chain(
     diagonal, update = p_scale.base_operator.diag_part(), p_scale.diag_operator.matmul
     # Row t of L⁻¹ D has D_t / σ_t and -ρ_t D_(t-1) / σ_(t-1), over √(1 - ρ_t²).
     relative = tf.square(diagonal / chain.scale)
-    value, precision_scale = (
+    value, inverse_scale = (
         tf.square(chain.rho.along_steps(x))
-        for x in (chain.rho.value, chain.rho.innovation_precision_scale)
+        for x in (chain.rho.value, chain.rho.inverse_unit_innovation_scale)
     )
-    later = (relative[..., 1:] + value * relative[..., :-1]) * precision_scale
+    later = (relative[..., 1:] + value * relative[..., :-1]) * inverse_scale
     of_diagonal = relative[..., 0] + tf.reduce_sum(later, axis=-1)
     solved = q_scale.solve(p_scale.u)
     mixed = q_scale.solve(solved, adjoint=True) * diagonal[..., tf.newaxis]

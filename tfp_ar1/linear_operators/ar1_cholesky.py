@@ -160,7 +160,7 @@ class LinearOperatorAR1Cholesky(LinearOperatorMarkovCholesky):
     def _trace(self) -> tf.Tensor:
         chain = self.chain().widened()
         first = tf.cast(ps.minimum(self._size(), 1), chain.dtype)
-        later = tf.cast(chain.num_steps, chain.dtype) * chain.rho.innovation_scale
+        later = tf.cast(chain.num_steps, chain.dtype) * chain.rho.unit_innovation_scale
         return tf.cast(chain.scale[..., 0] * (first + later), self.dtype)
 
     @property

@@ -69,7 +69,7 @@ class Chain:
         if adjoint:
             y = recurrence.recurrence(self.times_coordinate_scale(x), self.rho, reverse=True)
             return recurrence.scaled(y, self.rho, self.shared_scale)
-        return self.times_coordinate_scale(recurrence.color(x, self.rho, self.shared_scale))
+        return self.times_coordinate_scale(recurrence.unwhiten(x, self.rho, self.shared_scale))
 
     def solvevec(self, x: tf.Tensor, adjoint: bool = False) -> tf.Tensor:
         """`L⁻¹ x`, or `L⁻ᵀ x`."""
@@ -109,7 +109,7 @@ class Chain:
             log_scale = log_abs(self.shared_scale) * tf.cast(self.size, self.dtype)
         else:
             log_scale = total(log_abs(self.coordinate_scale), self.size)
-        steps = self.rho.along_steps(self.rho.log_innovation_variance)
+        steps = self.rho.along_steps(self.rho.log1m_rho2)
         return log_scale + 0.5 * total(steps, self.num_steps)
 
     def correlation_matrix(self) -> tf.Tensor:

@@ -156,9 +156,9 @@ class LinearOperatorMarkovPrecisionCholesky(_FromCholesky):
         }
         with tf.name_scope(name):
             scale = with_tensors(scale)
-            precision_scale, below, sigma = _steps(scale)
+            inverse_scale, below, sigma = _steps(scale)
             last = tf.ones_like(sigma[..., :1])
-            diagonal = tf.concat([precision_scale, last], axis=-1) / sigma
+            diagonal = tf.concat([inverse_scale, last], axis=-1) / sigma
             below = tf.concat([tf.zeros_like(last), -below / sigma[..., 1:]], axis=-1)
             diagonals = tf.stack([tf.zeros_like(diagonal), diagonal, below], axis=-2)
             super().__init__(scale, diagonals, hints, name)
@@ -203,12 +203,12 @@ def _steps(scale: LinearOperatorMarkovCholesky) -> tuple[tf.Tensor, tf.Tensor, t
     chain = scale.chain()
     batch_shape = scale.batch_shape if scale.shape.is_fully_defined() else None
     batch_shape = scale.batch_shape_tensor() if batch_shape is None else batch_shape.as_list()
-    precision_scale = chain.rho.along_steps(chain.rho.innovation_precision_scale)
-    of_previous = chain.rho.along_steps(chain.rho.value) * precision_scale
+    inverse_scale = chain.rho.along_steps(chain.rho.inverse_unit_innovation_scale)
+    of_previous = chain.rho.along_steps(chain.rho.value) * inverse_scale
     steps = ps.concat([batch_shape, [chain.num_steps]], axis=0)
     coordinates = ps.concat([batch_shape, [chain.size]], axis=0)
     return (
-        tf.broadcast_to(precision_scale, steps),
+        tf.broadcast_to(inverse_scale, steps),
         tf.broadcast_to(of_previous, steps),
         tf.broadcast_to(chain.scale, coordinates),
     )
@@ -216,11 +216,11 @@ def _steps(scale: LinearOperatorMarkovCholesky) -> tuple[tf.Tensor, tf.Tensor, t
 
 def _diagonals(scale: LinearOperatorMarkovCholesky) -> tf.Tensor:
     """Super-, main and subdiagonal of C⁻¹, `[..., 3, d]`, as `LinearOperatorTridiag` takes them."""
-    precision_scale, of_previous, scale = _steps(scale)
+    inverse_scale, of_previous, scale = _steps(scale)
     none = tf.zeros_like(scale[..., :1])
-    to_previous = tf.concat([none + 1.0, tf.square(precision_scale)], axis=-1)
+    to_previous = tf.concat([none + 1.0, tf.square(inverse_scale)], axis=-1)
     to_next = tf.concat([tf.square(of_previous), none], axis=-1)
-    beside = -of_previous * precision_scale / (scale[..., 1:] * scale[..., :-1])
+    beside = -of_previous * inverse_scale / (scale[..., 1:] * scale[..., :-1])
     return tf.stack(
         [
             tf.concat([beside, none], axis=-1),
