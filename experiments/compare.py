@@ -29,7 +29,10 @@ import rich.progress
 
 import tfp_ar1.version
 from experiments import results
-from tfp_ar1_cli import datasets, runs, series, startup
+from tfp_ar1_cli import runs, startup
+from tfp_ar1_cli.data import images as image_data
+from tfp_ar1_cli.data import loading, series
+from tfp_ar1_cli.data.protocol import Data
 from tfp_ar1_cli.errors import Interrupted, UserError, dispensable
 from tfp_ar1_cli.progress import counted, doing
 
@@ -55,7 +58,7 @@ class Experiment:
         """The part of the result that is known before the run."""
         known = {
             **self.options,
-            "dataset": datasets.short_name(self.options["dataset"]),
+            "dataset": loading.short_name(self.options["dataset"]),
             "data_sha256": self.data["sha256"],
         }
         return {key: known[key] for key in results.settings_of(known)}
@@ -164,7 +167,7 @@ def make_plan(out: pathlib.Path, grid: dict[str, Sequence], options: dict) -> Pl
         experiments.setdefault(experiment.name, experiment)
     for spec in data:
         for note in notes[spec]:
-            click.echo(f"{datasets.short_name(spec)}: {note}", err=True)
+            click.echo(f"{loading.short_name(spec)}: {note}", err=True)
     return Plan(out, list(experiments.values()), _code_version())
 
 
@@ -182,19 +185,19 @@ _ORDER = (
 
 
 def _check_images(grid: dict[str, Sequence], options: dict, data: dict[str, dict]) -> None:
-    idx = [spec for spec in data if spec in datasets.IDX_DATASETS]
+    idx = [spec for spec in data if spec in image_data.IDX_DATASETS]
     if options["data_dir"] is not None and not idx:
         raise UserError(
-            f"--data-dir is for {' and '.join(datasets.IDX_DATASETS)}, not for "
+            f"--data-dir is for {' and '.join(image_data.IDX_DATASETS)}, not for "
             f"{', '.join(data)}; leave it out."
         )
     for spec, network in itertools.product(data, grid["network"]):
-        datasets.check_network(network, spec, data[spec]["image_shape"])
+        image_data.check_network(network, spec, data[spec]["image_shape"])
 
 
 def _complete_for_images(point: dict, options: dict, data: dict) -> None:
     spec = point["dataset"]
-    point["data_dir"] = options["data_dir"] if spec in datasets.IDX_DATASETS else None
+    point["data_dir"] = options["data_dir"] if spec in image_data.IDX_DATASETS else None
     if point["network"] != "mlp":
         point["hidden_units"] = None
 
@@ -203,11 +206,11 @@ def _complete_for_series(point: dict, options: dict, data: dict) -> None:
     point["window"] = data["data_shape"][0]
 
 
-def _load(spec: str, options: dict) -> datasets.Dataset | series.Series:
+def _load(spec: str, options: dict) -> Data:
     if options.get("model") == "sequence":
         return series.load(spec, options["window"], options["likelihood"])
-    data_dir = options["data_dir"] if spec in datasets.IDX_DATASETS else None
-    return datasets.load(spec, data_dir, options["likelihood"])
+    data_dir = options["data_dir"] if spec in image_data.IDX_DATASETS else None
+    return image_data.load(spec, data_dir, options["likelihood"])
 
 
 def _code_version() -> str:
@@ -399,7 +402,7 @@ def _claim(plan: Plan) -> Iterator[tuple[Experiment, runs.Run] | None]:
 
 
 def _result(
-    plan: Plan, experiment: Experiment, run: runs.Run, data: datasets.Dataset | series.Series
+    plan: Plan, experiment: Experiment, run: runs.Run, data: Data
 ) -> tuple[pathlib.Path, dict]:
     """Trains and evaluates; returns the record, and the file where it belongs."""
     import keras
@@ -422,13 +425,13 @@ def _result(
     except training.NotFinite as error:
         return plan.failures, {**experiment.settings, "error": error.format_message(), **origin}
     if experiment.draws_samples:
-        from tfp_ar1_cli import plots
+        from tfp_ar1_cli.pictures.images import sample_grid
 
         picture = results.samples_file(plan.out, experiment.settings)
         with dispensable(picture):
             picture.parent.mkdir(exist_ok=True)
             images = model.generate(_NUM_SAMPLES, seed=_SAMPLES_SEED)
-            plots.sample_grid(picture, images, run.value_range)
+            sample_grid(picture, images, run.value_range)
     history = run.history()
     return plan.out, {
         **experiment.settings,
@@ -439,14 +442,14 @@ def _result(
     }
 
 
-def _measures_of_images(options: dict, model: Any, data: datasets.Dataset) -> dict[str, Any]:
+def _measures_of_images(options: dict, model: Any, data: image_data.ImageData) -> dict[str, Any]:
     from tfp_ar1.vae import posteriors
 
     number = posteriors.num_covariance_parameters(options["posterior"], options["latent_dim"])
     return {"num_covariance_parameters": number}
 
 
-def _measures_of_series(options: dict, model: Any, data: series.Series) -> dict[str, Any]:
+def _measures_of_series(options: dict, model: Any, data: series.SeriesData) -> dict[str, Any]:
     from experiments import series_baselines
     from tfp_ar1.vae import posteriors, sequence_evaluation
     from tfp_ar1_cli import training

@@ -19,8 +19,9 @@ from matplotlib.figure import Figure
 from scipy.special import stdtrit
 
 from experiments import results
-from tfp_ar1_cli import plots, runs
+from tfp_ar1_cli import runs
 from tfp_ar1_cli.errors import UserError
+from tfp_ar1_cli.pictures import style
 from tfp_ar1_cli.progress import counted
 
 TEMPLATE_SUFFIX = ".template.md"
@@ -615,7 +616,7 @@ def _draw(every: list[Run], path: pathlib.Path, out: pathlib.Path) -> list[pathl
             )
     if pairs := differences(every):
         draw["differences"] = functools.partial(_draw_differences, pairs=pairs)
-    return plots.draw_all(out, **draw)
+    return style.draw_all(out, **draw)
 
 
 def _draw_curves(
@@ -648,8 +649,8 @@ def _draw_curves(
         ax.set_ylabel(f"−ELBO of the test {unit}s (nats per {unit})")
         ax.xaxis.get_major_locator().set_params(integer=True)
         ax.legend(frameon=False, title="mean; range over runs shaded")
-        plots.bare(ax)
-    plots.save(fig, path)
+        style.bare(ax)
+    style.save(fig, path)
 
 
 def _colour(variant: str) -> str:
@@ -693,10 +694,10 @@ def _draw_differences(
         ax.minorticks_off()
         ax.set_xlabel(f"nats per {kind.unit}, logarithmic beyond ±1")
         ax.set_title(f"{_MEASURES[field].label}: difference to {kind.baseline}")
-        plots.bare(ax)
+        style.bare(ax)
     axes[0].set_yticks(range(len(rows)), labels)
     axes[0].set_ylim(len(rows) - 0.5, -0.5)
-    plots.save(fig, path)
+    style.save(fig, path)
 
 
 def _pictures(
@@ -730,4 +731,4 @@ def _draw_samples(
                     ax.imshow(np.asarray(image), cmap="gray", vmin=0, vmax=255)
                 ax.set_title(f"{setting.dataset}: {variant}")
     fig.suptitle(f"Samples: {settings[0].title()}")
-    plots.save(fig, path)
+    style.save(fig, path)

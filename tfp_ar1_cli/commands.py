@@ -27,7 +27,9 @@ import rich.console
 import rich.table
 
 from experiments import compare as runner
-from tfp_ar1_cli import datasets, model_card, runs, series, startup, strategies, streams
+from tfp_ar1_cli import model_card, runs, startup, strategies
+from tfp_ar1_cli.data import images, loading, series, streams
+from tfp_ar1_cli.data.protocol import Data
 from tfp_ar1_cli.errors import Interrupted, UserError, dispensable, reason
 from tfp_ar1_cli.progress import Progress, counted, doing
 
@@ -187,7 +189,7 @@ def _parse_hidden_units(ctx: Any, param: Any, value: str) -> list[int]:
 
 def _source(of_sequences: bool) -> Any:
     """The module that a model's data come from."""
-    return series if of_sequences else datasets
+    return series if of_sequences else images
 
 
 def _take_defaults(ctx: Any, param: Any, value: str) -> str:
@@ -203,7 +205,7 @@ def _for_sequences(option: str, default: Any) -> str:
 
 
 _dataset_help = (
-    f"Images: {datasets.CHOICES}. Those of the last three stay on disk, whatever their size; of "
+    f"Images: {images.CHOICES}. Those of the last three stay on disk, whatever their size; of "
     f"their test set at most {streams.MAX_TEST_IMAGES} images and "
     f"{streams.MAX_TEST_BYTES // 2**20} MiB are used, which are read into memory."
 )
@@ -469,17 +471,17 @@ def train(ctx: click.Context, out: pathlib.Path | None, backup_steps: int, **opt
         options = {key: value for key, value in options.items() if key not in _ONLY["sequence"]}
         if options["network"] != "mlp":
             options["hidden_units"] = None
-        if _given(ctx, "corrupt") and not datasets.is_stream(dataset):
+        if _given(ctx, "corrupt") and not loading.is_stream(dataset):
             raise click.UsageError(
                 f"--corrupt is for {streams.CHOICES}, not for {dataset}; leave it out.", ctx
             )
         with doing(f"Reading {dataset}"):
-            data = datasets.load(
+            data = images.load(
                 dataset, options["data_dir"], options["likelihood"], options["corrupt"]
             )
-        datasets.check_network(options["network"], dataset, data.image_shape)
+        images.check_network(options["network"], dataset, data.image_shape)
     config = runs.new_config(options, data.fingerprint())
-    name = f"{datasets.short_name(dataset)}-{options['posterior']}"
+    name = f"{loading.short_name(dataset)}-{options['posterior']}"
     visited = worker and contextlib.nullcontext(runs.visit(out, config, worker))
     with visited or runs.claim(out, name, config) as run:
         argv = [_program(), *ctx.obj, *(() if out else ("--out", str(run.folder)))]
@@ -582,21 +584,16 @@ def _told_how_to_resume(run: runs.Run, command: str) -> Iterator[None]:
         ) from error
 
 
-def _train(run: runs.Run, data: datasets.Dataset | series.Series, backup_steps: int) -> None:
+def _train(run: runs.Run, data: Data, backup_steps: int) -> None:
     options = run.options
     position = run.position()
-    tests = len(data.x_test)
     if run.of_sequences:
-        steps, channels = data.data_shape
-        shape = f"{counted(steps, 'step')}, {counted(channels, 'channel')}"
-        kind = f"{counted(tests, 'test window')} of {shape}"
         latents = f"and {options['prior']} prior over {counted(options['channels'], 'latent path')}"
     else:
-        kind = f"{counted(tests, 'test image')} of {'x'.join(map(str, data.image_shape))}"
         latents = f"over {counted(options['latent_dim'], 'latent')}"
     click.echo(
-        f"Training on {datasets.short_name(options['dataset'])}: {len(data.x_train)} training and "
-        f"{kind}; {options['posterior']} posterior {latents}; "
+        f"Training on {loading.short_name(options['dataset'])}: {data.describe()}; "
+        f"{options['posterior']} posterior {latents}; "
         f"{counted(options['epochs'], 'epoch')}{_already(position)}."
     )
     for note in data.notes:
@@ -613,7 +610,8 @@ def _train(run: runs.Run, data: datasets.Dataset | series.Series, backup_steps: 
     start = functools.partial(strategies.start, strategy, options["replicas"])
     with strategies.restarting(run):
         strategy = startup.import_tensorflow(start)
-    from tfp_ar1_cli import plots, series_plots, training
+    from tfp_ar1_cli import training
+    from tfp_ar1_cli.pictures.run import draw_run
 
     try:
         with strategies.restarting(run):
@@ -631,7 +629,7 @@ def _train(run: runs.Run, data: datasets.Dataset | series.Series, backup_steps: 
     skipped = run.collect_skipped()
     # Before anything that the run can do without.
     run.write_metrics(metrics)
-    pictures = (series_plots if run.of_sequences else plots).draw_run(run, model, data)
+    pictures = draw_run(run, model, data)
     run.finish()
 
     _print_table(metrics)
@@ -649,7 +647,7 @@ def _train(run: runs.Run, data: datasets.Dataset | series.Series, backup_steps: 
     )
 
 
-def _leave(run: runs.Run, data: datasets.Dataset | series.Series) -> None:
+def _leave(run: runs.Run, data: Data) -> None:
     """What another worker than 0 says at its end."""
     click.echo("This worker is done; worker 0 evaluates the model and writes the run.")
     _print_skipped(data.skipped, " by this worker")
@@ -734,8 +732,8 @@ def _place(dataset: str) -> str:
 
 def _test_images(
     run: runs.Run, dataset: str, data_dir: str | None, trained: dict | None
-) -> datasets.Dataset:
-    data = datasets.load(
+) -> images.ImageData:
+    data = images.load(
         dataset, data_dir, run.options["likelihood"], run.options.get("corrupt", "stop"), trained
     )
     trained_shape = tuple(run.config["data"]["image_shape"])
@@ -749,7 +747,7 @@ def _test_images(
 
 def _test_series(
     run: runs.Run, dataset: str, data_dir: str | None, trained: dict | None
-) -> series.Series:
+) -> series.SeriesData:
     if data_dir is not None:
         raise UserError(f"--data-dir is for models of images, not for {run.folder}; leave it out.")
     return series.load(
@@ -804,7 +802,9 @@ def sample(run: pathlib.Path, num_samples: int, seed: int, out: pathlib.Path | N
             np.save(path, _units(run).restore(new) if run.of_sequences else new)
     else:
         try:
-            _draw_samples(run, out, new)
+            from tfp_ar1_cli.pictures.run import draw_samples
+
+            draw_samples(run, out, new)
         except (ArithmeticError, MemoryError, RuntimeError, ValueError) as error:
             raise click.ClickException(
                 f"{out}: cannot be drawn: {reason(error)}; try fewer --num-samples, or --out "
@@ -815,17 +815,6 @@ def sample(run: pathlib.Path, num_samples: int, seed: int, out: pathlib.Path | N
 
 def _units(run: runs.Run) -> series.Units:
     return series.Units(**run.config["data"]["units"])
-
-
-def _draw_samples(run: runs.Run, out: pathlib.Path, new: np.ndarray) -> None:
-    if run.of_sequences:
-        from tfp_ar1_cli import series_plots
-
-        series_plots.samples(out, _units(run), new)
-    else:
-        from tfp_ar1_cli import plots
-
-        plots.samples(out, new, run.value_range)
 
 
 @cli.command()
@@ -1084,9 +1073,7 @@ def _is_whole(archive: pathlib.Path) -> bool:
         return False
 
 
-def _evaluate(
-    model: Any, data: datasets.Dataset | series.Series, num_importance_samples: int
-) -> dict:
+def _evaluate(model: Any, data: Data, num_importance_samples: int) -> dict:
     from tfp_ar1.vae import evaluation
     from tfp_ar1_cli import training
 
@@ -1099,7 +1086,7 @@ def _evaluate(
             progress=lambda done, total: progress.update(done),
         )
     training.check_finite(metrics)
-    if isinstance(data, series.Series):
+    if isinstance(data, series.SeriesData):
         metrics["prior_correlation"] = training.prior_correlation(model).tolist()
     return metrics
 

@@ -18,7 +18,8 @@ import PIL.Image
 import pytest
 
 from experiments import compare, results
-from tfp_ar1_cli import datasets, runs, startup
+from tfp_ar1_cli import runs, startup
+from tfp_ar1_cli.data import images as datasets
 
 OPTIONS = {
     "data_dir": None,
@@ -587,7 +588,7 @@ def test_results_of_series(tmp_path, series_file):
     """Every combination has its line, which says how well it imputes and forecasts."""
     from experiments import series_baselines
     from tfp_ar1.vae import sequence_evaluation
-    from tfp_ar1_cli import series
+    from tfp_ar1_cli.data import series
 
     plan = make_series_plan(tmp_path / "x.jsonl", series_file)
     compare.work(plan)
