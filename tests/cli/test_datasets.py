@@ -50,7 +50,7 @@ def test_idx_folder(tmp_path, dataset, compress):
     np.testing.assert_allclose(data.x_test, x_test / 255, rtol=1e-6)
     np.testing.assert_array_equal(data.y_test, y_test)
     assert data.x_train.dtype == np.float32
-    assert data.image_shape == (3, 2)
+    assert data.data_shape == (3, 2)
 
 
 @pytest.mark.parametrize("name", ["fashion_mnist", "fashion-mnist"])
@@ -93,7 +93,7 @@ def test_shapes_of_own_images(tmp_path, shape):
     x = np.random.default_rng(0).random(shape)
     np.save(tmp_path / "x.npy", x)
     data = datasets.load(f"npy:{tmp_path / 'x.npy'}")
-    assert data.image_shape == shape[1:]
+    assert data.data_shape == shape[1:]
     assert (len(data.x_train), len(data.x_test), data.y_test) == (8, 2, None)
     # Every image is in one of the two parts.
     both = np.concatenate([data.x_train, data.x_test]).reshape(10, -1)

@@ -24,7 +24,7 @@ from test_streams import write_shards
 
 from experiments import compare
 from tfp_ar1_cli import commands, runs
-from tfp_ar1_cli.data import files, series, streams
+from tfp_ar1_cli.data import files, pixels, series, series_csv, streams
 from tfp_ar1_cli.data import images as datasets
 from tfp_ar1_cli.errors import UserError
 
@@ -511,7 +511,7 @@ def test_a_folder_that_is_named_like_an_image(tmp_path):
 def little_memory(monkeypatch):
     """A machine with a megabyte left."""
     monkeypatch.setattr(files, "available_memory", lambda: 2**20)
-    monkeypatch.setattr(series, "available_memory", lambda: 2**20)
+    monkeypatch.setattr(series_csv, "available_memory", lambda: 2**20)
 
 
 @pytest.mark.usefixtures("little_memory")
@@ -547,8 +547,8 @@ def test_memory_that_is_refused(tmp_path, monkeypatch):
         raise MemoryError("Unable to allocate 3.00 GiB")
 
     spec, text = npy(tmp_path, BYTES), csv(tmp_path, ROWS)
-    monkeypatch.setattr(datasets.pixels, "to_float32", refuse)
-    monkeypatch.setattr(series, "_cropped", refuse)
+    monkeypatch.setattr(pixels, "to_float32", refuse)
+    monkeypatch.setattr(series, "_check_length", refuse)
     expected = "not enough memory to read it (Unable to allocate 3.00 GiB); "
     assert f"{expected}keep the images on disk" in refusal(datasets.load, spec)
     assert f"{expected}give fewer series" in refusal(series.load, text)
