@@ -133,7 +133,7 @@ def imputations(
 def forecasts(
     path: pathlib.Path, units: Units, x: np.ndarray, origin: np.ndarray, draws: np.ndarray
 ) -> None:
-    """Draws windows of which the model saw `origin` steps, and draws of what it makes of the rest."""
+    """Draws windows of which the model saw `origin` steps, and draws of the steps from there on."""
     x, draws = units.restore(x), units.restore(draws)
     steps = np.arange(x.shape[1])
 
