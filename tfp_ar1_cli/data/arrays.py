@@ -162,7 +162,8 @@ def read_idx(path: pathlib.Path, ndim: int) -> np.ndarray:
                     f"{path}: truncated: expected a header of {4 + 4 * ndim} bytes, found "
                     f"{len(start)} bytes; download it again."
                 )
-            magic, *shape = np.frombuffer(start, ">u4").tolist()
+            magic, *sizes = np.frombuffer(start, ">u4").tolist()
+            shape = tuple(sizes)
             if magic != 0x0800 + ndim:
                 raise UserError(
                     f"{path}: wrong magic number: expected {0x0800 + ndim} (IDX "

@@ -66,9 +66,9 @@ def read_at(file: io.FileIO, offset: int, size: int) -> bytearray:
 def available_memory() -> int:
     """How many bytes can be taken before the system ends processes; `sys.maxsize` if unknown."""
     found = [sys.maxsize]
-    with contextlib.suppress(OSError, TypeError):
+    with contextlib.suppress(OSError):
         text = pathlib.Path("/proc/meminfo").read_text()
-        found.append(1024 * int(re.search(r"MemAvailable:\s*(\d+)", text)[1]))
+        found += [1024 * int(kib) for kib in re.findall(r"MemAvailable:\s*(\d+)", text)]
     # The limit of a container, of which the use is not known: it counts what can be given back.
     for name in ("memory.max", "memory/memory.limit_in_bytes"):
         with contextlib.suppress(OSError, ValueError):

@@ -290,8 +290,9 @@ def _decode(content: bytes, image_shape: tuple[int, ...] | None = None) -> np.nd
             if image_shape is not None and shape != image_shape:
                 here, others = pixels.shape_text(shape), pixels.shape_text(image_shape)
                 raise Unreadable(f"has shape {here}, the others {others}")
-            if image.format == "TIFF" and image.n_frames > 1:
-                raise Unreadable(f"has {image.n_frames} pages; store each as a file")
+            pages = getattr(image, "n_frames", 1)
+            if image.format == "TIFF" and pages > 1:
+                raise Unreadable(f"has {pages} pages; store each as a file")
             decoded = np.asarray(image.convert("L" if gray else "RGB"))
             # Asked only where there is something to find, as it takes as long as to decode.
             turned = image.getexif().get(_ORIENTATION) if _METADATA & image.info.keys() else None

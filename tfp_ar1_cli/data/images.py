@@ -101,7 +101,7 @@ def load(
         )
     with short_of_memory(file or spec, _ON_DISK):
         if kind in streams.KINDS:
-            sha256 = trained and trained.get("sha256", "")
+            sha256 = None if trained is None else str(trained.get("sha256"))
             train, test, noted = streams.load(kind, file, likelihood, corrupt, sha256)
             data = ImageData(train, test, notes=tuple(noted))
         else:
@@ -216,8 +216,8 @@ def _choose_arrays(names: list[str]) -> dict[str, str]:
 def _digits() -> dict[str, np.ndarray]:
     from sklearn.datasets import load_digits
 
-    digits = load_digits()
-    return {"x": (digits.images / 16).astype(np.float32), "y": digits.target}
+    x, y = map(np.asarray, load_digits(return_X_y=True))
+    return {"x": (x.reshape(-1, 8, 8) / 16).astype(np.float32), "y": y}
 
 
 def _download(name: str) -> dict[str, np.ndarray]:

@@ -191,28 +191,32 @@ def load(
         if trained is not None:
             window = trained["data_shape"][0]
         cut = _Cutter(source, window, likelihood, trained, names, step)
-        series, test = (cut.check(arrays, part) for part in ("", "_test"))
+        series = cut.check(arrays, "")
+        test = cut.check(arrays, "_test") if "x_test" in arrays else None
         notes += _notes(series, test, source, bool(file))
         if test is not None:
-            data, number = cut(series, test), len(test.x)
-            scored = f"The {number} test series of {source} are scored, its {len(series.x)} others "
-            scored += "not"
-        elif whole:
-            data, number = cut(series.part(slice(0)), series), len(series.x)
-            every = f"All {number} series of {source} are"
-            scored = f"{every if number > 1 else f'The one series of {source} is'} scored"
+            data = cut(series, test)
+        elif not whole:
+            data = cut(*cut.split(series))
+        else:
+            data = cut(series.part(slice(0)), series)
             with contextlib.suppress(UserError):  # One series may be too short for the training.
                 split = cut(*cut.split(series))
-                data = split if split.is_that_of(trained) else data
-        else:
-            data = cut(*cut.split(series))
+                data = split if split.is_that_of(trained or {}) else data
         if whole:
-            number = len(data.x_test)
-            left_out = int((-(-(test or series).length // window)).sum()) - number
-            if data.is_that_of(trained):
+            number, steps = data.x_test.shape[:2]
+            left_out = int((-(-(test or series).length // steps)).sum()) - number
+            if data.is_that_of(trained or {}):
                 scored = f"{source} holds the data of the training, whose test series are scored"
                 left_out = 0
-            scored += f": {number} windows of {window} steps"
+            elif test is not None:
+                scored = f"The {len(test.x)} test series of {source} are scored, its "
+                scored += f"{len(series.x)} others not"
+            elif len(series.x) > 1:
+                scored = f"All {len(series.x)} series of {source} are scored"
+            else:
+                scored = f"The one series of {source} is scored"
+            scored += f": {number} windows of {steps} steps"
             if left_out:
                 scored += f"; {left_out} pieces of 1 step or without values are left out"
             notes.append(f"{scored}.")
@@ -274,10 +278,8 @@ class _Cutter:
     names: Sequence[str] | None
     step: str
 
-    def check(self, arrays: dict[str, np.ndarray], part: str) -> _Whole | None:
+    def check(self, arrays: dict[str, np.ndarray], part: str) -> _Whole:
         """The series of one part as NaN beyond their length and outside of their mask, if given."""
-        if f"x{part}" not in arrays:
-            return None
         what, array = f"{self.source}: x{part}", arrays[f"x{part}"]
         if array.dtype.kind not in "buif":
             raise UserError(f"{what} has dtype {array.dtype}; series must be numbers.")
@@ -322,14 +324,15 @@ class _Cutter:
         """Training and test series; of one series the beginning and the end, in whole windows."""
         (x, length), count = series, len(series.x)
         if count == 1:
-            windows = int(length[0]) // self.window if self.window else 0
+            window = self.window or int(length[0])
+            windows = int(length[0]) // window
             if windows < 2:
                 raise UserError(
                     f"{self.source}: holds one series alone, and none is left to test on; give at "
                     "least 2, or x_test in an .npz file, or a --window that goes into it twice or "
                     "more, to test on its last windows."
                 )
-            begin = self.window * (windows - max(1, round(0.2 * windows)))
+            begin = window * (windows - max(1, round(0.2 * windows)))
             return _Whole(x[:, :begin], np.array([begin])), _Whole(x[:, begin:], length - begin)
         # The seed is fixed, so that runs with different --seed are compared on the same series.
         order = np.random.default_rng(0).permutation(count)
@@ -344,7 +347,8 @@ class _Cutter:
                 f"{self.source}: training series have {num_channels} channels but test series "
                 f"{test_channels}; they must be alike."
             )
-        window = self.window
+        longest = max(train.x.shape[1], test.x.shape[1])
+        window = self.window or longest
         if self.trained is not None:
             units, trained_channels = Units(**self.trained["units"]), self.trained["data_shape"][1]
             if num_channels != trained_channels:
@@ -353,13 +357,11 @@ class _Cutter:
                     f"{trained_channels}."
                 )
         else:
-            longest = max(train.x.shape[1], test.x.shape[1])
-            if window is not None and window > longest:
+            if window > longest:
                 raise UserError(
                     f"{self.source}: --window {window} is longer than the longest series, "
                     f"{longest} steps; choose a shorter one."
                 )
-            window = window or longest
             units = self._units(train.x)
         (x_train, length_train), (x_test, length_test) = (
             _cut(units.standardise(x), length, window) for x, length in (train, test)

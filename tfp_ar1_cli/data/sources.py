@@ -151,7 +151,7 @@ class NpyFile:
         return greatest
 
     def _offset(self, row: int) -> int:
-        return self._start + int(row) * self._row_bytes
+        return self._start + row * self._row_bytes
 
     def _read_raw(self, rows: np.ndarray) -> np.ndarray:
         raw = np.empty((len(rows), *self.image_shape), self._dtype)
@@ -160,7 +160,9 @@ class NpyFile:
             # Neighbours in the file are read in one go.
             for run in np.split(order, np.flatnonzero(np.diff(rows[order]) != 1) + 1):
                 if len(run):
-                    block = read_at(file, self._offset(rows[run[0]]), len(run) * self._row_bytes)
+                    block = read_at(
+                        file, self._offset(int(rows[run[0]])), len(run) * self._row_bytes
+                    )
                     raw[run] = np.frombuffer(block, self._dtype).reshape(-1, *self.image_shape)
         return raw
 
@@ -173,5 +175,5 @@ class NpyFile:
         problems = [pixels.wrong_values(image, self._likelihood) for image in x]
         for row, problem in zip(rows, problems, strict=True):
             if problem is not None:
-                faults.add(f"{self._path}: row {row} (byte {self._offset(row)})", problem)
+                faults.add(f"{self._path}: row {row} (byte {self._offset(int(row))})", problem)
         return x[[problem is None for problem in problems]]

@@ -44,7 +44,7 @@ def index(path: pathlib.Path) -> tuple[np.ndarray, np.ndarray, str | None]:
                 header = read_at(file, offset, _HEADER.size)
                 length, crc = _HEADER.unpack(header)
                 end += length + _FOOTER.size
-                if masked_crc32c(header[:8]) != crc:
+                if masked_crc32c(bytes(header[:8])) != crc:
                     hint = "" if offset else " (no TFRecord file, or a compressed one, or damaged)"
                     damage = f"the length of the record does not have its CRC{hint}"
                     break

@@ -170,8 +170,10 @@ def latent_scatter(
         )
         ax.set_aspect("equal", adjustable="datalim")
     style = {"s": float(np.clip(20000 / len(x), 3, 25)), "linewidths": 0, "alpha": 0.8}
-    names = [] if labels is None else np.unique(labels)
-    if 0 < len(names) <= _MAX_CATEGORIES:
+    names = np.array([]) if labels is None else np.unique(labels)
+    if labels is None:
+        ax.scatter(x, y, color=BLUE, **style)
+    elif len(names) <= _MAX_CATEGORIES:
         palette = mpl.colormaps["tab10" if len(names) <= 10 else "tab20"]
         for index, name in enumerate(names):
             chosen = labels == name
@@ -185,7 +187,7 @@ def latent_scatter(
         # Not as `label`: one that begins with an underscore would be left out.
         for text, name in zip(legend.get_texts(), names, strict=True):
             text.set_text(label(str(name)))
-    elif len(names) and names.dtype.kind in "buif":
+    elif names.dtype.kind in "buif":
         fig.colorbar(ax.scatter(x, y, c=labels.astype(float), **style), label="label")
     else:
         ax.scatter(x, y, color=BLUE, **style)
@@ -260,7 +262,7 @@ def _draw_lines(ax: Axes, cells: np.ndarray) -> None:
     x = np.broadcast_to(x + np.arange(columns)[:, None], cells.shape)
     y = 0.95 - 0.9 * cells + np.arange(rows)[:, None, None]
     lines = np.stack([x, y], axis=-1).reshape(-1, size, 2)
-    ax.add_collection(LineCollection(lines, color=BLUE, linewidths=0.8))
+    ax.add_collection(LineCollection(list(lines), color=BLUE, linewidths=0.8))
     if size == 1:
         ax.scatter(lines[..., 0], lines[..., 1], s=6, color=BLUE)
     ax.set_xlim(0, columns)

@@ -103,7 +103,7 @@ def save(fig: Figure, path: pathlib.Path) -> None:
 
     Text is shown as it is: data may be called anything, `$x_1` too.
     """
-    plain = {"text.parse_math": False, "text.usetex": False}
+    plain: dict[Any, bool] = {"text.parse_math": False, "text.usetex": False}
     with mpl.rc_context(plain), warnings.catch_warnings(), atomic(path) as temporary:
         # The picture itself shows that the font lacks a letter, or that there was little room.
         warnings.filterwarnings("ignore", "Glyph .* missing from|constrained_layout not applied")
