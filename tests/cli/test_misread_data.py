@@ -341,7 +341,7 @@ def test_hidden_and_other_files_are_left_out_and_counted(tmp_path):
     )
 
 
-@pytest.mark.parametrize("suffix", [".webp", ".TIF", ".pgm", ".jfif"])
+@pytest.mark.parametrize("suffix", [".webp", ".TIF", ".pgm", ".jfif", ".BMP", ".gif"])
 def test_other_endings_are_read(tmp_path, suffix):
     flat = np.full((2, 6, 5), 204, np.uint8)
     write_images(tmp_path / "x", flat[:1])

@@ -139,16 +139,6 @@ def test_headers_of_version_2(tmp_path):
     np.testing.assert_array_equal(read, np.float32(GRAY[train]) / 255)
 
 
-def test_formats_of_image_files(tmp_path):
-    spec = write_folder(tmp_path, GRAY, (".png", ".BMP", ".gif"))
-    (tmp_path / "a" / "notes.txt").write_text("not an image")
-    (tmp_path / "a" / "._001.png").write_bytes(b"hidden")
-    train, test = pixels.split(len(GRAY))
-    data = datasets.load(spec)
-    np.testing.assert_array_equal(data.x_train[:], np.float32(GRAY[train]) / 255)
-    np.testing.assert_array_equal(data.x_test, np.float32(GRAY[test]) / 255)
-
-
 def test_jpeg_palettes_and_bits(tmp_path):
     smooth = np.add.outer(np.arange(16), np.arange(16)).astype(np.uint8) * 8
     bits = Image.fromarray(np.eye(16, dtype=np.uint8) * 255).convert("1")
@@ -712,17 +702,6 @@ def test_evaluate_skips_as_the_training_did(cli, tmp_path):  # noqa: F811
     assert cli(*argv, "--out", "run")[0] == 0
     code, out, _ = cli("evaluate", "run", "--json")
     assert (code, json.loads(out)["num_examples"]) == (0, 7)
-
-
-@pytest.mark.slow
-def test_compare_on_streams(cli, tmp_path):  # noqa: F811
-    specs = []
-    for kind in streams.KINDS:
-        (tmp_path / kind).mkdir()
-        specs.append(WRITERS[kind](tmp_path / kind, GRAY))
-    code, out, err = cli("compare", "--dataset", ",".join(specs), *TINY, "--dry-run")
-    assert code == 0, err
-    assert "18 runs: 0 done" in out
 
 
 MEGABYTE = 2**20
