@@ -22,7 +22,6 @@ from test_cli import cli, refused  # noqa: F401  fixtures
 from test_datasets import IDX_NAMES, idx_bytes, write_idx_folder
 from test_streams import write_shards
 
-from experiments import compare
 from tfp_ar1_cli import commands, runs
 from tfp_ar1_cli.data import files, pixels, series, series_csv, streams
 from tfp_ar1_cli.data import images as datasets
@@ -806,14 +805,3 @@ def test_another_window_is_no_change_of_the_file(refused, tmp_path):  # noqa: F8
     (run / "metrics.json").unlink()
     message = refused("train", *SEQUENCE, spec, "--window", 4, "--epochs", 3, "--out", run)
     assert "with --window 3, not 4; resume it with the same options" in message
-
-
-def test_compare_does_not_go_on_with_other_data(cli, tmp_path, monkeypatch):  # noqa: F811
-    spec, plans = npy(tmp_path, BYTES % 2), []
-    monkeypatch.setattr(compare, "dry_run", plans.append)
-    assert cli("compare", "--dataset", spec, "--dry-run")[2] == (
-        "own: The images are bytes of 0 and 1 alone, which are taken as they are.\n"
-    )
-    npy(tmp_path, BYTES)
-    with pytest.raises(UserError, match=r"own\.npy: has changed since"):
-        compare.work(plans[0])
