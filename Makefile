@@ -3,17 +3,18 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint clean
+.PHONY: demo test test-all lint clean
 
 demo: .venv/installed
 	$(BIN)/tfp-ar1 train
 
-# In two parts: TensorFlow keeps every function that it has traced or compiled until the process ends,
-# which adds up to 18 GB over the whole suite.
+# What finds faults, in minutes.
 test: .venv/installed
-	status=0; for part in 'tests/test_[a-l]*.py' 'tests/test_[m-z]*.py'; do \
-		$(BIN)/python -m pytest -n auto --maxprocesses 4 $$part || status=1; \
-	done; exit $$status
+	$(BIN)/python tests/run.py -m "not slow"
+
+# And what takes long: killed processes, several workers, notebooks, long Monte Carlo.
+test-all: test
+	$(BIN)/python tests/run.py -m slow
 
 lint: .venv/installed
 	$(BIN)/ruff check .

@@ -28,7 +28,9 @@ def tables(results: dict[str, Any]) -> str:
             head = f"## {name.capitalize()}\n\n`{results[name]['command']}` ({environment})\n\n"
             parts.append(head + section(results[name]["results"]))
     return (
-        "# Speed\n\nMedians, all of a comparison measured in turns.\n\n" + "\n\n".join(parts) + "\n"
+        "# Speed\n\nMedians; all of a comparison from interleaved runs.\n\n"
+        + "\n\n".join(parts)
+        + "\n"
     )
 
 
@@ -40,7 +42,7 @@ def readme_section(results: dict[str, Any]) -> str:
     version = environment["tensorflow"]
     return (
         f"{_ratios(graph)}\n\n{_alternatives(results['alternatives']['results'])}\n\n"
-        f"Float32, medians of runs in turns, on {machine} with TensorFlow {version}."
+        f"Float32, medians of interleaved runs, on {machine} with TensorFlow {version}."
     )
 
 

@@ -29,7 +29,8 @@ import tfp_ar1
 from benchmarks.__main__ import environment
 from tfp_ar1 import params as ar1_params
 from tfp_ar1.vae import architectures, evaluation, objectives, posteriors
-from tfp_ar1_cli import datasets, runs
+from tfp_ar1_cli import runs
+from tfp_ar1_cli.data import images
 
 tfd = tfp.distributions
 
@@ -289,7 +290,7 @@ def main(data_dir: str, names: tuple[str, ...], out: pathlib.Path) -> None:
     entries = json.loads(out.read_text(encoding="utf-8"))["results"] if out.exists() else []
     done = {(entry["dataset"], entry["sampler"], entry["loss"]) for entry in entries}
     for name in names:
-        data = datasets.load(name, data_dir)
+        data = images.load(name, data_dir)
         for sampler, loss in VARIANTS:
             if (name, sampler, loss) in done:
                 continue

@@ -8,7 +8,8 @@ import click
 import numpy as np
 import pytest
 
-from tfp_ar1_cli import datasets
+from tfp_ar1_cli.data import images as datasets
+from tfp_ar1_cli.errors import UserError
 
 IDX_NAMES = (
     "train-images-idx3-ubyte",
@@ -59,7 +60,7 @@ def test_idx_folder_with_a_folder_for_each_dataset(tmp_path, name):
     np.testing.assert_allclose(
         datasets.load("fashion_mnist", str(tmp_path)).x_train, x_train / 255, rtol=1e-6
     )
-    with pytest.raises(datasets.UserError, match="folder of the four IDX files of mnist"):
+    with pytest.raises(UserError, match="folder of the four IDX files of mnist"):
         datasets.load("mnist", str(tmp_path))
 
 

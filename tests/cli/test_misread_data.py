@@ -23,7 +23,9 @@ from test_datasets import IDX_NAMES, idx_bytes, write_idx_folder
 from test_streams import write_shards
 
 from experiments import compare
-from tfp_ar1_cli import commands, datasets, files, runs, series, streams
+from tfp_ar1_cli import commands, runs
+from tfp_ar1_cli.data import files, series, streams
+from tfp_ar1_cli.data import images as datasets
 from tfp_ar1_cli.errors import UserError
 
 RNG = np.random.default_rng(3)
@@ -545,7 +547,7 @@ def test_memory_that_is_refused(tmp_path, monkeypatch):
         raise MemoryError("Unable to allocate 3.00 GiB")
 
     spec, text = npy(tmp_path, BYTES), csv(tmp_path, ROWS)
-    monkeypatch.setattr(datasets.images, "to_float32", refuse)
+    monkeypatch.setattr(datasets.pixels, "to_float32", refuse)
     monkeypatch.setattr(series, "_cropped", refuse)
     expected = "not enough memory to read it (Unable to allocate 3.00 GiB); "
     assert f"{expected}keep the images on disk" in refusal(datasets.load, spec)

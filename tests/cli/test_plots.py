@@ -5,7 +5,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from tfp_ar1_cli import plots
+from tfp_ar1_cli.pictures import images as plots
 
 
 def read(path):

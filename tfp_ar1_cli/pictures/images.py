@@ -1,13 +1,8 @@
-"""The pictures of a run. `draw_run` draws them all.
-
-Matplotlib's object interface is used throughout: no global state, no window, no choice of backend.
-"""
+"""The pictures of a run on images. `draw_run` draws them all."""
 
 import functools
 import math
 import pathlib
-import warnings
-from collections.abc import Callable
 from typing import Any
 
 import matplotlib as mpl
@@ -16,23 +11,20 @@ import PIL.Image
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
-from matplotlib.text import Text
 
-from tfp_ar1_cli.datasets import Dataset
-from tfp_ar1_cli.errors import dispensable
-from tfp_ar1_cli.progress import counted, doing
+from tfp_ar1_cli.data.images import ImageData
+from tfp_ar1_cli.pictures.style import bare, draw_all, label, save
+from tfp_ar1_cli.progress import counted
 from tfp_ar1_cli.runs import Run, atomic
 
 _TRAIN, _TEST = "#e0923a", "#1f5fa8"
 _MAX_CATEGORIES = 20
 # More test images than this say nothing more in a picture.
 _MAX_IMAGES = 5000
-# Letters of a name, and of any line.
-_MAX_NAME, _MAX_LINE = 24, 100
 _SUBSCRIPTS = str.maketrans("0123456789", "₀₁₂₃₄₅₆₇₈₉")
 
 
-def draw_run(run: Run, model: Any, data: Dataset) -> list[pathlib.Path]:
+def draw_run(run: Run, model: Any, data: ImageData) -> list[pathlib.Path]:
     """Draws every picture of a trained run into its folder.
 
     Args:
@@ -65,26 +57,6 @@ def draw_run(run: Run, model: Any, data: Dataset) -> list[pathlib.Path]:
         correlations=lambda path: correlations(path, model.correlation(x), options["posterior"]),
         learning_curves=lambda path: learning_curves(path, run.history()),
     )
-
-
-def draw_all(folder: pathlib.Path, **draw: Callable[[pathlib.Path], None]) -> list[pathlib.Path]:
-    """Draws pictures; one that fails is told in a warning, and costs no other.
-
-    Args:
-      folder: Where they go.
-      **draw: For each name what draws that picture, given its file.
-
-    Returns:
-      The files that were written.
-    """
-    files = []
-    with doing("Drawing the pictures"):
-        for name, function in draw.items():
-            path = folder / f"{name}.png"
-            with dispensable(path):
-                function(path)
-                files.append(path)
-    return files
 
 
 def samples(path: pathlib.Path, images: np.ndarray, value_range: tuple[float, float]) -> None:
@@ -172,11 +144,11 @@ def learning_curves(
     )
     for ax, (title, terms) in zip(axes, panels, strict=True):
         curves = []
-        for label, prefix, colour in ((training, "", _TRAIN), ("test", "val_", _TEST)):
+        for name, prefix, colour in ((training, "", _TRAIN), ("test", "val_", _TEST)):
             curve = np.sum([history[prefix + term] for term in terms], axis=0)
             epochs = np.arange(1, len(curve) + 1)
             marker = "." if len(curve) <= 20 else ""
-            ax.plot(epochs, curve, color=colour, linewidth=1.2, marker=marker, label=label)
+            ax.plot(epochs, curve, color=colour, linewidth=1.2, marker=marker, label=name)
             curves.append(curve)
         # The fall of the first epochs would flatten all the rest.
         settled = np.array(curves)[:, len(curve) // 20 :]
@@ -340,34 +312,6 @@ def _draw_lines(ax: Axes, cells: np.ndarray) -> None:
     ax.set_ylim(rows, 0)
 
 
-def bare(ax: Axes) -> None:
-    """Takes away the frame on the right and above."""
-    ax.spines[["top", "right"]].set_visible(False)
-
-
 def latent_name(index: int) -> str:
     """What a latent coordinate, or path, is called: z₁ is the first."""
     return f"z{index + 1}".translate(_SUBSCRIPTS)
-
-
-def label(text: str, most: int = _MAX_NAME) -> str:
-    """Text of the user's as it can stand in a picture: one line, not too long, no control codes."""
-    text = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text.strip())
-    return text if len(text) <= most else text[: most - 1] + "…"
-
-
-def save(fig: Figure, path: pathlib.Path) -> None:
-    """Writes the picture: the same bytes for the same picture.
-
-    Text is shown as it is: data may be called anything, `$x_1` too.
-    """
-    plain = {"text.parse_math": False, "text.usetex": False}
-    with mpl.rc_context(plain), warnings.catch_warnings(), atomic(path) as temporary:
-        # The picture itself shows that the font lacks a letter, or that there was little room.
-        warnings.filterwarnings("ignore", "Glyph .* missing from|constrained_layout not applied")
-        for text in fig.findobj(Text):  # Made before, under other settings.
-            text.set(parse_math=False, usetex=False, text=label(text.get_text(), _MAX_LINE))
-        # No metadata: the version of matplotlib would be in it.
-        fig.savefig(
-            temporary, metadata={"Software": None}, dpi=150, bbox_inches="tight", pad_inches=0.15
-        )

@@ -11,8 +11,8 @@ import struct
 
 import numpy as np
 
+from tfp_ar1_cli.data.files import open_raw, read_at
 from tfp_ar1_cli.errors import UserError
-from tfp_ar1_cli.files import open_raw, read_at
 
 _HEADER, _FOOTER = struct.Struct("<QI"), struct.Struct("<I")
 _POLYNOMIAL = 0x82F63B78

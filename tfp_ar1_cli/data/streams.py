@@ -29,9 +29,10 @@ from typing import Any, NoReturn, Protocol
 
 import numpy as np
 
-from tfp_ar1_cli import images, startup, tfrecords
+from tfp_ar1_cli import startup
+from tfp_ar1_cli.data import pixels, tfrecords
+from tfp_ar1_cli.data.files import check_memory, check_regular, open_raw, read_at
 from tfp_ar1_cli.errors import UserError
-from tfp_ar1_cli.files import check_memory, check_regular, open_raw, read_at
 
 KINDS = ("stream", "images", "tfrecord")
 CHOICES = "stream:FILE.npy, images:FOLDER or tfrecord:GLOB"
@@ -252,7 +253,7 @@ def load(
         test = np.arange(len(test_source))
     else:
         test_source = source
-        train, test = images.split(len(source), max_test)
+        train, test = pixels.split(len(source), max_test)
     if trained is not None and sha256 != trained.get("sha256"):
         if not parts:
             train, test = np.arange(0), np.arange(len(source))
@@ -271,7 +272,7 @@ def load(
             + ": ".join(next(iter(faults.found.items())))
         )
     if kind != "stream":  # Of encoded images the test images stand for all.
-        notes += images.of_bytes(255, round(255 * float(x_test.max())))
+        notes += pixels.of_bytes(255, round(255 * float(x_test.max())))
     return Stream(source, train, faults, sha256), x_test, None, tuple(notes)
 
 
@@ -322,7 +323,7 @@ class _NpyFile:
         with path.open("rb") as file:
             shape, fortran_order, self._dtype = read_npy_header(file, path)
             self._start = file.tell()
-        images.check_array(shape, self._dtype, str(path), at_least)
+        pixels.check_array(shape, self._dtype, str(path), at_least)
         if fortran_order:
             raise UserError(
                 f"{path}: is in Fortran order, so that no image lies in one piece; write it in C "
@@ -333,25 +334,25 @@ class _NpyFile:
         expected, found = self._offset(self._count), path.stat().st_size
         if found < expected:
             raise UserError(
-                f"{path}: truncated: expected {expected} bytes for {images.shape_text(shape)} "
+                f"{path}: truncated: expected {expected} bytes for {pixels.shape_text(shape)} "
                 f"values of {self._dtype}, found {found}; write or copy it again."
             )
         greatest = self._greatest_byte() if self._dtype == np.uint8 else 0
         self._white = 1 if greatest == 1 else 255
-        self.notes = images.of_bytes(self._white, greatest)
+        self.notes = pixels.of_bytes(self._white, greatest)
 
     def __len__(self) -> int:
         return self._count
 
     def _greatest_byte(self) -> int:
-        """The greatest byte, or one that is too great for what `images.of_bytes` has to say."""
+        """The greatest byte, or one that is too great for what `pixels.of_bytes` has to say."""
         greatest, rows = 0, max(1, _SCANNED_BYTES // self._row_bytes)
         with open_raw(self._path) as file:
             for row in range(0, self._count, rows):
                 size = min(rows, self._count - row) * self._row_bytes
                 block = np.frombuffer(read_at(file, self._offset(row), size), np.uint8)
                 greatest = max(greatest, int(block.max()))
-                if greatest > images.DARK:
+                if greatest > pixels.DARK:
                     break
         return greatest
 
@@ -368,10 +369,10 @@ class _NpyFile:
                 if len(run):
                     block = read_at(file, self._offset(rows[run[0]]), len(run) * self._row_bytes)
                     raw[run] = np.frombuffer(block, self._dtype).reshape(-1, *self.image_shape)
-        x = images.to_float32(raw, self._white)
-        if raw.dtype == np.uint8 or images.wrong_values(x, self._likelihood) is None:
+        x = pixels.to_float32(raw, self._white)
+        if raw.dtype == np.uint8 or pixels.wrong_values(x, self._likelihood) is None:
             return x
-        problems = [images.wrong_values(image, self._likelihood) for image in x]
+        problems = [pixels.wrong_values(image, self._likelihood) for image in x]
         for row, problem in zip(rows, problems, strict=True):
             if problem is not None:
                 faults.add(f"{self._path}: row {row} (byte {self._offset(row)})", problem)
@@ -450,7 +451,7 @@ class _Encoded:
                 done += 1
             except _Unreadable as error:
                 faults.add(self._position(row), str(error))
-        return images.to_float32(raw[:done])
+        return pixels.to_float32(raw[:done])
 
 
 class _ImageFiles(_Encoded):
@@ -649,12 +650,12 @@ def _decode(content: bytes, image_shape: tuple[int, ...] | None = None) -> np.nd
                 shape += (3,)
             if image_shape not in (None, shape):
                 raise _Unreadable(
-                    f"has shape {images.shape_text(shape)}, the others "
-                    f"{images.shape_text(image_shape)}"
+                    f"has shape {pixels.shape_text(shape)}, the others "
+                    f"{pixels.shape_text(image_shape)}"
                 )
             if image.format == "TIFF" and image.n_frames > 1:
                 raise _Unreadable(f"has {image.n_frames} pages; store each as a file")
-            pixels = np.asarray(image.convert("L" if gray else "RGB"))
+            array = np.asarray(image.convert("L" if gray else "RGB"))
             # Asked only where there is something to find, as it takes as long as to decode.
             turned = image.getexif().get(_ORIENTATION) if _METADATA & image.info.keys() else None
             if turned in _TURNED:
@@ -662,7 +663,7 @@ def _decode(content: bytes, image_shape: tuple[int, ...] | None = None) -> np.nd
                     f"is stored turned or mirrored (EXIF orientation {turned}); store it upright, "
                     "with PIL.ImageOps.exif_transpose"
                 )
-            return pixels
+            return array
     except (_Unreadable, MemoryError):
         raise
     except UnidentifiedImageError as error:

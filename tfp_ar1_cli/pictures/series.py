@@ -11,10 +11,11 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from tfp_ar1_cli.plots import bare, draw_all, label, latent_name, learning_curves, save
+from tfp_ar1_cli.data.series import SeriesData, Units
+from tfp_ar1_cli.pictures.images import latent_name, learning_curves
+from tfp_ar1_cli.pictures.style import bare, draw_all, label, save
 from tfp_ar1_cli.progress import counted
 from tfp_ar1_cli.runs import Run
-from tfp_ar1_cli.series import Series, Units
 from tfp_ar1_cli.training import prior_correlation
 
 _MODEL, _DATA, _HIDDEN = "#1f5fa8", "#303030", "#e0923a"
@@ -25,7 +26,7 @@ _NUM_DRAWS = 400
 _GAP = 0.2
 
 
-def draw_run(run: Run, model: Any, data: Series) -> list[pathlib.Path]:
+def draw_run(run: Run, model: Any, data: SeriesData) -> list[pathlib.Path]:
     """Draws every picture of a trained run into its folder.
 
     Args:
@@ -254,7 +255,7 @@ def correlations(path: pathlib.Path, correlation: np.ndarray, steps: int, step: 
     save(fig, path)
 
 
-def _choose_windows(data: Series) -> tuple[np.ndarray, np.ndarray]:
+def _choose_windows(data: SeriesData) -> tuple[np.ndarray, np.ndarray]:
     """Test windows, one of a series each where possible, that are neither short nor all missing."""
     whole = np.flatnonzero(data.length_test == data.length_test.max())
     spread = np.linspace(0, len(whole), 2 * _NUM_WINDOWS, endpoint=False).astype(int)

@@ -1,7 +1,7 @@
 """Rounding errors over the whole range of the parameters, against decimals.
 
-`benchmarks/measure_accuracy.py`, which measures what docs/accuracy.md states, has the operations,
-their exact values and derivatives in 120-digit decimals, and the measure of an error: units of
+`benchmarks/measure_accuracy.py`, which measures what docs/accuracy.md states, has the operations
+and, with the decimals of tests/exact.py, the measure of an error: units of
 rounding errors (eps) of the *terms* that are added up to a result. That is what an implementation
 can be held to at any parameters: it allows for the cancellation that is in the result, such as a
 log-density that happens to be near zero, and for none inside the computation. Whitening, for one,
@@ -227,103 +227,6 @@ def test_a_hundred_thousand_coordinates(name):
         check(name, *drawn, "float32")
 
     run()
-
-
-# --- The exact values themselves ------------------------------------------------------------
-
-
-def assert_exact(actual, desired):
-    np.testing.assert_allclose(actual.value, desired, rtol=1e-14, atol=1e-300)
-    # Terms are what is added up, so they are never less.
-    assert np.all(actual.terms * (1 + 1e-14) >= np.abs(actual.value))
-
-
-@pytest.mark.parametrize("u", [0.0, 0.3, -2.0, 20.0, -40.0])
-def test_references_are_those_of_dense_decimals(u):
-    """What runs along the path in O(d), against `oracles.Exact`, which knows nothing of paths."""
-    loc, other_loc, x = np.random.default_rng(0).normal(size=(3, 4))
-    scale, other_scale, other_u = 1.3, 0.7, -1.5
-    p, q = (
-        oracles.Exact(tuple(loc), scale, u),
-        oracles.Exact(tuple(other_loc), other_scale, other_u),
-    )
-    p_inputs = {"loc": loc, "scale": scale, "corr": u}
-
-    log_prob = accuracy.reference("log_prob", "fisher_z", {**p_inputs, "x": x})
-    assert_exact(log_prob["value"], p.log_prob(x))
-    assert_exact(log_prob["x"], p.log_prob_gradient(x))
-    assert_exact(log_prob["loc"], -np.array(p.log_prob_gradient(x)))
-    for field, result in (("scale", "scale"), ("fisher_z", "corr")):
-        assert_exact(log_prob[result], p.log_prob_derivative(x, field))
-
-    entropy = accuracy.reference("entropy", "fisher_z", {"scale": scale, "corr": u, "size": 4})
-    assert_exact(entropy["value"], p.entropy())
-    for field, result in (("scale", "scale"), ("fisher_z", "corr")):
-        assert_exact(entropy[result], p.entropy_derivative(field))
-
-    inputs = {**p_inputs, "other_loc": other_loc, "other_scale": other_scale}
-    kl = accuracy.reference("kl_ar1_ar1", "fisher_z", {**inputs, "other_corr": other_u})
-    assert_exact(kl["value"], p.kl(q))
-    for field, result in (("scale", "scale"), ("fisher_z", "corr")):
-        assert_exact(kl[result], p.kl_derivative(q, field))
-        assert_exact(kl[f"other_{result}"], p.kl_derivative_other(q, field))
-
-    normal = oracles.Exact(tuple(other_loc), other_scale, 0.0)
-    inputs["other_scale"] = np.full(4, other_scale)
-    kl = accuracy.reference("kl_ar1_diag", "fisher_z", inputs)
-    assert_exact(kl["value"], p.kl(normal))
-    assert_exact(kl["corr"], p.kl_derivative(normal, "fisher_z"))
-    assert_exact(kl["scale"], p.kl_derivative(normal, "scale"))
-    # One scale for all has the derivative of all scales together.
-    np.testing.assert_allclose(
-        np.sum(kl["other_scale"].value), p.kl_derivative_other(normal, "scale"), rtol=1e-12
-    )
-    kl = accuracy.reference("kl_diag_ar1", "fisher_z", inputs)
-    assert_exact(kl["value"], normal.kl(p))
-    assert_exact(kl["corr"], normal.kl_derivative_other(p, "fisher_z"))
-    assert_exact(kl["scale"], normal.kl_derivative_other(p, "scale"))
-    np.testing.assert_allclose(
-        np.sum(kl["other_scale"].value), normal.kl_derivative(p, "scale"), rtol=1e-12
-    )
-
-
-@pytest.mark.parametrize("by", ["correlation", "fisher_z"])
-@pytest.mark.parametrize("corr", [0.0, 0.6, -0.9])
-@pytest.mark.parametrize("observed", ["010011010", "100000000", "000000000", "111111111"])
-def test_references_are_those_of_dense_matrices(by, corr, observed):
-    """Products and conditionals, whose derivatives are finite differences of the same."""
-    observed = np.array([o == "1" for o in observed])
-    size, scale = len(observed), 1.3
-    rng = np.random.default_rng(0)
-    loc, x, weights = rng.normal(size=(3, size))
-
-    def dense(corr):
-        rho = corr if by == "correlation" else np.tanh(corr)
-        factor = oracles.ar1_cholesky(scale, rho, size)
-        covariance = factor @ factor.T
-        across = covariance[:, observed] @ np.linalg.inv(covariance[np.ix_(observed, observed)])
-        left = covariance - across @ covariance[observed]
-        whole = oracles.Dense(loc[observed], covariance[np.ix_(observed, observed)])
-        return {
-            "matvec": factor @ x,
-            "matvec_adjoint": factor.T @ x,
-            "solvevec": np.linalg.solve(factor, x),
-            "solvevec_adjoint": np.linalg.solve(factor.T, x),
-            "conditional_mean": loc + across @ (x - loc)[observed],
-            "conditional_variance": np.diag(left),
-            "observed_log_prob": whole.log_prob(x[observed]) if observed.any() else np.zeros(()),
-        }
-
-    step = 1e-6
-    values, up, down = dense(corr), dense(corr + step), dense(corr - step)
-    for name, desired in values.items():
-        inputs = {"scale": scale, "corr": corr, "x": x}
-        inputs |= {"loc": loc, "observed": observed} if name in CONDITIONAL else {}
-        inputs |= {"weights": weights} if name in WEIGHTED else {}
-        exact = accuracy.reference(name, by, inputs)
-        np.testing.assert_allclose(exact["value"].value, desired, rtol=1e-12, atol=1e-12)
-        slope = np.sum((up[name] - down[name]) / (2 * step) * (weights if desired.ndim else 1.0))
-        np.testing.assert_allclose(exact["corr"].value, slope, rtol=1e-7, atol=1e-7)
 
 
 # --- What the docs say ----------------------------------------------------------------------
