@@ -16,7 +16,7 @@ _SHORTEST = 0.004
 
 
 def interleaved(functions: Mapping[str, Callable[[], Any]], seconds: float) -> dict[str, Any]:
-    """Times functions in interleaved runs, so that whatever else the machine does meets all of them alike.
+    """Times functions in interleaved runs: whatever else the machine does meets all alike.
 
     Args:
       functions: what to time, by name; each is called before, to be traced and compiled.

@@ -28,7 +28,9 @@ def tables(results: dict[str, Any]) -> str:
             head = f"## {name.capitalize()}\n\n`{results[name]['command']}` ({environment})\n\n"
             parts.append(head + section(results[name]["results"]))
     return (
-        "# Speed\n\nMedians, all of a comparison from interleaved runs.\n\n" + "\n\n".join(parts) + "\n"
+        "# Speed\n\nMedians; all of a comparison from interleaved runs.\n\n"
+        + "\n\n".join(parts)
+        + "\n"
     )
 
 

@@ -22,7 +22,7 @@ from tfp_ar1 import (
     MultivariateNormalARH1,
     MultivariateNormalOU,
 )
-from tfp_ar1.distributions.gaussian_markov_chain import kl_terms, log_prob_terms
+from tfp_ar1.distributions.kl import kl_terms, log_prob_terms
 
 __all__ = ["kl_terms", "log_prob_terms"]
 

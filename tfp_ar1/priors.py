@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numbers
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,7 +10,6 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 from tensorflow_probability.python.distributions.independent import _Independent
 from tensorflow_probability.python.distributions.sample import _Sample
-from tensorflow_probability.python.internal import prefer_static as ps
 
 from tfp_ar1.distributions.mvn_ante1 import MultivariateNormalANTE1
 from tfp_ar1.distributions.mvn_ar1 import MultivariateNormalAR1
@@ -71,68 +69,6 @@ def _as_multivariate_normal(distribution: tfd.Distribution) -> tfd.Distribution:
     if vector and isinstance(distribution.distribution, tfd.Normal):
         return tfd.MultivariateNormalDiag(distribution.mean(), distribution.stddev())
     return distribution
-
-
-def mean_over_examples(kl: tf.Tensor, reinterpreted_batch_ndims: int | None = None) -> tf.Tensor:
-    """The KL divergence of one example, averaged over the examples; 0 where there are none.
-
-    Args:
-      kl: KL divergences, of the batch shape of the posterior.
-      reinterpreted_batch_ndims: how many of the last axes are parts of one example, over which the
-        KL is summed, as in `tfd.Independent`; `None` for all but the first.
-
-    Returns:
-      Scalar tensor.
-    """
-    rank = ps.rank(kl)
-    none = reinterpreted_batch_ndims is None
-    first = ps.minimum(1, rank) if none else rank - reinterpreted_batch_ndims
-    kl = tf.reduce_sum(kl, axis=ps.range(first, rank))
-    return tf.math.divide_no_nan(tf.reduce_sum(kl), tf.cast(tf.size(kl), kl.dtype))
-
-
-def check_batch_axes(
-    posterior: tfd.Distribution, prior: tfd.Distribution, reinterpreted_batch_ndims: int | None
-) -> None:
-    """Checks, as far as shapes are known, that a KL divergence is one of each example to one prior.
-
-    Args:
-      posterior: the distribution of all examples.
-      prior: the prior; its batch axes, if it has any, are those of one example.
-      reinterpreted_batch_ndims: as in `mean_over_examples`.
-
-    Raises:
-      ValueError: if the posterior has fewer batch axes than that, or the prior has batch axes that
-        are not those of one example.
-    """
-    shape, ndims = posterior.batch_shape, reinterpreted_batch_ndims
-    if ndims is not None and shape.rank is not None and shape.rank < ndims:
-        raise ValueError(
-            f"`reinterpreted_batch_ndims={ndims}` needs a distribution with as many batch axes; "
-            f"got batch shape {shape}."
-        )
-    # The first axis counts examples, unless all of them are parts of one.
-    one = shape if shape.rank == ndims else tf.TensorShape([1]).concatenate(shape[1:])
-    try:
-        fits = one.is_compatible_with(tf.broadcast_static_shape(prior.batch_shape, one))
-    except ValueError:
-        fits = False
-    if not fits:
-        raise ValueError(
-            f"The prior has batch shape {prior.batch_shape} where the distribution has {shape}. "
-            f"Its batch axes must be those of one example, `[channels]` for `[batch, channels]`."
-        )
-
-
-def checked_reinterpreted_batch_ndims(ndims: Any) -> int | None:
-    """Returns it, or raises `ValueError` if it is neither a non-negative integer nor `None`."""
-    if ndims is None:
-        return None
-    if not isinstance(ndims, numbers.Real) or int(ndims) != ndims or ndims < 0:
-        raise ValueError(
-            f"`reinterpreted_batch_ndims` must be a non-negative integer or `None`; got {ndims!r}."
-        )
-    return int(ndims)
 
 
 def to_config(distribution: tfd.Distribution) -> dict[str, Any]:

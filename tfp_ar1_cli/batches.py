@@ -10,7 +10,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfp_ar1_cli import series
+from tfp_ar1_cli.data import series
 
 # Batches that are read at the same time, and as many again that wait for the model.
 _READERS = 4

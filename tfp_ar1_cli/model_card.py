@@ -8,7 +8,8 @@ what its use may do to people, is for whoever publishes it to add.
 import json
 from typing import Any
 
-from tfp_ar1_cli import datasets, runs
+from tfp_ar1_cli import runs
+from tfp_ar1_cli.data import loading
 from tfp_ar1_cli.progress import counted
 
 # Of `model_card.json`.
@@ -83,7 +84,7 @@ def make(
     one = "window" if of_sequences else "image"
     shape = data.pop("data_shape" if of_sequences else "image_shape")
     latent_shape = [options["channels"], shape[0]] if of_sequences else [options["latent_dim"]]
-    if datasets.is_stream(options["dataset"]):
+    if loading.is_stream(options["dataset"]):
         data |= {"num_skipped": num_skipped, "sampled": True}
     learned_prior = of_sequences and options["prior"] == "ar1"
     return {
@@ -100,7 +101,7 @@ def make(
             "objective": _describe(_OBJECTIVES, options["objective"])
             + (f" = {options['beta']:g}" if options["objective"] == "elbo" else ""),
         },
-        "data": {"name": datasets.short_name(options["dataset"]), "shape": shape, **data},
+        "data": {"name": loading.short_name(options["dataset"]), "shape": shape, **data},
         "training": {k: v for k, v in options.items() if k not in runs.MAY_CHANGE},
         "metrics": {name: _measure(name, value, one) for name, value in metrics.items()},
         "versions": {"trained": runs.written_with(config), "exported": runs.versions()},

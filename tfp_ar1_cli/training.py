@@ -12,10 +12,10 @@ import tensorflow as tf
 
 from tfp_ar1 import RhoVAE, SequenceVAE
 from tfp_ar1.vae import architectures, objectives, sequence_networks
-from tfp_ar1_cli import series, strategies
+from tfp_ar1_cli import strategies
 from tfp_ar1_cli.batches import Batches
 from tfp_ar1_cli.checkpoints import Checkpoint, load_state, state_of
-from tfp_ar1_cli.datasets import Dataset
+from tfp_ar1_cli.data.protocol import Data
 from tfp_ar1_cli.errors import dispensable
 from tfp_ar1_cli.progress import Progress, doing
 from tfp_ar1_cli.runs import Position, Run, check_space
@@ -67,7 +67,7 @@ def prior_correlation(model: SequenceVAE) -> np.ndarray:
 
 def train(
     run: Run,
-    data: Dataset | series.Series,
+    data: Data,
     report: bool = True,
     strategy: tf.distribute.Strategy | None = None,
     backup_steps: int = 0,
@@ -120,7 +120,7 @@ def check_finite(metrics: dict) -> None:
 
 def _train(
     run: Run,
-    data: Dataset | series.Series,
+    data: Data,
     batches: Batches,
     report: bool,
     strategy: tf.distribute.Strategy,

@@ -14,7 +14,8 @@ import pytest
 from test_datasets import IDX_NAMES, idx_bytes, write_idx_folder
 
 from experiments import results
-from tfp_ar1_cli import commands, main, plots, runs, startup
+from tfp_ar1_cli import commands, main, runs, startup
+from tfp_ar1_cli.pictures import run as pictures
 
 PICTURES = (
     "samples.png",
@@ -109,7 +110,7 @@ def tiny_options(images):
         other = ("out", "backup_steps")
         options = {key: value for key, value in context.params.items() if key not in other}
         options["replicas"] = 1
-    return options, commands.datasets.load(options["dataset"]).fingerprint()
+    return options, commands.images.load(options["dataset"]).fingerprint()
 
 
 # Help, and how the program starts
@@ -707,7 +708,7 @@ def test_an_interrupted_run_goes_on_where_it_stood(
 
     with monkeypatch.context() as patch:
         patch.setattr(
-            *{"pictures": (plots, "draw_run")}.get(where, (checkpoints, "atomic")), interrupt
+            *{"pictures": (pictures, "draw_run")}.get(where, (checkpoints, "atomic")), interrupt
         )
         code, _, err = train_tiny(cli, images, "--out", folder)
     assert code == 130

@@ -22,7 +22,11 @@ from test_cli import PICTURES, TINY, cli, finished, images, refused, unfinished 
 from test_report import file, records  # noqa: F401
 
 from experiments import report, results
-from tfp_ar1_cli import commands, model_card, plots, progress, runs, series, series_plots, startup
+from tfp_ar1_cli import commands, model_card, progress, runs, startup
+from tfp_ar1_cli.data import series
+from tfp_ar1_cli.pictures import images as plots
+from tfp_ar1_cli.pictures import run as pictures
+from tfp_ar1_cli.pictures import series as series_plots
 
 NAMES = (
     "$",
@@ -121,14 +125,15 @@ def test_metrics_are_written_before_the_pictures(cli, monkeypatch, quick, images
         assert run.metrics() == quick
         return []
 
-    monkeypatch.setattr(plots, "draw_run", draw)
+    monkeypatch.setattr(pictures, "draw_run", draw)
     code, out, err = cli("train", "--dataset", f"npz:{images}", *TINY, "--out", tmp_path / "run")
     assert code == 0, err
     assert "none could be drawn" in out
 
 
 def test_a_log_of_tensorboard_that_fails_stops_no_training(cli, tmp_path, images, capfd):
-    from tfp_ar1_cli import datasets, training
+    from tfp_ar1_cli import training
+    from tfp_ar1_cli.data import images as datasets
 
     options = {**runs._LATER_OPTIONS, "dataset": f"npz:{images}", "posterior": "ar1"}
     options |= {"likelihood": "bernoulli", "beta": 1.0, "epochs": 2, "batch_size": 40, "seed": 0}
@@ -331,7 +336,7 @@ def test_an_output_that_is_full_does_not_undo_a_run(cli, monkeypatch, quick, ima
 
     monkeypatch.setattr(commands, "_print_table", full)
     monkeypatch.setattr(commands, "_discard_stdout", lambda: None)
-    monkeypatch.setattr(plots, "draw_run", lambda *_: [])
+    monkeypatch.setattr(pictures, "draw_run", lambda *_: [])
     code, _, err = cli("train", "--dataset", f"npz:{images}", *TINY, "--out", tmp_path / "run")
     assert (code, "unfinished" in err) == (1, False)
     assert runs.read(tmp_path / "run").finished
@@ -399,7 +404,7 @@ def test_targets_that_cannot_be_written_are_found_before_the_work(
     def work(*_):
         pytest.fail("there was work before the mistake was found")
 
-    monkeypatch.setattr(commands.datasets, "load", work)
+    monkeypatch.setattr(commands.images, "load", work)
     out = in_the_way / "x"
     argv = {
         "train": ["train", "--dataset", f"npz:{images}", "--out", out],
@@ -421,7 +426,7 @@ def test_full_and_read_only_disks_are_found_before_the_work(
     def fail(*_):
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(commands.datasets, "load", lambda *_: pytest.fail("data were read"))
+    monkeypatch.setattr(commands.images, "load", lambda *_: pytest.fail("data were read"))
     monkeypatch.setattr(os, "fsync", fail)
     folder = tmp_path / "run"
     message = refused("train", "--dataset", f"npz:{images}", "--out", folder)
@@ -486,7 +491,7 @@ def test_one_of_a_thing_is_no_plural(cli, monkeypatch, quick, tmp_path):
     )
     options = ["--epochs", "1", "--latent-dim", "1", "--hidden-units", "2", "--batch-size", "2"]
     quick["num_importance_samples"] = 1
-    monkeypatch.setattr(plots, "draw_run", lambda *_: [])
+    monkeypatch.setattr(pictures, "draw_run", lambda *_: [])
     code, out, err = cli("train", "--dataset", "npz:x.npz", *options, "--out", "r")
     assert code == 0, err
     assert "3 training and 2 test images of 4x4; ar1 posterior over 1 latent; 1 epoch.\n" in out
@@ -516,7 +521,7 @@ def test_long_silences_say_what_is_going_on(cli, monkeypatch, quick, images, tmp
         return lambda *args, **kwargs: (time.sleep(0.3), function(*args, **kwargs))[1]
 
     monkeypatch.setattr(progress, "_SECONDS_OF_SILENCE", 0.1)
-    monkeypatch.setattr(commands.datasets, "load", slowly(commands.datasets.load))
+    monkeypatch.setattr(commands.images, "load", slowly(commands.images.load))
     monkeypatch.setattr(plots, "samples", slowly(plots.samples))
     code, _, err = cli("train", "--dataset", f"npz:{images}", *TINY, "--out", tmp_path / "run")
     assert code == 0

@@ -13,7 +13,9 @@ import numpy as np
 import pytest
 from test_cli import cli, contents, refused  # noqa: F401
 
-from tfp_ar1_cli import checkpoints, commands, runs, series, series_plots
+from tfp_ar1_cli import checkpoints, commands, runs
+from tfp_ar1_cli.data import series
+from tfp_ar1_cli.pictures import series as series_plots
 
 PICTURES = (
     "reconstructions.png",

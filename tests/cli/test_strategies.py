@@ -11,8 +11,9 @@ import pytest
 import workers
 from test_cli import TINY, cli, images, refused  # noqa: F401  fixtures
 
-from tfp_ar1_cli import plots, runs, strategies
+from tfp_ar1_cli import runs, strategies
 from tfp_ar1_cli.errors import UserError
+from tfp_ar1_cli.pictures import run as pictures
 
 WORKERS = ["a:1", "b:2"]
 
@@ -108,7 +109,7 @@ def test_what_is_left_after_the_last_epoch_needs_no_other_worker(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(plots, "draw_run", interrupt)
+        patch.setattr(pictures, "draw_run", interrupt)
         assert cli(*argv)[0] == 130
     config = json.loads((folder / "config.json").read_text())
     config["options"] |= {"strategy": "multiworker", "replicas": 2}

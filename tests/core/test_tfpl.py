@@ -318,7 +318,7 @@ def test_refuses_what_does_not_fit():
     with pytest.raises(ValueError, match="Call the layer on all steps at once"):
         tf_keras.layers.TimeDistributed(layer)(tf_keras.Input((3, D + 2)))
     double = tfd.MultivariateNormalDiag(np.zeros(D))
-    with pytest.raises(ValueError, match="prior is of dtype float64, the distribution of float32"):
+    with pytest.raises(ValueError, match="The prior must be of dtype float32; got float64"):
         encoder(double)
     for prior in (tfp_ar1.layers.MultivariateNormalAR1Prior(D), tfd.Normal, None, lambda: three):
         for cls in (tfpl.KLDivergenceRegularizer, tfpl.KLDivergenceAddLoss):

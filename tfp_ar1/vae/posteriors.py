@@ -1,4 +1,4 @@
-"""The families of approximate posteriors that `RhoVAE` knows, by name."""
+"""The families of approximate posteriors that `RhoVAE` offers, by name."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from typing import Protocol
 
 import tensorflow as tf
 import tensorflow_probability as tfp
+from tensorflow_probability import distributions as tfd
 
 from tfp_ar1 import params as ar1_params
-
-tfd = tfp.distributions
+from tfp_ar1.families import PACKED
 
 __all__ = ["POSTERIORS", "Posterior", "get", "num_covariance_parameters"]
 
@@ -27,8 +27,8 @@ class Posterior(Protocol):
         """The mean correlation `[...]` of neighbouring coordinates."""
 
 
-class _Chain:
-    """A normal of this package: `"ar1"` is that of the ρ-VAE (equation 4 of the paper)."""
+class _MarkovChain:
+    """A member of this package: `"ar1"` is that of the ρ-VAE (equation 4 of the paper)."""
 
     def __init__(self, family: str):
         self.family = family
@@ -41,11 +41,14 @@ class _Chain:
 
     def correlation(self, distribution: tfd.Distribution) -> tf.Tensor:
         rho = distribution.correlation_parameter()
-        if self.family == "ante1":
-            # A single coordinate has no neighbour.
-            pairs = tf.cast(tf.maximum(tf.shape(rho)[-1], 1), rho.dtype)
-            return tf.reduce_sum(rho, axis=-1) / pairs
+        if rho.shape.rank > distribution.batch_shape.rank:
+            return _mean_over_steps(rho)
         return tf.zeros_like(rho) if distribution.event_shape == [1] else rho
+
+
+def _mean_over_steps(rho: tf.Tensor) -> tf.Tensor:
+    """The mean over the last axis; 0 for a single coordinate, which has no neighbour."""
+    return tf.reduce_sum(rho, axis=-1) / tf.cast(tf.maximum(tf.shape(rho)[-1], 1), rho.dtype)
 
 
 class _Diagonal:
@@ -101,15 +104,11 @@ class _Full:
     def correlation(self, distribution: tfd.Distribution) -> tf.Tensor:
         factor = distribution.scale.to_dense()
         rows = factor / tf.norm(factor, axis=-1, keepdims=True)
-        neighbours = tf.reduce_sum(rows[..., 1:, :] * rows[..., :-1, :], axis=-1)
-        pairs = tf.cast(tf.maximum(tf.shape(neighbours)[-1], 1), factor.dtype)
-        return tf.reduce_sum(neighbours, axis=-1) / pairs
+        return _mean_over_steps(tf.reduce_sum(rows[..., 1:, :] * rows[..., :-1, :], axis=-1))
 
 
 POSTERIORS: dict[str, Posterior] = {
-    "ar1": _Chain("ar1"),
-    "arh1": _Chain("arh1"),
-    "ante1": _Chain("ante1"),
+    **{family: _MarkovChain(family) for family in PACKED},
     "diag": _Diagonal(),
     "isotropic": _Isotropic(),
     "full": _Full(),
@@ -122,6 +121,8 @@ def get(name: str) -> Posterior:
     Raises:
       ValueError: if there is none; the message lists the names.
     """
+    if name in PACKED:  # Also a member that has been added since.
+        return _MarkovChain(name)
     if name not in POSTERIORS:
         raise ValueError(f"Unknown posterior {name!r}; expected one of {list(POSTERIORS)}.")
     return POSTERIORS[name]
@@ -135,8 +136,7 @@ def num_covariance_parameters(name: str, latent_dim: int) -> int:
       latent_dim: size d of the latent vectors, at least 1.
 
     Returns:
-      2 for `"ar1"`, d + 1 for `"arh1"`, 2d - 1 for `"ante1"`, d for `"diag"`, 1 for
-      `"isotropic"`, d (d + 1) / 2 for `"full"`.
+      2 for `"ar1"`, d for `"diag"`, 1 for `"isotropic"`, d (d + 1) / 2 for `"full"`, and so on.
 
     Raises:
       ValueError: if the name is unknown, or `latent_dim` is not a positive integer.

@@ -13,14 +13,9 @@ import tensorflow_probability as tfp
 
 from tfp_ar1 import params as ar1_params
 from tfp_ar1 import priors
-from tfp_ar1.layers import (
-    Keras3Mixin,
-    Prior,
-    SeededMixin,
-    checked_prior,
-    current_prior,
-    prior_to_config,
-)
+from tfp_ar1._keras_common import Keras3Mixin
+from tfp_ar1.layers.prior import Prior, checked_prior, current_prior, prior_to_config
+from tfp_ar1.layers.seeding import SeededMixin
 from tfp_ar1.vae import data_checks, evaluation, likelihoods, network_checks, objectives, posteriors
 from tfp_ar1.vae.multiworker import MultiWorkerMixin
 

@@ -1,0 +1,155 @@
+"""What the layers for Keras 3 (`layers`) and for tf_keras (`tfpl`) share; imports neither Keras."""
+
+from __future__ import annotations
+
+import inspect
+import numbers
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import tensorflow as tf
+from tensorflow_probability import distributions as tfd
+from tensorflow_probability.python.internal import prefer_static as ps
+
+from tfp_ar1._typing import MixinBase
+from tfp_ar1.families import PACKED
+
+
+def member_layer(base: Any, family: str, package: str) -> Any:
+    """The layer class of a member of the family: `base` with its name, for its parameters."""
+    name = PACKED[family].__name__
+    shared = inspect.cleandoc(base.__doc__).split("\n", 1)[1]
+    doc = (
+        f"Layer for the distribution `tfp_ar1.{name}`, `{family!r}` in `tfp_ar1.params`.\n{shared}"
+    )
+    return type(name, (base,), {"family": family, "__doc__": doc, "__module__": package})
+
+
+def layer_named(name: str, layer_class: Callable[[str], Any], package: str) -> Any:
+    """What the `__getattr__` of a package of layers returns."""
+    for family, distribution in PACKED.items():
+        if distribution.__name__ == name:
+            return layer_class(family)
+    raise AttributeError(f"module {package!r} has no attribute {name!r}")
+
+
+class _OneKerasMixin(MixinBase):
+    """Refuses to be called in a model of the other Keras, which would lose the KL silently."""
+
+    def __call__(self, *args, **kwargs) -> Any:
+        """As in its own Keras."""
+        modules = (type(value).__module__ for value in (*args, *kwargs.values()))
+        if self._in_other_keras() or any(m.startswith(self._other_keras) for m in modules):
+            raise TypeError(f"A layer was called in a model of the other Keras: {self!r}.")
+        return super().__call__(*args, **kwargs)
+
+
+class Keras3Mixin(_OneKerasMixin):
+    """For a layer or model of Keras 3: says so where it is put into one of tf_keras."""
+
+    _other_keras = "tf_keras."
+
+    def __repr__(self) -> str:
+        """Says where it belongs; the errors of tf_keras print it."""
+        return f"{super().__repr__()[:-1]}, of Keras 3; in tf_keras models use tfp_ar1.tfpl>"
+
+    def _in_other_keras(self) -> bool:
+        utils = sys.modules.get("tf_keras.src.engine.base_layer_utils")
+        return utils is not None and utils.call_context().in_call
+
+
+class TFKerasMixin(_OneKerasMixin):
+    """For a layer of tf_keras: says so where it is put into a model of Keras 3."""
+
+    _other_keras = "keras."
+
+    def __repr__(self) -> str:
+        """Says where it belongs; the errors of Keras 3 print it."""
+        return (
+            f"<{type(self).__name__} name={self.name}, a tf_keras layer; in Keras 3 models use "
+            f"tfp_ar1.layers, with `prior` for the KL>"
+        )
+
+    def _in_other_keras(self) -> bool:
+        state = sys.modules.get("keras.src.backend.common.global_state")
+        return state is not None and state.get_global_attribute("current_call_ctx") is not None
+
+
+def mean_over_examples(kl: tf.Tensor, reinterpreted_batch_ndims: int | None = None) -> tf.Tensor:
+    """The KL divergence of one example, averaged over the examples; 0 where there are none.
+
+    Args:
+      kl: KL divergences, of the batch shape of the posterior.
+      reinterpreted_batch_ndims: how many of the last axes are parts of one example, over which the
+        KL is summed, as in `tfd.Independent`; `None` for all but the first.
+
+    Returns:
+      Scalar tensor.
+    """
+    rank = ps.rank(kl)
+    none = reinterpreted_batch_ndims is None
+    first = ps.minimum(1, rank) if none else rank - reinterpreted_batch_ndims
+    kl = tf.reduce_sum(kl, axis=ps.range(first, rank))
+    return tf.math.divide_no_nan(tf.reduce_sum(kl), tf.cast(tf.size(kl), kl.dtype))
+
+
+def check_batch_axes(
+    posterior: tfd.Distribution, prior: tfd.Distribution, reinterpreted_batch_ndims: int | None
+) -> None:
+    """Checks, as far as shapes are known, that a KL divergence is one of each example to one prior.
+
+    Args:
+      posterior: the distribution of all examples.
+      prior: the prior; its batch axes, if it has any, are those of one example.
+      reinterpreted_batch_ndims: as in `mean_over_examples`.
+
+    Raises:
+      ValueError: if the posterior has fewer batch axes than that, or the prior has batch axes that
+        are not those of one example.
+    """
+    shape, ndims = posterior.batch_shape, reinterpreted_batch_ndims
+    if ndims is not None and shape.rank is not None and shape.rank < ndims:
+        raise ValueError(
+            f"`reinterpreted_batch_ndims={ndims}` needs a distribution with as many batch axes; "
+            f"got batch shape {shape}."
+        )
+    # The first axis counts examples, unless all of them are parts of one.
+    one = shape if shape.rank == ndims else tf.TensorShape([1]).concatenate(shape[1:])
+    try:
+        fits = one.is_compatible_with(tf.broadcast_static_shape(prior.batch_shape, one))
+    except ValueError:
+        fits = False
+    if not fits:
+        raise ValueError(
+            f"The prior has batch shape {prior.batch_shape} where the distribution has {shape}. "
+            f"Its batch axes must be those of one example, `[channels]` for `[batch, channels]`."
+        )
+
+
+def check_dtype(prior: tfd.Distribution, dtype: tf.DType) -> None:
+    """Raises `ValueError` if the prior is not of the dtype of the distribution beside it."""
+    if prior.dtype != dtype:
+        raise ValueError(
+            f"The prior must be of dtype {dtype.name}; got {prior.dtype.name}. (NumPy arrays are "
+            f"float64 unless they are told otherwise.)"
+        )
+
+
+def checked_reinterpreted_batch_ndims(ndims: Any) -> int | None:
+    """Returns it, or raises `ValueError` if it is neither a non-negative integer nor `None`."""
+    if ndims is None:
+        return None
+    whole = isinstance(ndims, numbers.Real) and float(ndims).is_integer()
+    if not whole or ndims < 0:
+        raise ValueError(
+            f"`reinterpreted_batch_ndims` must be a non-negative integer or `None`; got {ndims!r}."
+        )
+    return int(ndims)
+
+
+def checked_weight(weight: Any, name: str) -> Any:
+    """Returns the factor of a KL, or raises `ValueError` if it is negative or NaN."""
+    if not weight >= 0:
+        raise ValueError(f"`{name}` must not be negative; got {weight}.")
+    return weight

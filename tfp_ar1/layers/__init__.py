@@ -1,0 +1,29 @@
+"""Keras 3: layers that sample from the members of the family, and a prior that is learned."""
+
+from typing import Any
+
+import keras
+
+if keras.config.backend() != "tensorflow":
+    raise ImportError(
+        f"`tfp_ar1` needs Keras on its TensorFlow backend; this process uses "
+        f"{keras.config.backend()!r}. Set the environment variable KERAS_BACKEND=tensorflow before "
+        f"Keras is imported."
+    )
+
+from tfp_ar1._keras_common import layer_named
+from tfp_ar1.families import PACKED
+from tfp_ar1.layers.markov_chain import layer_class
+from tfp_ar1.layers.prior import MultivariateNormalAR1Prior
+from tfp_ar1.layers.seeding import SeededMixin
+
+# At once, so that Keras finds them in saved models.
+_LAYERS = {layer.__name__: layer for layer in map(layer_class, PACKED)}
+globals().update(_LAYERS)
+
+__all__ = [*_LAYERS, "MultivariateNormalAR1Prior", "SeededMixin"]
+
+
+def __getattr__(name: str) -> Any:
+    """The layer of a member that has been added to the family since."""
+    return layer_named(name, layer_class, __name__)

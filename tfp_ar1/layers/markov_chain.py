@@ -1,0 +1,179 @@
+"""The layers that sample from the members of the family, one for each packed layout."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import keras
+import tensorflow as tf
+from tensorflow_probability import distributions as tfd
+
+from tfp_ar1 import _keras_common
+from tfp_ar1 import params as ar1_params
+from tfp_ar1.layers.prior import Prior, checked_prior, current_prior, prior_to_config
+from tfp_ar1.layers.seeding import SeededMixin
+
+__all__ = ["MarkovChainLayer", "layer_class"]
+
+
+class MarkovChainLayer(SeededMixin, _keras_common.Keras3Mixin, keras.layers.Layer):
+    """Base of the layers, each of which has a `family`.
+
+    The layer takes packed parameters along the last axis, the output of a `Dense` layer for
+    instance (see `tfp_ar1.params`), and returns one sample for each example, through which
+    gradients flow, in O(d) for d coordinates. With a `prior` it adds the analytic KL divergence of
+    an example, averaged over the batch, to the losses of the model. It samples in training and
+    inference alike; `layer.distribution(params)` is the distribution itself, for its mean or its
+    `log_prob`.
+
+    ```python
+    d = 8
+    encoder = keras.Sequential([
+        keras.layers.Dense(64, activation="relu"),
+        keras.layers.Dense(tfp_ar1.layers.MultivariateNormalAR1.params_size(d)),
+        tfp_ar1.layers.MultivariateNormalAR1(d, prior=tfd.MultivariateNormalDiag(tf.zeros(d))),
+    ])
+    ```
+
+    Input shape: `[batch, ..., params_size(event_size)]`. Output shape: `[batch, ..., event_size]`.
+    Further axes, such as channels or steps, are parts of the example: the KL is summed over them,
+    as the ELBO has it, and averaged over the first axis alone (but see
+    `reinterpreted_batch_ndims`). Steps that a Keras mask leaves out have no KL.
+
+    Under a half-precision dtype policy the parameters, the sample and the KL are computed in
+    float32, and only the sample that is returned is cast.
+
+    Args:
+      event_size: number of coordinates d, at least 1.
+      prior: a `tfd.Distribution` over vectors of size d, with constant parameters and a registered
+        KL divergence (N(0, I) in any of its TFP spellings, AR(1), …); a layer that learns one
+        (`MultivariateNormalAR1Prior`); or `None` for no KL. Its batch shape is `[]` or, for
+        parameters `[batch, channels, …]`, that of one example, `[channels]`.
+      kl_weight: factor of the KL in the losses (β of the β-VAE), at least 0. The attribute may be
+        set at any time, by a callback say; a variable that is given is read at every step, and not
+        trained.
+      seed: integer seed of the noise, or `None` for a random one.
+      reinterpreted_batch_ndims: over how many of the last batch axes the KL is summed, as in
+        `tfd.Independent`; it is averaged over those before. `None` for all but the first; 0 for
+        the mean over all.
+      **kwargs: arguments of `keras.layers.Layer`, such as `name` and `dtype`.
+
+    Raises:
+      ValueError: if `event_size` is not a positive integer, `kl_weight` is negative,
+        `reinterpreted_batch_ndims` is not a non-negative integer, or the prior does not fit; when
+        called, if there are fewer batch axes than that, or the prior has other ones.
+      TypeError: if called in a tf_keras model, which has the layers of `tfp_ar1.tfpl`.
+    """
+
+    family: str
+
+    def __init__(
+        self,
+        event_size: int,
+        prior: Prior | None = None,
+        kl_weight: float | tf.Variable | keras.Variable = 1.0,
+        seed: int | None = None,
+        reinterpreted_batch_ndims: int | None = None,
+        **kwargs,
+    ):
+        # Autocasting would round the parameters to half precision before they are used.
+        super().__init__(autocast=False, **kwargs)
+        self.event_size = ar1_params.checked_event_size(event_size)
+        self.prior = checked_prior(prior, self.event_size, self._distribution_dtype, None)
+        self.reinterpreted_batch_ndims = _keras_common.checked_reinterpreted_batch_ndims(
+            reinterpreted_batch_ndims
+        )
+        # A variable, so that what is assigned to it reaches functions that are compiled already;
+        # TensorFlow's, which Keras neither trains nor saves among the weights.
+        given = kl_weight.value if isinstance(kl_weight, keras.Variable) else kl_weight
+        with tf.init_scope():
+            own = tf.Variable(0.0, trainable=False, dtype=tf.float64)
+        self._kl_weight = given if isinstance(given, tf.Variable) else own
+        self.kl_weight = given
+        self.supports_masking = True
+        self.seed = seed
+        self.seed_generator = keras.random.SeedGenerator(seed)
+
+    @classmethod
+    def params_size(cls, event_size: int) -> int:
+        """The number of packed parameters for each example; see `tfp_ar1.params`."""
+        return ar1_params.params_size(event_size, cls.family)
+
+    @property
+    def kl_weight(self) -> float:
+        """The factor of the KL in the losses; it may be set while the model is trained."""
+        with tf.init_scope():
+            return float(self._kl_weight.numpy())
+
+    @kl_weight.setter
+    def kl_weight(self, value: Any) -> None:
+        with tf.init_scope():
+            weight = float(tf.convert_to_tensor(value, dtype_hint=tf.float64))
+            self._kl_weight.assign(_keras_common.checked_weight(weight, "kl_weight"))
+
+    @property
+    def _distribution_dtype(self) -> tf.DType:
+        return tf.float64 if self.compute_dtype == "float64" else tf.float32
+
+    def distribution(self, params: Any) -> tfd.Distribution:
+        """The distribution for packed parameters `[..., params_size(event_size)]`."""
+        if isinstance(params, keras.KerasTensor):
+            raise TypeError(
+                "`distribution` takes values, not a placeholder of a functional model. Make a "
+                "model of the layers up to the parameters, and pass what it returns for data."
+            )
+        params = tf.cast(keras.ops.convert_to_tensor(params), self._distribution_dtype)
+        return ar1_params.new(params, self.event_size, family=self.family)
+
+    def call(self, params: Any, mask: Any = None) -> tf.Tensor:
+        """Returns a sample for each example, and adds the KL to the losses if there is a prior."""
+        distribution = self.distribution(params)
+        if self.prior is not None:
+            if "loop_body" in tf.get_current_name_scope():
+                raise ValueError(
+                    "In `TimeDistributed` over an unknown number of steps, as in any "
+                    "`tf.vectorized_map`, the KL would be that of the first step alone. Call the "
+                    "layer on all steps at once, `[batch, steps, size]`."
+                )
+            prior, ndims = current_prior(self.prior), self.reinterpreted_batch_ndims
+            _keras_common.check_batch_axes(distribution, prior, ndims)
+            kl = tfd.kl_divergence(distribution, prior)
+            if mask is not None:
+                for _ in range(kl.shape.rank - mask.shape.rank):
+                    mask = mask[..., tf.newaxis]
+                kl = tf.where(mask, kl, tf.zeros_like(kl))
+            kl = _keras_common.mean_over_examples(kl, ndims)
+            self.add_loss(tf.cast(self._kl_weight, kl.dtype) * kl)
+        return tf.cast(distribution.sample(seed=self.next_seed()), self.compute_dtype)
+
+    def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
+        """The input shape with its last dimension replaced by `event_size`."""
+        size = self.params_size(self.event_size)
+        ar1_params.check_params_shape(input_shape, size, self.event_size)
+        return (*input_shape[:-1], self.event_size)
+
+    def get_config(self) -> dict[str, Any]:
+        """The arguments of the constructor, the prior as a plain configuration."""
+        return {
+            **super().get_config(),
+            "event_size": self.event_size,
+            "prior": None if self.prior is None else prior_to_config(self.prior),
+            "kl_weight": self.kl_weight,
+            "seed": self.seed,
+            "reinterpreted_batch_ndims": self.reinterpreted_batch_ndims,
+        }
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> MarkovChainLayer:
+        """Makes the layer again from `get_config`."""
+        # Files without the argument are of a version that averaged over all axes.
+        return super().from_config({"reinterpreted_batch_ndims": 0, **config})
+
+
+@functools.cache
+def layer_class(family: str) -> type[MarkovChainLayer]:
+    """The layer of a member of the family, which Keras finds by its name in saved models."""
+    cls = _keras_common.member_layer(MarkovChainLayer, family, "tfp_ar1.layers")
+    return keras.saving.register_keras_serializable(package="tfp_ar1")(cls)

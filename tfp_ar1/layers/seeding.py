@@ -1,0 +1,46 @@
+"""The seed of a Keras layer or model that draws noise."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import tensorflow as tf
+from tensorflow_probability.python.internal import samplers
+
+from tfp_ar1._typing import MixinBase
+
+__all__ = ["SeededMixin"]
+
+
+class SeededMixin(MixinBase):
+    """For a Keras layer or model that draws noise: its seed, saved and loaded with its weights.
+
+    Keras does not save the state of a `SeedGenerator`; with it, training that is resumed draws
+    the noise that uninterrupted training would have drawn. The seeds of `Dropout` layers in a
+    model are Keras's own, and are not saved.
+    """
+
+    seed_generator: keras.random.SeedGenerator
+
+    def next_seed(self) -> tf.Tensor:
+        """A fresh seed for TFP, an int32 tensor `[2]`; a different one on each replica."""
+        # The state is int64, TFP takes int32.
+        seed = tf.math.floormod(self.seed_generator.next(), tf.int32.max - 1)
+        seed = tf.ensure_shape(tf.cast(seed, tf.int32), [2])
+        replica = tf.distribute.get_replica_context()
+        if replica is not None and replica.num_replicas_in_sync > 1:
+            seed = samplers.fold_in(seed, replica.replica_id_in_sync_group)
+        return seed
+
+    def save_own_variables(self, store: Any) -> None:
+        """Saves the weights of this object itself, and the state of its seed."""
+        super().save_own_variables(store)
+        store["seed_state"] = self.seed_generator.state
+
+    def load_own_variables(self, store: Any) -> None:
+        """Loads what `save_own_variables` has saved."""
+        keys = list(store.keys())
+        super().load_own_variables({key: store[key] for key in keys if key != "seed_state"})
+        if "seed_state" in keys:
+            self.seed_generator.state.assign(store["seed_state"])

@@ -1,0 +1,131 @@
+"""The layers that return the members of the family, one for each packed layout."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import tensorflow as tf
+import tensorflow_probability as tfp
+import tf_keras
+from tensorflow_probability import distributions as tfd
+from tf_keras.src.engine import base_layer_utils
+
+from tfp_ar1 import _keras_common
+from tfp_ar1 import params as ar1_params
+from tfp_ar1.tfpl.kl import KLDivergenceRegularizer
+
+__all__ = ["MarkovChainLayer", "layer_class"]
+
+_CONVERSIONS = ("sample", "mean", "mode", "stddev", "variance")
+
+
+class MarkovChainLayer(_keras_common.TFKerasMixin, tfp.layers.DistributionLambda):
+    """Base of the layers, each of which has a `family`.
+
+    Used as `tfp.layers.MultivariateNormalTriL` is: it returns the distribution, for packed
+    parameters, `params_size(event_size)` along the last axis (see `tfp_ar1.params`). These are few:
+    `event_size + 2` for AR(1).
+
+    ```python
+    encoder = tf_keras.Sequential([
+        tf_keras.layers.Dense(64, activation="relu"),
+        tf_keras.layers.Dense(tfp_ar1.tfpl.MultivariateNormalAR1.params_size(8)),
+        tfp_ar1.tfpl.MultivariateNormalAR1(
+            8, activity_regularizer=tfp_ar1.tfpl.KLDivergenceRegularizer(prior)),
+    ])
+    ```
+
+    Args:
+      event_size: number of coordinates d, at least 1.
+      convert_to_tensor_fn: what stands for the distribution where a tensor is needed:
+        `tfd.Distribution.sample`, `mean`, `mode`, `stddev` or `variance`, or its name.
+      validate_args: whether the distribution checks its parameters when the graph runs.
+      **kwargs: arguments of `tf_keras.layers.Layer`, such as `activity_regularizer`.
+
+    Raises:
+      ValueError: if `event_size` is not a positive integer, or `convert_to_tensor_fn` is unknown.
+    """
+
+    family: str
+
+    def __init__(
+        self,
+        event_size: int,
+        convert_to_tensor_fn: Callable[[tfd.Distribution], Any] | str = tfd.Distribution.sample,
+        validate_args: bool = False,
+        **kwargs,
+    ):
+        event_size = ar1_params.checked_event_size(event_size)
+        name = getattr(convert_to_tensor_fn, "__name__", convert_to_tensor_fn)
+        if name not in _CONVERSIONS:
+            raise ValueError(
+                f"`convert_to_tensor_fn` must be one of {list(_CONVERSIONS)}, or that method of "
+                f"`tfd.Distribution`; got {convert_to_tensor_fn!r}."
+            )
+        self._event_size = event_size
+        self._convert_to_tensor_name = name
+        self._validate_args = validate_args
+        super().__init__(
+            lambda params: type(self).new(params, event_size, validate_args),
+            convert_to_tensor_fn=getattr(tfd.Distribution, name),
+            **kwargs,
+        )
+        # tf_keras finds variables that are attributes of a layer, not those of its regularizer.
+        prior = getattr(self.activity_regularizer, "distribution_b", None)
+        self._prior_variables = list(prior.variables) if prior is not None else []
+
+    def __call__(self, *args, **kwargs) -> Any:
+        """Calls the layer; not with a KL in `TimeDistributed`."""
+        outer = base_layer_utils.call_context().layer
+        if self.activity_regularizer and isinstance(outer, tf_keras.layers.TimeDistributed):
+            raise ValueError(
+                "In `TimeDistributed`, the KL would be averaged over the steps. Call the layer on "
+                "all steps at once, `[batch, steps, size]`."
+            )
+        return super().__call__(*args, **kwargs)
+
+    @classmethod
+    def new(cls, params: Any, event_size: int, validate_args: bool = False) -> tfd.Distribution:
+        """The distribution for packed parameters `[..., params_size(event_size)]`."""
+        params = tf.convert_to_tensor(params)
+        if params.dtype in (tf.float16, tf.bfloat16):
+            # Under mixed precision: half a precision is not enough for a covariance.
+            params = tf.cast(params, tf.float32)
+        return ar1_params.new(params, event_size, validate_args, cls.family)
+
+    @classmethod
+    def params_size(cls, event_size: int) -> int:
+        """The number of packed parameters for each example; see `tfp_ar1.params`."""
+        return ar1_params.params_size(event_size, cls.family)
+
+    def get_config(self) -> dict[str, Any]:
+        """The arguments of the constructor; nothing is pickled."""
+        return {
+            **tf_keras.layers.Layer.get_config(self),
+            "event_size": self._event_size,
+            "convert_to_tensor_fn": self._convert_to_tensor_name,
+            "validate_args": self._validate_args,
+            "activity_regularizer": tf_keras.regularizers.serialize(self.activity_regularizer),
+        }
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any], custom_objects: Any = None) -> MarkovChainLayer:
+        """Makes the layer again from `get_config`."""
+        config = dict(config)
+        regularizer = config.pop("activity_regularizer", None)
+        if isinstance(regularizer, Mapping):
+            # By name for h5 files, which do not record where a class comes from.
+            classes = {"KLDivergenceRegularizer": KLDivergenceRegularizer}
+            regularizer = tf_keras.regularizers.deserialize(
+                regularizer, custom_objects={**classes, **(custom_objects or {})}
+            )
+        return cls(**config, activity_regularizer=regularizer)
+
+
+@functools.cache
+def layer_class(family: str) -> type[MarkovChainLayer]:
+    """The layer of a member of the family, which tf_keras finds by its name in saved models."""
+    cls = _keras_common.member_layer(MarkovChainLayer, family, "tfp_ar1.tfpl")
+    return tf_keras.saving.register_keras_serializable(package="tfp_ar1")(cls)

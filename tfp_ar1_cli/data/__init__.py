@@ -1,0 +1,1 @@
+"""The data that the command line trains on: `loading` reads them, `protocol` says what they are."""

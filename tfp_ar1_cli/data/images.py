@@ -1,0 +1,237 @@
+"""The images that the command line trains on.
+
+All but those of `streams`, which stay on disk, are read into memory. Keras is imported only to
+download.
+"""
+
+import contextlib
+import dataclasses
+import pathlib
+import sys
+from typing import Any
+
+import click
+import numpy as np
+
+from tfp_ar1_cli import startup
+from tfp_ar1_cli.data import pixels, streams
+from tfp_ar1_cli.data.arrays import read_idx_folder, read_numpy
+from tfp_ar1_cli.data.files import short_of_memory
+from tfp_ar1_cli.data.protocol import Data, sha256_of
+from tfp_ar1_cli.errors import UserError
+
+IDX_DATASETS = ("mnist", "fashion_mnist")
+CHOICES = f"digits, mnist, fashion_mnist, npz:FILE, npy:FILE, {streams.CHOICES}"
+# Of images for the convolutional networks.
+_MIN_SIDE = 4
+_ON_DISK = "keep the images on disk, with --dataset stream:FILE.npy"
+_EXPECTED = "x_train and x_test, or one array x (or images)"
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageData(Data):
+    """Images `[N, H, W]`, `[N, H, W, C]` or `[N, D]`, and the test labels if known."""
+
+    y_test: np.ndarray | None = None
+
+    noun, shape_key = "image", "image_shape"
+
+    def shape_text(self) -> str:
+        """See `Data`."""
+        return pixels.shape_text(self.data_shape)
+
+    def _sha256(self) -> str:
+        if isinstance(self.x_train, streams.Stream):
+            return self.x_train.sha256
+        return sha256_of((self.x_train, self.x_test))
+
+    def _described(self) -> dict[str, Any]:
+        on_disk = isinstance(self.x_train, streams.Stream)
+        seen = self.x_test if on_disk else self.x_train
+        return {"range": [float(seen.min()), float(seen.max())]}
+
+    def is_that_of(self, trained: dict[str, Any]) -> bool:
+        """See `Data`; images that are all test images are those of no training."""
+        return len(self.x_train) > 0 and super().is_that_of(trained)
+
+
+def resolve(spec: str) -> str:
+    """Checks the form of a `--dataset` value, one of `CHOICES`, and makes its path absolute.
+
+    Raises:
+      click.BadParameter: If it is none of these.
+    """
+    kind, colon, file = spec.partition(":")
+    if kind in ("npz", "npy", *streams.KINDS) and file:
+        return f"{kind}:{pathlib.Path(file).expanduser().absolute()}"
+    if kind in ("digits", *IDX_DATASETS) and not colon:
+        return spec
+    raise click.BadParameter(f"there is no dataset {spec!r}; choose {CHOICES}.")
+
+
+def load(
+    spec: str,
+    data_dir: str | None = None,
+    likelihood: str = "bernoulli",
+    corrupt: str = "stop",
+    trained: dict[str, Any] | None = None,
+) -> ImageData:
+    """Reads images and checks that a model can be trained on them.
+
+    Data that come without a test set are split 80/20, always in the same way; the test images of a
+    stream are limited in number, as they are in memory.
+
+    Args:
+      spec: A `--dataset` value (see `resolve`).
+      data_dir: Folder of IDX files for `mnist` and `fashion_mnist`, or of folders of these names
+        (`fashion-mnist` too) that hold them; None downloads them.
+      likelihood: With `"bernoulli"` every value must lie within [0, 1].
+      corrupt: `"stop"` or `"skip"`: what is done with corrupt images of a stream.
+      trained: Of data that a trained model is to be tested on, the fingerprint of those that it was
+        trained on. All of them are test images then, unless they come with a test set, or are the
+        data of the training.
+
+    Raises:
+      UserError: If something is wrong with the data; it names the file, and what to do.
+    """
+    kind, _, file = spec.partition(":")
+    if data_dir is not None and kind not in IDX_DATASETS:
+        raise UserError(
+            f"--data-dir is for {' and '.join(IDX_DATASETS)}, not for {spec}; leave it out."
+        )
+    with short_of_memory(file or spec, _ON_DISK):
+        if kind in streams.KINDS:
+            sha256 = None if trained is None else str(trained.get("sha256"))
+            train, test, noted = streams.load(kind, file, likelihood, corrupt, sha256)
+            data = ImageData(train, test, notes=tuple(noted))
+        else:
+            data = _load_in_memory(kind, file, data_dir, likelihood, trained)
+        low, high = float(data.x_test.min()), float(data.x_test.max())
+        if low < 0 or high > 1:
+            note = f"Values are taken as they are; those of the test images go from {low:.6g} to "
+            data = dataclasses.replace(data, notes=(*data.notes, f"{note}{high:.6g}."))
+        return data if trained is None else _to_be_scored(data, spec, trained)
+
+
+def _load_in_memory(
+    kind: str, file: str, data_dir: str | None, likelihood: str, trained: dict | None
+) -> ImageData:
+    notes: list[str] = []
+    source = file or data_dir or kind
+    if kind == "digits":
+        arrays = _digits()
+    elif file:
+        path = pathlib.Path(file)
+        arrays = read_numpy(path, kind, _choose_arrays, _EXPECTED, notes, _ON_DISK)
+    elif data_dir is not None:
+        arrays = read_idx_folder(pathlib.Path(data_dir), kind)
+    else:
+        arrays = _download(kind)
+
+    x = {name: arrays[name] for name in ("x_train", "x_test", "x") if name in arrays}
+    for name, array in x.items():
+        at_least = 2 if trained is None else 1
+        pixels.check_array(array.shape, array.dtype, f"{source}: {name}", at_least)
+    white = 1 if pixels.is_binary(x.values()) else 255
+    of_bytes = [array.max() for array in x.values() if array.dtype == np.uint8]
+    notes += pixels.of_bytes(white, max(of_bytes, default=0))
+    for name, array in x.items():
+        x[name] = pixels.to_float32(array, white)
+        if problem := pixels.wrong_values(x[name], likelihood):
+            raise UserError(f"{source}: {name}: {problem}.")
+    labels = {
+        name: _as_labels(arrays[f"y{name[1:]}"], len(x[name]), f"{source}: y{name[1:]}")
+        for name in x
+        if f"y{name[1:]}" in arrays
+    }
+    if "x_train" in x:
+        train, test, y_test = x["x_train"], x["x_test"], labels.get("x_test")
+    elif trained is None:
+        train, test, y_test = _split(x["x"], labels.get("x"))
+    else:
+        train, test, y_test = x["x"][:0], x["x"], labels.get("x")
+    if train.shape[1:] != test.shape[1:]:
+        raise UserError(
+            f"{source}: training images have shape {pixels.shape_text(train.shape[1:])} but test "
+            f"images {pixels.shape_text(test.shape[1:])}; they must be alike."
+        )
+    if file and (shared := pixels.num_shared(train, test)):
+        notes.append(f"{shared} of {len(test)} test images are among the training images too.")
+    return ImageData(train, test, y_test, notes=tuple(notes))
+
+
+def _to_be_scored(data: ImageData, spec: str, trained: dict) -> ImageData:
+    """Data for a trained model, with a note of what of them is scored."""
+    if not len(data.x_train) and len(data.x_test) > 1:
+        split = ImageData(*_split(data.x_test, data.y_test), notes=data.notes)
+        data = split if split.is_that_of(trained) else data
+    number, apart = len(data.x_test), len(data.x_train)
+    if not apart:
+        every = f"All {number} images of {spec} are" if number > 1 else f"The image of {spec} is"
+        note = f"{every} scored."
+    elif data.is_that_of(trained):
+        note = f"{spec} holds the data that the model was trained on: its {number} test images are "
+        note += "scored."
+    else:
+        note = f"The {number} test images of {spec} are scored, its {apart} training images not."
+    return dataclasses.replace(data, notes=(*data.notes, note))
+
+
+def check_network(network: str, spec: str, image_shape: tuple[int, ...]) -> None:
+    """Raises a `UserError` if the network is convolutional and the images are vectors or small."""
+    if network != "mlp" and (len(image_shape) == 1 or min(image_shape[:2]) < _MIN_SIDE):
+        raise UserError(
+            f"--network {network} needs images of at least {_MIN_SIDE}x{_MIN_SIDE} pixels; those "
+            f"of {spec} have shape {pixels.shape_text(image_shape)}; use --network mlp."
+        )
+
+
+def _split(x: np.ndarray, y: np.ndarray | None) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    train, test = pixels.split(len(x))
+    return x[train], x[test], None if y is None else y[test]
+
+
+def _as_labels(array: np.ndarray, count: int, what: str) -> np.ndarray:
+    if array.shape not in ((count,), (count, 1)):
+        raise UserError(
+            f"{what} has shape {array.shape}; expected one label for each of the {count} images."
+        )
+    return array.reshape(count)
+
+
+def _choose_arrays(names: list[str]) -> dict[str, str]:
+    """Which arrays of an .npz file are the images and labels: our name -> name in the file."""
+    for x, y in (("x_train", "y_train"), ("x", "y"), ("images", "labels")):
+        x_test, y_test = (f"{name.removesuffix('_train')}_test" for name in (x, y))
+        if {x, x_test} <= set(names):
+            wanted = {"x_train": x, "x_test": x_test, "y_train": y, "y_test": y_test}
+        elif x in names and x != "x_train":
+            wanted = {"x": x, "y": y}
+        else:
+            continue
+        return {ours: theirs for ours, theirs in wanted.items() if theirs in names}
+    return {}
+
+
+def _digits() -> dict[str, np.ndarray]:
+    from sklearn.datasets import load_digits
+
+    x, y = map(np.asarray, load_digits(return_X_y=True))
+    return {"x": (x.reshape(-1, 8, 8) / 16).astype(np.float32), "y": y}
+
+
+def _download(name: str) -> dict[str, np.ndarray]:
+    # The devices start later: how, depends on the strategy.
+    startup.import_tensorflow(start=lambda: None)
+    import keras
+
+    try:
+        # Keras draws its download bar on stdout, which belongs to the results.
+        with contextlib.redirect_stdout(sys.stderr):
+            train, test = getattr(keras.datasets, name).load_data()
+    except Exception as error:
+        raise UserError(
+            f"the download of {name} failed ({error}); give the folder of its four IDX files with "
+            "--data-dir."
+        ) from error
+    return dict(zip(("x_train", "y_train", "x_test", "y_test"), (*train, *test), strict=True))

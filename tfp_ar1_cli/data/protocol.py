@@ -1,0 +1,108 @@
+"""What the training, the evaluation and the pictures ask of data, whatever they are."""
+
+import dataclasses
+import hashlib
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+
+from tfp_ar1_cli.progress import counted
+
+
+@dataclasses.dataclass(frozen=True)
+class DataOptions:
+    """Which data are read, and how.
+
+    Attributes:
+      model: What they are for: `"image"` or `"sequence"`.
+      dataset: A `--dataset` value, as `loading.resolve` returns it.
+      data_dir: Images: the folder of the IDX files of `mnist` and `fashion_mnist`.
+      likelihood: With `"bernoulli"` every value must lie within [0, 1].
+      corrupt: Images on disk: `"stop"` or `"skip"`, what is done with one that cannot be read.
+      window: Series: each is cut into pieces of so many steps.
+    """
+
+    model: str = "image"
+    dataset: str = "digits"
+    data_dir: str | None = None
+    likelihood: str = "bernoulli"
+    corrupt: str = "stop"
+    window: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """Training and test data, checked and scaled; each kind of data is a subclass.
+
+    Attributes:
+      x_train: The training examples, float32 `[N, *data_shape]`: an array, or a `streams.Stream`.
+      x_test: The test examples, float32 `[N, *data_shape]`.
+      notes: What the user should know about how the data were understood.
+    """
+
+    x_train: Any
+    x_test: np.ndarray
+    notes: tuple[str, ...] = dataclasses.field(default=(), kw_only=True)
+
+    noun: ClassVar[str]
+    shape_key: ClassVar[str]
+
+    @property
+    def data_shape(self) -> tuple[int, ...]:
+        """The shape of one example."""
+        return self.x_train.shape[1:]
+
+    @property
+    def train(self) -> Any:
+        """The training data as the model takes them."""
+        return self.x_train
+
+    @property
+    def test(self) -> Any:
+        """The test data as the model takes them."""
+        return self.x_test
+
+    @property
+    def skipped(self) -> dict[str, str]:
+        """What was wrong with the examples that were left out so far, by their position on disk."""
+        return getattr(self.x_train, "skipped", {})
+
+    def shape_text(self) -> str:
+        """The shape of one example in words."""
+        raise NotImplementedError
+
+    def describe(self) -> str:
+        """How many examples of which shape there are, in words."""
+        tests = counted(len(self.x_test), f"test {self.noun}")
+        return f"{len(self.x_train)} training and {tests} of {self.shape_text()}"
+
+    def _sha256(self) -> str:
+        raise NotImplementedError
+
+    def _described(self) -> dict[str, Any]:
+        """What else belongs in the fingerprint."""
+        raise NotImplementedError
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What identifies the data in a run's config."""
+        return {
+            self.shape_key: list(self.data_shape),
+            "num_train": len(self.x_train),
+            "num_test": len(self.x_test),
+            **self._described(),
+            "sha256": self._sha256(),
+        }
+
+    def is_that_of(self, trained: dict[str, Any]) -> bool:
+        """Whether these are the data of a fingerprint."""
+        return self._sha256() == trained.get("sha256")
+
+
+def sha256_of(arrays: Sequence[np.ndarray]) -> str:
+    """A hash of the shapes and the values of arrays."""
+    digest = hashlib.sha256()
+    for array in arrays:
+        digest.update(repr(array.shape).encode())
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()

