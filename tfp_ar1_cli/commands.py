@@ -1,4 +1,4 @@
-"""The commands `train`, `evaluate`, `sample`, `export`, `compare` and `report`.
+"""The commands `train`, `evaluate`, `sample` and `export`.
 
 Everything a user can get wrong is checked before TensorFlow is imported, which takes seconds.
 Whatever is wrong is a `click.ClickException`, which `run` turns into one line on stderr and an
@@ -26,7 +26,6 @@ import numpy as np
 import rich.console
 import rich.table
 
-from experiments import compare as runner
 from tfp_ar1_cli import model_card, runs, startup, strategies
 from tfp_ar1_cli.data import images, loading, series, streams
 from tfp_ar1_cli.data.protocol import Data
@@ -152,26 +151,10 @@ class _DatasetType(click.ParamType):
         return _source(of_sequences).resolve(value)
 
 
-class _CommaList(click.ParamType):
-    """Values of another type with commas between, each once."""
-
-    name = "list"
-
-    def __init__(self, item: click.ParamType) -> None:
-        self._item = item
-
-    def convert(self, value: Any, param: Any, ctx: Any) -> tuple:
-        if isinstance(value, tuple):
-            return value
-        items = (self._item.convert(part.strip(), param, ctx) for part in value.split(","))
-        return tuple(dict.fromkeys(items))
-
-
 def _finite(ctx: Any, param: Any, value: Any) -> Any:
     # click's ranges let NaN through, and infinity where there is no upper end.
-    for number in value if isinstance(value, tuple) else (value,):
-        if not math.isfinite(number):
-            raise click.BadParameter(f"{number} is not a finite number.")
+    if not math.isfinite(value):
+        raise click.BadParameter(f"{value} is not a finite number.")
     return value
 
 
@@ -453,7 +436,7 @@ def train(ctx: click.Context, out: pathlib.Path | None, backup_steps: int, **opt
     if worker == 0:
         runs.check_writable((out or pathlib.Path("runs")) / "config.json")
     _check_of_model(ctx)
-    _check_used(ctx, (options["network"],), (options["objective"],))
+    _check_used(ctx)
     options["replicas"] = strategies.num_replicas(options["strategy"], options["replicas"])
     if options["batch_size"] < options["replicas"]:
         raise UserError(
@@ -479,7 +462,7 @@ def train(ctx: click.Context, out: pathlib.Path | None, backup_steps: int, **opt
             data = images.load(
                 dataset, options["data_dir"], options["likelihood"], options["corrupt"]
             )
-        images.check_network(options["network"], dataset, data.image_shape)
+        images.check_network(options["network"], dataset, data.data_shape)
     config = runs.new_config(options, data.fingerprint())
     name = f"{loading.short_name(dataset)}-{options['posterior']}"
     visited = worker and contextlib.nullcontext(runs.visit(out, config, worker))
@@ -538,25 +521,23 @@ def _check_of_model(ctx: click.Context) -> None:
         "sequence": {"network": SEQUENCE_NETWORKS, "posterior": SEQUENCE_POSTERIORS},
     }
     for option, choices in allowed[model].items():
-        given = ctx.params[option]
-        for value in given if isinstance(given, tuple) else (given,):
-            if value not in choices:
-                raise click.UsageError(
-                    f"--{option} {value} is not for --model {model}; choose {', '.join(choices)}.",
-                    ctx,
-                )
+        value = ctx.params[option]
+        if value not in choices:
+            raise click.UsageError(
+                f"--{option} {value} is not for --model {model}; choose {', '.join(choices)}.", ctx
+            )
 
 
-def _check_used(ctx: click.Context, networks: Sequence[str], objectives: Sequence[str]) -> None:
+def _check_used(ctx: click.Context) -> None:
     """Checks that there is a network, or an objective, for the options that are for one alone."""
-    if _given(ctx, "hidden_units") and "mlp" not in networks:
+    network, objective = ctx.params["network"], ctx.params["objective"]
+    if _given(ctx, "hidden_units") and network != "mlp":
         raise click.UsageError(
-            f"--hidden-units is for --network mlp, not for {', '.join(networks)}; leave it out.",
-            ctx,
+            f"--hidden-units is for --network mlp, not for {network}; leave it out.", ctx
         )
-    if ctx.params["beta"] not in (1, (1,)) and "elbo" not in objectives:
+    if ctx.params["beta"] != 1 and objective != "elbo":
         raise click.UsageError(
-            f"--beta is for --objective elbo, not for {', '.join(objectives)}; leave it out.", ctx
+            f"--beta is for --objective elbo, not for {objective}; leave it out.", ctx
         )
 
 
@@ -737,9 +718,9 @@ def _test_images(
         dataset, data_dir, run.options["likelihood"], run.options.get("corrupt", "stop"), trained
     )
     trained_shape = tuple(run.config["data"]["image_shape"])
-    if data.image_shape != trained_shape:
+    if data.data_shape != trained_shape:
         raise UserError(
-            f"the images of {dataset} have shape {data.image_shape}, but {run.folder} was trained "
+            f"the images of {dataset} have shape {data.data_shape}, but {run.folder} was trained "
             f"on {trained_shape}; give a --dataset of that shape."
         )
     return data
@@ -871,170 +852,6 @@ def _export(model: Any, folder: pathlib.Path, out: pathlib.Path) -> None:
     except tf.errors.OpError as error:  # TensorFlow's own, where the disk is full.
         reason = error.message.rpartition("; ")[2]  # Before it stands a temporary file.
         raise click.ClickException(f"{out}: cannot be written: {reason}") from error
-
-
-def _list_of(item: click.ParamType, default: str, **kwargs: Any) -> dict[str, Any]:
-    """The arguments of an option that takes a list."""
-    return {"metavar": "LIST", "type": _CommaList(item), "default": default, **kwargs}
-
-
-@cli.command(context_settings={"show_default": True})
-@_model
-@click.option(
-    "--dataset",
-    **_list_of(_DatasetType(), "digits", show_default=_for_sequences("dataset", "digits")),
-    help=f"{_dataset_help} Series: {series.CHOICES}.",
-)
-@_data_dir
-@_window
-@click.option(
-    "--network",
-    **_list_of(
-        click.Choice((*NETWORKS, *SEQUENCE_NETWORKS)),
-        "mlp",
-        show_default=_for_sequences("network", "mlp"),
-    ),
-    help=f"{_network_help} Any of {', '.join(NETWORKS)}; of series, "
-    f"{' or '.join(SEQUENCE_NETWORKS)}.",
-)
-@_hidden_units
-@click.option(
-    "--objective",
-    **_list_of(click.Choice(OBJECTIVES), "elbo"),
-    help=f"{_objective_help} Any of {', '.join(OBJECTIVES)}.",
-)
-@click.option("--beta", **_list_of(click.FloatRange(min=0), "1"), callback=_finite, help=_beta_help)
-@click.option(
-    "--posterior",
-    **_list_of(click.Choice(_ALL_POSTERIORS), "ar1,diag"),
-    help=f"{_posterior_help} Any of {', '.join(POSTERIORS)}; for series "
-    f"{', '.join(SEQUENCE_POSTERIORS)}.",
-)
-@click.option(
-    "--prior",
-    **_list_of(click.Choice(PRIORS), "ar1,normal"),
-    help=f"{_prior_help} Any of {', '.join(PRIORS)}.",
-)
-@click.option("--latent-dim", **_list_of(click.IntRange(min=1), "10"), help=_latent_dim_help)
-@click.option("--channels", **_list_of(click.IntRange(min=1), "2"), help=_channels_help)
-@_hide
-@click.option(
-    "--seed", **_list_of(click.IntRange(0, _MAX_SEED), "0,1,2"), help="Seed of every random number."
-)
-@_epochs
-@_batch_size
-@_learning_rate
-@_num_importance_samples(default=100)
-@click.option(
-    "--out",
-    metavar="FILE",
-    type=click.Path(path_type=pathlib.Path, dir_okay=False),
-    default="experiments.jsonl",
-    help="File of results; new ones are added to those that it has.",
-)
-@click.option(
-    "--jobs",
-    metavar="N",
-    type=click.IntRange(min=1),
-    default=1,
-    help="Runs at a time; each has its share of the cores.",
-)
-@click.option("--dry-run", is_flag=True, help="Say what would be run, and what is done.")
-@click.pass_context
-def compare(
-    ctx: click.Context, out: pathlib.Path, jobs: int, dry_run: bool, **options: Any
-) -> None:
-    r"""Run a grid of experiments: every combination of the listed values.
-
-    A LIST has commas between its values, as in --seed 0,1,2. A --beta other than 1 goes with the
-    objective elbo only, --hidden-units with the network mlp only.
-
-    Each run that finishes adds one line of JSON to FILE, and the first seed of each combination a
-    picture of samples to the folder FILE with '.samples' for '.jsonl'. Stopped in any way and
-    started again, the command goes on where it was; runs that are under way are kept in '.work'.
-    More processes may work on one FILE, each started with the same command or with another.
-
-    A run whose loss is not finite has its line in '.failed.jsonl' instead, and is not tried again
-    until that line is removed.
-
-    
-    Examples:
-      tfp-ar1 compare
-      tfp-ar1 compare --dataset digits,mnist --posterior ar1,diag,full --jobs 2
-      tfp-ar1 compare --network cnn --objective elbo,infovae --epochs 5 --dry-run
-      tfp-ar1 compare --model sequence --posterior diag,ante1 --out series.jsonl
-    """
-    startup.check_backend()
-    if out.suffix != ".jsonl":
-        raise UserError(f"{out}: --out must end in .jsonl.")
-    if not dry_run:
-        runs.check_writable(out)
-    _check_of_model(ctx)
-    _check_used(ctx, options["network"], options["objective"])
-    if options["model"] == "sequence":
-        unused, sizes, likelihood = _ONLY["image"], ("channels", "prior"), "gaussian"
-    else:
-        unused, sizes, likelihood = _ONLY["sequence"], ("latent_dim",), "bernoulli"
-    options = {key: value for key, value in options.items() if key not in unused}
-    axes = ("dataset", "network", "objective", "beta", *sizes, "posterior", "seed")
-    grid = {key: options.pop(key) for key in axes}
-    epochs = {spec: options["epochs"] or _default_epochs(spec) for spec in grid["dataset"]}
-    plan = runner.make_plan(out, grid, {**options, "epochs": epochs, "likelihood": likelihood})
-    if dry_run:
-        runner.dry_run(plan)
-    else:
-        runner.run(plan, jobs)
-
-
-@cli.command()
-@click.argument("file", metavar="FILE", type=click.Path(path_type=pathlib.Path, dir_okay=False))
-@click.option(
-    "--out",
-    metavar="FOLDER",
-    type=click.Path(path_type=pathlib.Path, file_okay=False),
-    required=True,
-    help="Folder to write to; it may hold other files.",
-)
-@click.option(
-    "--page",
-    metavar="TEMPLATE",
-    type=click.Path(path_type=pathlib.Path, exists=True, dir_okay=False),
-    help="A page to fill in, NAME.template.md; it becomes NAME.md in the folder.",
-)
-def report(file: pathlib.Path, out: pathlib.Path, page: pathlib.Path | None) -> None:
-    r"""Make tables and pictures from FILE, the results of 'tfp-ar1 compare'.
-
-    Writes tables.md, curves-*.png (learning curves), differences.png (to the posterior diag) and
-    samples-*.png. It replaces files of these names that it wrote before, and touches no others.
-    The same results give the same files, byte for byte.
-
-    In a TEMPLATE every {{...}} is replaced:
-
-    
-      {{table results}}        means ± standard errors, a row for each model
-      {{table measures}}       other measures; for series imputation, forecasts
-      {{table differences}}    paired differences to diag, 95% intervals
-      {{table baselines}}      of series: what needs no model
-      {{mean FIELD}}           mean ± standard error of one model
-      {{difference FIELD}}     paired difference of one model, and its interval
-      {{baseline NAME FIELD}}  what needs no model, on one data set
-      {{runs}}                 number of runs
-      {{versions}}             versions of the code and of the packages
-
-    FIELD is a measure as FILE calls it, such as neg_elbo; NAME is last_value, linear_interpolation
-    or matern_half. Settings may follow, to choose the runs:
-    {{difference neg_elbo dataset=mnist latent_dim=10 posterior=ar1}}; digits=1 sets the number of
-    decimals, and to=isotropic what a difference is to. What cannot be filled in is an error.
-
-    
-    Examples:
-      tfp-ar1 report experiments.jsonl --out report
-      tfp-ar1 report experiments.jsonl --out docs --page docs/results.template.md
-    """
-    from experiments import report as writer
-
-    for path in writer.write(file, out, page):
-        click.echo(path)
 
 
 def _load_model(run: runs.Run) -> Any:
