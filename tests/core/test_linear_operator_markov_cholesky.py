@@ -1,5 +1,6 @@
 """The operators of ARH(1), ANTE(1) and OU against dense matrices; TensorFlow's suite for each."""
 
+import functools
 import itertools
 
 import numpy as np
@@ -9,15 +10,12 @@ import tensorflow as tf
 from family import ONE_OF_EACH, RELATIVES, as_dense, cast, parameters_of_shapes, random_parameters
 from tensorflow.python.ops.linalg import linear_operator_test_util
 
-from tfp_ar1.linear_operators.ante1_cholesky import LinearOperatorANTE1Cholesky
-from tfp_ar1.linear_operators.arh1_cholesky import LinearOperatorARH1Cholesky
 from tfp_ar1.linear_operators.markov_cholesky import LinearOperatorMarkovCholesky
-from tfp_ar1.linear_operators.ou_cholesky import LinearOperatorOUCholesky
 
 OPERATORS = {
-    "ARH1": LinearOperatorARH1Cholesky,
-    "ANTE1": LinearOperatorANTE1Cholesky,
-    "OU": LinearOperatorOUCholesky,
+    "ARH1": LinearOperatorMarkovCholesky,
+    "ANTE1": functools.partial(LinearOperatorMarkovCholesky, per_step=True),
+    "OU": LinearOperatorMarkovCholesky,
 }
 # What is valid, for three coordinates.
 VALID = {
