@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import keras
 import tensorflow as tf
 
 __all__ = ["MultiWorkerMixin"]
 
 
-class MultiWorkerMixin:
+class MultiWorkerMixin(keras.Model):
     """The overrides, for a `keras.Model` with a `train_step` of its own."""
 
     def _maybe_symbolic_build(self, iterator: Any = None, data_batch: Any = None) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import keras
 import numpy as np
 import tensorflow as tf
-import tensorflow_probability as tfp
+from tensorflow_probability import distributions as tfd
 from tensorflow_probability.python.internal import samplers
 
 from tfp_ar1.distributions.kl import kl_terms, log_prob_terms
@@ -18,8 +18,6 @@ from tfp_ar1.vae import batching, data_checks, likelihoods, network_checks, obje
 from tfp_ar1.vae.base import VAE, distribution_dtype
 from tfp_ar1.vae.sequence_data import Parts, Series, check_parts, interpolated, unpacked
 from tfp_ar1.vae.sequence_head import SequencePosteriorHead
-
-tfd = tfp.distributions
 
 __all__ = ["SequenceVAE"]
 
@@ -120,8 +118,9 @@ class SequenceVAE(VAE):
                 f"`tfp_ar1.vae.sequence_networks`; one that needs no lengths is made by "
                 f"keras.Model([x, keras.Input((steps,), dtype='bool')], features)."
             )
-        if inputs and None not in inputs[0][1:]:
-            self.build_for((inputs[0][1], inputs[0][2] // 2))
+        if inputs:
+            num_timesteps, size = inputs[0][1:]
+            self.build_for((num_timesteps, None if size is None else size // 2))
 
     def build(self, input_shape: Any) -> None:
         """Builds the parts for data of this shape, and checks that they fit together.
@@ -216,7 +215,8 @@ class SequenceVAE(VAE):
         if not self.built:
             self.build(tuple(x.shape))
         self.check_shape(x.shape)
-        return unpacked(parts._replace(x=x), *self.data_shape, self.distribution_dtype)
+        num_timesteps, features = self.data_shape
+        return unpacked(parts._replace(x=x), num_timesteps, features, self.distribution_dtype)
 
     def encode(self, x: Any, training: bool = False) -> tfd.Distribution:
         """The posterior q(z | x): batch shape `[batch, channels]`, event shape `[steps]`.
