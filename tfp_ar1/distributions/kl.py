@@ -211,7 +211,7 @@ def _covariance_terms(p: _Operand, q: _Operand, size: Any) -> _CovarianceTerms:
         shape = ps.concat([ps.shape(log_ratio)[:-1], [size]], axis=0)
         log_ratio = tf.broadcast_to(log_ratio, shape)
         later, earlier = log_ratio[..., 1:], log_ratio[..., :-1]
-    rho_p, rho_q = p.rho(), q.rho()
+    rho_p, rho_q = p.rho(), q.chain.rho
     # What ρ_t(q) makes of the coordinate before, in units of the innovation under q.
     before = rho_q.along_steps(rho_q.value * rho_q.inverse_unit_innovation_scale)
     before *= tf.math.exp(0.5 * earlier)

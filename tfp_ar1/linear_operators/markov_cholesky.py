@@ -193,8 +193,9 @@ class LinearOperatorMarkovCholesky(tf.linalg.LinearOperator):
             return parameter[..., tf.newaxis, :] if has_last_axis else parameter[..., tf.newaxis]
 
         if self._times is None:
-            parameters = (read(x, self._per_step) for x in (self._correlation, self._fisher_z))
-            rho = LagOneCorrelation(*parameters, self._per_step)
+            correlation = read(self._correlation, self._per_step)
+            fisher_z = read(self._fisher_z, self._per_step)
+            rho = LagOneCorrelation(correlation, fisher_z, self._per_step)
         else:
             length_scale, times = read(self._length_scale, False), read(self._times, True)
             rho = correlation_of_times(times, length_scale)
@@ -361,9 +362,9 @@ def common_float_dtype(parameters: dict[str, Any]) -> tf.DType:
     try:
         dtype = dtype_util.common_dtype(list(parameters.values()), dtype_hint=tf.float32)
     except TypeError as error:
-        found = {name: getattr(x, "dtype", None) for name, x in parameters.items()}
+        dtypes = {name: getattr(x, "dtype", None) for name, x in parameters.items()}
         found = ", ".join(
-            f"`{n}` {getattr(t, 'name', t)}" for n, t in found.items() if t is not None
+            f"`{n}` {getattr(t, 'name', t)}" for n, t in dtypes.items() if t is not None
         )
         raise TypeError(
             f"All parameters must share a floating-point dtype; got {found}."

@@ -118,8 +118,9 @@ class SequenceVAE(VAE):
                 f"`tfp_ar1.vae.sequence_networks`; one that needs no lengths is made by "
                 f"keras.Model([x, keras.Input((steps,), dtype='bool')], features)."
             )
-        if inputs and None not in inputs[0][1:]:
-            self.build_for((inputs[0][1], inputs[0][2] // 2))
+        if inputs:
+            num_timesteps, width = inputs[0][1:]
+            self.build_for((num_timesteps, None if width is None else width // 2))
 
     def build(self, input_shape: Any) -> None:
         """Builds the parts for data of this shape, and checks that they fit together.
@@ -214,7 +215,9 @@ class SequenceVAE(VAE):
         if not self.built:
             self.build(tuple(x.shape))
         self.check_shape(x.shape)
-        return unpacked(parts._replace(x=x), *self.data_shape, self.distribution_dtype)
+        num_timesteps, num_features = self.data_shape
+        parts = parts._replace(x=x)
+        return unpacked(parts, num_timesteps, num_features, self.distribution_dtype)
 
     def encode(self, x: Any, training: bool = False) -> tfd.Distribution:
         """The posterior q(z | x): batch shape `[batch, channels]`, event shape `[steps]`.
