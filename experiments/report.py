@@ -109,7 +109,8 @@ class Page:
 
     def baseline(self, name: str, field: str, **settings: Any) -> str:
         """What needs no model, on one data set, where it is the same for all runs."""
-        chosen, column = self._choose(settings), f"{_known(name, results.BASELINES)}_{field}"
+        column = f"{_known(name, results.BASELINES)}_{_known(field, MEASURES)}"
+        chosen = self._choose(settings)
         datasets = sorted(set(chosen.dataset))
         if len(datasets) > 1:
             raise ValueError(f"{len(datasets)} data sets fit ({', '.join(datasets)}); name one.")

@@ -10,7 +10,7 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 
 import tfp_ar1
-from tfp_ar1.vae import evaluation, likelihoods, objectives, sequence_networks
+from tfp_ar1.vae import batching, evaluation, likelihoods, objectives, sequence_networks
 
 tfd = tfp.distributions
 
@@ -620,7 +620,7 @@ def test_draws(monkeypatch):
     np.testing.assert_array_equal(model.impute(x, num_samples=4, seed=3), draws)
     assert np.any(model.impute(x, num_samples=4) != model.impute(x, num_samples=4))
     # The same series beside others, and in portions.
-    monkeypatch.setattr(evaluation, "_MAX_OUTPUTS", 2 * T * F)
+    monkeypatch.setattr(batching, "MAX_OUTPUTS", 2 * T * F)
     many = model.impute(x, num_samples=5, seed=3, batch_size=1)
     assert many.shape == (5, N, T, F)
     assert len({many[k, 1, 0, 0].item() for k in range(5)}) in (1, 5)
@@ -899,10 +899,10 @@ def test_networks_that_do_not_fit():
     encoder, decoder = sequence_networks.convolutional((T, F), C)
     inputs = encoder.inputs
     pooled = keras.layers.GlobalAveragePooling1D()(encoder.outputs[0])
-    with pytest.raises(ValueError, match=r"\(batch, 7, units\), some for each step; it gives"):
+    with pytest.raises(ValueError, match=r"\(batch, 7, units\); it gives"):
         tfp_ar1.SequenceVAE(keras.Model(inputs, pooled), decoder, C, T)
     wrong = keras.Sequential([keras.Input((C,)), keras.layers.Dense(F + 1)])
-    with pytest.raises(ValueError, match="The decoder must give outputs of shape"):
+    with pytest.raises(ValueError, match=r"The decoder must give one tensor of shape \(batch, 2\)"):
         tfp_ar1.SequenceVAE(encoder, wrong, C, T)
 
 
