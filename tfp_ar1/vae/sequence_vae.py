@@ -258,15 +258,15 @@ class SequenceVAE(VAE):
 
     def posterior_correlation(self, posterior: tfd.Distribution, x: Any = None) -> tf.Tensor:
         """The posterior's mean lag-one correlation over the channels, `[batch]`."""
-        if "pair" not in self.posterior_head.parameters:
+        if "step" not in self.posterior_head.parameters:
             return tf.reduce_mean(self.posterior.correlation(posterior), axis=-1)
-        # One for each pair of timesteps: those of a series' own timesteps count.
+        # One for each step from a timestep to the next: those within a series count.
         rho = posterior.correlation_parameter()
-        pairs = tf.ones_like(rho)
+        counted = tf.ones_like(rho)
         if x is not None:
-            pairs *= tf.cast(self._series(x).valid[:, tf.newaxis, 1:], rho.dtype)
-        number = tf.reduce_sum(pairs, axis=[-2, -1])
-        return tf.reduce_sum(rho * pairs, axis=[-2, -1]) / tf.maximum(number, 1)
+            counted *= tf.cast(self._series(x).valid[:, tf.newaxis, 1:], rho.dtype)
+        number = tf.reduce_sum(counted, axis=[-2, -1])
+        return tf.reduce_sum(rho * counted, axis=[-2, -1]) / tf.maximum(number, 1)
 
     def draw(
         self,
