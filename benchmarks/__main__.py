@@ -261,21 +261,21 @@ def profile(modes: tuple[str, ...], seconds: float) -> Any:
 def schemes(modes: tuple[str, ...], seconds: float) -> Any:
     """Sampling with gradients for each way to run the recurrence, by graphs."""
     from benchmarks import contenders, measure
-    from tfp_ar1 import recurrence
+    from tfp_ar1 import _scan_schemes
 
-    chosen = recurrence._LARGEST_SIZE_FOR_DOUBLING, recurrence._BLOCK_SIZE
+    chosen = _scan_schemes._LARGEST_SIZE_FOR_DOUBLING, _scan_schemes._BLOCK_SIZE
     for b, d in [(128, 64), (128, 256), (128, 512), (64, 1024), (64, 4096), (1, 1_000_000)]:
         functions = {"Diag": contenders.function("Diag", "sample", True, b, d, "graph")}
         for block_size in (None, 8, 16, 32, 64):
             if block_size is None and d > 1024:
                 continue
             # Read when the function is traced, which its first call does.
-            recurrence._LARGEST_SIZE_FOR_DOUBLING = d if block_size is None else 48
-            recurrence._BLOCK_SIZE = block_size
+            _scan_schemes._LARGEST_SIZE_FOR_DOUBLING = d if block_size is None else 48
+            _scan_schemes._BLOCK_SIZE = block_size
             name = "doubling" if block_size is None else f"blocks of {block_size}"
             functions[name] = contenders.function("AR1", "sample", True, b, d, "graph")
             functions[name]()
-        recurrence._LARGEST_SIZE_FOR_DOUBLING, recurrence._BLOCK_SIZE = chosen
+        _scan_schemes._LARGEST_SIZE_FOR_DOUBLING, _scan_schemes._BLOCK_SIZE = chosen
         yield {"batch": b, "size": d, "times": measure.interleaved(functions, 2 * seconds)}
 
 

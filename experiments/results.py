@@ -1,57 +1,77 @@
-"""The results of `compare`: a file with one JSON object a line, to which lines are only added."""
+"""Results of experiments as a data frame: what they hold, and what is compared with what.
 
-import contextlib
-import errno
+`python -m experiments run` leaves a `result.json` of one line in each run folder. Lines of many
+runs make a file, the form in which results are committed. Both are read here.
+"""
+
 import hashlib
 import json
-import os
+import math
 import pathlib
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
-import click
+import numpy as np
+import pandas as pd
+import scipy.stats
 
 from tfp_ar1_cli.errors import UserError
 from tfp_ar1_cli.progress import counted
-from tfp_ar1_cli.runs import VALID, fcntl, first_invalid, is_text
 
+CONFIDENCE = 0.95
+_TRAINING = ("epochs", "batch_size", "learning_rate", "num_importance_samples", "data_sha256")
 # What tells one experiment from another; a result holds all of them. Those of images:
 SETTINGS = (
-    "dataset",
-    "network",
-    "hidden_units",
-    "objective",
-    "beta",
-    "posterior",
-    "latent_dim",
-    "seed",
-    "epochs",
-    "batch_size",
-    "learning_rate",
-    "num_importance_samples",
-    "data_sha256",
+    *("dataset", "network", "hidden_units", "objective", "beta", "posterior", "latent_dim"),
+    *("seed", *_TRAINING),
 )
 # Those of series, whose results say `"model": "sequence"`:
 SEQUENCE_SETTINGS = (
-    "model",
-    "dataset",
-    "window",
-    "network",
-    "objective",
-    "beta",
-    "posterior",
-    "prior",
-    "channels",
-    "hide",
-    "seed",
-    "epochs",
-    "batch_size",
-    "learning_rate",
-    "num_importance_samples",
-    "data_sha256",
+    *("model", "dataset", "window", "network", "objective", "beta", "posterior", "prior"),
+    *("channels", "hide", "seed", *_TRAINING),
 )
+# Settings that have a column of their own only where they differ.
+_MINOR = ("batch_size", "learning_rate", "num_importance_samples")
+_TEXTS = ("dataset", "network", "objective", "posterior", "prior", "data_sha256", "model", "code")
 
-_VALID = {**{key: VALID[key] for key in (*SETTINGS, *SEQUENCE_SETTINGS)}, "error": is_text}
+
+class Measure(NamedTuple):
+    """How a measure is called in a table, and to how many decimals it is printed."""
+
+    label: str
+    digits: int
+
+
+BOUNDS = {
+    "neg_elbo": Measure("−ELBO", 2),
+    "nll_iw": Measure("NLL", 2),
+    "reconstruction": Measure("reconstruction", 2),
+    "kl": Measure("KL", 2),
+}
+PREDICTIONS = {
+    f"{task}_{measure}_{number}": Measure(f"{label}, {number}{condition}", 3)
+    for task, numbers, condition in (
+        ("imputation", (20, 50), "% missing"),
+        ("forecast", (1, 10, 50), " ahead"),
+    )
+    for number in numbers
+    for measure, label in (("rmse", f"{task} RMSE"), ("coverage", "coverage of 90% intervals"))
+}
+MEASURES = {
+    "num_covariance_parameters": Measure("covariance parameters", 0),
+    **BOUNDS,
+    "active_units": Measure("active units", 1),
+    "mmd": Measure("MMD²", 4),
+    "rho_mean": Measure("ρ, mean", 3),
+    "rho_std": Measure("ρ, spread", 3),
+    "scale_mean": Measure("√s, mean", 3),
+    "scale_std": Measure("√s, spread", 3),
+    "seconds_per_epoch": Measure("s per epoch", 1),
+    "prior_correlation": Measure("prior correlation", 3),
+    **PREDICTIONS,
+}
+# What series are predicted with that needs no model.
+BASELINES = ("last_value", "linear_interpolation", "matern_half")
 
 
 def settings_of(record: dict[str, Any]) -> tuple[str, ...]:
@@ -68,111 +88,152 @@ def name(record: dict[str, Any]) -> str:
         latents = f"{record['posterior']}-prior-{record['prior']}-c{record['channels']}"
     else:
         latents = f"{record['posterior']}-d{record['latent_dim']}"
-    return (
-        f"{record['dataset']}-{record['network']}-{record['objective']}-{beta}"
-        f"{latents}-seed{record['seed']}-{digest}"
-    )
+    head = f"{record['dataset']}-{record['network']}-{record['objective']}"
+    return f"{head}-{beta}{latents}-seed{record['seed']}-{digest}"
 
 
 def samples_file(path: pathlib.Path, record: dict[str, Any]) -> pathlib.Path:
-    """The picture of samples that belongs to a record of the results in `path`."""
+    """The picture of samples of a record of the results in the folder, or file, `path`."""
+    if path.is_dir():
+        return path / name(record) / "samples.png"
     return path.with_suffix(".samples") / f"{name(record)}.png"
 
 
-def failures_file(path: pathlib.Path) -> pathlib.Path:
-    """Where the failures are that belong to the results in `path`."""
-    return path.with_suffix(".failed.jsonl")
+class Setting(NamedTuple):
+    """What variants are compared within: all other settings but the seed."""
+
+    dataset: str
+    network: str
+    objective: str
+    size: int
+    epochs: int
+    minor: tuple[tuple[str, Any], ...]
+    symbol: str
+
+    def cells(self) -> dict[str, str]:
+        """The columns that it has in a table."""
+        head = zip(("dataset", "network", "objective", self.symbol, "epochs"), self, strict=False)
+        minor = {key.replace("_", " "): f"{value:g}" for key, value in self.minor}
+        return {key: str(value) for key, value in head} | minor
+
+    def file_name(self) -> str:
+        """What pictures of it are called; the data sets share a picture."""
+        minor = "".join(f"-{key.replace('_', '-')}{value:g}" for key, value in self.minor)
+        size = f"{self.symbol[0]}{self.size}"
+        text = f"{self.network}-{self.objective}-{size}-{self.epochs}epochs{minor}"
+        return text.replace("β=", "beta").replace(" ", "-")
+
+    def title(self) -> str:
+        """The human-readable form."""
+        minor = "".join(f", {key.replace('_', ' ')} {value:g}" for key, value in self.minor)
+        size = f"{self.symbol} = {self.size}, {counted(self.epochs, 'epoch')}"
+        return f"{self.network}, {self.objective}, {size}{minor}"
 
 
-def read(path: pathlib.Path) -> list[dict[str, Any]]:
-    """The results in a file, in its order; none if there is no such file.
+def load(path: pathlib.Path) -> pd.DataFrame:
+    """The results in a folder of run folders, or in a file, a row for each run.
 
-    A last line that is torn is passed over.
+    Returns:
+      A frame with the columns `setting` and `variant` (the posterior, for series with the prior)
+      beside the record's own, sorted by setting, covariance parameters, variant and seed.
 
     Raises:
-      UserError: If another line is not a result.
+      UserError: If there are none, or one is damaged, repeated or of another kind than the first.
     """
     if not path.exists():
-        return []
-    *lines, rest = path.read_bytes().split(b"\n")
-    if _parse(rest) is not None:
-        lines.append(rest)
-    records = []
-    for number, line in enumerate(lines, 1):
-        record = _parse(line)
-        if record is None or not record.keys() >= set(settings_of(record)):
-            raise UserError(
-                f"{path}: line {number} is not a result of 'tfp-ar1 compare'; remove the line or "
-                "choose another file."
-            )
-        if key := first_invalid(record, _VALID):
-            raise UserError(
-                f"{path}: line {number} has no valid {key!r}; remove the line or choose another "
-                "file."
-            )
-        records.append(record)
-    return records
+        raise UserError(f"{path}: does not exist; name what 'python -m experiments run' wrote.")
+    records: dict[str, dict[str, Any]] = {}
+    for file in sorted(path.glob("*/result.json")) if path.is_dir() else [path]:
+        for number, line in enumerate(file.read_text("utf-8").splitlines(), 1):
+            record = _parse(f"{file}: line {number}", line)
+            if records.setdefault(name(record), record) is not record:
+                raise UserError(f"{file}: line {number} repeats the run {name(record)}; remove it.")
+    if not records:
+        raise UserError(f"{path}: holds no results yet; 'python -m experiments run' adds them.")
+    if len({settings_of(record) for record in records.values()}) > 1:
+        raise UserError(f"{path}: holds results of images and of series; make it two.")
+    frame = pd.DataFrame(list(records.values()))
+    minor = [key for key in _MINOR if frame[key].nunique() > 1]
+    twins = frame.groupby("dataset").data_sha256.nunique()
+    frame["setting"] = [_setting(r, minor, twins[r["dataset"]] > 1) for r in records.values()]
+    frame["variant"] = frame.posterior + ("/" + frame.prior if "prior" in frame else "")
+    order = ["setting", "num_covariance_parameters", "variant", "seed"]
+    return frame.sort_values(order, ignore_index=True)
 
 
-def append(path: pathlib.Path, record: dict[str, Any]) -> None:
-    """Adds a line to a file: whole, on the disk, and after whole lines only.
-
-    Call it in `locked`, so that no other process writes at the same time.
-    """
-    mend(path)
-    line = json.dumps(record, allow_nan=False, ensure_ascii=False)
-    line = line.encode(errors="backslashreplace") + b"\n"
-    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+def _parse(place: str, line: str) -> dict[str, Any]:
+    """The result in a line, if its values are of the types that they should have."""
     try:
-        before = os.fstat(descriptor).st_size
-        if os.write(descriptor, line) != len(line):
-            os.ftruncate(descriptor, before)
-            raise OSError(errno.ENOSPC, "could not be written; is the disk full?", str(path))
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        record = json.loads(line)
+        settings = settings_of(record)
+    except (ValueError, RecursionError, AttributeError) as error:
+        raise UserError(
+            f"{place} is not a result of 'python -m experiments run'; remove the line."
+        ) from error
+    of_series = settings is SEQUENCE_SETTINGS
+    measures = (
+        key for key in MEASURES if of_series or key not in (*PREDICTIONS, "prior_correlation")
+    )
+    for key in (*settings, *measures, "history", "versions", "code"):
+        value = record.get(key)
+        if key in _TEXTS:
+            valid = isinstance(value, str)
+        elif key in ("history", "versions"):
+            valid = isinstance(value, dict) and (key == "versions" or "val_neg_elbo" in value)
+        elif key == "hidden_units":
+            valid = value is None or isinstance(value, list)
+        else:
+            valid = type(value) in (int, float) and math.isfinite(value)
+        if not valid:
+            raise UserError(f"{place} has no valid {key!r}; remove the line and run it again.")
+    return record
 
 
-def mend(path: pathlib.Path) -> None:
-    """Moves a torn last line, which a machine that died has left, out of the way.
-
-    It goes to the end of a file of the same name that ends in `.torn`. Call it in `locked`.
-    """
-    if not path.exists():
-        return
-    with path.open("rb+") as file:
-        content = file.read()
-        start = content.rfind(b"\n") + 1
-        rest = content[start:]
-        if not rest:
-            return
-        if _parse(rest) is not None:
-            file.write(b"\n")  # It is whole; only the end of the line is missing.
-            return
-        torn = path.with_suffix(".torn")
-        with torn.open("ab") as aside:
-            aside.write(rest + b"\n")
-        file.truncate(start)
-    click.echo(
-        f"tfp-ar1: warning: {path}: its last line was torn ({counted(len(rest), 'byte')}); it "
-        f"is now in {torn}, and its run is repeated.",
-        err=True,
+def _setting(record: dict[str, Any], minor: list[str], twins: bool) -> Setting:
+    """The setting of a record; with the hash of the data where two sets have one name."""
+    size, symbol = ("channels",) * 2 if "channels" in record else ("latent_dim", "d")
+    return Setting(
+        f"{record['dataset']} {record['data_sha256'][:8]}" if twins else record["dataset"],
+        " ".join([record["network"], *map(str, record.get("hidden_units") or [])]),
+        record["objective"] + f" β={record['beta']:g}" * (record["beta"] != 1),
+        record[size],
+        record["epochs"],
+        tuple((key, record[key]) for key in minor),
+        symbol,
     )
 
 
-@contextlib.contextmanager
-def locked(path: pathlib.Path) -> Iterator[None]:
-    """Keeps the other processes that use this file of results waiting; makes the file."""
-    with path.open("ab") as file:
-        if fcntl is not None:
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+def baseline_of(frame: pd.DataFrame) -> str:
+    """The variant that the others are compared with."""
+    return "diag/normal" if "prior" in frame else "diag"
 
 
-def _parse(line: bytes) -> dict[str, Any] | None:
-    """The object in a line, or None."""
-    try:
-        value = json.loads(line)
-    except (ValueError, RecursionError):
-        return None
-    return value if isinstance(value, dict) else None
+def groups(frame: pd.DataFrame) -> Iterator[tuple[tuple[Setting, str], pd.DataFrame]]:
+    """The rows of each setting and variant, one for each seed."""
+    return iter(frame.groupby(["setting", "variant"], sort=False))
+
+
+def pairs(frame: pd.DataFrame, to: str | None = None) -> pd.DataFrame:
+    """A row for each run that shares setting and seed with one of the variant `to`.
+
+    Args:
+      frame: From `load`.
+      to: The variant, None for `baseline_of`; its measures are in columns `..._of_baseline`.
+    """
+    is_baseline = frame.variant == (to or baseline_of(frame))
+    keys, suffixes = ["setting", "seed"], ("", "_of_baseline")
+    return frame[~is_baseline].merge(frame[is_baseline], on=keys, suffixes=suffixes)
+
+
+def difference(paired: pd.DataFrame, field: str) -> tuple[float, float, float]:
+    """The mean difference of a measure in `pairs`, and its 95% interval by Student's t.
+
+    The interval is NaN if there is but one pair.
+    """
+    x, y = paired[field].to_numpy(), paired[f"{field}_of_baseline"].to_numpy()
+    mean = float(np.mean(x - y))
+    if len(x) < 2:
+        return mean, math.nan, math.nan
+    with np.errstate(divide="ignore", invalid="ignore"):  # Where all differences are the same.
+        low, high = scipy.stats.ttest_rel(x, y).confidence_interval(CONFIDENCE)
+    return mean, float(low), float(high)

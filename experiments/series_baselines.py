@@ -6,7 +6,9 @@ Each predicts from the known values of one series and one channel alone, without
 from collections.abc import Callable
 
 import numpy as np
+import pandas as pd
 
+from tfp_ar1.vae import sequence_evaluation
 from tfp_ar1.vae.sequence_evaluation import Prediction
 
 # Half the width of a central 90% interval of a normal, in standard deviations.
@@ -22,7 +24,7 @@ def last_value(x: np.ndarray, length: np.ndarray) -> Prediction:
       x: series `[N, steps, features]`, NaN for what is not known; 0 if nothing is.
       length: not needed.
     """
-    return Prediction(_for_each_path(x, _last_known))
+    return Prediction(_filled(x, lambda frame: frame.ffill().bfill()))
 
 
 def linear_interpolation(x: np.ndarray, length: np.ndarray) -> Prediction:
@@ -32,7 +34,7 @@ def linear_interpolation(x: np.ndarray, length: np.ndarray) -> Prediction:
       x: series `[N, steps, features]`, NaN for what is not known; 0 if nothing is.
       length: not needed.
     """
-    return Prediction(_for_each_path(x, np.interp))
+    return Prediction(_filled(x, lambda frame: frame.interpolate(limit_direction="both")))
 
 
 def matern_half(x: np.ndarray, length: np.ndarray) -> Prediction:
@@ -65,6 +67,20 @@ BASELINES = {
     "linear_interpolation": linear_interpolation,
     "matern_half": matern_half,
 }
+
+
+def evaluate(x: np.ndarray, length: np.ndarray) -> dict[str, float]:
+    """What `tfp_ar1.vae.sequence_evaluation.evaluate` says of each, as `last_value_...` and so on.
+
+    Args:
+      x: series `[N, steps, features]`, NaN where nothing was observed.
+      length: how many steps each has, `[N]`.
+    """
+    return {
+        f"{name}_{measure}": value
+        for name, baseline in BASELINES.items()
+        for measure, value in sequence_evaluation.evaluate(baseline, x, length).items()
+    }
 
 
 def fit_matern_half(x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -166,17 +182,8 @@ def _conditional(
     return prediction, np.sqrt(variance[:, None] * left)
 
 
-def _for_each_path(
-    x: np.ndarray, fill: Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
-) -> np.ndarray:
-    """Applies `fill(all steps, known steps, known values)` to each series and feature."""
-    step, filled = np.arange(x.shape[1]), np.zeros_like(x)
-    for i, feature in np.ndindex(len(x), x.shape[-1]):
-        known = np.flatnonzero(~np.isnan(x[i, :, feature]))
-        if len(known):
-            filled[i, :, feature] = fill(step, known, x[i, known, feature])
-    return filled
-
-
-def _last_known(step: np.ndarray, known: np.ndarray, values: np.ndarray) -> np.ndarray:
-    return values[np.maximum(np.searchsorted(known, step, side="right") - 1, 0)]
+def _filled(x: np.ndarray, fill: Callable[[pd.DataFrame], pd.DataFrame]) -> np.ndarray:
+    """Applies `fill` to a frame with a column for each series and feature; 0 for what is left."""
+    num, steps, features = x.shape
+    frame = fill(pd.DataFrame(x.transpose(1, 0, 2).reshape(steps, -1))).fillna(0)
+    return frame.to_numpy().reshape(steps, num, features).transpose(1, 0, 2)

@@ -11,6 +11,7 @@ import sys
 from typing import Any
 
 from tfp_ar1 import params, priors
+from tfp_ar1.distributions import kl as kl  # Registers the KL divergences.
 from tfp_ar1.distributions.mvn_ante1 import MultivariateNormalANTE1
 from tfp_ar1.distributions.mvn_ar1 import MultivariateNormalAR1
 from tfp_ar1.distributions.mvn_arh1 import MultivariateNormalARH1

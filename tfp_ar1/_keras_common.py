@@ -9,12 +9,11 @@ from collections.abc import Callable
 from typing import Any
 
 import tensorflow as tf
-import tensorflow_probability as tfp
+from tensorflow_probability import distributions as tfd
 from tensorflow_probability.python.internal import prefer_static as ps
 
+from tfp_ar1._typing import MixinBase
 from tfp_ar1.families import PACKED
-
-tfd = tfp.distributions
 
 
 def member_layer(base: Any, family: str, package: str) -> Any:
@@ -35,7 +34,7 @@ def layer_named(name: str, layer_class: Callable[[str], Any], package: str) -> A
     raise AttributeError(f"module {package!r} has no attribute {name!r}")
 
 
-class _OneKerasMixin:
+class _OneKerasMixin(MixinBase):
     """Refuses to be called in a model of the other Keras, which would lose the KL silently."""
 
     def __call__(self, *args, **kwargs) -> Any:
@@ -141,7 +140,8 @@ def checked_reinterpreted_batch_ndims(ndims: Any) -> int | None:
     """Returns it, or raises `ValueError` if it is neither a non-negative integer nor `None`."""
     if ndims is None:
         return None
-    if not isinstance(ndims, numbers.Real) or int(ndims) != ndims or ndims < 0:
+    whole = isinstance(ndims, numbers.Real) and float(ndims).is_integer()
+    if not whole or ndims < 0:
         raise ValueError(
             f"`reinterpreted_batch_ndims` must be a non-negative integer or `None`; got {ndims!r}."
         )

@@ -462,7 +462,7 @@ def train(ctx: click.Context, out: pathlib.Path | None, backup_steps: int, **opt
             data = images.load(
                 dataset, options["data_dir"], options["likelihood"], options["corrupt"]
             )
-        images.check_network(options["network"], dataset, data.image_shape)
+        images.check_network(options["network"], dataset, data.data_shape)
     config = runs.new_config(options, data.fingerprint())
     name = f"{loading.short_name(dataset)}-{options['posterior']}"
     visited = worker and contextlib.nullcontext(runs.visit(out, config, worker))
@@ -718,9 +718,9 @@ def _test_images(
         dataset, data_dir, run.options["likelihood"], run.options.get("corrupt", "stop"), trained
     )
     trained_shape = tuple(run.config["data"]["image_shape"])
-    if data.image_shape != trained_shape:
+    if data.data_shape != trained_shape:
         raise UserError(
-            f"the images of {dataset} have shape {data.image_shape}, but {run.folder} was trained "
+            f"the images of {dataset} have shape {data.data_shape}, but {run.folder} was trained "
             f"on {trained_shape}; give a --dataset of that shape."
         )
     return data

@@ -1,5 +1,6 @@
 """Reading images: IDX files, NumPy files, the digits; what is refused is in `test_cli`, too."""
 
+import dataclasses
 import gzip
 import os
 import pathlib
@@ -9,6 +10,8 @@ import numpy as np
 import pytest
 
 from tfp_ar1_cli.data import images as datasets
+from tfp_ar1_cli.data import loading
+from tfp_ar1_cli.data.protocol import DataOptions
 from tfp_ar1_cli.errors import UserError
 
 IDX_NAMES = (
@@ -41,36 +44,30 @@ def write_idx_folder(folder, num_train=6, num_test=4, size=(3, 2), compress=True
     return arrays
 
 
-@pytest.mark.parametrize("compress", [True, False])
-@pytest.mark.parametrize("dataset", datasets.IDX_DATASETS)
-def test_idx_folder(tmp_path, dataset, compress):
-    x_train, _, x_test, y_test = write_idx_folder(tmp_path, compress=compress)
+@pytest.mark.parametrize(
+    ("dataset", "folder", "compress"),
+    [
+        ("mnist", ".", True),
+        ("fashion_mnist", ".", False),
+        ("fashion_mnist", "fashion_mnist", True),
+        ("fashion_mnist", "fashion-mnist", True),
+    ],
+)
+def test_idx_folder(tmp_path, dataset, folder, compress):
+    (tmp_path / folder).mkdir(exist_ok=True)
+    x_train, _, x_test, y_test = write_idx_folder(tmp_path / folder, compress=compress)
+    if compress:  # Then those that are not compressed are not read.
+        for name in IDX_NAMES:
+            (tmp_path / folder / name).write_bytes(b"not read")
     data = datasets.load(dataset, str(tmp_path))
     np.testing.assert_allclose(data.x_train, x_train / 255, rtol=1e-6)
     np.testing.assert_allclose(data.x_test, x_test / 255, rtol=1e-6)
     np.testing.assert_array_equal(data.y_test, y_test)
     assert data.x_train.dtype == np.float32
-    assert data.image_shape == (3, 2)
-
-
-@pytest.mark.parametrize("name", ["fashion_mnist", "fashion-mnist"])
-def test_idx_folder_with_a_folder_for_each_dataset(tmp_path, name):
-    (tmp_path / name).mkdir()
-    x_train = write_idx_folder(tmp_path / name)[0]
-    np.testing.assert_allclose(
-        datasets.load("fashion_mnist", str(tmp_path)).x_train, x_train / 255, rtol=1e-6
-    )
-    with pytest.raises(UserError, match="folder of the four IDX files of mnist"):
-        datasets.load("mnist", str(tmp_path))
-
-
-def test_gzipped_idx_files_are_preferred(tmp_path):
-    x_train = write_idx_folder(tmp_path)[0]
-    for name in IDX_NAMES:
-        (tmp_path / name).write_bytes(b"not read")
-    np.testing.assert_allclose(
-        datasets.load("mnist", str(tmp_path)).x_train, x_train / 255, rtol=1e-6
-    )
+    assert data.data_shape == (3, 2)
+    if folder != ".":
+        with pytest.raises(UserError, match="folder of the four IDX files of mnist"):
+            datasets.load("mnist", str(tmp_path))
 
 
 def test_digits():
@@ -93,7 +90,7 @@ def test_shapes_of_own_images(tmp_path, shape):
     x = np.random.default_rng(0).random(shape)
     np.save(tmp_path / "x.npy", x)
     data = datasets.load(f"npy:{tmp_path / 'x.npy'}")
-    assert data.image_shape == shape[1:]
+    assert data.data_shape == shape[1:]
     assert (len(data.x_train), len(data.x_test), data.y_test) == (8, 2, None)
     # Every image is in one of the two parts.
     both = np.concatenate([data.x_train, data.x_test]).reshape(10, -1)
@@ -181,3 +178,18 @@ def test_real_files(dataset, folder):
     assert data.x_test.shape == (10000, 28, 28)
     np.testing.assert_array_equal(np.unique(data.y_test), np.arange(10))
     assert (data.x_train.min(), data.x_train.max()) == (0, 1)
+
+
+def test_images_and_series_behind_one_load(tmp_path):
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).random((10, 6, 2)))
+    options = DataOptions(dataset=f"npy:{tmp_path / 'x.npy'}")
+    data = loading.load(options)
+    assert data.describe() == "8 training and 2 test images of 6x2"
+    assert len(loading.load(options, {"sha256": "of others"}, whole=True).test) == 10
+    options = dataclasses.replace(options, model="sequence", likelihood="gaussian", window=3)
+    data = loading.load(options)
+    assert data.describe() == "16 training and 4 test windows of 3 steps, 2 channels"
+    assert data.test.keys() == {"x", "length"}
+    again = loading.load(dataclasses.replace(options, window=None), data.fingerprint(), whole=True)
+    assert again.is_that_of(data.fingerprint())
+    assert loading.resolve("gunpoint", "sequence") == "gunpoint"

@@ -22,9 +22,8 @@ from test_cli import cli, refused  # noqa: F401  fixtures
 from test_datasets import IDX_NAMES, idx_bytes, write_idx_folder
 from test_streams import write_shards
 
-from experiments import compare
 from tfp_ar1_cli import commands, runs
-from tfp_ar1_cli.data import files, series, streams
+from tfp_ar1_cli.data import files, pixels, series, series_csv, streams
 from tfp_ar1_cli.data import images as datasets
 from tfp_ar1_cli.errors import UserError
 
@@ -341,7 +340,7 @@ def test_hidden_and_other_files_are_left_out_and_counted(tmp_path):
     )
 
 
-@pytest.mark.parametrize("suffix", [".webp", ".TIF", ".pgm", ".jfif"])
+@pytest.mark.parametrize("suffix", [".webp", ".TIF", ".pgm", ".jfif", ".BMP", ".gif"])
 def test_other_endings_are_read(tmp_path, suffix):
     flat = np.full((2, 6, 5), 204, np.uint8)
     write_images(tmp_path / "x", flat[:1])
@@ -511,7 +510,7 @@ def test_a_folder_that_is_named_like_an_image(tmp_path):
 def little_memory(monkeypatch):
     """A machine with a megabyte left."""
     monkeypatch.setattr(files, "available_memory", lambda: 2**20)
-    monkeypatch.setattr(series, "available_memory", lambda: 2**20)
+    monkeypatch.setattr(series_csv, "available_memory", lambda: 2**20)
 
 
 @pytest.mark.usefixtures("little_memory")
@@ -547,8 +546,8 @@ def test_memory_that_is_refused(tmp_path, monkeypatch):
         raise MemoryError("Unable to allocate 3.00 GiB")
 
     spec, text = npy(tmp_path, BYTES), csv(tmp_path, ROWS)
-    monkeypatch.setattr(datasets.pixels, "to_float32", refuse)
-    monkeypatch.setattr(series, "_cropped", refuse)
+    monkeypatch.setattr(pixels, "to_float32", refuse)
+    monkeypatch.setattr(series, "_check_length", refuse)
     expected = "not enough memory to read it (Unable to allocate 3.00 GiB); "
     assert f"{expected}keep the images on disk" in refusal(datasets.load, spec)
     assert f"{expected}give fewer series" in refusal(series.load, text)
@@ -806,14 +805,3 @@ def test_another_window_is_no_change_of_the_file(refused, tmp_path):  # noqa: F8
     (run / "metrics.json").unlink()
     message = refused("train", *SEQUENCE, spec, "--window", 4, "--epochs", 3, "--out", run)
     assert "with --window 3, not 4; resume it with the same options" in message
-
-
-def test_compare_does_not_go_on_with_other_data(cli, tmp_path, monkeypatch):  # noqa: F811
-    spec, plans = npy(tmp_path, BYTES % 2), []
-    monkeypatch.setattr(compare, "dry_run", plans.append)
-    assert cli("compare", "--dataset", spec, "--dry-run")[2] == (
-        "own: The images are bytes of 0 and 1 alone, which are taken as they are.\n"
-    )
-    npy(tmp_path, BYTES)
-    with pytest.raises(UserError, match=r"own\.npy: has changed since"):
-        compare.work(plans[0])

@@ -7,7 +7,7 @@ import click
 import numpy as np
 import pytest
 
-from tfp_ar1_cli.data import series
+from tfp_ar1_cli.data import series, series_csv
 from tfp_ar1_cli.errors import UserError
 
 SHIPPED = {
@@ -187,7 +187,7 @@ def test_csv_of_several_channels(tmp_path):
         "a c,-1,7,8\na c,2,9,nan\n"  # steps 0 and 1 are missing
         "third,0,1,1\nthird,1,1,2\n"
     )
-    arrays = series._read_csv(path, [])
+    arrays = series_csv.read_csv(path, [])
     assert arrays["names"] == ["flow", "temperature"]
     np.testing.assert_array_equal(arrays["length"], [3, 4, 2])
     missing = [NAN, NAN]

@@ -19,7 +19,7 @@ from tensorflow_probability.python.internal import samplers
 
 from tfp_ar1 import MultivariateNormalAR1, recurrence
 from tfp_ar1.correlation import LagOneCorrelation
-from tfp_ar1.distributions.gaussian_markov_chain import kl_terms, log_prob_terms
+from tfp_ar1.distributions.kl import kl_terms, log_prob_terms
 
 MEMBERS = AR1S | RELATIVES
 

@@ -30,7 +30,8 @@ from tfp_ar1 import (
     MultivariateNormalARH1,
     MultivariateNormalOU,
 )
-from tfp_ar1.distributions.gaussian_markov_chain import GaussianMarkovChain, log_prob_terms
+from tfp_ar1.distributions.gaussian_markov_chain import GaussianMarkovChain
+from tfp_ar1.distributions.kl import log_prob_terms
 
 tfd = tfp.distributions
 

@@ -22,7 +22,7 @@ from family import (
 )
 
 from tfp_ar1 import MultivariateNormalANTE1, MultivariateNormalAR1
-from tfp_ar1.distributions.gaussian_markov_chain import kl_terms
+from tfp_ar1.distributions.kl import kl_terms
 from tfp_ar1.linear_operators.markov_cholesky import LinearOperatorMarkovCholesky
 
 tfd = tfp.distributions

@@ -10,7 +10,7 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 
 import tfp_ar1
-from tfp_ar1.distributions.gaussian_markov_chain import kl_terms, log_prob_terms
+from tfp_ar1.distributions.kl import kl_terms, log_prob_terms
 
 SEED = [1, 2]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import tensorflow as tf
 from tensorflow_probability.python.internal import distribution_util, samplers
@@ -12,14 +12,11 @@ from tensorflow_probability.python.internal import prefer_static as ps
 from tfp_ar1 import recurrence
 from tfp_ar1.linear_operators.chain import Chain, widened
 
-if TYPE_CHECKING:
-    from tfp_ar1.distributions.gaussian_markov_chain import GaussianMarkovChain
-
 __all__ = ["ConditionalMarkov"]
 
 
 class ConditionalMarkov:
-    """The law of all coordinates of a Gaussian Markov chain, given those that were observed.
+    """The distribution of all coordinates of a Gaussian Markov chain, given the observed ones.
 
     A missing coordinate depends on the nearest observed one on either side alone. With the products
     of the lag-one correlations between, a and b, with r_a = 1 - a² and r_b = 1 - b², and with
@@ -35,44 +32,44 @@ class ConditionalMarkov:
     Made by `GaussianMarkovChain.conditional`.
 
     Args:
-      distribution: the `GaussianMarkovChain`.
-      value: floating-point tensor `[..., d]`, broadcast against the batch shape of `distribution`.
-        Entries that are not observed are ignored, and may be NaN.
+      value: floating-point tensor `[..., d]`, broadcast against the batch shape. Entries that are
+        not observed are ignored, and may be NaN.
       observed: boolean tensor `[..., d]`, `True` where `value` is known.
+      loc: the mean of the chain, a scalar or `[..., d]` or `[..., 1]`.
+      chain: its standard deviations and correlations.
+      batch_shape: its batch shape, as known as it can be.
 
     Raises:
       TypeError: if `observed` is not boolean.
       ValueError: if the last dimension of `value` or `observed` is not the event size.
     """
 
-    def __init__(self, distribution: GaussianMarkovChain, value: Any, observed: Any):
-        value = tf.convert_to_tensor(value, dtype=distribution.dtype, name="value")
+    def __init__(self, value: Any, observed: Any, loc: tf.Tensor, chain: Chain, batch_shape: Any):
+        value = tf.convert_to_tensor(value, dtype=chain.dtype, name="value")
         observed = tf.convert_to_tensor(observed, name="observed")
         if observed.dtype != tf.bool:
             raise TypeError(f"`observed` must be boolean; got dtype {observed.dtype.name}.")
+        size = tf.get_static_value(chain.size)
         for name, x in (("value", value), ("observed", observed)):
-            if not x.shape[-1:].is_compatible_with(distribution.event_shape):
+            if not x.shape[-1:].is_compatible_with([size]):
                 raise ValueError(
-                    f"The last dimension of `{name}` must be the event size "
-                    f"{distribution.event_shape[-1]}; got shape {x.shape}."
+                    f"The last dimension of `{name}` must be the event size {size}; got shape "
+                    f"{x.shape}."
                 )
-        self.distribution = distribution
-        loc = distribution._loc_or_zero()
-        self._loc, self._chain = widened(loc), distribution.scale.chain().widened()
-        rho, event_shape = self._chain.rho, ps.reshape(distribution._event_size(), [1])
+        self._dtype = chain.dtype
+        self._loc, self._chain = widened(loc), chain.widened()
+        rho, event_shape = self._chain.rho, ps.reshape(chain.size, [1])
         self._observed = tf.broadcast_to(
             observed, ps.broadcast_shape(ps.shape(observed), event_shape)
         )
-        batch_shape = distribution._static_or_dynamic_batch_shape()
         batch_and_event = ps.concat([batch_shape, event_shape], axis=0)
         shape = ps.broadcast_shape(ps.shape(value), ps.shape(self._observed))
         self.observed = tf.broadcast_to(self._observed, ps.broadcast_shape(shape, batch_and_event))
         # What is missing must not reach a product, since 0 · NaN is NaN; nor a gradient.
         self.value = tf.where(self.observed, value, loc)
-        # Coordinates are turned round where the sign changes: a chain whose ρ are positive.
+        # Coordinates are sign-flipped so that all correlations of the chain are positive.
         signs = rho.along_steps(rho.sign) * tf.ones([self._chain.num_steps], rho.dtype)
-        turn = tf.math.cumprod(signs, axis=-1)
-        self._sign_flips = recurrence.pad(turn, 1, 0, value=1.0)
+        self._sign_flips = recurrence.pad(tf.math.cumprod(signs, axis=-1), 1, 0, value=1.0)
         self._left, self._right = (
             _NearestObserved(self._chain, self._observed, r) for r in (False, True)
         )
@@ -137,8 +134,8 @@ class ConditionalMarkov:
     def sample(self, sample_shape: Any = (), seed: Any = None) -> tf.Tensor:
         """Draws `[*sample_shape, ..., d]` that have the observed values where there are such.
 
-        A draw x of the unconditional law plus E[· | value] - E[· | x], which has the conditional
-        law (Matheron's rule).
+        A draw x of the unconditional distribution plus E[· | value] - E[· | x], which has the
+        conditional distribution (Matheron's rule).
 
         Args:
           sample_shape: integer or list of integers.
@@ -155,7 +152,7 @@ class ConditionalMarkov:
 
     def _narrowed(self, x: tf.Tensor) -> tf.Tensor:
         """`x` in the dtype of the distribution, which may be narrower than the computation's."""
-        return tf.cast(x, self.distribution.dtype)
+        return tf.cast(x, self._dtype)
 
 
 @tf.custom_gradient

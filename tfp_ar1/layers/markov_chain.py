@@ -8,14 +8,12 @@ from typing import Any
 
 import keras
 import tensorflow as tf
-import tensorflow_probability as tfp
+from tensorflow_probability import distributions as tfd
 
 from tfp_ar1 import _keras_common
 from tfp_ar1 import params as ar1_params
 from tfp_ar1.layers.prior import Prior, checked_prior, current_prior, prior_to_config
 from tfp_ar1.layers.seeding import SeededMixin
-
-tfd = tfp.distributions
 
 __all__ = ["MarkovChainLayer", "layer_class"]
 

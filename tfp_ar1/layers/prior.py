@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import keras
 import numpy as np
 import tensorflow as tf
-import tensorflow_probability as tfp
+from tensorflow_probability import distributions as tfd
 
 from tfp_ar1 import _keras_common, priors
 from tfp_ar1 import params as ar1_params
-
-tfd = tfp.distributions
 
 __all__ = [
     "MultivariateNormalAR1Prior",
@@ -101,7 +99,7 @@ class MultivariateNormalAR1Prior(keras.layers.Layer):
         }
 
 
-Prior = tfd.Distribution | keras.layers.Layer
+Prior: TypeAlias = tfd.Distribution | keras.layers.Layer
 
 
 def current_prior(prior: Prior) -> tfd.Distribution:

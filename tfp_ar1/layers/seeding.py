@@ -8,10 +8,12 @@ import keras
 import tensorflow as tf
 from tensorflow_probability.python.internal import samplers
 
+from tfp_ar1._typing import MixinBase
+
 __all__ = ["SeededMixin"]
 
 
-class SeededMixin:
+class SeededMixin(MixinBase):
     """For a Keras layer or model that draws noise: its seed, saved and loaded with its weights.
 
     Keras does not save the state of a `SeedGenerator`; with it, training that is resumed draws

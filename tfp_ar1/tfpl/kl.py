@@ -6,13 +6,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import tensorflow as tf
-import tensorflow_probability as tfp
 import tf_keras
+from tensorflow_probability import distributions as tfd
 from tf_keras.src.engine import base_layer_utils
 
 from tfp_ar1 import _keras_common, priors
-
-tfd = tfp.distributions
 
 __all__ = ["KLDivergenceAddLoss", "KLDivergenceRegularizer"]
 

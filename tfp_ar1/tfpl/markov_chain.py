@@ -9,13 +9,12 @@ from typing import Any
 import tensorflow as tf
 import tensorflow_probability as tfp
 import tf_keras
+from tensorflow_probability import distributions as tfd
 from tf_keras.src.engine import base_layer_utils
 
 from tfp_ar1 import _keras_common
 from tfp_ar1 import params as ar1_params
 from tfp_ar1.tfpl.kl import KLDivergenceRegularizer
-
-tfd = tfp.distributions
 
 __all__ = ["MarkovChainLayer", "layer_class"]
 

@@ -6,11 +6,10 @@ from typing import Protocol
 
 import tensorflow as tf
 import tensorflow_probability as tfp
+from tensorflow_probability import distributions as tfd
 
 from tfp_ar1 import params as ar1_params
 from tfp_ar1.families import PACKED
-
-tfd = tfp.distributions
 
 __all__ = ["POSTERIORS", "Posterior", "get", "num_covariance_parameters"]
 

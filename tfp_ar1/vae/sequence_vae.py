@@ -11,7 +11,7 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 from tensorflow_probability.python.internal import samplers
 
-from tfp_ar1.distributions.gaussian_markov_chain import kl_terms, log_prob_terms
+from tfp_ar1.distributions.kl import kl_terms, log_prob_terms
 from tfp_ar1.distributions.mvn_ar1 import MultivariateNormalAR1
 from tfp_ar1.layers.prior import (
     MultivariateNormalAR1Prior,

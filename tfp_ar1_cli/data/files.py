@@ -1,33 +1,29 @@
-"""Opening files, reading parts of them, and how much memory there is for that."""
+"""Opening files, reading parts of them, and the memory that there is for that."""
 
 import contextlib
 import io
 import os
 import pathlib
+import re
 import stat
 import sys
 from collections.abc import Iterator
 
 from tfp_ar1_cli.errors import UserError
 
-_GIGABYTE = 2**30
-
 
 def check_regular(path: pathlib.Path) -> os.stat_result:
-    """What the system knows of a file that holds data; of a folder too, which cannot be opened.
+    """The status of a file or folder; nothing else is read: a named pipe would wait for its writer.
 
     Raises:
-      UserError: If it is something else: to open a named pipe waits for its writer without end.
+      UserError: If it is something else, or a broken link.
       OSError: If there is no such file.
     """
-    try:
-        status = path.stat()
-    except FileNotFoundError as error:
-        if not path.is_symlink():
-            raise
+    if path.is_symlink() and not path.exists():
         raise UserError(
             f"{path}: is a link to {os.readlink(path)}, which does not exist; remove or mend it."
-        ) from error
+        )
+    status = path.stat()
     if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):
         kind = "named pipe" if stat.S_ISFIFO(status.st_mode) else "device or socket"
         raise UserError(
@@ -38,15 +34,7 @@ def check_regular(path: pathlib.Path) -> os.stat_result:
 
 
 def open_raw(path: pathlib.Path) -> io.FileIO:
-    """Opens a file for `read_at`.
-
-    Whoever reads opens the file anew: then threads share no position, and a thousand shards need no
-    thousand descriptors.
-
-    Raises:
-      UserError: See `check_regular`.
-      OSError: If it cannot be opened.
-    """
+    """Opens a file for `read_at`: anew for each reading, so that threads share no position."""
     check_regular(path)
     return path.open("rb", buffering=0)
 
@@ -54,8 +42,7 @@ def open_raw(path: pathlib.Path) -> io.FileIO:
 def read_at(file: io.FileIO, offset: int, size: int) -> bytearray:
     """Reads exactly `size` bytes from byte `offset` on.
 
-    Not by a memory map: of a map, a file that was cut off or a disk that fails kills the process by
-    a SIGBUS, without a word; and a map counts in full where the address space is limited.
+    Not by a memory map, where a file that was cut off, or a disk that fails, kills the process.
 
     Raises:
       OSError: If the file cannot be read or ends too early. It names the file and the byte.
@@ -79,10 +66,9 @@ def read_at(file: io.FileIO, offset: int, size: int) -> bytearray:
 def available_memory() -> int:
     """How many bytes can be taken before the system ends processes; `sys.maxsize` if unknown."""
     found = [sys.maxsize]
-    with contextlib.suppress(OSError, ValueError, StopIteration):
-        lines = pathlib.Path("/proc/meminfo").read_text().splitlines()
-        free = next(line for line in lines if line.startswith("MemAvailable:"))
-        found.append(1024 * int(free.split()[1]))
+    with contextlib.suppress(OSError):
+        text = pathlib.Path("/proc/meminfo").read_text()
+        found += [1024 * int(kib) for kib in re.findall(r"MemAvailable:\s*(\d+)", text)]
     # The limit of a container, of which the use is not known: it counts what can be given back.
     for name in ("memory.max", "memory/memory.limit_in_bytes"):
         with contextlib.suppress(OSError, ValueError):
@@ -91,32 +77,22 @@ def available_memory() -> int:
 
 
 def check_memory(path: pathlib.Path | str, needed: int, advice: str) -> None:
-    """Checks, before a file is read, that there is memory for it.
-
-    Args:
-      path: The file.
-      needed: How many bytes it takes.
-      advice: What to do otherwise.
+    """Checks that there is memory to read a file, because Linux would kill the process instead.
 
     Raises:
-      UserError: If there is not. Without, systems that lend more memory than they have, as Linux
-        does, would kill the process.
+      UserError: If there is less than `needed` bytes; it gives the advice.
     """
     available = available_memory()
     if needed > available:
         raise UserError(
-            f"{path}: reading it takes {needed / _GIGABYTE:.2f} GiB of memory, and "
-            f"{available / _GIGABYTE:.2f} GiB are free; {advice}."
+            f"{path}: reading it takes {needed / 2**30:.2f} GiB of memory, and "
+            f"{available / 2**30:.2f} GiB are free; {advice}."
         )
 
 
 @contextlib.contextmanager
 def short_of_memory(path: pathlib.Path | str, advice: str) -> Iterator[None]:
-    """Names the file where the memory for it is refused.
-
-    Raises:
-      UserError: In the place of a `MemoryError`.
-    """
+    """Names the file, in a `UserError`, where the memory for it is refused."""
     try:
         yield
     except MemoryError as error:

@@ -1,9 +1,13 @@
 """What the training, the evaluation and the pictures ask of data, whatever they are."""
 
 import dataclasses
-from typing import Any, Protocol
+import hashlib
+from collections.abc import Sequence
+from typing import Any, ClassVar
 
 import numpy as np
+
+from tfp_ar1_cli.progress import counted
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,42 +31,78 @@ class DataOptions:
     window: int | None = None
 
 
-class Data(Protocol):
-    """Training and test data, checked and scaled."""
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """Training and test data, checked and scaled; each kind of data is a subclass.
 
-    @property
-    def x_train(self) -> Any:
-        """The training examples, float32 `[N, *data_shape]`; an array, or a stream from disk."""
+    Attributes:
+      x_train: The training examples, float32 `[N, *data_shape]`: an array, or a `streams.Stream`.
+      x_test: The test examples, float32 `[N, *data_shape]`.
+      notes: What the user should know about how the data were understood.
+    """
 
-    @property
-    def x_test(self) -> np.ndarray:
-        """The test examples, float32 `[N, *data_shape]`."""
+    x_train: Any
+    x_test: np.ndarray
+    notes: tuple[str, ...] = dataclasses.field(default=(), kw_only=True)
+
+    noun: ClassVar[str]
+    shape_key: ClassVar[str]
 
     @property
     def data_shape(self) -> tuple[int, ...]:
         """The shape of one example."""
+        return self.x_train.shape[1:]
 
     @property
     def train(self) -> Any:
         """The training data as the model takes them."""
+        return self.x_train
 
     @property
     def test(self) -> Any:
         """The test data as the model takes them."""
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """What the user should know about how the data were understood."""
+        return self.x_test
 
     @property
     def skipped(self) -> dict[str, str]:
         """What was wrong with the examples that were left out so far, by their position on disk."""
+        return getattr(self.x_train, "skipped", {})
+
+    def shape_text(self) -> str:
+        """The shape of one example in words."""
+        raise NotImplementedError
 
     def describe(self) -> str:
         """How many examples of which shape there are, in words."""
+        tests = counted(len(self.x_test), f"test {self.noun}")
+        return f"{len(self.x_train)} training and {tests} of {self.shape_text()}"
+
+    def _sha256(self) -> str:
+        raise NotImplementedError
+
+    def _described(self) -> dict[str, Any]:
+        """What else belongs in the fingerprint."""
+        raise NotImplementedError
 
     def fingerprint(self) -> dict[str, Any]:
         """What identifies the data in a run's config."""
+        return {
+            self.shape_key: list(self.data_shape),
+            "num_train": len(self.x_train),
+            "num_test": len(self.x_test),
+            **self._described(),
+            "sha256": self._sha256(),
+        }
 
     def is_that_of(self, trained: dict[str, Any]) -> bool:
         """Whether these are the data of a fingerprint."""
+        return self._sha256() == trained.get("sha256")
+
+
+def sha256_of(arrays: Sequence[np.ndarray]) -> str:
+    """A hash of the shapes and the values of arrays."""
+    digest = hashlib.sha256()
+    for array in arrays:
+        digest.update(repr(array.shape).encode())
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()

@@ -12,31 +12,19 @@ import struct
 import numpy as np
 
 from tfp_ar1_cli.data.files import open_raw, read_at
+from tfp_ar1_cli.data.sources import Unreadable
 from tfp_ar1_cli.errors import UserError
 
 _HEADER, _FOOTER = struct.Struct("<QI"), struct.Struct("<I")
 _POLYNOMIAL = 0x82F63B78
-# Longer data are cut into lanes of 16 bytes, which are taken through the CRC side by side.
-_LANE_BITS = 4
 
 
-class Damaged(ValueError):
-    """Bytes that are not what was written, with the byte where that begins."""
-
-    def __init__(self, message: str, offset: int) -> None:
-        super().__init__(message)
-        self.offset = offset
-
-
-def index(path: pathlib.Path) -> tuple[np.ndarray, np.ndarray, Damaged | None]:
+def index(path: pathlib.Path) -> tuple[np.ndarray, np.ndarray, str | None]:
     """Finds the records of a file, by reading its headers alone.
 
-    Args:
-      path: The file.
-
     Returns:
-      The offset of each record, its length (that of its data), both int64, and what is damaged, if
-      anything is: the records before that are given, those behind it cannot be found.
+      The offset of each record, the length of its data, both int64, and what is damaged after the
+      last of them, if anything is: what follows cannot be found.
 
     Raises:
       UserError: If the file is compressed.
@@ -50,20 +38,18 @@ def index(path: pathlib.Path) -> tuple[np.ndarray, np.ndarray, Damaged | None]:
                 f"{path}: is compressed by gzip, so that its records cannot be read by position; "
                 "write it without compression, or decompress it with gunzip."
             )
-        while offset < size:
-            end = offset + _HEADER.size
+        while offset < size and damage is None:
+            end, length = offset + _HEADER.size, 0
             if end <= size:
                 header = read_at(file, offset, _HEADER.size)
                 length, crc = _HEADER.unpack(header)
-                if masked_crc32c(header[:8]) != crc:
-                    what = "the length of the record does not have its CRC"
-                    hint = "" if offset else " (no TFRecord file, or a compressed one, or damaged)"
-                    damage = Damaged(what + hint, offset)
-                    break
                 end += length + _FOOTER.size
+                if masked_crc32c(bytes(header[:8])) != crc:
+                    hint = "" if offset else " (no TFRecord file, or a compressed one, or damaged)"
+                    damage = f"the length of the record does not have its CRC{hint}"
+                    break
             if end > size:
-                missing = f"the file ends at byte {size}, before the record's end"
-                damage = Damaged(f"truncated: {missing}", offset)
+                damage = f"truncated: the file ends at byte {size}, before the record's end"
                 break
             offsets.append(offset)
             lengths.append(length)
@@ -71,18 +57,23 @@ def index(path: pathlib.Path) -> tuple[np.ndarray, np.ndarray, Damaged | None]:
     return np.array(offsets, np.int64), np.array(lengths, np.int64), damage
 
 
+def end(offsets: np.ndarray, lengths: np.ndarray) -> int:
+    """The byte after the last of the records."""
+    return int(offsets[-1] + lengths[-1]) + _HEADER.size + _FOOTER.size if len(offsets) else 0
+
+
 def read(path: pathlib.Path, offset: int, length: int) -> bytes:
     """Reads the data of the record of this length at this offset.
 
     Raises:
-      Damaged: If the data do not have their CRC.
+      Unreadable: If the data do not have their CRC.
       OSError: If the file cannot be read.
     """
     with open_raw(path) as file:
-        data = read_at(file, offset + _HEADER.size, length + _FOOTER.size)
-    data, (crc,) = bytes(data[:length]), _FOOTER.unpack(data[length:])
+        content = read_at(file, offset + _HEADER.size, length + _FOOTER.size)
+    data, (crc,) = bytes(content[:length]), _FOOTER.unpack(content[length:])
     if masked_crc32c(data) != crc:
-        raise Damaged("the data of the record do not have their CRC", offset)
+        raise Unreadable("the data of the record do not have their CRC")
     return data
 
 
@@ -96,56 +87,47 @@ def crc32c(data: bytes) -> int:
     """CRC-32C (Castagnoli) of bytes, in NumPy.
 
     Without its inversions, the CRC is linear over bits. That of two parts in a row is that of the
-    left one, taken through as many zero bytes as the right one has, plus (xor) that of the right.
+    left one, carried through as many zero bytes as the right one has, plus (xor) that of the right.
+    So the data become words of 4 bytes, and neighbours are joined until one is left.
     """
-    if len(data) <= 16:
-        return _crc32c_of_few(data)
+    if len(data) < 4:
+        crc = 0xFFFFFFFF
+        for byte in data:
+            crc = int(_BYTES[(crc ^ byte) & 0xFF]) ^ crc >> 8
+        return crc ^ 0xFFFFFFFF
     # Zeros in front do not count, without the inversions.
-    lanes = -(-len(data) >> _LANE_BITS)
-    padded = np.zeros(lanes << _LANE_BITS, np.uint8)
+    padded = np.zeros(-(-len(data) // 4) * 4, np.uint8)
     padded[-len(data) :] = np.frombuffer(data, np.uint8)
     padded[padded.size - len(data) :][:4] ^= 0xFF  # The inversion at the start.
-    state = np.zeros(lanes, np.uint32)
-    for word in np.ascontiguousarray(padded.view("<u4").reshape(lanes, -1).T):
-        state = _through_zeros(_zeros(2), state ^ word)  # 2**2 bytes.
-    level = _LANE_BITS
+    level, state = 2, _through_zeros(2, padded.view("<u4"))
     while len(state) > 1:
         if len(state) % 2:
             state = np.concatenate([np.zeros(1, np.uint32), state])
-        state = _through_zeros(_zeros(level), state[0::2]) ^ state[1::2]
+        state = _through_zeros(level, state[0::2]) ^ state[1::2]
         level += 1
     return int(state[0]) ^ 0xFFFFFFFF
 
 
-def _crc32c_of_few(data: bytes) -> int:
-    crc = 0xFFFFFFFF
-    for byte in data:
-        crc = _BYTES[(crc ^ byte) & 0xFF] ^ crc >> 8
-    return crc ^ 0xFFFFFFFF
-
-
-def _through_zeros(table: np.ndarray, state: np.ndarray) -> np.ndarray:
-    """CRCs (without inversions) as they are after the zero bytes of a table of `_zeros`."""
-    return table[0][state & 0xFFFF] ^ table[1][state >> 16]
+def _through_zeros(level: int, state: np.ndarray) -> np.ndarray:
+    """CRCs (without inversions) as they are after `2**level` zero bytes."""
+    low, high = _zeros(level)
+    return low[state & 0xFFFF] ^ high[state >> 16]
 
 
 @functools.cache
 def _zeros(level: int) -> np.ndarray:
-    """What `2**level` zero bytes make of each value of the halves of a CRC (without inversions).
-
-    Returns:
-      uint32 `[2, 65536]`, for the lower and the upper 16 bits.
-    """
+    """What `2**level` zero bytes make of each value of the lower and upper 16 bits of a CRC."""
     if level:
-        return _through_zeros(_zeros(level - 1), _zeros(level - 1))
+        return _through_zeros(level - 1, _zeros(level - 1))
     states = np.arange(2**16, dtype=np.uint32) << np.array([[0], [16]], np.uint32)
-    return np.array(_BYTES, np.uint32)[states & 0xFF] ^ states >> 8
+    return _BYTES[states & 0xFF] ^ states >> 8
 
 
-def _crc_of_byte(byte: int) -> int:
+def _of_bytes() -> np.ndarray:
+    crc = np.arange(256, dtype=np.uint32)
     for _ in range(8):
-        byte = byte >> 1 ^ _POLYNOMIAL * (byte & 1)
-    return byte
+        crc = crc >> 1 ^ np.uint32(_POLYNOMIAL) * (crc & 1)
+    return crc
 
 
-_BYTES = [_crc_of_byte(byte) for byte in range(256)]
+_BYTES = _of_bytes()

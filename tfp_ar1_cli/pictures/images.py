@@ -13,28 +13,25 @@ from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 
 from tfp_ar1_cli.data.images import ImageData
-from tfp_ar1_cli.pictures.style import bare, draw_all, label, save
+from tfp_ar1_cli.pictures.style import (
+    BLUE,
+    draw_all,
+    label,
+    latent_name,
+    learning_curves,
+    panels,
+    save,
+)
 from tfp_ar1_cli.progress import counted
 from tfp_ar1_cli.runs import Run, atomic
 
-_TRAIN, _TEST = "#e0923a", "#1f5fa8"
 _MAX_CATEGORIES = 20
 # More test images than this say nothing more in a picture.
 _MAX_IMAGES = 5000
-_SUBSCRIPTS = str.maketrans("0123456789", "₀₁₂₃₄₅₆₇₈₉")
 
 
 def draw_run(run: Run, model: Any, data: ImageData) -> list[pathlib.Path]:
-    """Draws every picture of a trained run into its folder.
-
-    Args:
-      run: The run; its history is read.
-      model: Its trained `RhoVAE`.
-      data: Its images.
-
-    Returns:
-      The files, in the order in which a person would look at them.
-    """
+    """Draws every picture of a run with its trained `RhoVAE`; returns the files in order."""
     x = data.x_test[:_MAX_IMAGES]
     labels = None if data.y_test is None else data.y_test[:_MAX_IMAGES]
     few, scale, options = x[:20], run.value_range, run.options
@@ -102,12 +99,7 @@ def latent_traversal(
 ) -> None:
     """Draws what the decoder makes of one latent coordinate at a time.
 
-    Args:
-      path: The file to write.
-      model: Its `decode(z)` gives a distribution over images.
-      means: Posterior means `[N, latent_dim]`; the coordinates where they vary most are drawn.
-      value_range: The values shown as black and as white.
-      rows: How many coordinates are drawn.
+    Those coordinates are drawn in which the posterior means `[N, latent_dim]` vary most.
     """
     latent_dim = means.shape[-1]
     order = np.argsort(-means.var(axis=0))[:rows]
@@ -128,46 +120,10 @@ def latent_traversal(
     save(fig, path)
 
 
-def learning_curves(
-    path: pathlib.Path,
-    history: dict[str, list[float]],
-    unit: str = "nats per image",
-    training: str = "training",
-) -> None:
-    """Draws -ELBO, reconstruction and KL over the epochs, on training and on test data."""
-    fig = Figure(figsize=(11, 3.6), layout="constrained")
-    axes = fig.subplots(1, 3)
-    panels = (
-        ("−ELBO = reconstruction + KL", ("reconstruction", "kl")),
-        ("Reconstruction −E log p(x | z)", ("reconstruction",)),
-        ("KL(q(z | x) ‖ p(z))", ("kl",)),
-    )
-    for ax, (title, terms) in zip(axes, panels, strict=True):
-        curves = []
-        for name, prefix, colour in ((training, "", _TRAIN), ("test", "val_", _TEST)):
-            curve = np.sum([history[prefix + term] for term in terms], axis=0)
-            epochs = np.arange(1, len(curve) + 1)
-            marker = "." if len(curve) <= 20 else ""
-            ax.plot(epochs, curve, color=colour, linewidth=1.2, marker=marker, label=name)
-            curves.append(curve)
-        # The fall of the first epochs would flatten all the rest.
-        settled = np.array(curves)[:, len(curve) // 20 :]
-        margin = 0.05 * np.ptp(settled) + 1e-3
-        ax.set_ylim(settled.min() - margin, settled.max() + margin)
-        ax.set_title(title)
-        ax.set_xlabel("epoch")
-        ax.xaxis.get_major_locator().set_params(integer=True)
-        ax.set_ylabel(unit)
-        bare(ax)
-    axes[0].legend(frameon=False)
-    save(fig, path)
-
-
 def correlations(path: pathlib.Path, rho: np.ndarray, posterior: str) -> None:
     """Draws the histogram of the posterior's lag-one correlation, one value per test image."""
-    fig = Figure(figsize=(6.4, 3.8), layout="constrained")
-    ax = fig.subplots()
-    ax.hist(rho, bins=np.linspace(-1, 1, 82), color=_TEST)
+    fig, ((ax,),) = panels(6.4, 3.8)
+    ax.hist(rho, bins=np.linspace(-1, 1, 82), color=BLUE)
     ax.axvline(
         rho.mean(), color="black", linewidth=1, linestyle="--", label=f"mean {rho.mean():+.3f}"
     )
@@ -177,45 +133,47 @@ def correlations(path: pathlib.Path, rho: np.ndarray, posterior: str) -> None:
         "ar1": "Correlation ρ of neighbouring latent coordinates",
         "full": "Mean correlation of neighbouring latent coordinates",
     }
-    ax.set_title(titles.get(posterior, f"The {posterior} posterior has no correlations: ρ is 0"))
-    ax.set_xlabel("ρ of the posterior q(z | x), from −1 to 1")
-    ax.set_ylabel("test images")
+    ax.set(
+        title=titles.get(posterior, f"The {posterior} posterior has no correlations: ρ is 0"),
+        xlabel="ρ of the posterior q(z | x), from −1 to 1",
+        ylabel="test images",
+    )
     ax.legend(frameon=False)
-    bare(ax)
     save(fig, path)
 
 
 def latent_scatter(
     path: pathlib.Path, means: np.ndarray, stddevs: np.ndarray, labels: np.ndarray | None
 ) -> None:
-    """Draws the test images in latent space, coloured by label if labels are known.
+    """Draws the test images in latent space, coloured by label `[N]` if labels are known.
 
-    Args:
-      path: The file to write.
-      means: Posterior means `[N, latent_dim]`, drawn along their first two principal components.
-      stddevs: Posterior standard deviations `[N, latent_dim]`: the second axis if there is but one
-        latent coordinate.
-      labels: `[N]` or None.
+    Posterior means `[N, latent_dim]` are drawn along their first two principal components; of one
+    latent coordinate against the standard deviations.
     """
-    fig = Figure(figsize=(6.8, 5.4), layout="constrained")
-    ax = fig.subplots()
+    fig, ((ax,),) = panels(6.8, 5.4)
     if means.shape[-1] == 1:
         x, y = means[:, 0], stddevs[:, 0]
-        ax.set_xlabel("posterior mean (prior standard deviations)")
-        ax.set_ylabel("posterior standard deviation")
-        ax.set_title("Test images in latent space")
+        ax.set(
+            title="Test images in latent space",
+            xlabel="posterior mean (prior standard deviations)",
+            ylabel="posterior standard deviation",
+        )
     else:
         centred = means - means.mean(axis=0)
         variances, directions = np.linalg.eigh(centred.T @ centred)
         x, y = (centred @ directions[:, :-3:-1]).T
         share = variances[::-1] / max(variances.sum(), np.finfo(np.float32).tiny)
-        ax.set_xlabel(f"principal component 1 ({share[0]:.0%} of the variance)")
-        ax.set_ylabel(f"principal component 2 ({share[1]:.0%} of the variance)")
-        ax.set_title("Posterior means of the test images")
+        ax.set(
+            title="Posterior means of the test images",
+            xlabel=f"principal component 1 ({share[0]:.0%} of the variance)",
+            ylabel=f"principal component 2 ({share[1]:.0%} of the variance)",
+        )
         ax.set_aspect("equal", adjustable="datalim")
     style = {"s": float(np.clip(20000 / len(x), 3, 25)), "linewidths": 0, "alpha": 0.8}
-    names = [] if labels is None else np.unique(labels)
-    if 0 < len(names) <= _MAX_CATEGORIES:
+    names = np.array([]) if labels is None else np.unique(labels)
+    if labels is None:
+        ax.scatter(x, y, color=BLUE, **style)
+    elif len(names) <= _MAX_CATEGORIES:
         palette = mpl.colormaps["tab10" if len(names) <= 10 else "tab20"]
         for index, name in enumerate(names):
             chosen = labels == name
@@ -229,11 +187,10 @@ def latent_scatter(
         # Not as `label`: one that begins with an underscore would be left out.
         for text, name in zip(legend.get_texts(), names, strict=True):
             text.set_text(label(str(name)))
-    elif len(names) and names.dtype.kind in "buif":
+    elif names.dtype.kind in "buif":
         fig.colorbar(ax.scatter(x, y, c=labels.astype(float), **style), label="label")
     else:
-        ax.scatter(x, y, color=_TEST, **style)
-    bare(ax)
+        ax.scatter(x, y, color=BLUE, **style)
     save(fig, path)
 
 
@@ -305,13 +262,8 @@ def _draw_lines(ax: Axes, cells: np.ndarray) -> None:
     x = np.broadcast_to(x + np.arange(columns)[:, None], cells.shape)
     y = 0.95 - 0.9 * cells + np.arange(rows)[:, None, None]
     lines = np.stack([x, y], axis=-1).reshape(-1, size, 2)
-    ax.add_collection(LineCollection(lines, color=_TEST, linewidths=0.8))
+    ax.add_collection(LineCollection(list(lines), color=BLUE, linewidths=0.8))
     if size == 1:
-        ax.scatter(lines[..., 0], lines[..., 1], s=6, color=_TEST)
+        ax.scatter(lines[..., 0], lines[..., 1], s=6, color=BLUE)
     ax.set_xlim(0, columns)
     ax.set_ylim(rows, 0)
-
-
-def latent_name(index: int) -> str:
-    """What a latent coordinate, or path, is called: z₁ is the first."""
-    return f"z{index + 1}".translate(_SUBSCRIPTS)

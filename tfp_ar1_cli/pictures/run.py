@@ -5,8 +5,9 @@ from typing import Any
 
 import numpy as np
 
+from tfp_ar1_cli.data.images import ImageData
 from tfp_ar1_cli.data.protocol import Data
-from tfp_ar1_cli.data.series import Units
+from tfp_ar1_cli.data.series import SeriesData, Units
 from tfp_ar1_cli.pictures import images, series
 from tfp_ar1_cli.runs import Run
 
@@ -17,7 +18,10 @@ def draw_run(run: Run, model: Any, data: Data) -> list[pathlib.Path]:
     Returns:
       The files, in the order in which a person would look at them.
     """
-    return (series if run.of_sequences else images).draw_run(run, model, data)
+    if isinstance(data, SeriesData):
+        return series.draw_run(run, model, data)
+    assert isinstance(data, ImageData)
+    return images.draw_run(run, model, data)
 
 
 def draw_samples(run: Run, path: pathlib.Path, new: np.ndarray) -> None:

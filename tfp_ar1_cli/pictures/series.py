@@ -12,14 +12,23 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from tfp_ar1_cli.data.series import SeriesData, Units
-from tfp_ar1_cli.pictures.images import latent_name, learning_curves
-from tfp_ar1_cli.pictures.style import bare, draw_all, label, save
+from tfp_ar1_cli.pictures.style import (
+    BLACK,
+    BLUE,
+    GRAY,
+    ORANGE,
+    draw_all,
+    label,
+    latent_name,
+    learning_curves,
+    panels,
+    save,
+)
 from tfp_ar1_cli.progress import counted
 from tfp_ar1_cli.runs import Run
 from tfp_ar1_cli.training import prior_correlation
 
-_MODEL, _DATA, _HIDDEN = "#1f5fa8", "#303030", "#e0923a"
-_CHANNELS = ("#1f5fa8", "#c44e52", "#3c8d5a", "#8064a2", "#937860", "#b8860b")
+_CHANNELS = (BLUE, "#c44e52", "#3c8d5a", "#8064a2", "#937860", "#b8860b")
 # More windows, or more channels of the data, say nothing more in a picture.
 _NUM_WINDOWS, _MAX_ROWS, _MAX_SAMPLES = 3, 6, 12
 _NUM_DRAWS = 400
@@ -27,16 +36,7 @@ _GAP = 0.2
 
 
 def draw_run(run: Run, model: Any, data: SeriesData) -> list[pathlib.Path]:
-    """Draws every picture of a trained run into its folder.
-
-    Args:
-      run: The run; its history is read.
-      model: Its trained `SequenceVAE`.
-      data: Its series.
-
-    Returns:
-      The files, in the order in which a person would look at them.
-    """
+    """Draws every picture of a run with its trained `SequenceVAE`; returns the files in order."""
     seed = run.options["seed"]
     units, (x, length) = data.units, _choose_windows(data)
     few = {"x": x, "length": length}
@@ -82,14 +82,7 @@ def draw_run(run: Run, model: Any, data: SeriesData) -> list[pathlib.Path]:
 
 
 def replicate(model: Any, inputs: dict[str, np.ndarray], num: int, seed: int) -> np.ndarray:
-    """Draws of new observations of the same latent paths, `[num, N, steps, channels]`.
-
-    Args:
-      model: A `SequenceVAE`.
-      inputs: What it takes: `x` `[N, steps, channels]` and `length` `[N]`.
-      num: How many draws.
-      seed: Integer seed.
-    """
+    """Draws of new observations of the same latent paths, `[num, N, steps, channels]`."""
     z = np.asarray(model.encode(inputs).sample(num, seed=[seed, 0]))
     x = model.decode(z.reshape(-1, *z.shape[2:])).sample(seed=[seed, 1])
     return np.asarray(x).reshape(num, *inputs["x"].shape)
@@ -107,21 +100,16 @@ def gaps(length: np.ndarray, steps: int, share: float, seed: int) -> np.ndarray:
 def reconstructions(
     path: pathlib.Path, units: Units, x: np.ndarray, length: np.ndarray, draws: np.ndarray
 ) -> None:
-    """Draws windows and bands of their reconstructions.
+    """Draws windows `[N, steps, channels]`, up to their length, and bands of reconstructions.
 
-    Args:
-      path: The file to write.
-      units: Of the data.
-      x: Windows `[N, steps, channels]`.
-      length: `[N]`: where each window ends; what is drawn behind that means nothing.
-      draws: `[num, N, steps, channels]`.
+    These are draws `[num, N, steps, channels]`; those past the end of a window mean nothing.
     """
     x, draws = units.restore(x), units.restore(draws)
 
     def panel(ax: Axes, i: int, channel: int) -> None:
         steps = np.arange(length[i])
         _band(ax, steps, draws[:, i, steps, channel], "reconstruction")
-        _points(ax, x[i, :, channel], _DATA, "observed")
+        _points(ax, x[i, :, channel], BLACK, "observed")
 
     _grid(path, units, len(x), panel, "Test windows and their reconstructions")
 
@@ -129,23 +117,15 @@ def reconstructions(
 def imputations(
     path: pathlib.Path, units: Units, x: np.ndarray, gap: np.ndarray, draws: np.ndarray
 ) -> None:
-    """Draws windows with a gap, and what the model puts there.
-
-    Args:
-      path: The file to write.
-      units: Of the data.
-      x: Windows `[N, steps, channels]`.
-      gap: bool `[N, steps]`: what the model was not shown.
-      draws: `[num, N, steps, channels]`, equal to `x` outside of the gap.
-    """
+    """Draws windows with a gap, bool `[N, steps]`, and draws of what the model puts there."""
     x, draws = units.restore(x), units.restore(draws)
 
     def panel(ax: Axes, i: int, channel: int) -> None:
         steps = np.flatnonzero(gap[i])
         ax.axvspan(steps[0] - 0.5, steps[-1] + 0.5, color="#f2f2f2", linewidth=0, zorder=0)
         _band(ax, steps, draws[:, i, steps, channel], "imputed")
-        _points(ax, np.where(gap[i], np.nan, x[i, :, channel]), _DATA, "observed")
-        _points(ax, np.where(gap[i], x[i, :, channel], np.nan), _HIDDEN, "hidden from the model")
+        _points(ax, np.where(gap[i], np.nan, x[i, :, channel]), BLACK, "observed")
+        _points(ax, np.where(gap[i], x[i, :, channel], np.nan), ORANGE, "hidden from the model")
 
     _grid(path, units, len(x), panel, "Test windows with a gap, imputed")
 
@@ -153,26 +133,18 @@ def imputations(
 def forecasts(
     path: pathlib.Path, units: Units, x: np.ndarray, origin: np.ndarray, draws: np.ndarray
 ) -> None:
-    """Draws windows of which the model saw the beginning, and its forecasts.
-
-    Args:
-      path: The file to write.
-      units: Of the data.
-      x: Windows `[N, steps, channels]`.
-      origin: `[N]`: how many steps the model saw.
-      draws: `[num, N, ahead, channels]`: from step `origin` on.
-    """
+    """Draws windows of which the model saw `origin` steps, and draws of the steps from there on."""
     x, draws = units.restore(x), units.restore(draws)
     steps = np.arange(x.shape[1])
 
     def panel(ax: Axes, i: int, channel: int) -> None:
         first = origin[i]
         ahead = min(draws.shape[2], len(steps) - first)
-        ax.axvline(first - 0.5, color="#a0a0a0", linewidth=0.8, linestyle=":")
+        ax.axvline(first - 0.5, color=GRAY, linewidth=0.8, linestyle=":")
         _band(ax, first + np.arange(ahead), draws[:, i, :ahead, channel], "forecast", half=True)
-        _points(ax, np.where(steps < first, x[i, :, channel], np.nan), _DATA, "observed")
+        _points(ax, np.where(steps < first, x[i, :, channel], np.nan), BLACK, "observed")
         future = np.where(steps < first, np.nan, x[i, :, channel])
-        _points(ax, future, _HIDDEN, "what came")
+        _points(ax, future, ORANGE, "what came")
 
     _grid(path, units, len(x), panel, "Forecasts from the first half of test windows")
 
@@ -182,7 +154,7 @@ def samples(path: pathlib.Path, units: Units, x: np.ndarray) -> None:
     x = units.restore(x[: _MAX_SAMPLES if len(units.names) == 1 else _NUM_WINDOWS])
 
     def panel(ax: Axes, i: int, channel: int) -> None:
-        ax.plot(x[i, :, channel], color=_MODEL, linewidth=1.2)
+        ax.plot(x[i, :, channel], color=BLUE, linewidth=1.2)
 
     number = counted(len(x), "sample")
     _grid(path, units, len(x), panel, f"{number} from the model: z ~ prior, mean of p(x | z)")
@@ -196,18 +168,12 @@ def latent_paths(
     correlation: np.ndarray,
     step: str,
 ) -> None:
-    """Draws posterior means and 90% bands of latent paths.
+    """Draws posterior means and 90% bands of latent paths `[N, latent channels, steps]`.
 
-    Args:
-      path: The file to write.
-      means: `[N, channels, steps]`, one column of panels for each of the N windows.
-      stddevs: The same for the posterior standard deviations.
-      length: `[N]`: where each window ends.
-      correlation: `[channels]`, of the prior.
-      step: What a step is.
+    Each window is a column of panels and ends at its `length`; `correlation` is the prior's.
     """
     num_windows, rows = len(means), min(means.shape[1], _MAX_ROWS)
-    fig, axes = _panels(rows, num_windows)
+    fig, axes = panels(1 + 3.4 * num_windows, 0.8 + 2.0 * rows, rows, num_windows, sharex=True)
     for channel in range(rows):
         colour = _CHANNELS[channel % len(_CHANNELS)]
         for i in range(num_windows):
@@ -225,16 +191,8 @@ def latent_paths(
 
 
 def correlations(path: pathlib.Path, correlation: np.ndarray, steps: int, step: str) -> None:
-    """Draws what the prior has learned: correlation against lag, for each latent channel.
-
-    Args:
-      path: The file to write.
-      correlation: Lag-one correlations `[channels]`.
-      steps: The largest lag.
-      step: What a step is.
-    """
-    fig = Figure(figsize=(6.8, 3.8), layout="constrained")
-    ax = fig.subplots()
+    """Draws what the prior has learned: correlation against lag, for each latent channel."""
+    fig, ((ax,),) = panels(6.8, 3.8)
     lag = np.arange(steps + 1)
     for channel, rho in enumerate(correlation):
         ax.plot(
@@ -244,14 +202,13 @@ def correlations(path: pathlib.Path, correlation: np.ndarray, steps: int, step: 
             linewidth=1.4,
             label=f"{latent_name(channel)}: ρ = {_rho(rho)}",
         )
-    ax.axhline(0, color="#a0a0a0", linewidth=0.8, zorder=0)
+    ax.axhline(0, color=GRAY, linewidth=0.8, zorder=0)
     ax.set_xlim(0, steps)
     ax.set_ylim(min(-0.02, 1.05 * correlation.min()), 1.02)
     ax.set_title("Prior correlation of a latent path with itself, ρᵏ")
     ax.set_xlabel(f"lag k in steps{step.removeprefix('step')}")
     ax.set_ylabel("correlation")
     ax.legend(frameon=False, loc="best", ncols=1 + (len(correlation) > 6))
-    bare(ax)
     save(fig, path)
 
 
@@ -276,23 +233,15 @@ def _band(ax: Axes, steps: np.ndarray, draws: np.ndarray, name: str, half: bool 
         # Of a single step there would be nothing to see.
         steps, draws = steps[0] + np.array([-0.3, 0.3]), np.repeat(draws, 2, axis=1)
     low, q1, median, q3, high = np.quantile(draws, (0.05, 0.25, 0.5, 0.75, 0.95), axis=0)
-    style = {"color": _MODEL, "linewidth": 0}
+    style = {"color": BLUE, "linewidth": 0}
     ax.fill_between(steps, low, high, alpha=0.2, label="90%", **style)
     if half:
         ax.fill_between(steps, q1, q3, alpha=0.3, label="50%", **style)
-    ax.plot(steps, median, color=_MODEL, linewidth=1.2, label=name)
+    ax.plot(steps, median, color=BLUE, linewidth=1.2, label=name)
 
 
 def _points(ax: Axes, x: np.ndarray, colour: str, name: str) -> None:
     ax.plot(x, color=colour, linewidth=0.4, marker=".", markersize=2.2, label=name)
-
-
-def _panels(rows: int, columns: int) -> tuple[Figure, np.ndarray]:
-    fig = Figure(figsize=(1 + 3.4 * columns, 0.8 + 2.0 * rows), layout="constrained")
-    axes = fig.subplots(rows, columns, squeeze=False, sharex=True)
-    for ax in axes.flat:
-        bare(ax)
-    return fig, axes
 
 
 def _grid(
@@ -304,17 +253,12 @@ def _grid(
 ) -> None:
     """Windows side by side; below each other their channels, or more windows if there is but one.
 
-    Args:
-      path: The file to write.
-      units: Of the data.
-      num_windows: How many windows there are.
-      panel: Draws window i, channel j: `panel(axes, i, j)`.
-      title: Of the picture.
+    `panel(axes, i, j)` draws channel j of window i.
     """
     num_channels = len(units.names)
     columns = min(num_windows, _NUM_WINDOWS)
     rows = -(-num_windows // columns) if num_channels == 1 else min(num_channels, _MAX_ROWS)
-    fig, axes = _panels(rows, columns)
+    fig, axes = panels(1 + 3.4 * columns, 0.8 + 2.0 * rows, rows, columns, sharex=True)
     for row in range(rows):
         for column in range(columns):
             window, channel = (row * columns + column, 0) if num_channels == 1 else (column, row)

@@ -6,8 +6,10 @@ Matplotlib's object interface is used throughout: no global state, no window, no
 import pathlib
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 import matplotlib as mpl
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.text import Text
@@ -16,16 +18,14 @@ from tfp_ar1_cli.errors import dispensable
 from tfp_ar1_cli.progress import doing
 from tfp_ar1_cli.runs import atomic
 
+BLUE, ORANGE, BLACK, GRAY = "#1f5fa8", "#e0923a", "#303030", "#a0a0a0"
 # Letters of a name, and of any line.
 _MAX_NAME, _MAX_LINE = 24, 100
+_SUBSCRIPTS = str.maketrans("0123456789", "₀₁₂₃₄₅₆₇₈₉")
 
 
 def draw_all(folder: pathlib.Path, **draw: Callable[[pathlib.Path], None]) -> list[pathlib.Path]:
-    """Draws pictures; one that fails is told in a warning, and costs no other.
-
-    Args:
-      folder: Where they go.
-      **draw: For each name what draws that picture, given its file.
+    """Draws pictures, each to the file of its name; one that fails is a warning and costs no other.
 
     Returns:
       The files that were written.
@@ -40,12 +40,70 @@ def draw_all(folder: pathlib.Path, **draw: Callable[[pathlib.Path], None]) -> li
     return files
 
 
+def panels(
+    width: float, height: float, rows: int = 1, columns: int = 1, **kwargs: Any
+) -> tuple[Figure, np.ndarray]:
+    """A figure with `[rows, columns]` of axes, without the frame on the right and above."""
+    fig = Figure(figsize=(width, height), layout="constrained")
+    axes = fig.subplots(rows, columns, squeeze=False, **kwargs)
+    for ax in axes.flat:
+        bare(ax)
+    return fig, axes
+
+
+def bare(ax: Axes) -> None:
+    """Takes away the frame on the right and above."""
+    ax.spines[["top", "right"]].set_visible(False)
+
+
+def learning_curves(
+    path: pathlib.Path,
+    history: dict[str, list[float]],
+    unit: str = "nats per image",
+    training: str = "training",
+) -> None:
+    """Draws -ELBO, reconstruction and KL over the epochs, on training and on test data."""
+    fig, axes = panels(11, 3.6, columns=3)
+    shown = (
+        ("−ELBO = reconstruction + KL", ("reconstruction", "kl")),
+        ("Reconstruction −E log p(x | z)", ("reconstruction",)),
+        ("KL(q(z | x) ‖ p(z))", ("kl",)),
+    )
+    for ax, (title, terms) in zip(axes[0], shown, strict=True):
+        curves = []
+        for name, prefix, colour in ((training, "", ORANGE), ("test", "val_", BLUE)):
+            curve = np.sum([history[prefix + term] for term in terms], axis=0)
+            epochs = np.arange(1, len(curve) + 1)
+            marker = "." if len(curve) <= 20 else ""
+            ax.plot(epochs, curve, color=colour, linewidth=1.2, marker=marker, label=name)
+            curves.append(curve)
+        # The fall of the first epochs would flatten all the rest.
+        settled = np.array(curves)[:, len(curves[0]) // 20 :]
+        margin = 0.05 * np.ptp(settled) + 1e-3
+        ax.set_ylim(settled.min() - margin, settled.max() + margin)
+        ax.set(title=title, xlabel="epoch", ylabel=unit)
+        ax.xaxis.get_major_locator().set_params(integer=True)
+    axes[0, 0].legend(frameon=False)
+    save(fig, path)
+
+
+def latent_name(index: int) -> str:
+    """What a latent coordinate, or path, is called: z₁ is the first."""
+    return f"z{index + 1}".translate(_SUBSCRIPTS)
+
+
+def label(text: str, most: int = _MAX_NAME) -> str:
+    """Text of the user's as it can stand in a picture: one line, not too long, no control codes."""
+    text = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text.strip())
+    return text if len(text) <= most else text[: most - 1] + "…"
+
+
 def save(fig: Figure, path: pathlib.Path) -> None:
     """Writes the picture: the same bytes for the same picture.
 
     Text is shown as it is: data may be called anything, `$x_1` too.
     """
-    plain = {"text.parse_math": False, "text.usetex": False}
+    plain: dict[Any, bool] = {"text.parse_math": False, "text.usetex": False}
     with mpl.rc_context(plain), warnings.catch_warnings(), atomic(path) as temporary:
         # The picture itself shows that the font lacks a letter, or that there was little room.
         warnings.filterwarnings("ignore", "Glyph .* missing from|constrained_layout not applied")
@@ -55,14 +113,3 @@ def save(fig: Figure, path: pathlib.Path) -> None:
         fig.savefig(
             temporary, metadata={"Software": None}, dpi=150, bbox_inches="tight", pad_inches=0.15
         )
-
-
-def label(text: str, most: int = _MAX_NAME) -> str:
-    """Text of the user's as it can stand in a picture: one line, not too long, no control codes."""
-    text = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text.strip())
-    return text if len(text) <= most else text[: most - 1] + "…"
-
-
-def bare(ax: Axes) -> None:
-    """Takes away the frame on the right and above."""
-    ax.spines[["top", "right"]].set_visible(False)

@@ -1,0 +1,305 @@
+"""A grid of experiments, each of which is a run of `tfp-ar1 train` in a run folder of its own.
+
+Run folders are written atomically, kept for one process and resumed exactly; a `result.json` or a
+`failed.txt` says that a run is over. So the processes of one or of several commands share the work,
+and whatever is killed leaves at most run folders, which the same command resumes.
+"""
+
+import contextlib
+import itertools
+import json
+import os
+import pathlib
+import signal
+import statistics
+import subprocess
+from typing import Any, NamedTuple
+
+import click
+import joblib
+from joblib.externals.loky.process_executor import TerminatedWorkerError
+
+from experiments import results
+from tfp_ar1_cli import commands, runs, startup
+from tfp_ar1_cli.data import images, loading
+from tfp_ar1_cli.data.protocol import Data, DataOptions
+from tfp_ar1_cli.errors import UserError
+from tfp_ar1_cli.progress import counted, doing
+
+# The options of `train` of which a grid takes several values, the outermost first.
+AXES = (
+    *("seed", "dataset", "network", "objective", "beta", "latent_dim", "channels", "prior"),
+    "posterior",
+)
+TRAIN = commands.train
+
+# --- What is taken from the command line --------------------------------------
+
+
+def options_of(argv: list[str]) -> dict[str, Any]:
+    """All options of `train` for arguments; those that the model does not have are left out.
+
+    Raises:
+      click.UsageError: If one is wrong, or they do not go together.
+    """
+    context = TRAIN.make_context("train", list(argv))
+    commands._check_of_model(context)
+    commands._check_used(context)
+    options = context.params
+    options["epochs"] = options["epochs"] or commands._default_epochs(options["dataset"])
+    if options["network"] != "mlp":
+        options["hidden_units"] = None
+    other = commands._ONLY["image" if options["model"] == "sequence" else "sequence"]
+    return {key: value for key, value in options.items() if key not in other}
+
+
+def load(options: dict[str, Any]) -> Data:
+    """The data that options of `train` name."""
+    keys = DataOptions.__dataclass_fields__.keys() & options.keys()
+    return loading.load(DataOptions(**{key: options[key] for key in keys}))
+
+
+def train(argv: list[str], folder: pathlib.Path) -> None:
+    """Trains, evaluates and draws, as `tfp-ar1 train` does, from where the run in `folder` stands.
+
+    What it prints goes to a file beside the folder.
+
+    Raises:
+      runs.Claimed: If another process is at work on the run.
+      click.ClickException: With `training.NotFinite` as its cause if it cannot be finished.
+    """
+    argv = ["train", *argv, "--out", str(folder)]
+    with (
+        folder.with_name(f"{folder.name}.log").open("a", encoding="utf-8") as log,
+        contextlib.redirect_stdout(log),
+        contextlib.redirect_stderr(log),
+    ):
+        commands.cli.main(argv, prog_name="tfp-ar1", standalone_mode=False, obj=argv)
+
+
+# --- The grid -----------------------------------------------------------------
+
+
+class Experiment(NamedTuple):
+    """One point of a grid: the arguments of `train`, and the settings in its result."""
+
+    argv: tuple[str, ...]
+    settings: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        """See `results.name`."""
+        return results.name(self.settings)
+
+    def state(self, out: pathlib.Path) -> str:
+        """`done`, `failed` or `to do`, by its folder in `out`."""
+        folder = out / self.name
+        if (folder / "result.json").exists():
+            return "done"
+        return "failed" if (folder / "failed.txt").exists() else "to do"
+
+
+def make(given: dict[str, str]) -> list[Experiment]:
+    """Every combination of the values of `AXES`, those of the first seed first.
+
+    Args:
+      given: Options of `train`, as text; those of `AXES` with commas between their values.
+
+    Returns:
+      The experiments. An option that has no use for one of them is left out of its arguments:
+      `beta` for other objectives than `elbo`, `hidden_units` for other networks than `mlp`, and
+      `data_dir` for data that do not lie there.
+
+    Raises:
+      click.ClickException: If something is wrong with the options or the data.
+    """
+    values = {axis: dict.fromkeys(given[axis].split(",")) for axis in AXES if axis in given}
+    known: dict[str, tuple[Data, dict[str, Any]]] = {}
+    experiments = {}
+    for point in itertools.product(*values.values()):
+        chosen = given | {axis: text.strip() for axis, text in zip(values, point, strict=True)}
+        if chosen.get("objective", "elbo") != "elbo" and "elbo" in values["objective"]:
+            chosen.pop("beta", None)
+        if chosen.get("network", "mlp") != "mlp" and "mlp" in values["network"]:
+            chosen.pop("hidden_units", None)
+        in_data_dir = [x for x in values.get("dataset", ()) if x in images.IDX_DATASETS]
+        if in_data_dir and chosen["dataset"] not in in_data_dir:
+            chosen.pop("data_dir", None)
+        argv = tuple(f"--{key.replace('_', '-')}={text}" for key, text in chosen.items())
+        options = options_of(list(argv))
+        spec = options["dataset"]
+        if spec not in known:
+            known[spec] = _read(options, known)
+        data, fingerprint = known[spec]
+        if options["model"] == "sequence":
+            options["window"] = data.data_shape[0]
+        else:
+            images.check_network(options["network"], spec, data.data_shape)
+        dataset = {"dataset": loading.short_name(spec), "data_sha256": fingerprint["sha256"]}
+        settings = {**options, **dataset}
+        settings = {key: settings[key] for key in results.settings_of(settings)}
+        experiments.setdefault(results.name(settings), Experiment(argv, settings))
+    return list(experiments.values())
+
+
+def _read(options: dict[str, Any], known: dict[str, Any]) -> tuple[Data, dict[str, Any]]:
+    """The data and their fingerprint, if none of the known ones are the same."""
+    spec = options["dataset"]
+    with doing(f"Reading {spec}"):
+        data = load(options)
+    fingerprint = data.fingerprint()
+    for other, (_, before) in known.items():
+        if before["sha256"] == fingerprint["sha256"]:
+            raise UserError(f"{other} and {spec} are the same data; leave one out.")
+    for note in data.notes:
+        click.echo(f"{loading.short_name(spec)}: {note}", err=True)
+    return data, fingerprint
+
+
+def dry_run(experiments: list[Experiment], out: pathlib.Path) -> None:
+    """Prints a line for each experiment, and writes nothing."""
+    states = [experiment.state(out) for experiment in experiments]
+    for experiment, state in zip(experiments, states, strict=True):
+        epochs = runs.Run(out / experiment.name, {}).position().epoch
+        if state == "to do" and epochs:
+            state = f"{epochs}/{counted(experiment.settings['epochs'], 'epoch')}"
+        click.echo(f"{state:12}  {experiment.name}")
+    numbers = (f"{states.count(state)} {state}" for state in ("done", "failed", "to do"))
+    click.echo(f"{counted(len(states), 'run')}: {', '.join(numbers)}.")
+
+
+# --- The work -----------------------------------------------------------------
+
+
+def run(experiments: list[Experiment], out: pathlib.Path, jobs: int) -> None:
+    """Runs what is not over yet, in `jobs` processes, and prints a line for each end.
+
+    Raises:
+      click.ClickException: If a process stopped with an error, or a run has failed.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    todo = [experiment for experiment in experiments if experiment.state(out) == "to do"]
+    total = counted(len(experiments), "run")
+    click.echo(f"{len(todo)} of {total} to do; results go to {out}.")
+    # Fresh interpreters, not forks, which TensorFlow does not survive; one is this process.
+    jobs = max(1, min(jobs, len(todo)))
+    parallel = joblib.Parallel(jobs, return_as="generator_unordered", pre_dispatch="n_jobs")
+    task = joblib.delayed(run_one)
+    ends = parallel(task(x, out, code_version(), jobs, os.getpid()) for x in todo)
+    try:
+        for number, line in enumerate(ends, 1):
+            click.echo(f"{number}/{len(todo)}  {line}", err=True)
+    except TerminatedWorkerError as error:
+        raise click.ClickException(
+            "a process of this command was killed, perhaps for its memory; resume with the same "
+            "command."
+        ) from error
+    states = [experiment.state(out) for experiment in experiments]
+    click.echo(f"{states.count('done')} of {total} done.")
+    if failed := states.count("failed"):
+        raise click.ClickException(
+            f"{failed} of {total} failed; to try them again, remove their folders from {out}."
+        )
+
+
+def run_one(experiment: Experiment, out: pathlib.Path, code: str, jobs: int, command: int) -> str:
+    """Runs an experiment, unless another process has it, and says how it went.
+
+    Args:
+      experiment: The experiment.
+      out: The folder of run folders.
+      code: See `code_version`.
+      jobs: How many processes share the cores.
+      command: The number of the process that has started this one, or of this one.
+    """
+    folder = out / experiment.name
+    if os.getpid() != command:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the command, which ends this.
+        if os.getppid() != command:  # It was killed: nobody wants more than is under way.
+            return f"{folder.name}: left"
+        os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
+        for threads in ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS"):
+            os.environ.setdefault(threads, str(max(1, joblib.cpu_count() // jobs)))
+    startup.set_environment()
+    startup.import_tensorflow(announce=False)
+    import keras
+
+    from tfp_ar1_cli import training
+
+    # A process makes many models: without this, Keras keeps something of each.
+    keras.utils.clear_session()
+    try:
+        if not runs.Run(folder, {}).finished:
+            train(list(experiment.argv), folder)
+        record = result_of(experiment, folder, code)
+    except runs.Claimed:
+        return f"{folder.name}: another process is at work on it"
+    except click.ClickException as error:
+        if not isinstance(error.__cause__, training.NotFinite):
+            raise
+        with runs.atomic(folder / "failed.txt") as file:
+            file.write_text(error.format_message(), encoding="utf-8")
+        return f"{folder.name} failed: {error.format_message()}"
+    with runs.atomic(folder / "result.json") as file:
+        # One line: those of many runs make a file of results.
+        line = json.dumps(record, allow_nan=False, ensure_ascii=False)
+        file.write_text(f"{line}\n", encoding="utf-8", errors="backslashreplace")
+    return f"{folder.name}: -ELBO {record['neg_elbo']:.2f}, NLL {record['nll_iw']:.2f}"
+
+
+def result_of(experiment: Experiment, folder: pathlib.Path, code: str) -> dict[str, Any]:
+    """The result of a run that is finished, from its folder."""
+    from tfp_ar1.vae import posteriors
+
+    run = runs.read_finished(folder)
+    options, metrics, history = run.options, run.metrics(), run.history()
+    number = posteriors.num_covariance_parameters(
+        options["posterior"], options["window"] if run.of_sequences else options["latent_dim"]
+    )
+    metrics["num_covariance_parameters"] = number * options.get("channels", 1)
+    if run.of_sequences:
+        metrics["prior_correlation"] = statistics.fmean(metrics["prior_correlation"])
+        metrics |= _predictions(run)
+    terms = zip(history["val_reconstruction"], history["val_kl"], strict=True)
+    curves = {
+        "loss": history["loss"],
+        "val_neg_elbo": [sum(pair) for pair in terms],
+        "val_reconstruction": history["val_reconstruction"],
+        "val_kl": history["val_kl"],
+    }
+    return {
+        **experiment.settings,
+        **metrics,
+        "seconds_per_epoch": statistics.median(history["seconds"]),
+        # To the seven digits that a float32 has.
+        "history": {key: [float(f"{x:.7g}") for x in xs] for key, xs in curves.items()},
+        "versions": run.config["versions"],
+        "code": code,
+    }
+
+
+def _predictions(run: runs.Run) -> dict[str, float]:
+    """How well the model of a run, and what needs none, imputes and forecasts."""
+    from experiments import series_baselines
+    from tfp_ar1.vae import sequence_evaluation
+
+    data = load(run.options)
+    runs.check_data(run, data.fingerprint())
+    predict = sequence_evaluation.of_model(commands._load_model(run))
+    # No run changes the baselines: they are computed once for each set of data.
+    memory = joblib.Memory(run.folder.parent / "cache", verbose=0)
+    return {
+        **sequence_evaluation.evaluate(predict, data.x_test, data.length_test),
+        **memory.cache(series_baselines.evaluate)(data.x_test, data.length_test),
+    }
+
+
+def code_version() -> str:
+    """The commit of this checkout, `-dirty` if the package was changed since."""
+    git = ["git", "-C", str(pathlib.Path(__file__).parents[1])]
+    try:
+        commit = subprocess.check_output([*git, "rev-parse", "HEAD"], text=True).strip()
+        changed = subprocess.check_output([*git, "status", "--porcelain", "tfp_ar1"])
+    except (OSError, subprocess.CalledProcessError):
+        return runs.versions().get("tfp_ar1", "unknown")
+    return commit + "-dirty" * bool(changed)

@@ -1,0 +1,315 @@
+"""Images as files, and as records of TFRecord files."""
+
+import collections
+import glob
+import io
+import os
+import pathlib
+from collections.abc import Iterator, Sequence
+from typing import Any, NoReturn
+
+import numpy as np
+
+from tfp_ar1_cli import startup
+from tfp_ar1_cli.data import pixels, tfrecords
+from tfp_ar1_cli.data.files import open_raw
+from tfp_ar1_cli.data.sources import Faults, Files, Unreadable
+from tfp_ar1_cli.errors import UserError
+
+_SUFFIXES = (
+    *(".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".gif", ".webp", ".tif", ".tiff"),
+    *(".ppm", ".pgm", ".pbm", ".pnm"),
+)
+_FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
+# Names of folders of training images, and of test images, the better ones first.
+_TRAIN_FOLDERS = ("train", "training")
+_TEST_FOLDERS = ("test", "testing", "val", "valid", "validation")
+# More bytes than this are no encoded image, of which PIL reads at most 179 million pixels.
+_MOST_ENCODED = 2**30
+# The EXIF tag that says how an image is to be shown, and its values for "not as it is stored".
+_ORIENTATION, _TURNED = 0x0112, range(2, 9)
+_METADATA = {"exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif"}
+_FEATURES = ("image", "image/encoded")
+_MOST_KINDS = 6  # Of files that are left out, each named with its ending.
+
+
+class _Encoded:
+    """Images as encoded files or records. A subclass has `_position`, `_content` and `__len__`."""
+
+    files: Files
+    image_shape: tuple[int, ...]
+    notes: list[str]
+
+    def __len__(self) -> int:
+        raise NotImplementedError
+
+    def _position(self, row: int) -> str:
+        """Where an image lies, for messages."""
+        raise NotImplementedError
+
+    def _content(self, row: int) -> bytes:
+        """The encoded image. Raises `Unreadable`."""
+        raise NotImplementedError
+
+    def _check_count(self, what: str, at_least: int) -> None:
+        if len(self) < at_least:
+            raise UserError(f"{what}; at least {pixels.needed(at_least)} needed.")
+
+    def _find_shape(self, faults: Faults) -> tuple[int, ...]:
+        """The shape of the first image that can be decoded."""
+        for row in range(len(self)):
+            try:
+                return _decode(self._content(row)).shape
+            except Unreadable as error:
+                faults.add(self._position(row), error)
+        raise UserError(f"none of {len(self)} images can be decoded; the first: {faults.first()}")
+
+    def read(self, rows: np.ndarray, faults: Faults) -> np.ndarray:
+        """See `sources.Source`."""
+        raw = np.empty((len(rows), *self.image_shape), np.uint8)
+        done = 0
+        for row in rows:
+            try:
+                raw[done] = _decode(self._content(row), self.image_shape)
+                done += 1
+            except Unreadable as error:
+                faults.add(self._position(row), error)
+        return pixels.to_float32(raw[:done])
+
+
+class ImageFiles(_Encoded):
+    """Image files in a folder and those below."""
+
+    def __init__(
+        self,
+        folder: pathlib.Path,
+        faults: Faults,
+        at_least: int,
+        image_shape: tuple[int, ...] | None = None,
+    ) -> None:
+        if not folder.is_dir():
+            what = "is a file; unpack an archive, and" if folder.is_file() else "no such folder;"
+            raise UserError(f"{folder}: {what} give that of the image files.")
+        left_out: collections.Counter[str] = collections.Counter()
+        self.files = Files(folder, list(list_images(os.fsencode(folder), left_out)))
+        shown = sorted(left_out.most_common(_MOST_KINDS))
+        others = ", ".join(f"{n} {what}{'s' * (n > 1 and what[0] != '.')}" for what, n in shown)
+        if rest := left_out.total() - sum(n for _, n in shown):
+            others += f", {rest} others"
+        self.notes = [f"Left out of {folder}: {others}."] if others else []
+        others = f" (and {others})" * bool(others)
+        self._check_count(
+            f"{folder}: holds {len(self)} files {', '.join(_SUFFIXES)}{others}", at_least
+        )
+        self.image_shape = image_shape or self._find_shape(faults)
+
+    def __len__(self) -> int:
+        """See `sources.Source`."""
+        return len(self.files)
+
+    def _position(self, row: int) -> str:
+        return self.files.position(row)
+
+    def _content(self, row: int) -> bytes:
+        with open_raw(self.files[row]) as file:
+            _check_encoded(os.fstat(file.fileno()).st_size)
+            return file.readall()
+
+
+def _check_encoded(size: int) -> None:
+    """Raises `Unreadable` if this cannot be the size of an encoded image."""
+    if size > _MOST_ENCODED:
+        raise Unreadable(f"has {size} bytes, more than an encoded image has")
+
+
+def _is_hidden(name: str) -> bool:
+    """Whether a file or folder is not the user's; macOS leaves some beside images."""
+    return name.startswith(".") or name == "__MACOSX"
+
+
+def list_images(folder: bytes, left_out: collections.Counter[str]) -> Iterator[bytes]:
+    """The paths of the images below a folder, relative to it; counts what else there is by kind.
+
+    Links to folders are not followed.
+
+    Raises:
+      UserError: If training and test images, below, would become one set.
+    """
+    for below, folders, names in os.walk(folder, onerror=_raise):
+        links = [name for name in folders if os.path.islink(os.path.join(below, name))]
+        hidden = [name for name in folders if _is_hidden(os.fsdecode(name))]
+        left_out.update(["linked folder"] * len(links) + ["hidden folder"] * len(hidden))
+        folders[:] = sorted(set(folders) - {*links, *hidden})
+        if parts := _split_of([os.fsdecode(name) for name in folders]):
+            where = os.fsencode(below).decode(errors="replace")
+            raise UserError(
+                f"{where}: holds the folders {' and '.join(parts)}, whose images would become one "
+                f"set; give images:{where}, or a folder that has these two."
+            )
+        for name in names:
+            suffix = os.path.splitext(name)[1].lower().decode(errors="replace")
+            if suffix not in _SUFFIXES:
+                if not _is_hidden(os.fsdecode(name)):
+                    left_out[suffix or "other file"] += 1
+            elif _is_hidden(os.fsdecode(name)):
+                left_out["hidden file"] += 1
+            else:
+                yield os.path.relpath(os.path.join(below, name), folder)
+
+
+def _raise(error: OSError) -> NoReturn:
+    raise error
+
+
+def split_folders(folder: pathlib.Path) -> tuple[str, str] | None:
+    """The names of the folders of training and of test images in a folder that has both."""
+    if not folder.is_dir():
+        return None
+    return _split_of([path.name for path in folder.iterdir() if path.is_dir()])
+
+
+def _split_of(names: Sequence[str]) -> tuple[str, str] | None:
+    found = {name.lower(): name for name in sorted(names)}
+    train, test = (
+        next((found[name] for name in known if name in found), None)
+        for known in (_TRAIN_FOLDERS, _TEST_FOLDERS)
+    )
+    return (train, test) if train and test else None
+
+
+def beside(folder: pathlib.Path, parts: tuple[str, str]) -> list[str]:
+    """A note of what lies in a folder beside those of the training and the test images."""
+    others = [path.name for path in folder.iterdir() if path.name not in parts]
+    others = sorted(name for name in others if not _is_hidden(name))
+    if not others:
+        return []
+    more = " and more" * (len(others) > 3)
+    return [f"Of {folder} only {' and '.join(parts)} are read, not {', '.join(others[:3])}{more}."]
+
+
+class TFRecordFiles(_Encoded):
+    """The records of TFRecord files."""
+
+    def __init__(self, pattern: pathlib.Path, faults: Faults, at_least: int) -> None:
+        paths = [path for path in glob.glob(str(pattern), recursive=True) if os.path.isfile(path)]
+        if not paths:
+            raise UserError(
+                f"{pattern}: no such file; give a pattern such as tfrecord:'data/*.tfrecord'."
+            )
+        root = os.path.commonpath(paths)
+        names = [os.fsencode(os.path.relpath(path, root)) for path in paths]
+        self.files = Files(pathlib.Path(root), names)
+        starts, lengths = [], []
+        for number in range(len(self.files)):
+            offsets, length, damage = tfrecords.index(self.files[number])
+            starts.append(offsets)
+            lengths.append(length)
+            if damage is not None:
+                byte = tfrecords.end(offsets, length)
+                faults.add(
+                    f"{self.files.position(number)}: record {len(offsets)} (byte {byte})",
+                    f"{damage}; it and what follows in this file cannot be read",
+                )
+        # The number of the first record of each file, and of all records.
+        self._first = np.cumsum([0, *map(len, starts)])
+        self._starts, self._lengths = np.concatenate(starts), np.concatenate(lengths)
+        self._check_count(f"{pattern}: {len(paths)} files hold {len(self)} records", at_least)
+        self.notes = _of_shards(paths)
+        # The devices start later: how, depends on the strategy.
+        startup.import_tensorflow(start=lambda: None)
+        import tensorflow as tf
+
+        self._parse = tf.train.Example.FromString
+        self.image_shape = self._find_shape(faults)
+
+    def __len__(self) -> int:
+        """See `sources.Source`."""
+        return len(self._starts)
+
+    def _file(self, row: int) -> int:
+        return int(np.searchsorted(self._first, row, side="right")) - 1
+
+    def _position(self, row: int) -> str:
+        file = self._file(row)
+        record, byte = row - self._first[file], self._starts[row]
+        return f"{self.files.position(file)}: record {record} (byte {byte})"
+
+    def _content(self, row: int) -> bytes:
+        from google.protobuf.message import DecodeError
+
+        start, length = int(self._starts[row]), int(self._lengths[row])
+        _check_encoded(length)
+        try:
+            record = tfrecords.read(self.files[self._file(row)], start, length)
+            features = self._parse(record).features.feature
+        except DecodeError as error:
+            raise Unreadable(f"is not a tf.train.Example ({error})") from error
+        for name in _FEATURES:
+            # To ask for a name that a map lacks would add it.
+            if name in features and len(features[name].bytes_list.value) == 1:
+                return features[name].bytes_list.value[0]
+        raise Unreadable(
+            f"has no feature {' or '.join(_FEATURES)} of one bytes value, but "
+            f"{', '.join(sorted(features)) or 'none'}"
+        )
+
+
+def _of_shards(paths: Sequence[str]) -> list[str]:
+    """A note where the names of shards say that they are of training and of test images."""
+    names = [os.path.basename(path).lower() for path in paths]
+    others = [name for name in names if name.startswith(_TEST_FOLDERS)]
+    if not others or not any(name.startswith(_TRAIN_FOLDERS) for name in names):
+        return []
+    return [
+        f"{len(others)} of {len(names)} files are named {min(others)} or the like, and become one "
+        "set with the others; give a pattern that leaves them out if they are test images."
+    ]
+
+
+def _decode(content: bytes, image_shape: tuple[int, ...] | None = None) -> np.ndarray:
+    """Decodes an image file: uint8 `[H, W]` or `[H, W, 3]`, or else raises `Unreadable`.
+
+    The shape that it must have is looked at before the pixels are decoded.
+    """
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(io.BytesIO(content), formats=_FORMATS) as image:
+            if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
+                raise Unreadable("has an alpha channel (transparency); store it without")
+            if image.mode not in ("1", "L", "P", "RGB"):
+                raise Unreadable(
+                    f"has pixels of the kind {image.mode}; store it as grayscale or RGB of 8 bits"
+                )
+            # A palette of grays is grayscale, unless the other images have colours.
+            gray_allowed = image_shape is None or len(image_shape) == 2
+            gray = image.mode in ("1", "L") or (
+                image.mode == "P" and gray_allowed and _is_gray(image.palette)
+            )
+            shape = (image.height, image.width) if gray else (image.height, image.width, 3)
+            if image_shape is not None and shape != image_shape:
+                here, others = pixels.shape_text(shape), pixels.shape_text(image_shape)
+                raise Unreadable(f"has shape {here}, the others {others}")
+            pages = getattr(image, "n_frames", 1)
+            if image.format == "TIFF" and pages > 1:
+                raise Unreadable(f"has {pages} pages; store each as a file")
+            decoded = np.asarray(image.convert("L" if gray else "RGB"))
+            # Asked only where there is something to find, as it takes as long as to decode.
+            turned = image.getexif().get(_ORIENTATION) if _METADATA & image.info.keys() else None
+            if turned in _TURNED:
+                raise Unreadable(
+                    f"is stored turned or mirrored (EXIF orientation {turned}); store it upright, "
+                    "with PIL.ImageOps.exif_transpose"
+                )
+            return decoded
+    except (Unreadable, MemoryError):
+        raise
+    except UnidentifiedImageError as error:
+        raise Unreadable(f"is no {', '.join(_FORMATS)} image ({len(content)} bytes)") from error
+    except Exception as error:  # Foreign bytes fail in many ways.
+        raise Unreadable(f"cannot be decoded ({error})") from error
+
+
+def _is_gray(palette: Any) -> bool:
+    colours = np.frombuffer(palette.tobytes(), np.uint8).reshape(-1, len(palette.mode))
+    return bool((colours[:, :3] == colours[:, :1]).all())
