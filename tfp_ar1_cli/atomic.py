@@ -166,6 +166,7 @@ def write_json(path: pathlib.Path, value: Any) -> None:
 
 
 def read_json(path: pathlib.Path) -> Any:
+    """Reads a JSON file."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
@@ -187,6 +188,7 @@ def read_table(path: pathlib.Path, value_is: Callable[[Any], bool]) -> dict[str,
 
 
 def damaged(path: pathlib.Path, what: str) -> UserError:
+    """The error for a file of a run in which something is missing, or not of its type."""
     return UserError(
         f"{path}: is damaged, it has no valid {what!r}; restore it from a copy or train again."
     )

@@ -20,6 +20,10 @@ class Interrupted(click.ClickException):
     exit_code = 130
 
 
+class NotFinite(click.ClickException):
+    """The loss or a result is NaN or infinite."""
+
+
 @contextlib.contextmanager
 def dispensable(what: object) -> Iterator[None]:
     """Turns an error of something that a run is whole without into a warning of one line.

@@ -5,6 +5,8 @@ which can be used from Python as it is. Nothing here needs TensorFlow, which tak
 import: what the library calls its parts is repeated here, and a test compares.
 """
 
+# ruff: noqa: RUF009  `_option` makes a field
+
 import dataclasses
 import functools
 import math
@@ -18,16 +20,43 @@ from tfp_ar1_cli import startup
 from tfp_ar1_cli.data import images, loading, series, streams
 from tfp_ar1_cli.data.protocol import DataOptions
 
-LIKELIHOODS = ("bernoulli", "gaussian")
-OBJECTIVES = ("elbo", "infovae", "iwae")
+# What each name means; model cards say it.
+LIKELIHOODS = {
+    "bernoulli": "Bernoulli, independent for each value; values between 0 and 1 count as "
+    "probabilities",
+    "gaussian": "Gaussian, independent for each value, with one standard deviation, learned",
+}
+OBJECTIVES = {
+    "elbo": "negative evidence lower bound, the KL multiplied by beta",
+    "infovae": "InfoVAE with the maximum mean discrepancy (arXiv:1706.02262)",
+    "iwae": "importance-weighted bound (arXiv:1509.00519)",
+}
+POSTERIORS = {
+    "ar1": "AR(1): one scale and one correlation of neighbouring coordinates",
+    "diag": "diagonal: a scale for each coordinate, no correlation",
+    "isotropic": "isotropic: one scale, no correlation",
+    "full": "any covariance, by its Cholesky factor",
+    "arh1": "a scale for each coordinate, and one correlation of neighbours",
+    "ante1": "a scale for each coordinate, and a correlation for each pair of neighbours",
+}
+# Of each model.
+NETWORKS = {
+    "image": {
+        "mlp": "multilayer perceptrons, the decoder the mirror of the encoder",
+        "cnn": "convolutional networks",
+        "dcgan": "convolutional networks in the manner of DCGAN",
+    },
+    "sequence": {
+        "convolutional": "an encoder of dilated convolutions over time, a decoder of single steps",
+        "recurrent": "a recurrent encoder, a decoder of single steps",
+    },
+}
+POSTERIORS_OF = {
+    "image": tuple(POSTERIORS),
+    "sequence": tuple(name for name in POSTERIORS if name != "full"),
+}
 PRIORS = ("ar1", "normal")
 STRATEGIES = ("none", "mirrored", "multiworker")
-# Of each model.
-NETWORKS = {"image": ("mlp", "cnn", "dcgan"), "sequence": ("convolutional", "recurrent")}
-POSTERIORS = {
-    "image": ("ar1", "diag", "isotropic", "full", "arh1", "ante1"),
-    "sequence": ("ar1", "diag", "isotropic", "arh1", "ante1"),
-}
 MODELS = tuple(NETWORKS)
 _EPOCHS = {
     "digits": 200,
@@ -116,10 +145,10 @@ def takes(options: type) -> Callable[[Callable], Callable]:
         fields = dataclasses.fields(options)
 
         @functools.wraps(function)
-        def call(**values: Any) -> Any:
+        def call(*args: Any, **values: Any) -> Any:
             startup.check_backend()
             mine = {field.name: values.pop(field.name) for field in fields}
-            return function(options(**mine), **values)
+            return function(*args, options=options(**mine), **values)
 
         for field in reversed(fields):
             name, metadata = field.name, field.metadata
@@ -197,7 +226,7 @@ class RunOptions:
         {"image": (400,)},
     )
     objective: str = _option(
-        click.Choice(OBJECTIVES),
+        click.Choice(tuple(OBJECTIVES)),
         "What is minimized: the negative ELBO, InfoVAE's objective, or the importance-weighted "
         "bound.",
         "elbo",
@@ -205,7 +234,7 @@ class RunOptions:
     )
     beta: float = _option(_Finite(min=0), "Weight of the KL, for the objective elbo.", 1.0)
     posterior: str = _option(
-        click.Choice(POSTERIORS["image"]),
+        click.Choice(tuple(POSTERIORS)),
         "Covariance of the posterior q(z | x): with correlations of neighbouring latents (ar1, "
         "arh1, ante1), of all latents (full), or none (diag, isotropic).",
         "ar1",
@@ -217,7 +246,7 @@ class RunOptions:
         {"sequence": "ar1"},
     )
     likelihood: str = _option(
-        click.Choice(LIKELIHOODS),
+        click.Choice(tuple(LIKELIHOODS)),
         "Distribution of the data given the latents, p(x | z): bernoulli for values from 0 to 1, "
         "gaussian for any.",
         {"image": "bernoulli", "sequence": "gaussian"},
@@ -275,7 +304,7 @@ class RunOptions:
                 self._set(field.name, defaults[self.model])
         if self.network != "mlp":
             self._set("hidden_units", None)
-        for name, choices in (("network", NETWORKS), ("posterior", POSTERIORS)):
+        for name, choices in (("network", NETWORKS), ("posterior", POSTERIORS_OF)):
             if getattr(self, name) not in choices[self.model]:
                 raise click.UsageError(
                     f"--{name} {getattr(self, name)} is not for --model {self.model}; choose "
