@@ -118,8 +118,8 @@ def report(results: pathlib.Path, out: pathlib.Path, page: pathlib.Path | None) 
       runs(), versions()     number of runs; versions of the code and of the packages
 
     FIELD is a measure as the results call it. Settings may follow, to choose the runs:
-    difference("neg_elbo", dataset="mnist", posterior="ar1"); digits=1 sets the number of decimals,
-    and to="isotropic" what a difference is to. What cannot be filled in is an error.
+    difference("neg_elbo", dataset="mnist", posterior="ar1"); to="isotropic" says what a difference
+    is to. What cannot be filled in is an error.
 
     \b
     Examples:

@@ -37,11 +37,7 @@ TRAIN = commands.train
 
 
 def options_of(argv: list[str]) -> dict[str, Any]:
-    """All options of `train` for arguments; those that the model does not have are left out.
-
-    Raises:
-      click.UsageError: If one is wrong, or they do not go together.
-    """
+    """All options of `train` for arguments; a `click.UsageError` if they cannot be."""
     context = TRAIN.make_context("train", list(argv))
     commands._check_of_model(context)
     commands._check_used(context)
@@ -60,14 +56,7 @@ def load(options: dict[str, Any]) -> Data:
 
 
 def train(argv: list[str], folder: pathlib.Path) -> None:
-    """Trains, evaluates and draws, as `tfp-ar1 train` does, from where the run in `folder` stands.
-
-    What it prints goes to a file beside the folder.
-
-    Raises:
-      runs.Claimed: If another process is at work on the run.
-      click.ClickException: With `training.NotFinite` as its cause if it cannot be finished.
-    """
+    """Runs `tfp-ar1 train`, which resumes the run in `folder`; what it prints goes beside that."""
     argv = ["train", *argv, "--out", str(folder)]
     with (
         folder.with_name(f"{folder.name}.log").open("a", encoding="utf-8") as log,
@@ -100,15 +89,13 @@ class Experiment(NamedTuple):
 
 
 def make(given: dict[str, str]) -> list[Experiment]:
-    """Every combination of the values of `AXES`, those of the first seed first.
+    """Every combination of the values of options, those of the first seed first.
+
+    What one of them has no use for is left out of its arguments: `beta` for other objectives than
+    `elbo`, `hidden_units` for other networks than `mlp`, `data_dir` for data that do not lie there.
 
     Args:
       given: Options of `train`, as text; those of `AXES` with commas between their values.
-
-    Returns:
-      The experiments. An option that has no use for one of them is left out of its arguments:
-      `beta` for other objectives than `elbo`, `hidden_units` for other networks than `mlp`, and
-      `data_dir` for data that do not lie there.
 
     Raises:
       click.ClickException: If something is wrong with the options or the data.
@@ -172,11 +159,7 @@ def dry_run(experiments: list[Experiment], out: pathlib.Path) -> None:
 
 
 def run(experiments: list[Experiment], out: pathlib.Path, jobs: int) -> None:
-    """Runs what is not over yet, in `jobs` processes, and prints a line for each end.
-
-    Raises:
-      click.ClickException: If a process stopped with an error, or a run has failed.
-    """
+    """Runs what is not over yet, in `jobs` processes, and prints a line for each end."""
     out.mkdir(parents=True, exist_ok=True)
     todo = [experiment for experiment in experiments if experiment.state(out) == "to do"]
     total = counted(len(experiments), "run")
@@ -205,12 +188,7 @@ def run(experiments: list[Experiment], out: pathlib.Path, jobs: int) -> None:
 def run_one(experiment: Experiment, out: pathlib.Path, code: str, jobs: int, command: int) -> str:
     """Runs an experiment, unless another process has it, and says how it went.
 
-    Args:
-      experiment: The experiment.
-      out: The folder of run folders.
-      code: See `code_version`.
-      jobs: How many processes share the cores.
-      command: The number of the process that has started this one, or of this one.
+    It shares the cores with `jobs` others of the process `command`, which may be this one.
     """
     folder = out / experiment.name
     if os.getpid() != command:

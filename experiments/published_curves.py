@@ -15,7 +15,8 @@ import json
 import os
 import pathlib
 import time
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
@@ -51,82 +52,48 @@ SETTINGS = {
 # --- The samplers -------------------------------------------------------------
 
 
-def factor(coefficient: tf.Tensor, size: int) -> tf.Tensor:
-    """The matrix of the recurrence `u_t = a u_{t-1} + ε_t`: `A[i, j] = a^(i-j)` for j ≤ i, else 0.
+class Recurrence:
+    """A family for `RhoVAE`: the parameters of `"ar1"`, but samples that are not AR(1).
+
+    What is sampled is `z = μ + √s u` with `u_t = a u_{t-1} + ε_t`, whose covariance is s A Aᵀ with
+    `A[i, j] = a^(i-j)` for j ≤ i, else 0; its KL to N(0, I) is exact. The AR(1) normal that is
+    meant is the attribute `stated` of the distribution.
 
     Args:
-      coefficient: a, `[...]`.
-      size: number of coordinates d.
-
-    Returns:
-      Tensor `[..., d, d]`.
+      coefficient: a as a function of ρ.
     """
-    coefficient = coefficient[..., tf.newaxis]
-    row = tf.zeros_like(coefficient)
-    rows = []
-    for unit in tf.unstack(tf.eye(size, dtype=coefficient.dtype)):
-        row = coefficient * row + unit
-        rows.append(row)
-    return tf.stack(rows, axis=-2)
 
-
-def sampled(
-    stated: tfp_ar1.MultivariateNormalAR1, coefficient: tf.Tensor
-) -> tfd.MultivariateNormalTriL:
-    """What `z = μ + √s u` with `u_t = a u_{t-1} + ε_t` samples, which is not AR(1).
-
-    Its covariance is s A Aᵀ (see `factor`), its KL to N(0, I) is exact.
-
-    Args:
-      stated: the AR(1) normal that is meant, with μ and s; the result has it as an attribute.
-      coefficient: a, of its batch shape.
-    """
-    scale = stated.marginal_scale[..., tf.newaxis, tf.newaxis]
-    distribution = tfd.MultivariateNormalTriL(
-        stated.loc, scale * factor(coefficient, stated.event_shape[0])
-    )
-    distribution.stated = stated
-    return distribution
-
-
-class _Recurrence:
-    """A family for `RhoVAE`: the parameters of `"ar1"`, another sampler."""
+    def __init__(self, coefficient: Callable[[tf.Tensor], tf.Tensor]):
+        self.coefficient = coefficient
 
     def params_size(self, event_size: int) -> int:
+        """As for `"ar1"`."""
         return ar1_params.params_size(event_size)
 
     def new(self, params: tf.Tensor, event_size: int) -> tfd.MultivariateNormalTriL:
+        """The distribution of what is sampled."""
         stated = ar1_params.new(params, event_size)
-        return sampled(stated, self.coefficient(stated.correlation_parameter()))
+        a = self.coefficient(stated.correlation_parameter())[..., tf.newaxis]
+        rows = [tf.zeros_like(a)]
+        for unit in tf.unstack(tf.eye(event_size, dtype=a.dtype)):
+            rows.append(a * rows[-1] + unit)
+        scale = stated.marginal_scale[..., tf.newaxis, tf.newaxis]
+        sampled = tfd.MultivariateNormalTriL(stated.loc, scale * tf.stack(rows[1:], axis=-2))
+        sampled.stated = stated
+        return sampled
 
     def correlation(self, distribution: tfd.Distribution) -> tf.Tensor:
+        """That of what is sampled."""
         return posteriors.get("full").correlation(distribution)
-
-    def coefficient(self, rho: tf.Tensor) -> tf.Tensor:
-        raise NotImplementedError
-
-
-class RandomWalk(_Recurrence):
-    """The model code's sampler: √s times the cumulative sum of the noise, without ρ."""
-
-    def coefficient(self, rho: tf.Tensor) -> tf.Tensor:
-        """Always 1."""
-        return tf.ones_like(rho)
-
-
-class WholeInnovations(_Recurrence):
-    """The sampler of README and notebook: innovations √s where AR(1) has √(s (1 - ρ²))."""
-
-    def coefficient(self, rho: tf.Tensor) -> tf.Tensor:
-        """ρ."""
-        return rho
 
 
 SAMPLERS = {
     "diag": posteriors.get("diag"),
     "ar1": posteriors.get("ar1"),
-    "random_walk": RandomWalk(),
-    "whole_innovations": WholeInnovations(),
+    # The model code: √s times the cumulative sum of the noise, without ρ.
+    "random_walk": Recurrence(tf.ones_like),
+    # README and notebook: innovations √s where AR(1) has √(s (1 - ρ²)).
+    "whole_innovations": Recurrence(tf.identity),
 }
 
 # --- The losses ---------------------------------------------------------------
@@ -220,27 +187,17 @@ def make_model(sampler: str, loss: str, image_shape: tuple[int, ...]) -> tfp_ar1
 def train(sampler: str, loss: str, x_train: np.ndarray, x_test: np.ndarray, epochs: int) -> dict:
     """Trains and evaluates one variant.
 
-    Args:
-      sampler: key of `SAMPLERS`.
-      loss: key of `LOSSES`.
-      x_train: training images.
-      x_test: test images.
-      epochs: how often the training images are gone through.
-
     Returns:
-      * `curves`: the means over an epoch of each of `Terms`, of the training images while the model
-        learns, and of the test images (`val_...`) after the epoch; all with one draw an image, in
-        batches.
-      * `test`: what `tfp_ar1.vae.evaluation.evaluate` says of the trained model, with what is
-        sampled as q.
-      * `test_as_stated`, for a sampler that is not AR(1): the same for the same weights, with the
-        stated distribution as q.
+      * `curves`: the means over each epoch of `Terms`, of the training images while the model
+        learns, and of the test images (`val_...`) after it; all with one draw an image.
+      * `test`: what `evaluation.evaluate` says of the model, with what is sampled as q.
+      * `test_as_stated`, for a sampler that is not AR(1): the same with the stated distribution.
       * `test_refitted`, unless sampler and loss are the paper's: the same for the same decoder,
         with an encoder that has been trained again as the paper says, for as many epochs.
     """
     model = make_model(sampler, loss, x_train.shape[1:])
     result = {"curves": _fit(model, x_train, x_test, epochs), "test": _evaluate(model, x_test)}
-    if isinstance(model.posterior, _Recurrence):
+    if isinstance(model.posterior, Recurrence):
         as_stated = make_model("ar1", "paper", x_train.shape[1:])
         as_stated.set_weights(model.get_weights())
         result["test_as_stated"] = _evaluate(as_stated, x_test)
@@ -256,18 +213,17 @@ def train(sampler: str, loss: str, x_train: np.ndarray, x_test: np.ndarray, epoc
 def _fit(
     model: tfp_ar1.RhoVAE, x_train: np.ndarray, x_test: np.ndarray, epochs: int
 ) -> dict[str, list[float]]:
+    def batches(x: np.ndarray, order: tf.data.Dataset) -> tf.data.Dataset:
+        return order.batch(SETTINGS["batch_size"]).map(lambda chosen: tf.gather(x, chosen))
+
+    x_train, x_test = tf.constant(x_train), tf.constant(x_test)
     order = tf.data.Dataset.range(len(x_train)).shuffle(len(x_train), SETTINGS["seed"])
-    test = _batches(x_test, tf.data.Dataset.range(len(x_test)))
-    batches = _batches(x_train, order)
+    test = batches(x_test, tf.data.Dataset.range(len(x_test)))
+    train = batches(x_train, order)
     history = model.fit(
-        batches, epochs=epochs, shuffle=False, validation_data=test, verbose=2
+        train, epochs=epochs, shuffle=False, validation_data=test, verbose=2
     ).history
     return {name: [float(value) for value in values] for name, values in history.items()}
-
-
-def _batches(x: np.ndarray, order: tf.data.Dataset) -> tf.data.Dataset:
-    images = tf.constant(x)
-    return order.batch(SETTINGS["batch_size"]).map(lambda indices: tf.gather(images, indices))
 
 
 def _evaluate(model: tfp_ar1.RhoVAE, x: np.ndarray) -> dict:
@@ -307,24 +263,14 @@ def main(data_dir: str, names: tuple[str, ...], out: pathlib.Path) -> None:
                 "environment": environment(),
             }
             entries.append(entry)
-            runs.write_json(
-                out,
-                {
-                    "command": "python -m experiments.published_curves --data-dir FOLDER",
-                    "settings": SETTINGS,
-                    "results": entries,
-                },
+            command = "python -m experiments.published_curves --data-dir FOLDER"
+            runs.write_json(out, {"command": command, "settings": SETTINGS, "results": entries})
+            loss_as_published = result["curves"]["val_reference_loss"][-1]
+            click.echo(
+                f"  loss as the reference computes it {loss_as_published:.1f}, "
+                f"-ELBO {result['test']['neg_elbo']:.1f}, NLL {result['test']['nll_iw']:.1f}"
             )
-            click.echo(_line(entry))
             keras.backend.clear_session()
-
-
-def _line(entry: dict[str, Any]) -> str:
-    test, loss = entry["test"], entry["curves"]["val_reference_loss"][-1]
-    return (
-        f"  loss as the reference computes it {loss:.1f}, "
-        f"-ELBO {test['neg_elbo']:.1f}, NLL {test['nll_iw']:.1f}"
-    )
 
 
 if __name__ == "__main__":

@@ -14,20 +14,8 @@ import jinja2
 import pandas as pd
 import scipy.stats
 
-from experiments import pictures
-from experiments.results import (
-    BASELINES,
-    BOUNDS,
-    MEASURES,
-    PREDICTIONS,
-    SEQUENCE_SETTINGS,
-    SETTINGS,
-    baseline_of,
-    difference,
-    groups,
-    load,
-    pairs,
-)
+from experiments import pictures, results
+from experiments.results import BOUNDS, MEASURES, PREDICTIONS, groups, pairs
 from tfp_ar1_cli.errors import UserError
 from tfp_ar1_cli.progress import counted
 
@@ -52,16 +40,17 @@ def _number(value: float, digits: int, sign: str = "") -> str:
     return f"{round(value, digits) + 0.0:{sign}.{digits}f}".replace("-", "−")
 
 
-def _mean_text(runs: pd.DataFrame, field: str, digits: int) -> str:
-    values = runs[field].to_numpy()
+def _mean_text(runs: pd.DataFrame, field: str) -> str:
+    values, digits = runs[field].to_numpy(), MEASURES[field].digits
     if values.dtype.kind == "i" and len(set(values)) == 1:
         return str(values[0])
     text = _number(float(values.mean()), digits)
     return text if len(values) < 2 else f"{text} ± {scipy.stats.sem(values):.{digits}f}"
 
 
-def _difference_text(paired: pd.DataFrame, field: str, digits: int) -> str:
-    mean, low, high = (_number(x, digits, "+") for x in difference(paired, field))
+def _difference_text(paired: pd.DataFrame, field: str) -> str:
+    numbers = results.difference(paired, field)
+    mean, low, high = (_number(x, MEASURES[field].digits, "+") for x in numbers)
     return mean if len(paired) < 2 else f"{mean} [{low}, {high}]"
 
 
@@ -73,8 +62,8 @@ def _markdown(rows: list[dict[str, str]]) -> str:
 class Page:
     """What a template may call, in `{{ ... }}`.
 
-    `settings` choose the runs, as in `mean("kl", dataset="mnist", posterior="ar1")`; `digits` sets
-    the number of decimals. What cannot be filled in is a `ValueError`.
+    `settings` choose the runs, as in `mean("kl", dataset="mnist", posterior="ar1")`. What cannot be
+    filled in is a `ValueError`.
     """
 
     def __init__(self, frame: pd.DataFrame) -> None:
@@ -93,7 +82,7 @@ class Page:
 
     def table(self, name: str, **settings: Any) -> str:
         """One of `TABLES`."""
-        fields = [field for field in _known(name, TABLES, "table") if field in self._frame]
+        fields = [field for field in TABLES[_known(name, TABLES)] if field in self._frame]
         if name == "differences":
             return _table(self._choose_pairs(settings), "pairs", fields, _difference_text)
         if name != "baselines":
@@ -106,63 +95,53 @@ class Page:
                     for field in fields
                 }
                 for dataset in sorted(set(self._choose(settings).dataset))
-                for baseline in BASELINES
+                for baseline in results.BASELINES
             ]
         )
 
-    def mean(self, field: str, digits: int | None = None, **settings: Any) -> str:
+    def mean(self, field: str, **settings: Any) -> str:
         """Mean ± standard error of one variant in one setting."""
-        return _mean_text(_only(self._choose(settings)), field, _digits(field, digits))
+        return _mean_text(_only(self._choose(settings)), _known(field, MEASURES))
 
-    def difference(
-        self, field: str, to: str | None = None, digits: int | None = None, **settings: Any
-    ) -> str:
+    def difference(self, field: str, to: str | None = None, **settings: Any) -> str:
         """Paired difference of one variant to another, or to the baseline, and its interval."""
-        paired = _only(self._choose_pairs(settings, to))
-        return _difference_text(paired, field, _digits(field, digits))
+        return _difference_text(_only(self._choose_pairs(settings, to)), _known(field, MEASURES))
 
-    def baseline(self, name: str, field: str, digits: int | None = None, **settings: Any) -> str:
+    def baseline(self, name: str, field: str, **settings: Any) -> str:
         """What needs no model, on one data set, where it is the same for all runs."""
-        _known(name, dict.fromkeys(BASELINES), "baseline")
-        digits, chosen = _digits(field, digits), self._choose(settings)
-        datasets = sorted({setting.dataset for setting in chosen.setting})
+        column = f"{_known(name, results.BASELINES)}_{_known(field, MEASURES)}"
+        chosen = self._choose(settings)
+        datasets = sorted(set(chosen.dataset))
         if len(datasets) > 1:
             raise ValueError(f"{len(datasets)} data sets fit ({', '.join(datasets)}); name one.")
-        value = chosen.iloc[0].get(f"{name}_{field}", math.nan)
-        return "–" if math.isnan(value) else _number(value, digits)
+        value = chosen.iloc[0].get(column, math.nan)
+        return (
+            "–" if math.isnan(value) else _number(value, MEASURES[_known(field, MEASURES)].digits)
+        )
 
     def _choose(self, settings: dict[str, Any]) -> pd.DataFrame:
         """The runs with these settings."""
-        chosen = _with(self._frame, settings)
-        if chosen.empty:
-            raise ValueError("there is no such run.")
-        return chosen
+        return _with(self._frame, settings, "there is no such run.")
 
     def _choose_pairs(self, settings: dict[str, Any], to: str | None = None) -> pd.DataFrame:
         """The pairs with these settings."""
-        chosen = _with(pairs(self._frame, to), settings)
-        if chosen.empty:
-            to = to or baseline_of(self._frame)
-            raise ValueError(f"no such run shares its seed with one of {to}.")
-        return chosen
+        to = to or results.baseline_of(self._frame)
+        missing = f"no such run shares its seed with one of {to}."
+        return _with(pairs(self._frame, to), settings, missing)
 
 
-def _known(name: str, known: dict[str, Any], what: str) -> Any:
+def _known(name: str, known: Iterable[str]) -> str:
     if name not in known:
-        raise ValueError(f"there is no {what} {name!r}; choose from {', '.join(known)}.")
-    return known[name]
+        raise ValueError(f"there is no {name!r}; choose from {', '.join(known)}.")
+    return name
 
 
-def _digits(field: str, digits: int | None = None) -> int:
-    known = _known(field, MEASURES, "measure").digits
-    return known if digits is None else digits
-
-
-def _with(frame: pd.DataFrame, settings: dict[str, Any]) -> pd.DataFrame:
-    known = SEQUENCE_SETTINGS if "prior" in frame else SETTINGS
+def _with(frame: pd.DataFrame, settings: dict[str, Any], missing: str) -> pd.DataFrame:
+    known = results.SEQUENCE_SETTINGS if "prior" in frame else results.SETTINGS
     for key, value in settings.items():
-        _known(key, dict.fromkeys(known), "setting")
-        frame = frame[[other == value for other in frame[key]]]
+        frame = frame[[other == value for other in frame[_known(key, known)]]]
+    if frame.empty:
+        raise ValueError(missing)
     return frame
 
 
@@ -184,7 +163,7 @@ def _table(
         [
             setting.cells()
             | {heading: variant, count: str(len(rows))}
-            | {MEASURES[field].label: text(rows, field, _digits(field)) for field in fields}
+            | {MEASURES[field].label: text(rows, field) for field in fields}
             for (setting, variant), rows in groups(chosen)
         ]
     )
@@ -198,7 +177,7 @@ def write(
     Raises:
       UserError: If results or template are wrong, or a file stands in the way.
     """
-    frame = load(path)
+    frame = results.load(path)
     known = {
         "title": path.name,
         "has_pairs": not pairs(frame).empty,
@@ -231,7 +210,7 @@ def _fill(template: pathlib.Path, frame: pd.DataFrame, **known: Any) -> str:
     )
     page = Page(frame)
     known |= {name: getattr(page, name) for name in dir(page) if not name.startswith("_")}
-    known |= {"counted": counted, "of_series": "prior" in frame, "baselines": BASELINES}
+    known |= {"counted": counted, "of_series": "prior" in frame, "baselines": results.BASELINES}
     try:
         return environment.get_template(template.name).render(known)
     except UnicodeDecodeError as error:

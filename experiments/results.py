@@ -30,8 +30,8 @@ SEQUENCE_SETTINGS = (
     *("model", "dataset", "window", "network", "objective", "beta", "posterior", "prior"),
     *("channels", "hide", "seed", *_TRAINING),
 )
-# Settings that have a column of their own only where they differ.
-_MINOR = ("batch_size", "learning_rate", "num_importance_samples")
+# What must be the same for all results of a data set: it has no column in the tables.
+_ALIKE = ("data_sha256", "batch_size", "learning_rate", "num_importance_samples")
 _TEXTS = ("dataset", "network", "objective", "posterior", "prior", "data_sha256", "model", "code")
 
 
@@ -107,38 +107,32 @@ class Setting(NamedTuple):
     objective: str
     size: int
     epochs: int
-    minor: tuple[tuple[str, Any], ...]
     symbol: str
 
     def cells(self) -> dict[str, str]:
         """The columns that it has in a table."""
-        head = zip(("dataset", "network", "objective", self.symbol, "epochs"), self, strict=False)
-        minor = {key.replace("_", " "): f"{value:g}" for key, value in self.minor}
-        return {key: str(value) for key, value in head} | minor
+        names = ("dataset", "network", "objective", self.symbol, "epochs")
+        return {key: str(value) for key, value in zip(names, self, strict=False)}
 
     def file_name(self) -> str:
         """What pictures of it are called; the data sets share a picture."""
-        minor = "".join(f"-{key.replace('_', '-')}{value:g}" for key, value in self.minor)
-        size = f"{self.symbol[0]}{self.size}"
-        text = f"{self.network}-{self.objective}-{size}-{self.epochs}epochs{minor}"
+        size = f"{self.symbol[0]}{self.size}-{self.epochs}epochs"
+        text = f"{self.network}-{self.objective}-{size}"
         return text.replace("β=", "beta").replace(" ", "-")
 
     def title(self) -> str:
         """The human-readable form."""
-        minor = "".join(f", {key.replace('_', ' ')} {value:g}" for key, value in self.minor)
         size = f"{self.symbol} = {self.size}, {counted(self.epochs, 'epoch')}"
-        return f"{self.network}, {self.objective}, {size}{minor}"
+        return f"{self.network}, {self.objective}, {size}"
 
 
 def load(path: pathlib.Path) -> pd.DataFrame:
-    """The results in a folder of run folders, or in a file, a row for each run.
+    """The results in a folder of run folders, or in a file, a row for each run, sorted.
 
-    Returns:
-      A frame with the columns `setting` and `variant` (the posterior, for series with the prior)
-      beside the record's own, sorted by setting, covariance parameters, variant and seed.
+    The columns `setting` and `variant` (the posterior, for series with the prior) are added.
 
     Raises:
-      UserError: If there are none, or one is damaged, repeated or of another kind than the first.
+      UserError: If there are none, one is damaged or repeated, or they cannot be compared.
     """
     if not path.exists():
         raise UserError(f"{path}: does not exist; name what 'python -m experiments run' wrote.")
@@ -153,9 +147,10 @@ def load(path: pathlib.Path) -> pd.DataFrame:
     if len({settings_of(record) for record in records.values()}) > 1:
         raise UserError(f"{path}: holds results of images and of series; make it two.")
     frame = pd.DataFrame(list(records.values()))
-    minor = [key for key in _MINOR if frame[key].nunique() > 1]
-    twins = frame.groupby("dataset").data_sha256.nunique()
-    frame["setting"] = [_setting(r, minor, twins[r["dataset"]] > 1) for r in records.values()]
+    for key in _ALIKE:
+        if (frame.groupby("dataset")[key].nunique() > 1).any():
+            raise UserError(f"{path}: holds results of one data set with other {key}; make it two.")
+    frame["setting"] = [_setting(record) for record in records.values()]
     frame["variant"] = frame.posterior + ("/" + frame.prior if "prior" in frame else "")
     order = ["setting", "num_covariance_parameters", "variant", "seed"]
     return frame.sort_values(order, ignore_index=True)
@@ -167,13 +162,10 @@ def _parse(place: str, line: str) -> dict[str, Any]:
         record = json.loads(line)
         settings = settings_of(record)
     except (ValueError, RecursionError, AttributeError) as error:
-        raise UserError(
-            f"{place} is not a result of 'python -m experiments run'; remove the line."
-        ) from error
-    of_series = settings is SEQUENCE_SETTINGS
-    measures = (
-        key for key in MEASURES if of_series or key not in (*PREDICTIONS, "prior_correlation")
-    )
+        message = f"{place} is not a result of 'python -m experiments run'; remove the line."
+        raise UserError(message) from error
+    of_series_only = () if "prior" in settings else ("prior_correlation", *PREDICTIONS)
+    measures = (key for key in MEASURES if key not in of_series_only)
     for key in (*settings, *measures, "history", "versions", "code"):
         value = record.get(key)
         if key in _TEXTS:
@@ -189,17 +181,14 @@ def _parse(place: str, line: str) -> dict[str, Any]:
     return record
 
 
-def _setting(record: dict[str, Any], minor: list[str], twins: bool) -> Setting:
-    """The setting of a record; with the hash of the data where two sets have one name."""
-    size, symbol = ("channels",) * 2 if "channels" in record else ("latent_dim", "d")
+def _setting(record: dict[str, Any]) -> Setting:
     return Setting(
-        f"{record['dataset']} {record['data_sha256'][:8]}" if twins else record["dataset"],
+        record["dataset"],
         " ".join([record["network"], *map(str, record.get("hidden_units") or [])]),
         record["objective"] + f" β={record['beta']:g}" * (record["beta"] != 1),
-        record[size],
+        record["channels" if "channels" in record else "latent_dim"],
         record["epochs"],
-        tuple((key, record[key]) for key in minor),
-        symbol,
+        "channels" if "channels" in record else "d",
     )
 
 
@@ -216,9 +205,7 @@ def groups(frame: pd.DataFrame) -> Iterator[tuple[tuple[Setting, str], pd.DataFr
 def pairs(frame: pd.DataFrame, to: str | None = None) -> pd.DataFrame:
     """A row for each run that shares setting and seed with one of the variant `to`.
 
-    Args:
-      frame: From `load`.
-      to: The variant, None for `baseline_of`; its measures are in columns `..._of_baseline`.
+    That is `baseline_of` by default; its measures are in columns `..._of_baseline`.
     """
     is_baseline = frame.variant == (to or baseline_of(frame))
     keys, suffixes = ["setting", "seed"], ("", "_of_baseline")

@@ -1,52 +1,40 @@
 """What one would try before a model: predictors for `tfp_ar1.vae.sequence_evaluation.evaluate`.
 
-Each predicts from the known values of one series and one channel alone, without training.
+Each predicts from the known values of one path, a feature of a series, without training. They take
+series `[N, steps, features]` with NaN for what is not known, and predict 0 where nothing is; they
+have no use for the lengths.
 """
 
 from collections.abc import Callable
 
 import numpy as np
 import pandas as pd
+import scipy.stats
 
 from tfp_ar1.vae import sequence_evaluation
 from tfp_ar1.vae.sequence_evaluation import Prediction
 
-# Half the width of a central 90% interval of a normal, in standard deviations.
-_Z90 = 1.6448536269514722
+_Z90 = scipy.stats.norm.ppf(0.95)
 # Series at a time, for their covariance matrices [steps, steps].
 _ROWS = 256
 
 
-def last_value(x: np.ndarray, length: np.ndarray) -> Prediction:
-    """The last value that is known before; the first one known where there is none before.
-
-    Args:
-      x: series `[N, steps, features]`, NaN for what is not known; 0 if nothing is.
-      length: not needed.
-    """
-    return Prediction(_filled(x, lambda frame: frame.ffill().bfill()))
+def last_value(x: np.ndarray, length: np.ndarray | None) -> Prediction:
+    """The last value that is known before; the first one known where there is none before."""
+    return Prediction(_filled(x, lambda paths: paths.ffill().bfill()))
 
 
-def linear_interpolation(x: np.ndarray, length: np.ndarray) -> Prediction:
-    """Straight lines between known values; before the first and after the last these go on.
-
-    Args:
-      x: series `[N, steps, features]`, NaN for what is not known; 0 if nothing is.
-      length: not needed.
-    """
-    return Prediction(_filled(x, lambda frame: frame.interpolate(limit_direction="both")))
+def linear_interpolation(x: np.ndarray, length: np.ndarray | None) -> Prediction:
+    """Straight lines between known values; before the first and after the last these go on."""
+    return Prediction(_filled(x, lambda paths: paths.interpolate(limit_direction="both")))
 
 
-def matern_half(x: np.ndarray, length: np.ndarray) -> Prediction:
+def matern_half(x: np.ndarray, length: np.ndarray | None) -> Prediction:
     """A Gaussian process with a Matérn-1/2 kernel, a mean and noise, fitted to each path.
 
     At whole steps that is an AR(1) process observed with white noise:
     `Cov(x_i, x_j) = s (ρ^|i-j| + r [i = j])`. Mean, s, ρ and r are those of the largest likelihood,
-    and intervals include the noise.
-
-    Args:
-      x: series `[N, steps, features]`, NaN for what is not known; N(0, 1) if nothing is.
-      length: not needed.
+    and intervals include the noise; N(0, 1) if nothing is known.
     """
     num, steps, features = x.shape
     paths = np.moveaxis(x, -1, 1).reshape(-1, steps).astype(np.float64)
@@ -70,12 +58,7 @@ BASELINES = {
 
 
 def evaluate(x: np.ndarray, length: np.ndarray) -> dict[str, float]:
-    """What `tfp_ar1.vae.sequence_evaluation.evaluate` says of each, as `last_value_...` and so on.
-
-    Args:
-      x: series `[N, steps, features]`, NaN where nothing was observed.
-      length: how many steps each has, `[N]`.
-    """
+    """What `sequence_evaluation.evaluate` says of each baseline, as `last_value_...` and so on."""
     return {
         f"{name}_{measure}": value
         for name, baseline in BASELINES.items()
@@ -87,7 +70,8 @@ def fit_matern_half(x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, 
     """Maximum likelihood for an AR(1) process with white noise, for each path on its own.
 
     Mean and variance have a closed form given ρ and r; these two are searched on a grid that is
-    made finer around each path's best point.
+    made finer around each path's best point, for all paths at once: SciPy's optimizers take one at
+    a time, which is some hundred times slower.
 
     Args:
       x: paths float64 `[N, steps]`, NaN for what is not known.
@@ -121,11 +105,6 @@ def matern_half_likelihood(
 
     The filter is linear in the data, so that one of unit variance, run on the data and on a
     constant 1, gives the generalized least squares estimate of the mean.
-
-    Args:
-      x: paths `[N, steps]`, NaN for what is not known.
-      rho: correlations `[N]`.
-      noise: variances r of the noise relative to that of the process, `[N]`.
 
     Returns:
       The log-likelihood, the mean and the variance of the process, all `[N]`; mean 0 and variance 1

@@ -200,6 +200,18 @@ def tf_gradients(function, arguments, weights=None):
     return [g.numpy() for g in gradients]
 
 
+def hessian(function, x):
+    """Of a function of one vector, by two tapes."""
+    with tf.GradientTape() as outer:
+        x = tf.constant(x)
+        outer.watch(x)
+        with tf.GradientTape() as inner:
+            inner.watch(x)
+            value = function(x)
+        gradient = inner.gradient(value, x)
+    return outer.jacobian(gradient, x)
+
+
 def as_float64(*arrays):
     return [np.asarray(a, np.float64) for a in arrays]
 

@@ -1,0 +1,339 @@
+"""What TFP and TensorFlow make of a member of the family: vectorized, compiled, inside others."""
+
+import numpy as np
+import oracles
+import pytest
+import tensorflow as tf
+import tensorflow_probability as tfp
+from family import (
+    ARGUMENTS,
+    BATCH_SHAPE,
+    CONDITIONAL,
+    DENSE,
+    DISTRIBUTION,
+    KINDS,
+    LOC,
+    MEMBERS,
+    ONE_OF_EACH,
+    OTHERS,
+    SCALE_DIAG,
+    SEED,
+    SIZE,
+    STATISTICS,
+    VALUE,
+    arguments,
+    assert_all_close,
+    compute,
+    constant,
+    distribution,
+    draw,
+    first,
+    function,
+    random_parameters,
+)
+
+tfb = tfp.bijectors
+tfd = tfp.distributions
+
+each_member = pytest.mark.parametrize("member", ONE_OF_EACH)
+each_spelling = pytest.mark.parametrize("member", MEMBERS)
+
+
+# --- vectorized_map and XLA -----------------------------------------------------------------------
+
+
+def members_of_map(member):
+    """Three values of each parameter but `loc`."""
+    given = ARGUMENTS[member]
+    if member == "OU":
+        return given["marginal_scale"], np.array([0.6, 1.3, 1.0]), given["times"]
+    rho = draw(3, SIZE - 1, seed=9) if "ANTE1" in member else np.array([0.6, -0.3, 2.0])
+    rho = np.tanh(rho) if "correlation" in given else rho
+    return given.get("marginal_scale", SCALE_DIAG), rho
+
+
+@pytest.mark.slow
+@each_member
+def test_vectorized_map(member):
+    """Over parameters, values and seeds at once; each as if by itself."""
+    q = OTHERS["AR1"](constant)[0, 0]
+    given = [VALUE[0], *members_of_map(member), VALUE[1]]
+    given = [*map(tf.constant, given), tf.constant([[1, 2], [3, 4], [5, 6]])]
+
+    def one(arguments):
+        *parameters, x, seed = arguments
+        p = MEMBERS[member].distribution(*parameters)
+        more = {"KL to": p.kl_divergence(q), "KL from": q.kl_divergence(p)}
+        more["draws"] = p.sample(3, seed=seed)
+        return compute(p, x, DISTRIBUTION | CONDITIONAL) | more
+
+    each = [one([m[i] for m in given]) for i in range(3)]
+    for name, actual in tf.vectorized_map(one, given).items():
+        event_ndims = STATISTICS[name].event_ndims if name in STATISTICS else 0
+        expected = np.stack([result[name] for result in each])
+        oracles.assert_close(actual, expected, "same computation", event_ndims, err_msg=name)
+
+
+@each_member
+def test_vectorized_map_over_values(member):
+    """As chains of MCMC do it, and without falling back to a loop."""
+    values = tf.constant(draw(5, *BATCH_SHAPE, SIZE))
+    log_prob = distribution(member).log_prob
+    log_probs = tf.vectorized_map(log_prob, values, fallback_to_while_loop=False)
+    oracles.assert_close(log_probs, DENSE[member].log_prob(values))
+
+
+def gradients_of_map(function, parameters, mapped):
+    """Of the sum of `function` over the leading axis, taken of the map, not within it."""
+    members = list(zip(*map(tf.unstack, parameters), strict=True))
+    with tf.GradientTape() as tape:
+        tape.watch([*parameters, *(p for member in members for p in member)])
+        if mapped:
+            value = tf.reduce_sum(tf.vectorized_map(lambda p: function(*p), tuple(parameters)))
+        else:
+            value = tf.add_n([function(*member) for member in members])
+    if mapped:
+        return tape.gradient(value, parameters, unconnected_gradients="zero")
+    gradients = tape.gradient(value, members, unconnected_gradients="zero")
+    return [tf.stack(each) for each in zip(*gradients, strict=True)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("member", "size"), [*((member, 5) for member in MEMBERS), ("AR1", 600), ("OU", 150)]
+)
+def test_gradients_of_vectorized_map(member, size):
+    """`tf.vectorized_map` drops custom gradients, so auto-batched NUTS goes without them."""
+    case, x, weights = MEMBERS[member], draw(size), draw(size, seed=1)
+    given = [tf.constant(a) for a in random_parameters(case, (2,), size)]
+    mask, diag = np.arange(size) % 3 == 0, tfd.MultivariateNormalDiag(x)
+    q = OTHERS["AR1"](constant)[0, 0].copy(loc=x)
+
+    def total(*parameters):
+        p = case.distribution(*parameters)
+        conditional = p.conditional(x, mask)
+        vectors = (
+            p.scale.matvec(weights),
+            p.scale.matvec(weights, adjoint=True),
+            p.scale.solvevec(weights),
+            p.scale.solvevec(weights, adjoint=True),
+            p.covariance()[1],
+            p.precision().matvec(weights),
+            conditional.mean(),
+            conditional.stddev(),
+        )
+        scalars = (
+            p.log_prob(x),
+            p.entropy(),
+            p.marginal(0, None, 2).log_prob(x[::2]),
+            conditional.observed_log_prob(),
+            *(tfd.kl_divergence(*pair) for pair in ((p, q), (q, p), (p, diag), (diag, p))),
+        )
+        results = [*(tf.reduce_sum(weights * v) for v in vectors), *scalars]
+        return tf.reduce_sum(draw(len(results), seed=2) * tf.stack(results))
+
+    for name, a, b in zip(
+        case.names,
+        gradients_of_map(total, given, mapped=True),
+        gradients_of_map(total, given, mapped=False),
+        strict=True,
+    ):
+        oracles.assert_close(a, b, "gradient", a.shape.rank - 1, err_msg=name)
+
+
+# The parameter of correlation, from a number of which tanh is about the correlation of neighbours.
+DRAWN = {
+    "AR1": tf.tanh,
+    "AR1 by fisher_z": tf.identity,
+    "ARH1": tf.tanh,
+    "ARH1 by fisher_z": tf.identity,
+    "ANTE1": lambda u: tf.tanh(u * [1.0, -0.5, 0.1]),
+    "ANTE1 by fisher_z": lambda u: u * [1.0, -0.5, 0.1],
+    "OU": tf.exp,
+}
+
+
+@each_spelling
+def test_auto_batched_joint_distribution_has_the_right_gradient(member):
+    """Against one path after the other."""
+    loc, scale = (
+        tf.zeros(SIZE),
+        tf.ones(MEMBERS[member].event_ndims().get("scale_diag", 0) * [SIZE]),
+    )
+    times = (np.float32([0.0, 1.0, 1.5, 4.0]),) if member == "OU" else ()
+
+    def path(u):
+        return MEMBERS[member].distribution(loc, scale, DRAWN[member](u), *times)
+
+    prior = tfd.Normal(0.0, 1.0)
+    model = tfd.JointDistributionSequentialAutoBatched([prior, path])
+    # A correlation next to 1 is for those that can say it in float32.
+    u = tf.constant([0.0, 1.0, 3.0, -3.0 if "correlation" in ARGUMENTS[member] else 12.0])
+    x = 1.0 + 0.01 * tf.range(4.0)[:, tf.newaxis] * draw(4, SIZE, dtype="float32")[::-1]
+    actual = tfp.math.value_and_gradient(lambda u, x: model.log_prob([u, x]), [u, x])[1]
+    expected = gradients_of_map(
+        lambda u, x: prior.log_prob(u) + path(u).log_prob(x), [u, x], mapped=False
+    )
+    for name, a, e in zip(("u", "x"), actual, expected, strict=True):
+        oracles.assert_close(a, e, "gradient", a.shape.rank - 1, err_msg=name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("member", [*ONE_OF_EACH, "AR1 by fisher_z"])
+def test_xla_agrees_with_eager(member):
+    """Every statistic, and a gradient in which all of them take part; test_kl has the KLs."""
+    table = {name: s for name, s in STATISTICS.items() if "sample" not in name}
+
+    def results_and_gradients(*parameters):
+        with tf.GradientTape() as tape:
+            tape.watch(parameters)
+            p = MEMBERS[member].distribution(*parameters)
+            results = compute(p, tf.constant(VALUE), table)
+            total = tf.add_n([tf.reduce_sum(tf.sin(r)) for r in results.values()])
+        return results, tape.gradient(total, parameters)
+
+    given = [*arguments(member).values()]
+    expected, expected_gradients = results_and_gradients(*given)
+    actual, gradients = function(results_and_gradients, jit_compile=True)(*given)
+    assert_all_close(actual, expected)
+    for a, e in zip(gradients, expected_gradients, strict=True):
+        oracles.assert_close(a, e, "same computation", 1)
+
+
+# --- Trainable, and other distributions around it -------------------------------------------------
+
+
+@each_member
+@pytest.mark.parametrize("stateless", [False, True])
+def test_make_trainable(member, stateless):
+    shape, x = [2, SIZE], 3.0 + draw(20, 2, SIZE, dtype="float32")
+    cls, options = MEMBERS[member].cls, {"batch_and_event_shape": shape, "validate_args": True}
+    util = tfp.experimental.util
+    if member == "OU":
+        with pytest.raises(ValueError, match="Missing required `times`"):
+            util.make_trainable(cls, **options)
+        options["times"] = tf.range(1.0, SIZE + 1.0)
+    if stateless:
+        init, apply = util.make_trainable_stateless(cls, **options)
+        variables = [tf.Variable(v) for v in init(seed=SEED)]
+        make = lambda: apply(variables)  # noqa: E731
+    else:
+        p = util.make_trainable(cls, seed=SEED, **options)
+        variables, make = p.trainable_variables, lambda: p
+    assert make().batch_shape == [2]
+    properties = cls.parameter_properties()
+    preferred = [n for n, q in properties.items() if q.is_preferred and n not in options]
+    expected = sorted(list(properties[name].shape_fn(shape)) for name in preferred)
+    assert sorted(v.shape.as_list() for v in variables) == expected
+
+    def loss():
+        return -tf.reduce_mean(make().log_prob(x))
+
+    before = loss()
+    for _ in range(10):
+        with tf.GradientTape() as tape:
+            current = loss()
+        for variable, gradient in zip(variables, tape.gradient(current, variables), strict=True):
+            variable.assign_sub(0.1 * tf.sign(gradient))
+    assert loss() < before - 0.5
+
+
+def log_mean_exp(x):
+    return np.log(np.mean(np.exp(x), axis=-1))
+
+
+MASK = np.array([[True, False, True], [False, True, True]])
+# The distribution around ours; the shape of its values; what their log-density should be.
+AROUND = {
+    "BatchReshape": (
+        lambda p: tfd.BatchReshape(p, [6]),
+        (6, SIZE),
+        lambda dense, x: dense.log_prob(x.reshape(*BATCH_SHAPE, SIZE)).reshape(6),
+    ),
+    "BatchBroadcast": (
+        lambda p: tfd.BatchBroadcast(p, to_shape=[5, *BATCH_SHAPE]),
+        (5, *BATCH_SHAPE, SIZE),
+        lambda dense, x: dense.log_prob(x),
+    ),
+    "BatchConcat": (
+        lambda p: tfd.BatchConcat([p, p], axis=1),
+        (2, 6, SIZE),
+        lambda dense, x: np.concatenate(
+            [dense.log_prob(x[:, :3]), dense.log_prob(x[:, 3:])], axis=1
+        ),
+    ),
+    "Independent": (
+        lambda p: tfd.Independent(p, 2),
+        (*BATCH_SHAPE, SIZE),
+        lambda dense, x: dense.log_prob(x).sum(),
+    ),
+    "MixtureSameFamily": (
+        lambda p: tfd.MixtureSameFamily(tfd.Categorical(logits=np.zeros(3)), p),
+        (2, SIZE),
+        lambda dense, x: log_mean_exp(dense.log_prob(x[:, np.newaxis])),
+    ),
+    "Mixture": (
+        lambda p: tfd.Mixture(tfd.Categorical(logits=np.zeros((2, 2))), [p[:, 0], p[:, 1]]),
+        (2, SIZE),
+        lambda dense, x: log_mean_exp(dense.log_prob(x[:, np.newaxis])[:, :2]),
+    ),
+    "Sample": (
+        lambda p: tfd.Sample(p, 5),
+        (*BATCH_SHAPE, 5, SIZE),
+        lambda dense, x: dense.log_prob(np.moveaxis(x, -2, 0)).sum(axis=0),
+    ),
+    "Masked": (
+        lambda p: tfd.Masked(p, MASK),
+        (*BATCH_SHAPE, SIZE),
+        lambda dense, x: np.where(MASK, dense.log_prob(x), 0.0),
+    ),
+    "TransformedDistribution": (
+        lambda p: tfd.TransformedDistribution(p, tfb.Sinh()),
+        (*BATCH_SHAPE, SIZE),
+        lambda dense, x: dense.log_prob(np.arcsinh(x)) - 0.5 * np.log1p(x**2).sum(axis=-1),
+    ),
+    "Blockwise": (
+        lambda p: tfd.Blockwise([p, p]),
+        (*BATCH_SHAPE, 2 * SIZE),
+        lambda dense, x: dense.log_prob(x[..., :SIZE]) + dense.log_prob(x[..., SIZE:]),
+    ),
+}
+
+
+@each_member
+@pytest.mark.parametrize("name", AROUND)
+def test_other_distributions_around_it(member, name):
+    make, shape, log_prob = AROUND[name]
+    p = distribution(member, KINDS["Variable"])
+    x = draw(*shape, seed=4)
+    with tf.GradientTape() as tape:
+        around = make(p)
+        actual = around.log_prob(x)
+    oracles.assert_close(actual, log_prob(DENSE[member], x))
+    assert all(g is not None for g in tape.gradient(actual, p.trainable_variables))
+    assert around.sample(7, seed=SEED).shape == (7, *shape)
+
+
+@each_spelling
+def test_inside_a_joint_distribution(member):
+    given = first(member)
+    joint = tfd.JointDistributionNamedAutoBatched(
+        {
+            "level": tfd.Normal(np.float64(0.0), 1.0),
+            "path": lambda level: MEMBERS[member].cls(**(given | {"loc": level + given["loc"]})),
+            "data": lambda path: tfd.Independent(tfd.Normal(path, 0.1), 1),
+        }
+    )
+    assert joint.event_shape == {"level": [], "path": [SIZE], "data": [SIZE]}
+    x = joint.sample(5, seed=SEED)
+    assert x["path"].shape == x["data"].shape == (5, SIZE)
+    level, path, data = (x[k].numpy() for k in ("level", "path", "data"))
+    paths = oracles.Dense(level[:, None] + LOC[0, 0], DENSE[member].covariance[0, 0])
+    expected = paths.log_prob(path) - 0.5 * (level**2 + np.log(2 * np.pi))
+    error = (data - path) / 0.1
+    expected -= 0.5 * np.sum(error**2 + np.log(2 * np.pi * 0.1**2), axis=-1)
+    oracles.assert_close(joint.log_prob(x), expected)
+    pinned = joint.experimental_pin(data=data[0])
+    oracles.assert_close(pinned.log_prob(level=level[0], path=path[0]), expected[0])
+    bijected = pinned.experimental_default_event_space_bijector()
+    assert bijected.inverse_event_shape(pinned.event_shape) == pinned.event_shape
