@@ -15,8 +15,8 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 from test_cli import TINY, cli, contents, refused  # noqa: F401  two of them are fixtures
-
 from tfp_ar1_cli.batches import Batches
+
 from tfp_ar1_cli.data import image_files, loading, pixels, sources, streams, tfrecords
 from tfp_ar1_cli.data import images as datasets
 from tfp_ar1_cli.errors import UserError
