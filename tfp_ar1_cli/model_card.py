@@ -10,8 +10,6 @@ import pathlib
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-import jinja2
-
 from tfp_ar1_cli import run_folder
 from tfp_ar1_cli.data import loading
 from tfp_ar1_cli.options import LIKELIHOODS, NETWORKS, OBJECTIVES, POSTERIORS
@@ -153,6 +151,8 @@ def _spec(spec: dict[str, Any]) -> str:
 
 def text(card: dict[str, Any]) -> str:
     """The card as Markdown, its human-readable form."""
+    import jinja2  # Not before it is needed: `--help` would wait for it.
+
     model, data, training = card["model"], card["data"], card["training"]
     units, trained, exported = data.get("units"), *card["versions"].values()
     one = "window" if units else "image"

@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import math
 import pathlib
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -378,8 +379,8 @@ def is_count(value: Any) -> bool:
 
 
 def is_number(value: Any) -> bool:
-    """Whether it is a finite number."""
-    return type(value) in (int, float) and math.isfinite(value)
+    """Whether it is a number, finite as a float."""
+    return type(value) in (int, float) and abs(value) <= sys.float_info.max
 
 
 def _is_valid(field: dataclasses.Field, value: Any) -> bool:
