@@ -31,14 +31,14 @@ AXES = (
     *("seed", "dataset", "network", "objective", "beta", "latent_dim", "channels", "prior"),
     "posterior",
 )
-TRAIN = commands.train
+_DEFAULTS = {"posterior": "ar1,diag", "seed": "0,1,2", "num_importance_samples": "100"}
 
 # --- What is taken from the command line --------------------------------------
 
 
 def options_of(argv: list[str]) -> dict[str, Any]:
     """All options of `train` for arguments; a `click.UsageError` if they cannot be."""
-    context = TRAIN.make_context("train", list(argv))
+    context = commands.train.make_context("train", list(argv))
     commands._check_of_model(context)
     commands._check_used(context)
     options = context.params
@@ -96,10 +96,11 @@ def make(given: dict[str, str]) -> list[Experiment]:
 
     Args:
       given: Options of `train`, as text; those of `AXES` with commas between their values.
-
-    Raises:
-      click.ClickException: If something is wrong with the options or the data.
     """
+    if no_settings := {"likelihood", "corrupt", "strategy", "replicas"} & given.keys():
+        raise click.UsageError(f"a grid has no --{min(no_settings)}; leave it out.")
+    prior = {"prior": "ar1,normal"} if given.get("model") == "sequence" else {}
+    given = _DEFAULTS | prior | given
     values = {axis: dict.fromkeys(given[axis].split(",")) for axis in AXES if axis in given}
     known: dict[str, tuple[Data, dict[str, Any]]] = {}
     experiments = {}
@@ -191,6 +192,8 @@ def run_one(experiment: Experiment, out: pathlib.Path, code: str, jobs: int, com
     It shares the cores with `jobs` others of the process `command`, which may be this one.
     """
     folder = out / experiment.name
+    if experiment.state(out) != "to do":
+        return f"{folder.name}: another process has done it"
     if os.getpid() != command:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the command, which ends this.
         if os.getppid() != command:  # It was killed: nobody wants more than is under way.
