@@ -206,13 +206,13 @@ def test_mmd(posterior, stretch):
 def test_mmd_in_blocks(monkeypatch):
     x, model = data(70), make("ar1")
     whole = evaluation.evaluate(model, x, 1, batch_size=70)["mmd"]
-    rows, compute = [], objectives.witness
+    rows, compute = [], mmd.witness
     monkeypatch.setattr(
         objectives,
         "witness",
         lambda points, *args: rows.append(len(points)) or compute(points, *args),
     )
-    monkeypatch.setattr(evaluation, "_MAX_OUTPUTS", 70 * 32)
+    monkeypatch.setattr(batching, "MAX_OUTPUTS", 70 * 32)
     blocks = evaluation.evaluate(model, x, 1, batch_size=70)["mmd"]
     assert rows == [32, 32, 6] * 2
     np.testing.assert_allclose(blocks, whole, rtol=1e-12)
@@ -271,7 +271,7 @@ def calls(monkeypatch):
 
 def test_memory_is_bounded(calls, monkeypatch):
     limit = 4 * SIZE * 10  # 10 draws for a batch of 4
-    monkeypatch.setattr(evaluation, "_MAX_OUTPUTS", limit)
+    monkeypatch.setattr(batching, "MAX_OUTPUTS", limit)
     x = data(6)
     estimate = make("ar1").log_likelihood(x, num_samples=25, batch_size=4)
     assert [(n, draws) for n, _, draws in calls] == [
@@ -290,7 +290,7 @@ def test_memory_is_bounded(calls, monkeypatch):
 
 
 def test_an_observation_larger_than_the_limit(calls, monkeypatch):
-    monkeypatch.setattr(evaluation, "_MAX_OUTPUTS", 1)
+    monkeypatch.setattr(batching, "MAX_OUTPUTS", 1)
     assert make("ar1").log_likelihood(data(3), num_samples=2).shape == (3,)
     assert [n for *_, n in calls] == [1, 1]
 
@@ -298,7 +298,7 @@ def test_an_observation_larger_than_the_limit(calls, monkeypatch):
 def test_portions_and_batches_change_only_the_noise(monkeypatch):
     x, model = data(50), make("isotropic")
     figures = [evaluation.evaluate(model, x, num_importance_samples=400, batch_size=50)]
-    monkeypatch.setattr(evaluation, "_MAX_OUTPUTS", 50 * SIZE * 150)
+    monkeypatch.setattr(batching, "MAX_OUTPUTS", 50 * SIZE * 150)
     figures.append(evaluation.evaluate(model, x, num_importance_samples=400, batch_size=50))
     figures.append(evaluation.evaluate(model, x, num_importance_samples=400, batch_size=15))
     for other in figures[1:]:

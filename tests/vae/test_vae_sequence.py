@@ -620,7 +620,7 @@ def test_draws(monkeypatch):
     np.testing.assert_array_equal(model.impute(x, num_samples=4, seed=3), draws)
     assert np.any(model.impute(x, num_samples=4) != model.impute(x, num_samples=4))
     # The same series beside others, and in portions.
-    monkeypatch.setattr(evaluation, "_MAX_OUTPUTS", 2 * T * F)
+    monkeypatch.setattr(batching, "MAX_OUTPUTS", 2 * T * F)
     many = model.impute(x, num_samples=5, seed=3, batch_size=1)
     assert many.shape == (5, N, T, F)
     assert len({many[k, 1, 0, 0].item() for k in range(5)}) in (1, 5)

@@ -24,6 +24,7 @@ __all__ = [
     "as_array",
     "assert_all",
     "check_values",
+    "checked_arrays",
     "checked_examples",
     "nan_where_masked",
     "not_symbolic",
@@ -151,6 +152,11 @@ def checked_examples(model: Any, x: Any) -> Any:
             f"Expected data of shape [N, *data_shape], N at least 1; got {tuple(shape)}."
         )
     return x
+
+
+def checked_arrays(model: Any, x: Any) -> Any:
+    """The data as NumPy arrays; errors as for `checked_examples`."""
+    return keras.tree.map_structure(keras.ops.convert_to_numpy, checked_examples(model, x))
 
 
 def _checked_weight(sample_weight: Any, x: Any) -> np.ndarray | tf.Tensor | None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import keras
 
-__all__ = ["input_shapes", "last_activation", "one_output"]
+__all__ = ["input_shapes", "last_activation", "one_output", "takes"]
 
 _CHANGE_SHAPES_ONLY = (
     keras.layers.InputLayer
@@ -30,24 +30,43 @@ def input_shapes(network: keras.Model) -> list[tuple[int | None, ...]]:
     return list(shape) if all(isinstance(part, list | tuple) for part in shape) else [shape]
 
 
-def one_output(name: str, outputs: Any, advice: str) -> tuple[int | None, ...]:
+def takes(network: keras.Model, shape: tuple[int, ...]) -> bool:
+    """Whether a network takes examples of this shape, as far as it says what it takes."""
+    return all(
+        len(given) == len(shape) + 1
+        and all(n in (None, m) for n, m in zip(given[1:], shape, strict=True))
+        for given in input_shapes(network)
+    )
+
+
+def one_output(
+    name: str, outputs: Any, shape: tuple[int | str, ...], advice: str
+) -> tuple[int | None, ...]:
     """The shape of what a network gives for symbolic inputs.
 
     Args:
       name: of the network.
       outputs: what it gives.
-      advice: what to do where that is not one tensor.
+      shape: what this must be for one example; a word stands for any number.
+      advice: what to do where it is something else.
 
     Raises:
-      ValueError: if it is not.
+      ValueError: if it is.
     """
-    if not isinstance(outputs, keras.KerasTensor):
+    if isinstance(outputs, keras.KerasTensor):
+        given = tuple(outputs.shape)
+        if len(given) == len(shape) + 1 and all(
+            n is not None if isinstance(m, str) else n == m
+            for n, m in zip(given[1:], shape, strict=True)
+        ):
+            return given
+    else:
         number = f" of {len(outputs)}" if hasattr(outputs, "__len__") else ""
-        raise ValueError(
-            f"The {name} must give one tensor; it gives a {type(outputs).__name__}{number}. "
-            f"{advice}"
-        )
-    return outputs.shape
+        given = f"a {type(outputs).__name__}{number}"
+    wanted = ", ".join(map(str, ("batch", *shape)))
+    raise ValueError(
+        f"The {name} must give one tensor of shape ({wanted}); it gives {given}. {advice}"
+    )
 
 
 def last_activation(layer: Any) -> str:

@@ -1,19 +1,20 @@
-"""What `RhoVAE` minimizes. A new objective is an `Objective` with a `loss` of its own."""
+"""What a VAE minimizes. A new objective is an `Objective` with a `loss` of its own."""
 
 from __future__ import annotations
 
 import math
-import numbers
 import reprlib
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
 
 import keras
 import tensorflow as tf
+import tensorflow_probability as tfp
 
-from tfp_ar1.recurrence import matmul
+from tfp_ar1.vae.batching import checked_count
+from tfp_ar1.vae.mmd import maximum_mean_discrepancy, witness
 
-if TYPE_CHECKING:
-    from tfp_ar1.vae.rho_vae import RhoVAE
+tfd = tfp.distributions
 
 __all__ = [
     "ELBO",
@@ -21,6 +22,7 @@ __all__ = [
     "Draws",
     "ImportanceWeighted",
     "InfoVAE",
+    "Model",
     "Objective",
     "Terms",
     "get",
@@ -46,6 +48,18 @@ class Draws(NamedTuple):
     log_weight: tf.Tensor  # log p(x | z) p(z) / q(z | x), [K, batch]
 
 
+class Model(Protocol):
+    """What an objective needs of a model; `RhoVAE` and `SequenceVAE` have it."""
+
+    # Of those that have it, what `tfp_ar1.vae.base.VAE` says of each.
+    prior: Any
+    next_seed: Callable[[], tf.Tensor]
+    encode: Callable[..., tfd.Distribution]
+    draw: Callable[..., Draws]
+    kl_to_prior: Callable[..., tf.Tensor]
+    posterior_correlation: Callable[..., tf.Tensor]
+
+
 class Objective:
     """Base class: draws from the posterior, and the terms that every objective reports.
 
@@ -55,7 +69,7 @@ class Objective:
 
     num_samples = 1
 
-    def __call__(self, model: RhoVAE, x: tf.Tensor, training: bool) -> Terms:
+    def __call__(self, model: Model, x: Any, training: bool) -> Terms:
         """The terms for a batch of data `[batch, *data_shape]`."""
         posterior = model.encode(x, training=training)
         draws = model.draw(x, posterior, self.num_samples, model.next_seed(), training=training)
@@ -69,12 +83,7 @@ class Objective:
         )
 
     def loss(
-        self,
-        model: RhoVAE,
-        draws: Draws,
-        reconstruction: tf.Tensor,
-        kl: tf.Tensor,
-        training: bool,
+        self, model: Model, draws: Draws, reconstruction: tf.Tensor, kl: tf.Tensor, training: bool
     ) -> tf.Tensor:
         """What is minimized, `[batch]`.
 
@@ -121,12 +130,7 @@ class ELBO(Objective):
         self.warmup_steps = checked_count("warmup_steps", warmup_steps, at_least=0)
 
     def loss(
-        self,
-        model: RhoVAE,
-        draws: Draws,
-        reconstruction: tf.Tensor,
-        kl: tf.Tensor,
-        training: bool,
+        self, model: Model, draws: Draws, reconstruction: tf.Tensor, kl: tf.Tensor, training: bool
     ) -> tf.Tensor:
         """The reconstruction and β times the KL."""
         factor = self.beta
@@ -134,7 +138,7 @@ class ELBO(Objective):
             factor *= self._warmup(model, kl.dtype)
         return reconstruction + factor * kl
 
-    def _warmup(self, model: RhoVAE, dtype: tf.DType) -> tf.Tensor:
+    def _warmup(self, model: Model, dtype: tf.DType) -> tf.Tensor:
         """The share of β at the present step of the optimizer, in (0, 1]."""
         optimizer = getattr(model, "optimizer", None)
         if optimizer is None:
@@ -182,12 +186,7 @@ class InfoVAE(Objective):
         self.lambda_ = lambda_
 
     def loss(
-        self,
-        model: RhoVAE,
-        draws: Draws,
-        reconstruction: tf.Tensor,
-        kl: tf.Tensor,
-        training: bool,
+        self, model: Model, draws: Draws, reconstruction: tf.Tensor, kl: tf.Tensor, training: bool
     ) -> tf.Tensor:
         """The reconstruction, the KL and the MMD, with their factors."""
         z = draws.z[0]
@@ -219,12 +218,7 @@ class ImportanceWeighted(Objective):
         self.num_samples = checked_count("num_samples", num_samples, at_least=1)
 
     def loss(
-        self,
-        model: RhoVAE,
-        draws: Draws,
-        reconstruction: tf.Tensor,
-        kl: tf.Tensor,
-        training: bool,
+        self, model: Model, draws: Draws, reconstruction: tf.Tensor, kl: tf.Tensor, training: bool
     ) -> tf.Tensor:
         """Minus the logarithm of the mean weight."""
         return math.log(self.num_samples) - tf.reduce_logsumexp(draws.log_weight, axis=0)
@@ -262,71 +256,3 @@ def get(objective: str | Objective, **kwargs) -> Objective:
     if objective not in OBJECTIVES:
         raise ValueError(f"Unknown objective {objective!r}; expected one of {list(OBJECTIVES)}.")
     return OBJECTIVES[objective](**kwargs)
-
-
-def maximum_mean_discrepancy(x: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
-    """The squared maximum mean discrepancy (MMD) of two samples, with a Gaussian kernel.
-
-    The kernel is `k(a, b) = exp(-‖a - b‖² / d²)`, as in the code that the authors of InfoVAE
-    published for MNIST. The estimator is the biased one, a mean over all pairs, those of a vector
-    with itself included: it is never negative, and for n and m draws of one distribution it is
-    `(1/n + 1/m) (1 - E[k(a, b)])` on average (Gretton et al., JMLR 13, 2012).
-
-    Args:
-      x: sample `[n, d]`, or of arrays of d numbers `[n, ...]`.
-      y: sample `[m, d]`, or `[m, ...]`.
-
-    Returns:
-      A scalar. Time and memory are O((n + m)²).
-    """
-    # A replica's share of the last batch can be empty; the mean of nothing is 0 here.
-    return _mean(witness(x, x, y)) - _mean(witness(y, x, y))
-
-
-def witness(points: tf.Tensor, x: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
-    """How much nearer points are to one sample than to another: mean kernel to x less that to y.
-
-    The squared MMD of x and y is the mean of this over x, less that over y.
-
-    Args:
-      points: `[p, d]`, or arrays of d numbers `[p, ...]`.
-      x: sample `[n, d]`, or `[n, ...]`.
-      y: sample `[m, d]`, or `[m, ...]`.
-
-    Returns:
-      Tensor `[p]`. Time and memory are O(p (n + m)).
-    """
-    return _mean(_kernel(points, x)) - _mean(_kernel(points, y))
-
-
-def _mean(x: tf.Tensor) -> tf.Tensor:
-    """The mean over the last axis, 0 where it is empty."""
-    return tf.math.divide_no_nan(tf.reduce_sum(x, axis=-1), tf.cast(tf.shape(x)[-1], x.dtype))
-
-
-def _kernel(x: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
-    """The Gram matrix `[n, m]` of the Gaussian kernel."""
-    size = math.prod(x.shape[1:])
-    x, y = (tf.reshape(a, [-1, size]) for a in (x, y))
-    squares = [tf.reduce_sum(tf.square(a), axis=-1) for a in (x, y)]
-    distances = squares[0][:, None] + squares[1] - 2 * matmul(x, y, transpose_b=True)
-    # Rounding can make the distance of equal vectors negative.
-    return tf.exp(-tf.maximum(distances, 0) / size**2)
-
-
-def checked_count(name: str, value: int, at_least: int) -> int:
-    """Returns the argument of that name, or raises `ValueError` if it is not such an integer."""
-    if not isinstance(value, numbers.Real) or value % 1 != 0 or value < at_least:
-        raise ValueError(
-            f"`{name}` must be an integer of at least {at_least}; got {reprlib.repr(value)}."
-        )
-    return int(value)
-
-
-def checked_seed(seed: int) -> tf.Tensor:
-    """The seed that TFP takes, int32 `[2]`, or `ValueError` if it is not an int32 integer."""
-    if not isinstance(seed, numbers.Integral) or not tf.int32.min <= seed <= tf.int32.max:
-        raise ValueError(
-            f"`seed` must be an integer of 32 bits, or None; got {reprlib.repr(seed)}."
-        )
-    return tf.constant([seed, 0], tf.int32)

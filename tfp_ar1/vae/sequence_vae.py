@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import keras
 import numpy as np
@@ -13,58 +13,32 @@ from tensorflow_probability.python.internal import samplers
 
 from tfp_ar1.distributions.kl import kl_terms, log_prob_terms
 from tfp_ar1.distributions.mvn_ar1 import MultivariateNormalAR1
-from tfp_ar1.layers.prior import (
-    MultivariateNormalAR1Prior,
-    Prior,
-    checked_prior,
-    current_prior,
+from tfp_ar1.layers.prior import MultivariateNormalAR1Prior, Prior, checked_prior, current_prior
+from tfp_ar1.vae import (
+    batching,
+    data_checks,
+    likelihoods,
+    network_checks,
+    objectives,
+    sequence_data,
 )
-from tfp_ar1.vae import data_checks, evaluation, likelihoods, network_checks, objectives
-from tfp_ar1.vae.rho_vae import RhoVAE
-from tfp_ar1.vae.sequence_networks import SequencePosteriorHead
+from tfp_ar1.vae.base import VAE, distribution_dtype
+from tfp_ar1.vae.sequence_data import Parts, Series
+from tfp_ar1.vae.sequence_head import SequencePosteriorHead
 
 tfd = tfp.distributions
 
 __all__ = ["SequenceVAE"]
 
 
-class _Series(NamedTuple):
-    """A batch of series, taken apart."""
-
-    values: tf.Tensor  # [batch, steps, features], 0 where nothing was observed
-    observed: tf.Tensor  # boolean, the same shape
-    valid: tf.Tensor  # boolean [batch, steps], false behind the end of a series
-    length: tf.Tensor | None  # int32 [batch], or `None` where all series have all steps
-
-
-class _Parts(NamedTuple):
-    """What the methods take as data: an array, or a dictionary."""
-
-    x: Any
-    length: Any = None
-    mask: Any = None
-
-    @classmethod
-    def of(cls, data: Any) -> _Parts:
-        """Raises `ValueError` if a key is missing or unknown."""
-        if not isinstance(data, Mapping):
-            return cls(data)
-        if not {"x"} <= set(data) <= set(cls._fields):
-            raise ValueError(
-                f"Data in a dictionary must have the key 'x', and may have 'length' and 'mask'; "
-                f"got {list(data)}."
-            )
-        return cls(**data)
-
-
 @keras.saving.register_keras_serializable(package="tfp_ar1")
-class SequenceVAE(RhoVAE):
+class SequenceVAE(VAE):
     """A variational autoencoder for time series, whose latents are paths in time.
 
     The latents of one series are `channels` paths of `steps` coordinates. A priori each path is a
     stationary AR(1) process, by default with a correlation that is learned; a posteriori any family
-    of `RhoVAE` that has an order, with the KL in closed form. The decoder, as a rule, sees
-    the latents of one step at a time: what connects the steps is the prior.
+    of `RhoVAE` that has an order, with the KL in closed form. The decoder, as a rule, sees the
+    latents of one timestep at a time: what connects the timesteps is the prior.
 
     ```python
     encoder, decoder = tfp_ar1.vae.sequence_networks.convolutional((100, 1), channels=2)
@@ -80,12 +54,12 @@ class SequenceVAE(RhoVAE):
     array as `"x"` and one or both of
 
     * `"length"`, for series of unequal lengths: integers `[N]` from 1 to `steps`. What x holds from
-      step `length` on is padding, and changes no result;
+      timestep `length` on is padding, and changes no result;
     * `"mask"`: booleans `[N, steps]` or `[N, steps, features]`, true where x was observed, as
       Keras's masks are. What x holds elsewhere changes no result.
 
-    `fit` and `evaluate` also take `tf.data.Dataset`s of either, whose batches may have fewer steps,
-    such as those of `padded_batch`. Values and lengths in these are checked as they come.
+    `fit` and `evaluate` also take `tf.data.Dataset`s of either, whose batches may have fewer
+    timesteps, as those of `padded_batch` have. Values and lengths in these are checked as they come.
 
     Training, metrics, objectives, sample weights, saving and `export` (for series of full length)
     are those of `RhoVAE`. The metric `correlation` is the posteriors' mean over the channels,
@@ -96,14 +70,14 @@ class SequenceVAE(RhoVAE):
         `[batch, steps]`, to features `[batch, steps, units]`. The first input holds the data, with
         straight lines where values are missing between observed ones (beyond them the nearest is
         held; 0 where there is none), and then 1 where they were observed and 0 elsewhere; the
-        second says which steps there are: the features of these must not depend on the others.
+        second says which timesteps there are: the features of these must not depend on the others.
       decoder: Keras model from `[batch, channels]` to `[batch, features]`, which is applied to each
-        step; or one from whole paths, `[batch, steps, channels]` to `[batch, steps, features]`,
+        timestep; or one from whole paths, `[batch, steps, channels]` to `[batch, steps, features]`,
         which cannot forecast. Logits for a Bernoulli likelihood, means for a Gaussian one.
       channels: number of latent channels, at least 1.
-      steps: number of steps T, at least 1; the longest series has so many.
-      posterior: `"ar1"`, `"diag"`, `"arh1"`, `"ante1"` or `"isotropic"`: the law of each channel's
-        path, the channels being independent of each other.
+      steps: number of timesteps T of the longest series, at least 1.
+      posterior: any family of `RhoVAE` but `"full"`: the distribution of each channel's path, the
+        channels being independent of each other.
       prior: `"ar1"`, one learned correlation for each channel, which starts as N(0, I); `None` for
         N(0, I); or a `MultivariateNormalAR1` of batch shape `[channels]` and event shape `[steps]`
         with constant parameters; or a layer that learns one,
@@ -133,79 +107,32 @@ class SequenceVAE(RhoVAE):
         seed: int | None = None,
         **kwargs,
     ):
-        # The constructor of the base makes prior and head by the methods below, which need it.
-        self.channels = objectives.checked_count("channels", channels, at_least=1)
-        super().__init__(
-            encoder,
-            decoder,
-            latent_dim=objectives.checked_count("steps", steps, at_least=1),
-            posterior=posterior,
-            prior=prior,
-            objective=objective,
-            likelihood=likelihood,
-            seed=seed,
-            **kwargs,
+        channels = batching.checked_count("channels", channels, at_least=1)
+        steps = batching.checked_count("steps", steps, at_least=1)
+        dtype = distribution_dtype(kwargs.get("dtype"))
+        prior = _checked_prior(prior, (channels, steps), dtype)
+        super().__init__(encoder, decoder, posterior, prior, objective, likelihood, seed, **kwargs)
+        self.channels = channels
+        self.steps = steps
+        self.posterior_head = SequencePosteriorHead(
+            posterior, channels, dtype=dtype.name, name="posterior_parameters"
         )
-
-    def _data_shape_of(
-        self, encoder_shapes: list[tuple[int | None, ...]]
-    ) -> tuple[int | None, ...] | None:
-        """The shape of one series, from those of the encoder's inputs; `None` if not known."""
-        if not encoder_shapes:
-            return None
-        if [len(shape) for shape in encoder_shapes] != [3, 2]:
+        inputs = network_checks.input_shapes(encoder)
+        if inputs and [len(shape) for shape in inputs] != [3, 2]:
             raise ValueError(
                 f"The encoder of `SequenceVAE` must take two inputs, of shapes (batch, steps, "
                 f"2 * features), the data beside what says where they were observed, and (batch, "
-                f"steps), boolean, which steps there are; it takes {encoder_shapes}. See "
+                f"steps), boolean, which steps there are; it takes {inputs}. See "
                 f"`tfp_ar1.vae.sequence_networks`; one that needs no lengths is made by "
                 f"keras.Model([x, keras.Input((steps,), dtype='bool')], features)."
             )
-        _, steps, size = encoder_shapes[0]
-        return steps, None if size is None else size // 2
-
-    @property
-    def steps(self) -> int:
-        """The number of steps T of the longest series."""
-        return self.latent_dim
+        if inputs and None not in inputs[0][1:]:
+            self.build_for((inputs[0][1], inputs[0][2] // 2))
 
     @property
     def latent_shape(self) -> tuple[int, ...]:
         """The shape of the latents z of one series: `(channels, steps)`."""
-        return (self.channels, self.latent_dim)
-
-    def _make_prior(self, prior: Prior | Mapping[str, Any] | str | None) -> Prior:
-        """The prior that is given or named, checked: AR(1), of which N(0, I) has ρ = 0."""
-        dtype = self.distribution_dtype
-        if isinstance(prior, str):
-            if prior != "ar1":
-                raise ValueError(
-                    f"Unknown prior {prior!r}; expected 'ar1', `None` for N(0, I), a "
-                    f"`MultivariateNormalAR1`, or a layer that learns one."
-                )
-            prior = MultivariateNormalAR1Prior(
-                self.steps, channels=self.channels, dtype=dtype.name, name="prior"
-            )
-        prior = checked_prior(prior, self.steps, dtype, batch_shape=(self.channels,))
-        if prior is None:
-            return MultivariateNormalAR1(
-                tf.zeros(self.latent_shape, dtype), correlation=tf.zeros([], dtype)
-            )
-        if not isinstance(current_prior(prior), MultivariateNormalAR1):
-            raise ValueError(
-                f"The prior over sequences must be a `MultivariateNormalAR1` (ρ = 0 for white "
-                f"noise), which has a law by which a path goes on; got {current_prior(prior)!r}."
-            )
-        return prior
-
-    def _make_posterior_head(self) -> keras.layers.Layer:
-        """The layer from features to the posterior's parameters."""
-        return SequencePosteriorHead(
-            self.posterior_name,
-            self.channels,
-            dtype=self.distribution_dtype.name,
-            name="posterior_parameters",
-        )
+        return (self.channels, self.steps)
 
     def build(self, input_shape: Any) -> None:
         """Builds the parts for data of this shape, and checks that they fit together.
@@ -221,55 +148,29 @@ class SequenceVAE(RhoVAE):
             raise ValueError(
                 f"The data must be of shape (batch, {self.steps}, features); got {shape}."
             )
-        steps, size = shape[1:]
+        features = shape[2]
         inputs = [
-            keras.KerasTensor((None, steps, 2 * size)),
-            keras.KerasTensor((None, steps), dtype="bool"),
+            keras.KerasTensor((None, self.steps, 2 * features)),
+            keras.KerasTensor((None, self.steps), dtype="bool"),
         ]
-        features = network_checks.one_output(
-            "encoder",
-            self.encoder(inputs),
-            "Give the features (batch, steps, units) alone: the model makes mean and covariance of "
-            "them.",
-        )
-        if len(features) != 3 or features[1] != steps or features[-1] is None:
-            raise ValueError(
-                f"The encoder must give features of shape (batch, {steps}, units), some for each "
-                f"step; it gives {features}."
-            )
-        if not self.posterior_head.built:
-            self.posterior_head.build(features)
-        latents = getattr(self.decoder, "input_shape", None) if self.decoder.built else None
-        # A subclassed decoder does not say what it takes; a step is what is usual.
-        self._decodes_steps = not isinstance(latents, tuple) or len(latents) == 2
-        wanted = (self.channels,) if self._decodes_steps else (steps, self.channels)
-        if isinstance(latents, tuple) and any(
-            n not in (None, m) for n, m in zip(latents[1:], wanted, strict=False)
-        ):
+        # A subclassed decoder does not say what it takes; a timestep is what is usual.
+        decoded = network_checks.input_shapes(self.decoder)
+        self._decodes_steps = len(decoded) != 1 or len(decoded[0]) == 2
+        times = () if self._decodes_steps else (self.steps,)
+        if not network_checks.takes(self.decoder, (*times, self.channels)):
             raise ValueError(
                 f"The decoder must take the latents of a step, (batch, {self.channels}), or of a "
-                f"path, (batch, {steps}, {self.channels}); it takes inputs of shape {latents}."
+                f"path, (batch, {self.steps}, {self.channels}); it takes inputs of shape "
+                f"{decoded}."
             )
-        outputs = network_checks.one_output(
-            "decoder",
-            self.decoder(keras.KerasTensor((None, *wanted))),
-            "Give what the likelihood takes: logits, or means.",
+        self.build_parts(
+            (self.steps, features),
+            inputs,
+            features_shape=(self.steps, "units"),
+            latents_shape=(*times, self.channels),
+            outputs_shape=(*times, features),
+            advice="Give features for each step; the model makes mean and covariance of them.",
         )
-        expected = (size,) if self._decodes_steps else (steps, size)
-        if tuple(outputs[1:]) != expected:
-            raise ValueError(
-                f"The decoder must give outputs of shape {('batch', *expected)} for latents of "
-                f"shape {('batch', *wanted)}; it gives {tuple(outputs)}."
-            )
-        self.likelihood.check_decoder(self.decoder)
-        if not self.likelihood.built:
-            self.likelihood.build((None, steps, size))
-        self.data_shape = (steps, size)
-        self.built = True
-
-    def compute_output_shape(self, input_shape: Any) -> tuple[int | None, ...]:
-        """The shape of the data."""
-        return tuple(input_shape["x"] if isinstance(input_shape, Mapping) else input_shape)
 
     def checked_data(self, x: Any) -> np.ndarray | tf.Tensor | dict[str, np.ndarray | tf.Tensor]:
         """Data in memory, or a batch in a graph: one array, or a dictionary with lengths or a mask.
@@ -286,56 +187,30 @@ class SequenceVAE(RhoVAE):
         """
         while isinstance(x, list | tuple) and len(x) == 1 and isinstance(x[0], Mapping):
             (x,) = x
-        parts = _Parts.of(x)
-        data = {"x": data_checks.nan_where_masked(data_checks.as_array("x", parts.x))}
-        for name, part in (("length", parts.length), ("mask", parts.mask)):
-            if part is not None:
-                data[name] = data_checks.unmasked(
-                    name, data_checks.as_array(name, part), "fill them in"
-                )
+        data = Parts.of(x).given()
+        for name, part in data.items():
+            part = data_checks.as_array(name, part)
+            data[name] = (
+                data_checks.nan_where_masked(part)
+                if name == "x"
+                else data_checks.unmasked(name, part, "fill them in")
+            )
         if any(tf.is_symbolic_tensor(part) for part in data.values()):
             self.check_shape(data["x"].shape)
         else:
-            parts = {k: keras.ops.convert_to_numpy(part) for k, part in data.items()}
-            self._check_values(**parts)
+            self._check_values(**{k: keras.ops.convert_to_numpy(v) for k, v in data.items()})
             if "mask" in data and data["mask"].ndim == 2:
                 # Of one rank, or a function that was traced for the other would not take it.
                 data["mask"] = data["mask"][..., np.newaxis]
         return data if isinstance(x, Mapping) else data["x"]
 
-    def _check_values(
-        self, x: np.ndarray, length: np.ndarray | None = None, mask: np.ndarray | None = None
-    ) -> None:
+    def _check_values(self, x: np.ndarray, **parts: np.ndarray) -> None:
         if x.ndim != 3 or x.shape[1] != self.steps:
             raise ValueError(
                 f"Expected data of shape [N, {self.steps}, features], N at least 1; got {x.shape}."
             )
         self.check_shape(x.shape)
-        observed = ~np.isnan(x)
-        if length is not None:
-            if length.shape != x.shape[:1] or not np.issubdtype(length.dtype, np.integer):
-                raise ValueError(
-                    f"`length` must hold an integer for each of {len(x)} series; got dtype "
-                    f"{length.dtype} and shape {length.shape}."
-                )
-            if len(x) and (length.min() < 1 or length.max() > self.steps):
-                raise ValueError(
-                    f"`length` must be from 1 to {self.steps}, the number of steps; got values "
-                    f"from {length.min()} to {length.max()}."
-                )
-            observed &= (np.arange(self.steps) < length[:, np.newaxis])[..., np.newaxis]
-        if mask is not None:
-            if mask.dtype != bool or mask.shape not in (
-                x.shape,
-                x.shape[:2],
-                (*x.shape[:2], 1),
-            ):
-                raise ValueError(
-                    f"`mask` must hold booleans, true where x was observed, of shape {x.shape[:2]} "
-                    f"or {x.shape}; got dtype {mask.dtype} and shape {mask.shape}."
-                )
-            observed &= mask if mask.ndim == 3 else mask[..., np.newaxis]
-        data_checks.check_values(self, x[observed])
+        data_checks.check_values(self, x[sequence_data.check_parts(x, **parts)])
 
     def assertions(self, x: Any) -> list[tf.Operation]:
         """What must hold for a batch in a graph, where values are not known when it is made."""
@@ -348,54 +223,21 @@ class SequenceVAE(RhoVAE):
             checks.append(data_checks.assert_all(within, message))
         return checks
 
-    def _series(self, x: Any) -> _Series:
-        """Data as the methods take it, taken apart."""
-        x, length, mask = _Parts.of(x)
-        x = tf.cast(keras.ops.convert_to_tensor(x), self.distribution_dtype)
+    def _series(self, x: Any) -> Series:
+        """Data as the methods take it, unpacked."""
+        parts = Parts.of(x)
+        x = keras.ops.convert_to_tensor(parts.x)
         if not self.built:
             self.build(tuple(x.shape))
         self.check_shape(x.shape)
-        x = self._with_all_steps(tf.ensure_shape(x, [None, None, self.data_shape[-1]]), np.nan)
-        if length is None:
-            valid = tf.ones(tf.shape(x)[:2], tf.bool)
-        else:
-            length = tf.cast(length, tf.int32)
-            if length.shape.rank not in (None, 1):
-                raise ValueError(f"`length` must be of shape [N]; got {length.shape}.")
-            length = tf.ensure_shape(length, [None])
-            valid = tf.range(self.steps) < length[:, tf.newaxis]
-        observed = valid[..., tf.newaxis] & ~tf.math.is_nan(x)
-        if mask is not None:
-            mask = tf.convert_to_tensor(mask)
-            if mask.dtype != tf.bool or mask.shape.rank not in (2, 3):
-                raise ValueError(
-                    f"`mask` must hold booleans of shape [N, {self.steps}], or that of x; got "
-                    f"dtype {mask.dtype.name} and shape {mask.shape}."
-                )
-            mask = mask if mask.shape.rank == 3 else mask[..., tf.newaxis]
-            observed &= self._with_all_steps(mask, False)
-        # Zeros before anything is computed, or the gradients would be NaN too.
-        return _Series(tf.where(observed, x, tf.zeros_like(x)), observed, valid, length)
-
-    def _with_all_steps(self, x: tf.Tensor, value: float | bool) -> tf.Tensor:
-        """`x`, `[batch, steps or fewer, ...]`, with the value in steps that the batch lacks.
-
-        The batches of `tf.data.Dataset.padded_batch` end where their longest series does.
-        """
-        if x.shape[1] is not None:
-            return x
-        lacking = self.steps - tf.shape(x)[1]
-        check = tf.debugging.assert_non_negative(
-            lacking, message=f"A batch has series of more than {self.steps} steps."
+        return sequence_data.unpacked(
+            parts._replace(x=x), *self.data_shape, self.distribution_dtype
         )
-        with tf.control_dependencies([check]):
-            x = tf.pad(x, [[0, 0], [0, lacking], [0, 0]], constant_values=value)
-        return tf.ensure_shape(x, [None, self.steps, None])
 
     def encode(self, x: Any, training: bool = False) -> tfd.Distribution:
         """The posterior q(z | x): batch shape `[batch, channels]`, event shape `[steps]`.
 
-        Coordinates behind the end of a series mean nothing.
+        Coordinates past the end of a series mean nothing.
 
         Args:
           x: data `[batch, steps, features]`, or a dictionary with lengths.
@@ -403,7 +245,7 @@ class SequenceVAE(RhoVAE):
         """
         series = self._series(self.checked_data(x))
         indicator = tf.cast(series.observed, series.values.dtype)
-        inputs = tf.concat([_interpolated(series), indicator], axis=-1)
+        inputs = tf.concat([sequence_data.interpolated(series), indicator], axis=-1)
         features = self.encoder([inputs, series.valid], training=training)
         params = self.posterior_head(tf.cast(features, self.distribution_dtype), series.valid)
         return self.posterior.new(params, self.steps)
@@ -411,7 +253,7 @@ class SequenceVAE(RhoVAE):
     def decoder_outputs(self, z: Any, training: bool = False) -> tf.Tensor:
         """What the decoder gives for paths `[batch, channels, steps]`, `[batch, steps, features]`.
 
-        A decoder of single steps takes paths of any number of steps.
+        A decoder of single timesteps takes paths of any number of them.
         """
         z = tf.linalg.matrix_transpose(z)
         if not self._decodes_steps:
@@ -420,35 +262,31 @@ class SequenceVAE(RhoVAE):
         return tf.reshape(outputs, [-1, tf.shape(z)[1], self.data_shape[-1]])
 
     def kl_to_prior(self, posterior: tfd.Distribution, x: Any = None) -> tf.Tensor:
-        """KL(q(z | x) ‖ p(z)), exact, in nats per series, over its own steps.
+        """KL(q(z | x) ‖ p(z)), exact, in nats per series, over its own timesteps.
 
-        The marginals of a Markov chain are Markov chains, so that the KL over the first steps is
-        the sum of the first terms of the chain rule.
+        The marginals of a Markov chain are Markov chains, so that the KL over the first timesteps
+        is the sum of the first terms of the chain rule.
 
         Args:
           posterior: q(z | x), from `encode`.
-          x: the data, for their lengths; `None` for series of all steps.
+          x: the data, for their lengths; `None` for series of all timesteps.
         """
         terms = kl_terms(posterior, self.prior)
-        return self._sum_over_steps(terms, None if x is None else self._series(x))
+        if x is None:
+            return tf.reduce_sum(terms, axis=[-2, -1])
+        return self._series(x).sum_over_timesteps(terms)
 
     def posterior_correlation(self, posterior: tfd.Distribution, x: Any = None) -> tf.Tensor:
         """The posterior's mean lag-one correlation over the channels, `[batch]`."""
-        if self.posterior_name != "ante1":
+        if "pair" not in self.posterior_head.parameters:
             return tf.reduce_mean(self.posterior.correlation(posterior), axis=-1)
-        # One for each pair of steps: those of a series' own steps count.
+        # One for each pair of timesteps: those of a series' own timesteps count.
         rho = posterior.correlation_parameter()
         pairs = tf.ones_like(rho)
         if x is not None:
             pairs *= tf.cast(self._series(x).valid[:, tf.newaxis, 1:], rho.dtype)
         number = tf.reduce_sum(pairs, axis=[-2, -1])
         return tf.reduce_sum(rho * pairs, axis=[-2, -1]) / tf.maximum(number, 1)
-
-    def _sum_over_steps(self, terms: tf.Tensor, series: _Series | None) -> tf.Tensor:
-        """Sums terms `[..., batch, channels, steps]` over the steps that a series has."""
-        if series is not None:
-            terms = tf.where(series.valid[:, tf.newaxis], terms, tf.zeros_like(terms))
-        return tf.reduce_sum(terms, axis=[-2, -1])
 
     def draw(
         self,
@@ -458,10 +296,10 @@ class SequenceVAE(RhoVAE):
         seed: tf.Tensor,
         training: bool = False,
     ) -> objectives.Draws:
-        """Draws K paths for each series, and weighs them by what they say about its own steps.
+        """Draws K paths for each series, and weighs them by what they say about its own timesteps.
 
-        Arguments as for `RhoVAE.draw`. Behind the end of a series the paths that are returned go on
-        by the law of the prior.
+        Arguments as for `VAE.draw`. Past the end of a series, the paths that are returned follow
+        the prior.
         """
         series = self._series(x)
         z_seed, path_seed = samplers.split_seed(seed)
@@ -472,49 +310,43 @@ class SequenceVAE(RhoVAE):
         log_p = tf.reduce_sum(tf.where(observed, terms, tf.zeros_like(terms)), axis=[1, 2])
         log_p = tf.reshape(log_p, [num_samples, -1])
         log_ratio = log_prob_terms(self.prior, z) - log_prob_terms(posterior, z)
-        log_weight = log_p + self._sum_over_steps(log_ratio, series)
+        log_weight = log_p + series.sum_over_timesteps(log_ratio)
         if series.length is not None:
             z = self._continued(z, series, 0, path_seed)
         return objectives.Draws(z, log_p, log_weight)
 
-    def _continued(self, z: tf.Tensor, series: _Series, more: int, seed: Any) -> tf.Tensor:
-        """Paths that go on behind the end of each series, by the law of the prior.
+    def _continued(self, z: tf.Tensor, series: Series, more: int, seed: Any) -> tf.Tensor:
+        """Paths that continue past the end of each series, as the prior has it.
 
         Given its last coordinate, what follows in a Markov chain is independent of what was before.
         So it is drawn as `u_t + ρ^(t-l) (z_l - u_l)` for a path u of the prior that is independent
-        of z, where l is the last step: of mean and covariance as given z_l.
+        of z, where l is the last timestep: of mean and covariance as given z_l.
 
         Args:
           z: paths `[K, batch, channels, steps]`.
           series: the data.
-          more: how many steps to add.
+          more: how many timesteps to add.
           seed: for `tfd.Distribution.sample`; `None` for the mean of what follows.
 
         Returns:
-          Tensor `[K, batch, channels, steps + more]`. What is added behind the last step has the
-          prior's mean of the last step.
+          Tensor `[K, batch, channels, steps + more]`. What is added past the last timestep has
+          the prior's mean of the last timestep.
         """
         prior = self.prior
         loc = tf.concat([prior.loc, tf.repeat(prior.loc[..., -1:], more, axis=-1)], axis=-1)
-        law = MultivariateNormalAR1(
+        extended = MultivariateNormalAR1(
             loc, prior.marginal_scale, correlation=prior.correlation, fisher_z=prior.fisher_z
         )
-        u = law.mean() if seed is None else law.sample(tf.shape(z)[:2], seed=seed)
+        u = extended.mean() if seed is None else extended.sample(tf.shape(z)[:2], seed=seed)
         u = tf.broadcast_to(u, tf.concat([tf.shape(z)[:2], tf.shape(loc)], axis=0))
         z = tf.pad(z, [[0, 0], [0, 0], [0, 0], [0, more]])
 
-        step, last = tf.range(self.steps + more), self._last_step(series)
+        step, last = tf.range(self.steps + more), series.last_step()
         offset = tf.reduce_sum(tf.where(step == last, z - u, tf.zeros_like(z)), -1, keepdims=True)
         # At least 1: 0^0 has no derivative, and where it would be needed z is known.
         distance = tf.cast(tf.maximum(step - last, 1), z.dtype)
-        rho = law.correlation_parameter()[..., tf.newaxis]
+        rho = extended.correlation_parameter()[..., tf.newaxis]
         return tf.where(step <= last, z, u + tf.pow(rho, distance) * offset)
-
-    def _last_step(self, series: _Series) -> tf.Tensor:
-        """The index of each series' last step, `[batch, 1, 1]`, or a scalar if all have all."""
-        if series.length is None:
-            return tf.constant(self.steps - 1)
-        return series.length[:, tf.newaxis, tf.newaxis] - 1
 
     @tf.function(reduce_retracing=True)
     def posterior_summary(
@@ -527,8 +359,8 @@ class SequenceVAE(RhoVAE):
           seed: int32 tensor `[2]`.
 
         Returns:
-          The mean and one draw of q(z | x), both `[batch, channels, steps]`, which behind the end
-          of a series go on by the law of the prior; the root mean square of its standard deviations
+          The mean and one draw of q(z | x), both `[batch, channels, steps]`, which past the end of
+          a series follow the prior; the root mean square of its standard deviations
           and its mean lag-one correlation, both `[batch]`.
         """
         series, posterior = self._series(x), self.encode(x)
@@ -536,7 +368,7 @@ class SequenceVAE(RhoVAE):
         mean = self._continued(posterior.mean()[tf.newaxis], series, 0, seed=None)[0]
         z = self._continued(posterior.sample(1, seed=z_seed), series, 0, seed=path_seed)[0]
         number = self.channels * tf.reduce_sum(tf.cast(series.valid, mean.dtype), axis=-1)
-        variance = self._sum_over_steps(posterior.variance(), series) / number
+        variance = series.sum_over_timesteps(posterior.variance()) / number
         return mean, z, tf.sqrt(variance), self.posterior_correlation(posterior, x)
 
     def impute(
@@ -556,21 +388,21 @@ class SequenceVAE(RhoVAE):
           mask: booleans `[N, steps]` or `[N, steps, features]`, true where x was observed. What x
             holds elsewhere is not used, and may be NaN or not.
           num_samples: number S of draws of each series.
-          seed: integer for the same draws each time, or `None` to go on with the model's own seed.
+          seed: integer for the same draws each time, or `None` for the model's own.
           batch_size: series at a time. Draws are made in portions, so that memory stays bounded.
 
         Returns:
-          Array `[S, N, steps, features]`: where a value was observed, that value. Behind the end of
+          Array `[S, N, steps, features]`: where a value was observed, that value. Past the end of
           a series is its forecast.
 
         Raises:
           ValueError: if the data are not what the model is for, or have a mask already.
         """
         if mask is not None:
-            parts = _Parts.of(x)
+            parts = Parts.of(x)
             if parts.mask is not None:
                 raise ValueError("Pass `mask` either as an argument or in the dictionary.")
-            x = {k: v for k, v in parts._replace(mask=mask)._asdict().items() if v is not None}
+            x = parts._replace(mask=mask).given()
         return self._draws(self._impute, x, self.steps, num_samples, seed, batch_size)
 
     def forecast(
@@ -583,15 +415,15 @@ class SequenceVAE(RhoVAE):
     ) -> np.ndarray:
         """Draws of what follows each series.
 
-        The latent paths go on from their last step by their own law, the prior's: k steps later
-        they are `ρ^k z_last + √(1 - ρ^2k) ε` for a prior of mean 0 and variance 1. Draws include
-        the noise of observation: quantiles over them are prediction intervals.
+        From their last timestep the latent paths follow the prior: k timesteps later they are
+        `ρ^k z_last + √(1 - ρ^2k) ε` for a prior of mean 0 and variance 1. Draws include the noise
+        of observation: quantiles over them are prediction intervals.
 
         Args:
           x: data `[N, T, features]`, or a dictionary with lengths.
-          steps: number h of steps to forecast, behind the last step of each series.
+          steps: number h of timesteps to forecast, after the last one of each series.
           num_samples: number S of draws of each series.
-          seed: integer for the same draws each time, or `None` to go on with the model's own seed.
+          seed: integer for the same draws each time, or `None` for the model's own.
           batch_size: series at a time. Draws are made in portions, so that memory stays bounded.
 
         Returns:
@@ -600,7 +432,7 @@ class SequenceVAE(RhoVAE):
         Raises:
           ValueError: if the data are not what the model is for, or the decoder takes whole paths.
         """
-        steps = objectives.checked_count("steps", steps, at_least=1)
+        steps = batching.checked_count("steps", steps, at_least=1)
         if not self._decodes_steps:
             raise ValueError(
                 f"A decoder of whole paths of {self.steps} steps cannot decode what follows them; "
@@ -616,25 +448,23 @@ class SequenceVAE(RhoVAE):
         self,
         draw: Callable[[Any, int, tf.Tensor], tf.Tensor],
         x: Any,
-        steps: int,
+        num_timesteps: int,
         num_samples: int,
         seed: int | None,
         batch_size: int,
     ) -> np.ndarray:
-        """Calls `draw(x, num_samples, seed)`, which decodes `steps` steps, in portions."""
-        x = evaluation.checked_data(self, x)
-        num_samples = objectives.checked_count("num_samples", num_samples, at_least=1)
-        batch_size = objectives.checked_count("batch_size", batch_size, at_least=1)
-        seed = self.next_seed() if seed is None else objectives.checked_seed(seed)
-        size = steps * self.data_shape[-1]
-        portion = evaluation.portion_of_samples(num_samples, batch_size, size)
+        """Calls `draw(x, num_samples, seed)`, which decodes so many timesteps, in portions."""
+        x = data_checks.checked_arrays(self, x)
+        num_samples = batching.checked_count("num_samples", num_samples, at_least=1)
+        batch_size = batching.checked_count("batch_size", batch_size, at_least=1)
+        seed = self.next_seed() if seed is None else batching.checked_seed(seed)
+        size = num_timesteps * self.data_shape[-1]
         batches = []
-        for index, batch in enumerate(evaluation.batches(x, batch_size)):
-            portions = []
-            for start in range(0, num_samples, portion):
-                n = min(portion, num_samples - start)
-                portion_seed = samplers.fold_in(seed, index * num_samples + start)
-                portions.append(draw(batch, n, portion_seed).numpy())
+        for index, batch in enumerate(batching.batches(x, batch_size)):
+            portions = [
+                draw(batch, n, samplers.fold_in(seed, index * num_samples + start)).numpy()
+                for start, n in batching.portions(num_samples, batch_size, size)
+            ]
             batches.append(np.concatenate(portions))
         return np.concatenate(batches, axis=1)
 
@@ -647,14 +477,14 @@ class SequenceVAE(RhoVAE):
     @tf.function(reduce_retracing=True)
     def _forecast(self, x: Any, steps: int, num_samples: int, seed: tf.Tensor) -> tf.Tensor:
         z, noise_seed = self._draw_continued(x, steps, num_samples, seed)
-        following = self._last_step(self._series(x)) + 1 + tf.range(steps)
+        following = self._series(x).last_step() + 1 + tf.range(steps)
         following = tf.broadcast_to(following, tf.concat([tf.shape(z)[:3], [steps]], axis=0))
         return self._observations(tf.gather(z, following, axis=-1, batch_dims=3), noise_seed)
 
     def _draw_continued(
         self, x: Any, more: int, num_samples: int, seed: tf.Tensor
     ) -> tuple[tf.Tensor, tf.Tensor]:
-        """Draws of the posterior that go on behind the end of each series, and another seed."""
+        """Draws of the posterior that continue past the end of each series, and another seed."""
         z_seed, path_seed, noise_seed = samplers.split_seed(seed, n=3)
         z = self.encode(x).sample(num_samples, seed=z_seed)
         return self._continued(z, self._series(x), more, path_seed), noise_seed
@@ -666,35 +496,29 @@ class SequenceVAE(RhoVAE):
 
     def get_config(self) -> dict[str, Any]:
         """The arguments of the constructor, in a form that Keras can save."""
-        config = super().get_config()
-        del config["latent_dim"]
-        return {**config, "channels": self.channels, "steps": self.steps}
+        return {**super().get_config(), "channels": self.channels, "steps": self.steps}
 
 
-def _interpolated(series: _Series) -> tf.Tensor:
-    """The values, with straight lines where they are missing between observed ones.
-
-    Before the first and behind the last observed value it is held; behind the end of a series, and
-    where nothing was observed, there is 0.
-    """
-    steps = tf.range(tf.shape(series.values)[1])[tf.newaxis, :, tf.newaxis]
-    last = tf.shape(series.values)[1] - 1
-    # The nearest observed step not after each, and not before it, if there is one.
-    before = tfp.math.scan_associative(tf.maximum, tf.where(series.observed, steps, -1), axis=1)
-    after = last - tf.reverse(
-        tfp.math.scan_associative(
-            tf.maximum, tf.reverse(tf.where(series.observed, last - steps, -1), [1]), axis=1
-        ),
-        [1],
-    )
-    before, after = tf.where(before < 0, after, before), tf.where(after > last, before, after)
-    before, after = (tf.clip_by_value(index, 0, last) for index in (before, after))
-
-    def at(index: tf.Tensor) -> tf.Tensor:
-        by_feature = [tf.linalg.matrix_transpose(tensor) for tensor in (series.values, index)]
-        return tf.linalg.matrix_transpose(tf.gather(*by_feature, batch_dims=2))
-
-    span = tf.maximum(after - before, 1)
-    weight = tf.cast(steps - before, series.values.dtype) / tf.cast(span, series.values.dtype)
-    low = at(before)
-    return tf.where(series.valid[..., tf.newaxis], low + weight * (at(after) - low), 0)
+def _checked_prior(
+    prior: Prior | Mapping[str, Any] | str | None, latent_shape: tuple[int, int], dtype: tf.DType
+) -> Prior:
+    """The prior that is given or named: AR(1), of which N(0, I) has ρ = 0."""
+    channels, num_timesteps = latent_shape
+    if isinstance(prior, str):
+        if prior != "ar1":
+            raise ValueError(
+                f"Unknown prior {prior!r}; expected 'ar1', `None` for N(0, I), a "
+                f"`MultivariateNormalAR1`, or a layer that learns one."
+            )
+        prior = MultivariateNormalAR1Prior(
+            num_timesteps, channels=channels, dtype=dtype.name, name="prior"
+        )
+    prior = checked_prior(prior, num_timesteps, dtype, batch_shape=(channels,))
+    if prior is None:
+        return MultivariateNormalAR1(tf.zeros(latent_shape, dtype), correlation=tf.zeros([], dtype))
+    if not isinstance(current_prior(prior), MultivariateNormalAR1):
+        raise ValueError(
+            f"The prior over sequences must be a `MultivariateNormalAR1` (ρ = 0 for white noise), "
+            f"which says how a path continues; got {current_prior(prior)!r}."
+        )
+    return prior

@@ -1,0 +1,507 @@
+"""What `RhoVAE` and `SequenceVAE` share: their parts, training, estimates, saving and export."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+import tensorflow_probability as tfp
+
+from tfp_ar1._keras_common import Keras3Mixin
+from tfp_ar1.layers.prior import Prior, current_prior, prior_to_config
+from tfp_ar1.layers.seeding import SeededMixin
+from tfp_ar1.vae import (
+    batching,
+    data_checks,
+    likelihoods,
+    network_checks,
+    objectives,
+    posteriors,
+    serving,
+)
+from tfp_ar1.vae.multiworker import MultiWorkerMixin
+
+tfd = tfp.distributions
+
+__all__ = ["VAE", "distribution_dtype"]
+
+
+def distribution_dtype(policy: Any = None) -> tf.DType:
+    """What distributions are computed in under a Keras dtype policy, by default the global one."""
+    compute_dtype = keras.dtype_policies.get(policy).compute_dtype
+    return tf.float64 if compute_dtype == "float64" else tf.float32
+
+
+class VAE(SeededMixin, MultiWorkerMixin, Keras3Mixin, data_checks.CheckedDataMixin, keras.Model):
+    """A variational autoencoder: the base of `RhoVAE`, for vectors, and `SequenceVAE`, for paths.
+
+    A subclass makes its prior and calls this constructor; then it makes `posterior_head`, the layer
+    from features to the posterior's parameters, and calls `build_for` with the shape of its data.
+    It defines `latent_shape`, `build`, `encode`, `checked_data`, `assertions`, and what is summed
+    over the coordinates of z: `kl_to_prior`, `posterior_correlation`, `draw`, `posterior_summary`.
+
+    Args:
+      encoder: Keras model from data to features.
+      decoder: Keras model from latents to the likelihood's parameters.
+      posterior: name of a family of `tfp_ar1.vae.posteriors`.
+      prior: a distribution, or a layer that learns one, which fits the latents.
+      objective: what to minimize, or its name; `None` for the ELBO.
+      likelihood: a likelihood, or its name.
+      seed: integer seed of the noise, or `None` for a random one.
+      **kwargs: arguments of `keras.Model`.
+
+    Raises:
+      TypeError: if encoder or decoder is not a Keras 3 model.
+      ValueError: if a name is unknown.
+    """
+
+    posterior_head: keras.layers.Layer
+    data_shape: tuple[int, ...]
+
+    def __init__(
+        self,
+        encoder: keras.Model,
+        decoder: keras.Model,
+        posterior: str,
+        prior: Prior,
+        objective: str | objectives.Objective | None,
+        likelihood: str | likelihoods.Likelihood,
+        seed: int | None,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        self.posterior_name = posterior
+        self.posterior = posteriors.get(posterior)
+        self.distribution_dtype = distribution_dtype(self.dtype_policy)
+        # Before the other parts: saved optimizers count the weights in the order of the parts.
+        self._prior = prior
+        self.objective = objectives.get("elbo" if objective is None else objective)
+        for part in (encoder, decoder):
+            if not isinstance(part, keras.layers.Layer):
+                raise TypeError(f"Encoder and decoder must be Keras 3 models; got {part!r}.")
+        self.encoder = encoder
+        self.decoder = decoder
+        self.likelihood = likelihoods.get(likelihood)
+        self.seed = seed
+        self.seed_generator = keras.random.SeedGenerator(seed)
+        self.term_metrics = {
+            name: keras.metrics.Mean(name=name) for name in objectives.Terms._fields
+        }
+        learned = isinstance(prior, keras.layers.Layer)
+        self.prior_metrics = (
+            [keras.metrics.Mean(name="prior_correlation")]
+            if learned and hasattr(self.prior, "correlation_parameter")
+            else []
+        )
+
+    def build_for(self, data_shape: tuple[int | None, ...] | None) -> None:
+        """Makes all weights at once, where the encoder says for what shape of data it is."""
+        if data_shape is not None and None not in data_shape:
+            self.build((None, *data_shape))
+            # Keras locks what is built, but a subclass may have layers and metrics to add.
+            self._tracker.unlock()
+
+    def build_parts(
+        self,
+        data_shape: tuple[int, ...],
+        inputs: Any,
+        features_shape: tuple[int | str, ...],
+        latents_shape: tuple[int, ...],
+        outputs_shape: tuple[int, ...],
+        advice: str,
+    ) -> None:
+        """Builds encoder, head, decoder and likelihood, and checks that they fit together.
+
+        Args:
+          data_shape: of one example.
+          inputs: symbolic inputs of the encoder.
+          features_shape: what it must give for one example; a name stands for any number.
+          latents_shape: what the decoder takes at a time.
+          outputs_shape: what it must give for that.
+          advice: what to do where the features are of another shape.
+
+        Raises:
+          ValueError: if encoder or decoder gives something else.
+        """
+        # Symbolic calls, since a subclassed model need not know how to compute its output's shape.
+        features = network_checks.one_output(
+            "encoder", self.encoder(inputs), features_shape, advice
+        )
+        if not self.posterior_head.built:
+            self.posterior_head.build(features)
+        network_checks.one_output(
+            "decoder",
+            self.decoder(keras.KerasTensor((None, *latents_shape))),
+            outputs_shape,
+            "Give what the likelihood takes, logits or means, in the data's shape.",
+        )
+        self.likelihood.check_decoder(self.decoder)
+        if not self.likelihood.built:
+            self.likelihood.build((None, *data_shape))
+        self.data_shape = data_shape
+        self.built = True
+
+    @property
+    def latent_shape(self) -> tuple[int, ...]:
+        """The shape of the latents z of one example."""
+        raise NotImplementedError
+
+    @property
+    def prior(self) -> tfd.Distribution:
+        """The prior p(z), for the present weights where it is learned."""
+        return current_prior(self._prior)
+
+    def encode(self, x: Any, training: bool = False) -> tfd.Distribution:
+        """The posterior q(z | x)."""
+        raise NotImplementedError
+
+    def decoder_outputs(self, z: Any, training: bool = False) -> tf.Tensor:
+        """What the decoder gives for latent vectors `[batch, latent_dim]`, in full precision."""
+        if not self.built:
+            raise ValueError(
+                "The model is not built yet; call it on data, or `build` it, before it decodes."
+            )
+        outputs = self.decoder(tf.cast(z, self.compute_dtype), training=training)
+        return tf.cast(outputs, self.distribution_dtype)
+
+    def decode(self, z: Any, training: bool = False) -> tfd.Distribution:
+        """The likelihood p(x | z): batch shape `[batch]`, event shape `data_shape`.
+
+        Args:
+          z: latent vectors `[batch, latent_dim]`.
+          training: passed on to the decoder.
+        """
+        data_checks.not_symbolic(z)
+        return self.likelihood.distribution(self.decoder_outputs(z, training=training))
+
+    def kl_to_prior(self, posterior: tfd.Distribution, x: Any = None) -> tf.Tensor:
+        """KL(q(z | x) ‖ p(z)), exact, in nats per example.
+
+        Args:
+          posterior: q(z | x), from `encode`.
+          x: the data, where they say how much of z there is.
+        """
+        raise NotImplementedError
+
+    def posterior_correlation(self, posterior: tfd.Distribution, x: Any = None) -> tf.Tensor:
+        """The mean lag-one correlation of each example's posterior; arguments as above."""
+        raise NotImplementedError
+
+    def reconstruct(self, x: Any) -> tf.Tensor:
+        """The mean of p(x | z) at the posterior's mean z, for data `[batch, *data_shape]`."""
+        return self.decode(self.encode(x).mean()).mean()
+
+    def generate(self, n: int, seed: int | None = None) -> tf.Tensor:
+        """New data: the mean of p(x | z) for n draws z of the prior.
+
+        Args:
+          n: how many.
+          seed: integer for the same data each time, or `None` for the model's own.
+
+        Returns:
+          Tensor `[n, *data_shape]`.
+        """
+        seed = self.next_seed() if seed is None else batching.checked_seed(seed)
+        z = self.prior.sample(n, seed=seed)
+        return self.decode(z).mean()
+
+    def correlation(self, x: Any, batch_size: int = 128) -> np.ndarray:
+        """The mean lag-one correlation of each example's posterior, an array `[N]`.
+
+        ρ itself for the AR(1) posterior, 0 for a diagonal one.
+        """
+        x = data_checks.checked_arrays(self, x)
+        return np.concatenate(
+            [self.mean_correlation(batch).numpy() for batch in batching.batches(x, batch_size)]
+        )
+
+    def log_likelihood(self, x: Any, num_samples: int = 100, batch_size: int = 128) -> np.ndarray:
+        """Importance-weighted estimate of log p(x), in nats per example.
+
+        `log 1/K Σ_k p(x | z_k) p(z_k) / q(z_k | x)` with K draws of the posterior: on average a
+        lower bound, which approaches log p(x) as K grows (Burda et al., arXiv:1509.00519).
+
+        Args:
+          x: data `[N, *data_shape]`.
+          num_samples: K, at least 1.
+          batch_size: examples at a time. Samples are drawn in portions, so that memory stays
+            bounded whatever N and K.
+
+        Returns:
+          Array `[N]`.
+        """
+        x = data_checks.checked_arrays(self, x)
+        return batching.concatenated(
+            batching.importance_estimates(self.importance_terms, x, num_samples, batch_size)
+        )[2]
+
+    def draw(
+        self,
+        x: Any,
+        posterior: tfd.Distribution,
+        num_samples: int,
+        seed: tf.Tensor,
+        training: bool = False,
+    ) -> objectives.Draws:
+        """Draws K latents z for each example, and weighs them.
+
+        Args:
+          x: the data.
+          posterior: q(z | x), from `encode`.
+          num_samples: K.
+          seed: int32 tensor `[2]`.
+          training: passed on to the decoder.
+        """
+        raise NotImplementedError
+
+    @tf.function(reduce_retracing=True)
+    def importance_terms(
+        self, x: tf.Tensor, seed: tf.Tensor, num_samples: int
+    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        """What the estimates of `tfp_ar1.vae.evaluation` are made of, for K draws of q(z | x).
+
+        Args:
+          x: data `[batch, *data_shape]`.
+          seed: int32 tensor `[2]`.
+          num_samples: K.
+
+        Returns:
+          log p(x | z) and log p(x | z) p(z) / q(z | x), both `[K, batch]`, and KL(q ‖ prior),
+          `[batch]`.
+        """
+        posterior = self.encode(x)
+        draws = self.draw(x, posterior, num_samples, seed)
+        return draws.log_p, draws.log_weight, self.kl_to_prior(posterior, x)
+
+    @tf.function(reduce_retracing=True)
+    def mean_correlation(self, x: tf.Tensor) -> tf.Tensor:
+        """The mean lag-one correlation of the posteriors of a batch, `[batch]`."""
+        return self.posterior_correlation(self.encode(x), x)
+
+    def call(self, x: Any, training: bool = False) -> tf.Tensor:
+        """The mean of p(x | z), with z the posterior's mean, or a sample of it in training."""
+        posterior = self.encode(x, training=training)
+        z = posterior.sample(seed=self.next_seed()) if training else posterior.mean()
+        return self.likelihood(self.decoder_outputs(z, training=training))
+
+    def compute_output_shape(self, input_shape: Any) -> tuple[int | None, ...]:
+        """The shape of the data."""
+        return tuple(input_shape["x"] if isinstance(input_shape, Mapping) else input_shape)
+
+    @property
+    def metrics(self) -> list[keras.metrics.Metric]:
+        """The tracked means, `loss`, `reconstruction`, `kl`, `correlation` and of the prior.
+
+        Then the metrics that a subclass or a layer has added.
+        """
+        own = [*self.term_metrics.values(), *self.prior_metrics]
+        names = {metric.name for metric in own}  # Keras makes a `loss` that nothing updates
+        return [*own, *(metric for metric in super().metrics if metric.name not in names)]
+
+    def compile(
+        self,
+        optimizer: Any = "adam",
+        loss: None = None,
+        loss_weights: None = None,
+        metrics: None = None,
+        weighted_metrics: None = None,
+        **kwargs,
+    ) -> None:
+        """Configures training: as `keras.Model.compile`, without `loss` and `metrics`.
+
+        Args:
+          optimizer: a Keras optimizer, or its name; `None` for a model that is only evaluated.
+          loss: must be `None`, or empty, as the following three.
+          loss_weights: see `loss`.
+          metrics: see `loss`.
+          weighted_metrics: see `loss`.
+          **kwargs: `jit_compile`, `run_eagerly`, `steps_per_execution`, `auto_scale_loss`.
+
+        Raises:
+          ValueError: if a loss or metrics are given, or, for a model of several replicas, an option
+            that Keras cannot train these with.
+        """
+        of_keras = {
+            "loss": loss,
+            "loss_weights": loss_weights,
+            "metrics": metrics,
+            "weighted_metrics": weighted_metrics,
+        }
+        for name, value in of_keras.items():
+            if value is not None and value not in ([], (), {}):
+                raise ValueError(
+                    f"`{type(self).__name__}` has a loss and metrics of its own; `{name}={value!r}`"
+                    f" would be ignored; leave it out. Use the argument `objective` of "
+                    f"`{type(self).__name__}` to change the loss."
+                )
+        if self.distribute_strategy.num_replicas_in_sync > 1:
+            # Keras fails with either, a single Dense layer too, and says nothing of the reason.
+            for name, fails in (
+                ("jit_compile", kwargs.get("jit_compile") is True),
+                ("steps_per_execution", (kwargs.get("steps_per_execution") or 1) > 1),
+            ):
+                if fails:
+                    raise ValueError(
+                        f"Keras cannot train several replicas with `{name}={kwargs[name]}`; leave "
+                        "it out."
+                    )
+            kwargs["jit_compile"] = False
+        super().compile(optimizer=optimizer, **kwargs)
+
+    def compile_from_config(self, config: dict[str, Any]) -> None:
+        """Compiles a model that is being loaded as it was compiled when it was saved."""
+        self.compile(**keras.saving.deserialize_keras_object(config))
+        if self.built and self.optimizer is not None:
+            self.optimizer.build(self.trainable_variables)
+
+    def check_data(self, x: Any) -> None:
+        """Raises `ValueError` if data are not what the model is for, in shape or in values."""
+        self.checked_data(x)
+
+    def check_shape(self, shape: Any) -> None:
+        """Raises `ValueError` if this cannot be the shape of a batch of data."""
+        shape = tf.TensorShape(shape)
+        if shape.rank is not None and shape.rank < 2:
+            raise ValueError(
+                f"Expected data of shape [N, *data_shape], N at least 1; got {tuple(shape)}."
+            )
+        if self.built and not shape.is_compatible_with([None, *self.data_shape]):
+            raise ValueError(
+                f"The model is for data of shape (batch, {str(self.data_shape)[1:-1]}); got "
+                f"{shape}."
+            )
+
+    def train_step(self, data: Any) -> dict[str, tf.Tensor]:
+        """One step of the optimizer on a batch."""
+        x, _, sample_weight = self._asserted(data)
+        if self.optimizer is None:
+            raise ValueError("The model was compiled without an optimizer, and cannot be trained.")
+        with tf.GradientTape() as tape:
+            loss = self._loss(x, sample_weight, training=True)
+            scaled_loss = self.optimizer.scale_loss(loss)
+        variables = self.trainable_variables
+        if variables:
+            gradients = tape.gradient(scaled_loss, [v.value for v in variables])
+            self.optimizer.apply_gradients(zip(gradients, variables, strict=True))
+        else:  # as Keras does
+            warnings.warn("The model does not have any trainable weights.", stacklevel=2)
+        return self.get_metrics_result()
+
+    def test_step(self, data: Any) -> dict[str, tf.Tensor]:
+        """Updates the metrics with a batch."""
+        x, _, sample_weight = self._asserted(data)
+        self._loss(x, sample_weight, training=False)
+        return self.get_metrics_result()
+
+    def _loss(self, x: tf.Tensor, sample_weight: tf.Tensor | None, training: bool) -> tf.Tensor:
+        """A replica's part of the mean loss of a batch, with what layers add; updates the metrics.
+
+        The mean is over the whole batch, however it is shared out among the replicas, which may be
+        unevenly at the end of the data. The sum of the parts is the loss.
+        """
+        replicas = tf.distribute.get_strategy().num_replicas_in_sync
+        examples = tf.shape(keras.tree.flatten(x)[0])[0]
+        if replicas > 1:
+            x, sample_weight = _never_empty(x, sample_weight)
+        terms = self.objective(self, x, training=training)
+        loss = terms.loss
+        if sample_weight is not None:
+            loss *= tf.cast(sample_weight, loss.dtype)
+        penalties = [tf.cast(penalty, loss.dtype) for penalty in self.losses]
+        if penalties:
+            terms = terms._replace(loss=terms.loss + tf.add_n(penalties))
+        for name, metric in self.term_metrics.items():
+            metric.update_state(getattr(terms, name), sample_weight=sample_weight)
+        for metric in self.prior_metrics:
+            metric.update_state(self.prior.correlation_parameter())
+        examples = tf.cast(examples, loss.dtype)
+        if replicas > 1:
+            examples = tf.distribute.get_replica_context().all_reduce("SUM", examples)
+        # Where records of the data are skipped, a batch can be empty.
+        mean = tf.math.divide_no_nan(tf.reduce_sum(loss), examples)
+        return tf.add_n([mean, *(penalty / replicas for penalty in penalties)])
+
+    def export(
+        self, filepath: Any, format: str = "tf_saved_model", verbose: bool | None = None, **kwargs
+    ) -> None:
+        """Writes the model for use without this package: as `keras.Model.export`.
+
+        The SavedModel, which TensorFlow alone can load and serve, has these endpoints; all take any
+        number of examples:
+
+        * `serve(x)` and `reconstruct(x)`: as `RhoVAE.reconstruct`;
+        * `encode(x)`: a dictionary with `mean` and `stddev`, `[batch, *latent_shape]`, and
+          `correlation`, `[batch]`, of the posterior;
+        * `decode(z)`: the mean of p(x | z);
+        * `generate(n, seed)`: new data, for an int32 scalar n and an int32 vector `[2]`; the
+          same seed gives the same data;
+        * `log_likelihood(x, num_samples, seed)`: the importance-weighted estimate of log p(x), in
+          nats, `[batch]`, for an int32 scalar number of draws and an int32 vector `[2]`. Draws are
+          made one at a time, so that memory does not grow with their number; the k-th is the same
+          whatever their number. It is an error if there are none.
+
+        Args:
+          filepath: folder to write.
+          format: `"tf_saved_model"`; any other format has `serve` alone. What `"litert"` makes of
+            a `SequenceVAE` needs an interpreter with TensorFlow's operations (Flex).
+          verbose: whether to print the endpoints.
+          **kwargs: as in Keras.
+
+        Raises:
+          ValueError: if the model is not built.
+        """
+        if not self.built:
+            raise ValueError("The model is not built yet; call it on data before it is exported.")
+        if format == "tf_saved_model":
+            serving.export(self, filepath, verbose, **kwargs)
+            return
+        # Keras exports what was called; training does not call the model.
+        self(keras.KerasTensor((None, *self.data_shape)))
+        super().export(filepath, format=format, verbose=verbose, **kwargs)
+
+    def get_config(self) -> dict[str, Any]:
+        """The arguments of the constructor, in a form that Keras can save."""
+        serialize = keras.saving.serialize_keras_object
+        return {
+            **super().get_config(),
+            "encoder": serialize(self.encoder),
+            "decoder": serialize(self.decoder),
+            "posterior": self.posterior_name,
+            "prior": prior_to_config(self._prior),
+            "objective": serialize(self.objective),
+            "likelihood": serialize(self.likelihood),
+            "seed": self.seed,
+        }
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any], custom_objects: Any = None) -> VAE:
+        """Makes the model again from `get_config`, with fresh weights."""
+        config = dict(config)
+        for part in ("encoder", "decoder", "objective", "likelihood"):
+            config[part] = keras.saving.deserialize_keras_object(
+                config[part], custom_objects=custom_objects
+            )
+        return cls(**config)
+
+
+def _never_empty(x: Any, sample_weight: Any) -> tuple[Any, tf.Tensor]:
+    """A share of a batch; where it is empty, one example of ones and with the weight 0.
+
+    The smallest batches leave nothing for some replicas, and TensorFlow's dilated convolutions fail
+    on nothing.
+    """
+    number = tf.shape(keras.tree.flatten(x)[0])[0]
+    missing = tf.cast(tf.equal(number, 0), tf.int32)
+
+    def padded(part: tf.Tensor, value: int) -> tf.Tensor:
+        part = tf.convert_to_tensor(part)
+        paddings = tf.pad([[0, missing]], [[0, part.shape.rank - 1], [0, 0]])
+        return tf.pad(part, paddings, constant_values=tf.cast(value, part.dtype))
+
+    if sample_weight is None:
+        sample_weight = tf.ones([number])
+    return keras.tree.map_structure(lambda part: padded(part, 1), x), padded(sample_weight, 0)

@@ -1,0 +1,119 @@
+"""Estimates batch by batch, with draws in portions, so that memory stays bounded."""
+
+from __future__ import annotations
+
+import numbers
+import operator
+import reprlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+__all__ = [
+    "Data",
+    "batches",
+    "checked_count",
+    "checked_seed",
+    "concatenated",
+    "importance_estimates",
+    "num_examples",
+    "portions",
+]
+
+# Decoder outputs held at a time, in numbers: 16 MiB of float32 for each array of that size.
+MAX_OUTPUTS = 2**22
+
+# An array of examples along the first axis, or a dictionary of such arrays.
+Data = np.ndarray | Mapping[str, np.ndarray]
+
+
+def num_examples(x: Data) -> int:
+    """The number of examples N."""
+    return len(keras.tree.flatten(x)[0])
+
+
+def batches(x: Data, batch_size: int) -> Iterator[Any]:
+    """Yields the examples of an array, or of a dictionary of arrays, `batch_size` at a time."""
+    batch_size = checked_count("batch_size", batch_size, at_least=1)
+    for start in range(0, num_examples(x), batch_size):
+        batch = operator.itemgetter(slice(start, start + batch_size))
+        yield keras.tree.map_structure(batch, x)
+
+
+def portions(num_samples: int, batch_size: int, example_size: int) -> Iterator[tuple[int, int]]:
+    """Yields the first draw and the number of draws of each portion for a batch.
+
+    Args:
+      num_samples: number of draws in all.
+      batch_size: examples at a time.
+      example_size: numbers in the data of one example.
+    """
+    most = max(1, MAX_OUTPUTS // (batch_size * example_size))
+    for start in range(0, num_samples, most):
+        yield start, min(most, num_samples - start)
+
+
+def concatenated(parts: Iterable[tuple[np.ndarray, ...]]) -> tuple[np.ndarray, ...]:
+    """Joins the entries of each batch's tuple along the first axis."""
+    return tuple(np.concatenate(column) for column in zip(*parts, strict=True))
+
+
+def importance_estimates(
+    importance_terms: Callable[[Any, tf.Tensor, int], tuple[tf.Tensor, tf.Tensor, tf.Tensor]],
+    x: Data,
+    num_samples: int,
+    batch_size: int,
+    seed: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Yields reconstruction, KL and importance-weighted log-likelihood for each batch.
+
+    Args:
+      importance_terms: the method of a model of that name.
+      x: the data.
+      num_samples: K, draws of the posterior for each example, at least 1.
+      batch_size: examples at a time, at least 1.
+      seed: integer seed of the draws.
+      progress: called with the number of examples done and N after each batch.
+    """
+    num_samples = checked_count("num_samples", num_samples, at_least=1)
+    batch_size = checked_count("batch_size", batch_size, at_least=1)
+    size = max(part[0].size for part in keras.tree.flatten(x))
+    done = 0
+    for index, batch in enumerate(batches(x, batch_size)):
+        log_ps, log_weights = [], []
+        for start, n in portions(num_samples, batch_size, size):
+            seeds = tf.constant([seed, index * num_samples + start], tf.int32)
+            log_p, log_weight, kl = importance_terms(batch, seeds, n)
+            log_ps.append(log_p.numpy())
+            log_weights.append(log_weight.numpy())
+        weights = np.concatenate(log_weights).astype(np.float64)
+        yield (
+            -np.mean(np.concatenate(log_ps), axis=0, dtype=np.float64),
+            kl.numpy(),
+            np.logaddexp.reduce(weights, axis=0) - np.log(num_samples),
+        )
+        done += num_examples(batch)
+        if progress is not None:
+            progress(done, num_examples(x))
+
+
+def checked_count(name: str, value: Any, at_least: int) -> int:
+    """Returns the argument of that name, or raises `ValueError` if it is not such an integer."""
+    if not isinstance(value, numbers.Real) or value % 1 != 0 or value < at_least:
+        raise ValueError(
+            f"`{name}` must be an integer of at least {at_least}; got {reprlib.repr(value)}."
+        )
+    return int(value)
+
+
+def checked_seed(seed: Any) -> tf.Tensor:
+    """The seed that TFP takes, int32 `[2]`, or `ValueError` if it is not an int32 integer."""
+    if not isinstance(seed, numbers.Integral) or not tf.int32.min <= seed <= tf.int32.max:
+        raise ValueError(
+            f"`seed` must be an integer of 32 bits, or None; got {reprlib.repr(seed)}."
+        )
+    return tf.constant([seed, 0], tf.int32)

@@ -1,0 +1,115 @@
+"""The layer of `SequenceVAE` between the features of each timestep and the posterior."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from tfp_ar1.vae import posteriors
+
+__all__ = ["SequencePosteriorHead", "parameters_of"]
+
+
+def parameters_of(posterior: str) -> tuple[str, ...]:
+    """What the packed parameters of a family consist of, the mean first.
+
+    A number for each "step", for each "pair" of neighbouring steps, or for the whole "series".
+
+    Raises:
+      ValueError: if the name is unknown, or the parameters are of another kind.
+    """
+    numbers = _numbers(posterior)
+    if numbers is None:
+        names = [name for name in posteriors.POSTERIORS if _numbers(name) is not None]
+        raise ValueError(f"A posterior over sequences must be one of {names}; got {posterior!r}.")
+    of_steps, rest = numbers
+    # One number less than there are steps is one for each pair; those come last.
+    pairs, of_series = max(-rest, 0), max(rest, 0)
+    return ("step",) * (of_steps - pairs) + ("pair",) * pairs + ("series",) * of_series
+
+
+def _numbers(posterior: str) -> tuple[int, int] | None:
+    """K and n, where the parameters for T steps are k T + n; `None` where they are not."""
+    sizes = [posteriors.get(posterior).params_size(num_timesteps) for num_timesteps in (2, 3, 4)]
+    of_steps = sizes[1] - sizes[0]
+    return (of_steps, sizes[0] - 2 * of_steps) if sizes[2] - sizes[1] == of_steps else None
+
+
+@keras.saving.register_keras_serializable(package="tfp_ar1")
+class SequencePosteriorHead(keras.layers.Layer):
+    """From the features of each timestep to the packed parameters of each channel's posterior.
+
+    What belongs to a timestep is computed from the features of that timestep, by one dense layer
+    for all; what belongs to a series, such as the variance and the correlation of an AR(1)
+    posterior, from the mean of the features over its valid timesteps. At first the means are small
+    and the covariance is I.
+
+    Args:
+      posterior: name of the family.
+      channels: number of latent channels.
+      **kwargs: arguments of `keras.layers.Layer`.
+
+    Raises:
+      ValueError: if the family is not one that can be made step by step.
+    """
+
+    def __init__(self, posterior: str, channels: int, **kwargs):
+        super().__init__(**kwargs)
+        self.parameters = parameters_of(posterior)
+        self.supports_masking = True  # a GRU passes its mask on; `valid` says the same
+        self.posterior, self.channels = posterior, channels
+        self._of_series = self.parameters.count("series")
+        self._of_steps = len(self.parameters) - self._of_series
+
+        def dense(number: int, initializer: str | keras.Initializer, name: str) -> keras.Layer:
+            return keras.layers.Dense(
+                number * channels,
+                kernel_initializer=initializer,
+                dtype=self.dtype_policy,
+                name=name,
+            )
+
+        small = keras.initializers.VarianceScaling(0.01, mode="fan_avg", distribution="uniform")
+        self.loc = dense(1, small, "loc")
+        self.steps = dense(self._of_steps - 1, "zeros", "steps") if self._of_steps > 1 else None
+        self.series = dense(self._of_series, "zeros", "series") if self._of_series else None
+
+    def build(self, features_shape: tuple[int | None, ...]) -> None:
+        """Makes the weights for features `[batch, num_timesteps, units]`."""
+        for layer in (self.loc, self.steps, self.series):
+            if layer is not None:
+                layer.build((None, features_shape[-1]))
+        self.built = True
+
+    def call(self, features: tf.Tensor, valid: tf.Tensor) -> tf.Tensor:
+        """The packed parameters `[batch, channels, params_size]`.
+
+        Args:
+          features: `[batch, num_timesteps, units]`.
+          valid: boolean `[batch, num_timesteps]`, false past the end of a series.
+        """
+        num_timesteps = features.shape[1]
+        parts = [self.loc(features)]
+        if self.steps is not None:
+            parts += tf.split(self.steps(features), self._of_steps - 1, axis=-1)
+        parts = [tf.linalg.matrix_transpose(part) for part in parts]
+        if self.series is not None:
+            weights = tf.cast(valid, features.dtype)
+            weights /= tf.maximum(tf.reduce_sum(weights, axis=-1, keepdims=True), 1)
+            # Past the end of a series, the features may be anything.
+            features = tf.where(valid[..., tf.newaxis], features, 0)
+            mean = tf.einsum("bt,btu->bu", weights, features)
+            parts += tf.split(self.series(mean)[..., tf.newaxis], self._of_series, axis=1)
+        # The number of a pair is that of the later one of its two timesteps.
+        parts = [
+            part[..., 1:] if kind == "pair" else part
+            for kind, part in zip(self.parameters, parts, strict=True)
+        ]
+        size = posteriors.get(self.posterior).params_size(num_timesteps)
+        return tf.ensure_shape(tf.concat(parts, axis=-1), [None, self.channels, size])
+
+    def get_config(self) -> dict[str, Any]:
+        """The arguments of the constructor."""
+        return {**super().get_config(), "posterior": self.posterior, "channels": self.channels}
