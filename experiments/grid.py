@@ -33,8 +33,6 @@ AXES = (
 )
 _DEFAULTS = {"posterior": "ar1,diag", "seed": "0,1,2", "num_importance_samples": "100"}
 
-# --- What is taken from the command line --------------------------------------
-
 
 def options_of(argv: list[str]) -> dict[str, Any]:
     """All options of `train` for arguments; a `click.UsageError` if they cannot be."""
@@ -64,9 +62,6 @@ def train(argv: list[str], folder: pathlib.Path) -> None:
         contextlib.redirect_stderr(log),
     ):
         commands.cli.main(argv, prog_name="tfp-ar1", standalone_mode=False, obj=argv)
-
-
-# --- The grid -----------------------------------------------------------------
 
 
 class Experiment(NamedTuple):
@@ -156,9 +151,6 @@ def dry_run(experiments: list[Experiment], out: pathlib.Path) -> None:
     click.echo(f"{counted(len(states), 'run')}: {', '.join(numbers)}.")
 
 
-# --- The work -----------------------------------------------------------------
-
-
 def run(experiments: list[Experiment], out: pathlib.Path, jobs: int) -> None:
     """Runs what is not over yet, in `jobs` processes, and prints a line for each end."""
     out.mkdir(parents=True, exist_ok=True)
@@ -174,16 +166,13 @@ def run(experiments: list[Experiment], out: pathlib.Path, jobs: int) -> None:
         for number, line in enumerate(ends, 1):
             click.echo(f"{number}/{len(todo)}  {line}", err=True)
     except TerminatedWorkerError as error:
-        raise click.ClickException(
-            "a process of this command was killed, perhaps for its memory; resume with the same "
-            "command."
-        ) from error
+        message = "a process was killed, perhaps for its memory; resume with the same command."
+        raise click.ClickException(message) from error
     states = [experiment.state(out) for experiment in experiments]
     click.echo(f"{states.count('done')} of {total} done.")
     if failed := states.count("failed"):
-        raise click.ClickException(
-            f"{failed} of {total} failed; to try them again, remove their folders from {out}."
-        )
+        hint = f"to try them again, remove their folders from {out}."
+        raise click.ClickException(f"{failed} of {total} failed; {hint}")
 
 
 def run_one(experiment: Experiment, out: pathlib.Path, code: str, jobs: int, command: int) -> str:

@@ -49,8 +49,6 @@ SETTINGS = {
     "num_importance_samples": 100,
 }
 
-# --- The samplers -------------------------------------------------------------
-
 
 class Recurrence:
     """A family for `RhoVAE`: the parameters of `"ar1"`, but samples that are not AR(1).
@@ -95,8 +93,6 @@ SAMPLERS = {
     # README and notebook: innovations √s where AR(1) has √(s (1 - ρ²)).
     "whole_innovations": Recurrence(tf.identity),
 }
-
-# --- The losses ---------------------------------------------------------------
 
 
 class Terms(NamedTuple):
@@ -161,8 +157,6 @@ VARIANTS = [("diag", "paper")] + [
     for sampler in ("ar1", "random_walk", "whole_innovations")
     for loss in ("paper", "reference")
 ]
-
-# --- Training -----------------------------------------------------------------
 
 
 def make_model(sampler: str, loss: str, image_shape: tuple[int, ...]) -> tfp_ar1.RhoVAE:
