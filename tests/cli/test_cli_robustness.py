@@ -19,9 +19,7 @@ import numpy as np
 import PIL.Image
 import pytest
 from test_cli import PICTURES, TINY, cli, finished, images, refused, unfinished  # noqa: F401
-from test_report import file, records  # noqa: F401
 
-from experiments import report, results
 from tfp_ar1_cli import commands, model_card, progress, runs, startup
 from tfp_ar1_cli.data import series
 from tfp_ar1_cli.pictures import images as plots
@@ -58,7 +56,7 @@ def test_any_text_can_be_the_name_of_a_channel(tmp_path, channels):
                 assert max(picture.size) < 10000
 
 
-def test_any_text_can_be_a_label_or_the_name_of_data(tmp_path, records):
+def test_any_text_can_be_a_label(tmp_path):
     means = np.random.default_rng(0).normal(size=(30, 2))
     labels = np.resize(np.array(NAMES), 30)
     drawn = []
@@ -70,12 +68,6 @@ def test_any_text_can_be_a_label_or_the_name_of_data(tmp_path, records):
         texts = [text.get_text() for text in drawn[0].legends[0].get_texts()]
         assert {"$", "_hidden", "a_b^c {}"} <= set(texts)
         assert len(texts) == len(NAMES)
-        file = tmp_path / "r.jsonl"
-        with file.open("w") as lines:
-            for record in records:
-                print(json.dumps({**record, "dataset": "$_{" + record["dataset"]}), file=lines)
-        written = report.write(file, tmp_path / "out", None)
-    assert tmp_path / "out" / "differences.png" in written
 
 
 def fail(*_, **__):
@@ -166,16 +158,6 @@ def test_a_picture_of_samples_that_fails_has_one_line(cli, monkeypatch, finished
         f"tfp-ar1: error: {tmp_path}/x.png: cannot be drawn: no such; try fewer --num-samples, or "
         "--out FILE.npy.\n"
     )
-
-
-def test_a_picture_that_fails_costs_no_report(cli, monkeypatch, file, tmp_path):
-    monkeypatch.setattr(report, "_draw_differences", fail)
-    code, out, err = cli("report", file, "--out", tmp_path / "out")
-    assert code == 0
-    assert "tables.md" in out
-    assert "curves-" in out
-    assert "differences.png" not in out
-    assert "differences.png: left out" in err
 
 
 # What is read is not what was written
@@ -272,16 +254,6 @@ def test_wrong_types_in_other_files_of_a_run(unfinished):
     assert run.position() == (0, 0)
 
 
-@pytest.mark.parametrize("key", ["beta", "dataset", "kl", "history", "versions", "code", "seed"])
-def test_wrong_types_in_results(refused, file, records, key, tmp_path):
-    for wrong in ({"beta": [1]}, "x" if key in ("beta", "kl", "seed", "history") else 3, None):
-        lines = [json.dumps(record) for record in records]
-        lines[2] = json.dumps({**records[2], key: wrong})
-        file.write_text("\n".join(lines) + "\n")
-        message = refused("report", file, "--out", tmp_path / "out")
-        assert f"{file}: line 3 has no valid '{key}'" in message
-
-
 # Names that are no text, and streams that cannot take text
 
 
@@ -289,8 +261,6 @@ def test_names_of_files_that_are_no_text(tmp_path):
     name = "npz:/caf\udce9/ρ.npz"
     runs.write_json(tmp_path / "x.json", {"dataset": name})
     assert runs._read_json(tmp_path / "x.json") == {"dataset": name}
-    results.append(tmp_path / "x.jsonl", {"dataset": name})
-    assert json.loads((tmp_path / "x.jsonl").read_text()) == {"dataset": name}
 
 
 def start(program, *argv, **kwargs):
@@ -311,16 +281,6 @@ def test_a_terminal_that_knows_few_letters(tmp_path):
     assert (done.returncode, done.stdout) == (2, b"")
     assert len(done.stderr.splitlines()) == 1
     assert b"is not a run folder" in done.stderr
-    done = start(
-        "from tfp_ar1_cli import report; report.write = lambda *_: ['ρ−×', '\\udce9']",
-        "report",
-        "x",
-        "--out",
-        "y",
-        env=env,
-    )
-    assert (done.returncode, done.stderr) == (0, b"")
-    assert done.stdout.splitlines() == [b"\\u03c1\\u2212\xd7", rb"\udce9"]
 
 
 def test_an_output_that_is_full():
@@ -397,7 +357,7 @@ def in_the_way(tmp_path):
     return path
 
 
-@pytest.mark.parametrize("command", ["train", "compare", "sample", "export"])
+@pytest.mark.parametrize("command", ["train", "sample", "export"])
 def test_targets_that_cannot_be_written_are_found_before_the_work(
     refused, monkeypatch, in_the_way, finished, images, command
 ):
@@ -408,14 +368,13 @@ def test_targets_that_cannot_be_written_are_found_before_the_work(
     out = in_the_way / "x"
     argv = {
         "train": ["train", "--dataset", f"npz:{images}", "--out", out],
-        "compare": ["compare", "--dataset", f"npz:{images}", "--out", f"{out}.jsonl"],
         "sample": ["sample", finished[0], "--out", f"{out}.png"],
         "export": ["export", finished[0], "--out", out],
     }[command]
     assert str(in_the_way) in refused(*argv)
     assert in_the_way.read_text() == "precious"
-    length = 248 if command in ("sample", "export", "compare") else 256
-    long = "y" * length + {"compare": ".jsonl", "sample": ".png"}.get(command, "")
+    length = 248 if command in ("sample", "export") else 256
+    long = "y" * length + {"sample": ".png"}.get(command, "")
     assert "File name too long" in refused(*argv[:-1], long)
 
 
@@ -465,7 +424,7 @@ def test_too_little_space_is_found_before_the_training(cli, monkeypatch, images,
 # Words
 
 
-@pytest.mark.parametrize("command", ["train", "export", "compare", "report"])
+@pytest.mark.parametrize("command", ["train", "export"])
 def test_examples_in_help_stand_on_lines_of_their_own(cli, monkeypatch, command):
     monkeypatch.setenv("COLUMNS", "80")
     code, out, _ = cli(command, "--help")
@@ -499,8 +458,6 @@ def test_one_of_a_thing_is_no_plural(cli, monkeypatch, quick, tmp_path):
     # What comes next is not what is there already.
     assert "  tfp-ar1 sample r --seed 1\n" in out
     assert "  tfp-ar1 evaluate r --num-importance-samples 500\n" in out
-    argv = ["compare", "--dataset", "npz:x.npz", *options, "--posterior", "diag", "--seed", "0"]
-    assert "1 run: 0 done, 0 failed, 1 to do." in cli(*argv, "--dry-run")[1]
 
 
 def test_an_interrupted_run_of_one_epoch(cli, monkeypatch, images, tmp_path):

@@ -47,7 +47,7 @@ def own_series(tmp_path_factory):
 def finished(tmp_path_factory, own_series):
     """A finished run, with what its training printed on stdout."""
     folder = tmp_path_factory.mktemp("finished") / "run 1"
-    argv = [sys.executable, "-m", "tfp_ar1", "train", *TINY, "--dataset", f"npz:{own_series}"]
+    argv = [sys.executable, "-m", "tfp_ar1_cli", "train", *TINY, "--dataset", f"npz:{own_series}"]
     done = subprocess.run([*argv, "--out", str(folder)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return folder, done.stdout, done.stderr

@@ -11,7 +11,7 @@ import pytest
 import tensorflow as tf
 import tensorflow_probability as tfp
 import tf_keras
-from test_layers import dense as dense_of_packed
+from packed import dense as dense_of_packed
 
 import tfp_ar1
 from tfp_ar1 import tfpl

@@ -9,7 +9,7 @@ import pytest
 import tensorflow as tf
 
 import tfp_ar1
-from tfp_ar1.vae import evaluation, likelihoods, objectives
+from tfp_ar1.vae import batching, evaluation, likelihoods, mmd, objectives
 
 D, SIZE = 3, 4  # latent and data dimensions
 SCALE = 0.8
