@@ -30,7 +30,7 @@ import tfp_ar1
 from benchmarks.__main__ import environment
 from tfp_ar1 import params as ar1_params
 from tfp_ar1.vae import architectures, evaluation, objectives, posteriors
-from tfp_ar1_cli import runs
+from tfp_ar1_cli.atomic import write_json
 from tfp_ar1_cli.data import images
 
 tfd = tfp.distributions
@@ -258,7 +258,7 @@ def main(data_dir: str, names: tuple[str, ...], out: pathlib.Path) -> None:
             }
             entries.append(entry)
             command = "python -m experiments.published_curves --data-dir FOLDER"
-            runs.write_json(out, {"command": command, "settings": SETTINGS, "results": entries})
+            write_json(out, {"command": command, "settings": SETTINGS, "results": entries})
             loss_as_published = result["curves"]["val_reference_loss"][-1]
             click.echo(
                 f"  loss as the reference computes it {loss_as_published:.1f}, "

@@ -342,7 +342,8 @@ class RunOptions:
 
     def as_json(self) -> dict[str, Any]:
         """The options that the model has, for the config of a run."""
-        return {f.name: getattr(self, f.name) for f in self._fields(self.model)}
+        values = {field.name: getattr(self, field.name) for field in self._fields(self.model)}
+        return {key: list(x) if isinstance(x, tuple) else x for key, x in values.items()}
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "RunOptions":

@@ -38,15 +38,17 @@ def check_backend() -> None:
         )
 
 
-def import_tensorflow(start: Callable[[], _T] | None = None) -> _T | None:
+def import_tensorflow(start: Callable[[], _T] | None = None, announce: bool = True) -> _T | None:
     """Imports TensorFlow and starts its devices without the notices that it prints.
 
     Args:
       start: What starts the devices; returns its result.
+      announce: Whether it is said what is going on, if it takes a while.
     """
     from tfp_ar1_cli.progress import doing
 
-    with doing("Starting TensorFlow"), _errors_only_on_stderr(), interrupt_afterwards():
+    says = doing("Starting TensorFlow") if announce else contextlib.nullcontext()
+    with says, _errors_only_on_stderr(), interrupt_afterwards():
         import tensorflow as tf
 
         for name in ("absl", "tensorflow"):
