@@ -9,6 +9,7 @@ from typing import Any, ClassVar, NoReturn
 import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
+from tensorflow_probability import distributions as tfd
 from tensorflow_probability.python.internal import prefer_static as ps
 from tensorflow_probability.python.internal import (
     samplers,
@@ -27,8 +28,6 @@ from tfp_ar1.linear_operators.markov_cholesky import (
     common_float_dtype,
 )
 from tfp_ar1.linear_operators.markov_precision import LinearOperatorMarkovPrecision
-
-tfd = tfp.distributions
 
 __all__ = ["GaussianMarkovChain"]
 

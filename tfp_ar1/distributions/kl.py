@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
-import tensorflow_probability as tfp
+from tensorflow_probability import distributions as tfd
 from tensorflow_probability.python.distributions.independent import _Independent
 from tensorflow_probability.python.distributions.sample import _Sample
 from tensorflow_probability.python.internal import prefer_static as ps
@@ -17,8 +17,6 @@ from tfp_ar1.correlation import LagOneCorrelation, compare
 from tfp_ar1.distributions.gaussian_markov_chain import GaussianMarkovChain
 from tfp_ar1.linear_operators.chain import Chain, log_abs, total, widened
 from tfp_ar1.linear_operators.markov_cholesky import LinearOperatorMarkovCholesky, with_tensors
-
-tfd = tfp.distributions
 
 __all__ = ["kl_terms", "log_prob_terms"]
 

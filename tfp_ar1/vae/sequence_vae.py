@@ -8,7 +8,7 @@ from typing import Any
 import keras
 import numpy as np
 import tensorflow as tf
-import tensorflow_probability as tfp
+from tensorflow_probability import distributions as tfd
 from tensorflow_probability.python.internal import samplers
 
 from tfp_ar1.distributions.kl import kl_terms, log_prob_terms
@@ -18,8 +18,6 @@ from tfp_ar1.vae import batching, data_checks, likelihoods, network_checks, obje
 from tfp_ar1.vae.base import VAE, distribution_dtype
 from tfp_ar1.vae.sequence_data import Parts, Series, check_parts, interpolated, unpacked
 from tfp_ar1.vae.sequence_head import SequencePosteriorHead
-
-tfd = tfp.distributions
 
 __all__ = ["SequenceVAE"]
 
