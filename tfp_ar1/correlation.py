@@ -192,6 +192,41 @@ class LagOneCorrelation:
         return power, with_derivatives_of(-square, remainder)
 
 
+def correlation_of_times(times: tf.Tensor, length_scale: tf.Tensor) -> LagOneCorrelation:
+    """That of an Ornstein–Uhlenbeck process, per step: `ρ_t = exp(-(τ_t - τ_(t-1)) / ℓ)`.
+
+    Args:
+      times: floating-point tensor `[..., d]`, increasing along the last axis.
+      length_scale: positive tensor `[...]`, ℓ.
+    """
+    steps = times[..., 1:] - times[..., :-1]
+    length_scale = length_scale[..., tf.newaxis]
+    shape = ps.broadcast_shape(ps.shape(steps), ps.shape(length_scale))
+    fisher_z = _fisher_z(tf.broadcast_to(steps, shape), tf.broadcast_to(length_scale, shape))
+    return LagOneCorrelation(fisher_z=fisher_z, per_step=True)
+
+
+# Steps of so many length scales have the correlation 0 in every floating-point type.
+_FAR = 1e4
+
+
+@tf.custom_gradient
+def _fisher_z(steps: tf.Tensor, length_scale: tf.Tensor) -> tuple[tf.Tensor, Any]:
+    """`atanh(e^-x)`, for x the quotient of two tensors of one shape."""
+    # Where ρ = e^-x rounds to 0 anyway, the quotient, or its derivative, may overflow.
+    far = steps > _FAR * tf.math.abs(length_scale)
+    length_scale = tf.where(far, tf.ones_like(length_scale), length_scale)
+    x = tf.where(far, tf.constant(_FAR, steps.dtype), steps / length_scale)
+    rho, complement = tf.math.exp(-x), -tf.math.expm1(-x)
+
+    # By the derivative with respect to log x, at most 1/2; that with respect to x may overflow.
+    def gradient(dy: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        slope = dy * (x / complement) * (rho / (1.0 + rho))
+        return -slope / steps, slope / length_scale
+
+    return 0.5 * tf.math.log1p(2.0 * rho / complement), gradient
+
+
 def compare(p: LagOneCorrelation, q: LagOneCorrelation) -> tuple[tf.Tensor, tf.Tensor]:
     """`log((1 - p²) / (1 - q²))` and `(p - q) / √(1 - q²)`, also where p and q are nearly equal.
 

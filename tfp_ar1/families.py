@@ -6,8 +6,9 @@ from tfp_ar1.distributions.gaussian_markov_chain import GaussianMarkovChain
 from tfp_ar1.distributions.mvn_ante1 import MultivariateNormalANTE1
 from tfp_ar1.distributions.mvn_ar1 import MultivariateNormalAR1
 from tfp_ar1.distributions.mvn_arh1 import MultivariateNormalARH1
+from tfp_ar1.distributions.mvn_ou import MultivariateNormalOU
 
-__all__ = ["PACKED"]
+__all__ = ["NEEDS_DATA", "PACKED", "members"]
 
 # The members that a network's output can choose, in the order in which they are offered.
 PACKED: dict[str, type[GaussianMarkovChain]] = {
@@ -15,3 +16,10 @@ PACKED: dict[str, type[GaussianMarkovChain]] = {
     "arh1": MultivariateNormalARH1,
     "ante1": MultivariateNormalANTE1,
 }
+# Those with parameters that no network gives, such as times.
+NEEDS_DATA: dict[str, type[GaussianMarkovChain]] = {"ou": MultivariateNormalOU}
+
+
+def members() -> tuple[type[GaussianMarkovChain], ...]:
+    """All classes of the family."""
+    return (*PACKED.values(), *NEEDS_DATA.values())

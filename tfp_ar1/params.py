@@ -1,14 +1,14 @@
-"""The one mapping from packed parameters, as a network puts them out, to the distribution.
+"""The one mapping from packed parameters, as a network outputs them, to the distribution.
 
-For d coordinates the last axis holds, by family,
+For d coordinates the last axis holds `loc` (d numbers) and then, in the order in which a member of
+the family declares its parameters, the logarithm of the marginal variance, of all coordinates or of
+each, and the Fisher z-transform `atanh ρ` of the correlation, of all steps or of each:
 
-* `"ar1"`: `[loc (d), log s, fisher_z]`, for `MultivariateNormalAR1`;
-* `"arh1"`: `[loc (d), log s (d), fisher_z]`, for `MultivariateNormalARH1`;
-* `"ante1"`: `[loc (d), log s (d), fisher_z (d - 1)]`, for `MultivariateNormalANTE1`:
+* `MultivariateNormalAR1`: `[loc (d), log s, fisher_z]`;
+* `MultivariateNormalARH1`: `[loc (d), log s (d), fisher_z]`;
+* with a correlation for each step: `[loc (d), log s (d), fisher_z (d - 1)]`.
 
-the mean, the logarithm of the marginal variance, of all coordinates or of each, and the Fisher
-z-transform `atanh ρ` of the correlation, of all steps or of each. A vector of zeros is the standard
-normal.
+A vector of zeros is the standard normal.
 """
 
 from __future__ import annotations
@@ -19,9 +19,7 @@ from typing import Any
 import tensorflow as tf
 
 from tfp_ar1.distributions.gaussian_markov_chain import GaussianMarkovChain
-from tfp_ar1.distributions.mvn_ante1 import MultivariateNormalANTE1
-from tfp_ar1.distributions.mvn_ar1 import MultivariateNormalAR1
-from tfp_ar1.distributions.mvn_arh1 import MultivariateNormalARH1
+from tfp_ar1.families import PACKED
 
 __all__ = ["FISHER_Z_BOUND", "LOC_BOUND", "LOG_S_BOUND", "bounded", "new", "params_size"]
 
@@ -39,19 +37,18 @@ def params_size(event_size: int, family: str = "ar1") -> int:
 
     Args:
       event_size: number of coordinates d, at least 1.
-      family: `"ar1"`, `"arh1"` or `"ante1"`.
+      family: the name of a member in `tfp_ar1.families.PACKED`.
 
     Returns:
-      d + 2, 2d + 1 or 3d - 1.
+      d + 2 for AR(1), 2d + 1 for ARH(1), 3d - 1 with a correlation for each step.
 
     Raises:
       ValueError: if `event_size` is not a positive integer, or the family is unknown.
     """
     d = checked_event_size(event_size)
-    sizes = {"ar1": d + 2, "arh1": 2 * d + 1, "ante1": 3 * d - 1}
-    if family not in sizes:
-        raise ValueError(f"Unknown family {family!r}; expected one of {list(sizes)}.")
-    return sizes[family]
+    if family not in PACKED:
+        raise ValueError(f"Unknown family {family!r}; expected one of {list(PACKED)}.")
+    return d + sum(parameter.num_packed(d) for parameter in PACKED[family].declaration)
 
 
 def new(
@@ -65,11 +62,10 @@ def new(
         ±`FISHER_Z_BOUND`; in float16 to ±32, ±7 and ±5.
       event_size: number of coordinates d, at least 1.
       validate_args: passed on to the distribution.
-      family: `"ar1"`, `"arh1"` or `"ante1"`.
+      family: the name of a member in `tfp_ar1.families.PACKED`.
 
     Returns:
-      `MultivariateNormalAR1`, `MultivariateNormalARH1` or `MultivariateNormalANTE1` of batch shape
-      `[...]` and event shape `[event_size]`.
+      Distribution of the member's class, of batch shape `[...]` and event shape `[event_size]`.
 
     Raises:
       ValueError: if `event_size` is not a positive integer, the family is unknown, or the last
@@ -77,21 +73,18 @@ def new(
     """
     d = event_size
     params = checked_params(params, params_size(d, family), d)
-    loc = bounded(params[..., :d], LOC_BOUND)
-    if family == "ar1":
-        return MultivariateNormalAR1(
-            loc,
-            marginal_scale=scale_from_log_variance(params[..., d]),
-            fisher_z=bounded(params[..., d + 1], FISHER_Z_BOUND),
-            validate_args=validate_args,
-        )
-    scale_diag = scale_from_log_variance(params[..., d : 2 * d])
-    fisher_z = bounded(params[..., 2 * d :], FISHER_Z_BOUND)
-    if family == "arh1":
-        return MultivariateNormalARH1(
-            loc, scale_diag, fisher_z=fisher_z[..., 0], validate_args=validate_args
-        )
-    return MultivariateNormalANTE1(loc, scale_diag, fisher_z=fisher_z, validate_args=validate_args)
+    unpacked, start = {"loc": bounded(params[..., :d], LOC_BOUND)}, d
+    for parameter in PACKED[family].declaration:
+        if parameter.packed is None:
+            continue
+        stop = start + parameter.num_packed(d)
+        x = params[..., start] if parameter.per == "member" else params[..., start:stop]
+        if parameter.packed == "log_variance":
+            unpacked[parameter.name] = scale_from_log_variance(x)
+        else:
+            unpacked[parameter.name] = bounded(x, FISHER_Z_BOUND)
+        start = stop
+    return PACKED[family](**unpacked, validate_args=validate_args)
 
 
 def bounded(x: tf.Tensor, bound: float) -> tf.Tensor:

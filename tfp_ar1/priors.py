@@ -11,31 +11,26 @@ import tensorflow_probability as tfp
 from tensorflow_probability.python.distributions.independent import _Independent
 from tensorflow_probability.python.distributions.sample import _Sample
 
-from tfp_ar1.distributions.mvn_ante1 import MultivariateNormalANTE1
-from tfp_ar1.distributions.mvn_ar1 import MultivariateNormalAR1
-from tfp_ar1.distributions.mvn_arh1 import MultivariateNormalARH1
-from tfp_ar1.distributions.mvn_ou import MultivariateNormalOU
+from tfp_ar1.families import members
 
 tfd = tfp.distributions
 
 __all__ = ["check_can_be_saved", "from_config", "kl_divergence", "standard_normal", "to_config"]
 
-_CLASSES = {
-    cls.__name__: cls
-    for cls in (
-        MultivariateNormalAR1,
-        MultivariateNormalARH1,
-        MultivariateNormalANTE1,
-        MultivariateNormalOU,
-        tfd.Independent,
-        tfd.MultivariateNormalDiag,
-        tfd.MultivariateNormalDiagPlusLowRank,
-        tfd.MultivariateNormalFullCovariance,
-        tfd.MultivariateNormalTriL,
-        tfd.Normal,
-        tfd.Sample,
-    )
-}
+_OF_TFP = (
+    tfd.Independent,
+    tfd.MultivariateNormalDiag,
+    tfd.MultivariateNormalDiagPlusLowRank,
+    tfd.MultivariateNormalFullCovariance,
+    tfd.MultivariateNormalTriL,
+    tfd.Normal,
+    tfd.Sample,
+)
+
+
+def _classes() -> dict[str, type[tfd.Distribution]]:
+    """The classes that can be saved, by name."""
+    return {cls.__name__: cls for cls in (*members(), *_OF_TFP)}
 
 
 def standard_normal(event_size: int, dtype: Any = tf.float32) -> tfd.MultivariateNormalDiag:
@@ -100,10 +95,10 @@ def check_can_be_saved(distribution: tfd.Distribution) -> None:
       ValueError: if the distribution, or one inside it, is of a class that `to_config` does not
         know, or a parameter is a transformed variable.
     """
-    name = type(distribution).__name__
-    if type(distribution) is not _CLASSES.get(name):
+    name, classes = type(distribution).__name__, _classes()
+    if type(distribution) is not classes.get(name):
         raise ValueError(
-            f"A prior of class `{name}` cannot be saved; use one of {sorted(_CLASSES)}."
+            f"A prior of class `{name}` cannot be saved; use one of {sorted(classes)}."
         )
     for value in distribution.parameters.values():
         if isinstance(value, tfd.Distribution):
@@ -121,11 +116,11 @@ def from_config(config: Mapping[str, Any]) -> tfd.Distribution:
     Raises:
       ValueError: if the configuration names a class that is not known.
     """
-    name = config.get("distribution")
-    if name not in _CLASSES:
-        raise ValueError(f"Unknown prior {name!r}; expected one of {sorted(_CLASSES)}.")
+    name, classes = config.get("distribution"), _classes()
+    if name not in classes:
+        raise ValueError(f"Unknown prior {name!r}; expected one of {sorted(classes)}.")
     parameters = {k: _value_from_config(v) for k, v in config["parameters"].items()}
-    return _CLASSES[name](**parameters)
+    return classes[name](**parameters)
 
 
 def _value_to_config(value: Any) -> Any:

@@ -424,7 +424,7 @@ def test_encoders_that_do_not_fit():
     features = keras.layers.Dense(2)(keras.layers.Flatten()(x))
     decoder = images().decoder
     for outputs, got in (([features, features], "list of 2"), ({"a": features}, "dict of 1")):
-        with pytest.raises(ValueError, match=f"encoder must give one tensor; it gives a {got}"):
+        with pytest.raises(ValueError, match=f"encoder must give .*; it gives a {got}"):
             tfp_ar1.RhoVAE(keras.Model(x, outputs), decoder, 2)
     both = keras.layers.Flatten()(keras.layers.Add()([x, other]))
     for inputs in ([x, other], {"a": x, "b": other}):

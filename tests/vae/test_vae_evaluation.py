@@ -9,7 +9,7 @@ import pytest
 import tensorflow as tf
 
 import tfp_ar1
-from tfp_ar1.vae import batching, evaluation, likelihoods, mmd, objectives
+from tfp_ar1.vae import batching, evaluation, likelihoods, mmd
 
 D, SIZE = 3, 4  # latent and data dimensions
 SCALE = 0.8
@@ -192,7 +192,7 @@ def test_mmd(posterior, stretch):
     n = 3000
     shift = np.float32([0.5, 0, -1, 2]) * (stretch - 1)
     x = BIAS + shift + stretch * (data(n, seed=2) - BIAS)
-    mmd = evaluation.evaluate(make(posterior), x, 1, batch_size=500)["mmd"]
+    actual = evaluation.evaluate(make(posterior), x, 1, batch_size=500)["mmd"]
     spread = stretch**2 * GAIN @ MARGINAL.covariance @ GAIN.T + COVARIANCES[posterior]
     aggregate, prior = (GAIN @ shift, spread), (np.zeros(D), np.eye(D))
     within = expected_kernel(aggregate, aggregate), expected_kernel(prior, prior)
@@ -200,7 +200,7 @@ def test_mmd(posterior, stretch):
     # The pairs of a vector with itself: 1 instead of the kernel's mean.
     expected = sum(within) - 2 * across + (2 - sum(within)) / n
     assert expected > (0.05 if stretch > 1 else 0)
-    np.testing.assert_allclose(mmd, expected, rtol=0.1, atol=5e-4)
+    np.testing.assert_allclose(actual, expected, rtol=0.1, atol=5e-4)
 
 
 def test_mmd_in_blocks(monkeypatch):
@@ -208,7 +208,7 @@ def test_mmd_in_blocks(monkeypatch):
     whole = evaluation.evaluate(model, x, 1, batch_size=70)["mmd"]
     rows, compute = [], mmd.witness
     monkeypatch.setattr(
-        objectives,
+        mmd,
         "witness",
         lambda points, *args: rows.append(len(points)) or compute(points, *args),
     )
@@ -226,10 +226,10 @@ def test_mmd_to_a_learned_prior():
     decoder = keras.Sequential([keras.Input((D,)), keras.layers.Dense(SIZE)])
     model = tfp_ar1.RhoVAE(encoder, decoder, D, prior=prior, likelihood="gaussian", seed=0)
     model.posterior_head.set_weights([0 * w for w in model.posterior_head.get_weights()])
-    mmd = evaluation.evaluate(model, data(1500), 1, batch_size=300)["mmd"]
+    actual = evaluation.evaluate(model, data(1500), 1, batch_size=300)["mmd"]
     normals = (np.zeros(D), np.eye(D)), (np.full(D, 3.0), np.eye(D))
     within, across = expected_kernel(normals[0], normals[0]), expected_kernel(*normals)
-    np.testing.assert_allclose(mmd, 2 * within - 2 * across, rtol=0.05)
+    np.testing.assert_allclose(actual, 2 * within - 2 * across, rtol=0.05)
 
 
 @pytest.mark.parametrize("posterior", ["ar1", "diag"])
@@ -343,10 +343,10 @@ def test_correlation(posterior):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"num_samples": 0}, "number of samples must be at least 1; got 0"),
-        ({"num_samples": -3}, "number of samples must be at least 1; got -3"),
-        ({"batch_size": 0}, "`batch_size` must be at least 1; got 0"),
-        ({"batch_size": -1}, "`batch_size` must be at least 1; got -1"),
+        ({"num_samples": 0}, "`num_samples` must be an integer of at least 1; got 0"),
+        ({"num_samples": -3}, "`num_samples` must be an integer of at least 1; got -3"),
+        ({"batch_size": 0}, "`batch_size` must be an integer of at least 1; got 0"),
+        ({"batch_size": -1}, "`batch_size` must be an integer of at least 1; got -1"),
         ({"x": np.zeros([0, SIZE], "float32")}, r"N at least 1; got \(0, 4\)"),
         ({"x": np.zeros([SIZE], "float32")}, r"shape \[N, \*data_shape\].*got \(4,\)"),
     ],
@@ -360,9 +360,9 @@ def test_bad_arguments_of_the_others():
     model, nothing = make("ar1"), np.zeros([0, SIZE], "float32")
     with pytest.raises(ValueError, match="N at least 1"):
         evaluation.evaluate(model, nothing)
-    with pytest.raises(ValueError, match="number of samples must be at least 1"):
+    with pytest.raises(ValueError, match="`num_samples` must be an integer of at least 1"):
         evaluation.evaluate(model, data(2), num_importance_samples=0)
     with pytest.raises(ValueError, match="N at least 1"):
         model.correlation(nothing)
-    with pytest.raises(ValueError, match="`batch_size` must be at least 1"):
+    with pytest.raises(ValueError, match="`batch_size` must be an integer of at least 1"):
         model.correlation(data(2), batch_size=0)

@@ -588,8 +588,8 @@ def decoder_of_other_latents():
 @pytest.mark.parametrize(
     ("parts", "message"),
     [
-        (image_features, r"features of shape \(batch, units\); it gives \(\w+, 6, 6, 2\).*Flat"),
-        (decoder_of_other_data, r"data's shape \(8, 8\); it gives \(8, 9\)"),
+        (image_features, r"tensor of shape \(batch, units\); it gives \(\w+, 6, 6, 2\).*Flat"),
+        (decoder_of_other_data, r"tensor of shape \(batch, 8, 8\); it gives \(None, 8, 9\)"),
         (decoder_of_other_latents, r"latent vectors of size 3; it takes .* \(None, 4\)"),
     ],
 )

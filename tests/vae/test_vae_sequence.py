@@ -10,7 +10,7 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 
 import tfp_ar1
-from tfp_ar1.vae import evaluation, likelihoods, objectives, sequence_networks
+from tfp_ar1.vae import batching, evaluation, likelihoods, objectives, sequence_networks
 
 tfd = tfp.distributions
 
@@ -899,10 +899,10 @@ def test_networks_that_do_not_fit():
     encoder, decoder = sequence_networks.convolutional((T, F), C)
     inputs = encoder.inputs
     pooled = keras.layers.GlobalAveragePooling1D()(encoder.outputs[0])
-    with pytest.raises(ValueError, match=r"\(batch, 7, units\), some for each step; it gives"):
+    with pytest.raises(ValueError, match=r"\(batch, 7, units\); it gives"):
         tfp_ar1.SequenceVAE(keras.Model(inputs, pooled), decoder, C, T)
     wrong = keras.Sequential([keras.Input((C,)), keras.layers.Dense(F + 1)])
-    with pytest.raises(ValueError, match="The decoder must give outputs of shape"):
+    with pytest.raises(ValueError, match=r"The decoder must give one tensor of shape \(batch, 2\)"):
         tfp_ar1.SequenceVAE(encoder, wrong, C, T)
 
 

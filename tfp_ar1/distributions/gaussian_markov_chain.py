@@ -3,28 +3,31 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from typing import Any, NoReturn
+from collections.abc import Callable
+from typing import Any, ClassVar, NoReturn
 
 import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
+from tensorflow_probability.python.internal import prefer_static as ps
 from tensorflow_probability.python.internal import (
-    dtype_util,
     samplers,
     tensor_util,
     tensorshape_util,
 )
-from tensorflow_probability.python.internal import prefer_static as ps
 
 from tfp_ar1 import recurrence
+from tfp_ar1.correlation import check_one_given
 from tfp_ar1.distributions import fit
 from tfp_ar1.distributions.conditional import ConditionalMarkov
+from tfp_ar1.distributions.declaration import Parameter
 from tfp_ar1.linear_operators.chain import Chain, widened
-from tfp_ar1.linear_operators.markov_cholesky import LinearOperatorMarkovCholesky
+from tfp_ar1.linear_operators.markov_cholesky import (
+    LinearOperatorMarkovCholesky,
+    common_float_dtype,
+)
 from tfp_ar1.linear_operators.markov_precision import LinearOperatorMarkovPrecision
 
-tfb = tfp.bijectors
 tfd = tfp.distributions
 
 __all__ = ["GaussianMarkovChain"]
@@ -45,51 +48,65 @@ class GaussianMarkovChain(tfd.MultivariateNormalLinearOperator):
     """Base class of the normals in which each coordinate depends on the one before it alone.
 
     Everything works through `scale`, a `LinearOperatorMarkovCholesky`, at a cost of O(d) for d
-    coordinates; only `covariance` forms a d × d matrix. Subclasses have a constructor, the
-    properties of their parameters, and `_marginal`.
+    coordinates; only `covariance` forms a d × d matrix. A subclass declares its parameters other
+    than `loc` in `declaration`, and has a constructor with these arguments, which it passes on as
+    `super().__init__(dict(locals()))`. All else follows: checks, properties, `marginal`, the packed
+    layout. Where no parameter has an entry for each coordinate, `loc` counts them.
 
     Args:
-      loc: the mean, `[B1, ..., Bb, d]`, a tensor or a variable. It may have one coordinate for all
-        d, or be a scalar, or `None` for 0.
-      scale: the Cholesky factor of the covariance.
-      parameters: the arguments of the subclass.
-      validate_args: whether parameters are checked when the graph runs.
-      allow_nan_stats: whether a statistic that is undefined is NaN; all are defined here.
-      name: name prefixed to operations.
+      arguments: the arguments of the subclass, by name: `loc`, what it declares, `validate_args`,
+        `allow_nan_stats` and `name`. `loc` may have one coordinate for all d, or be a scalar, or
+        `None` for 0, unless it counts the coordinates.
 
     Raises:
-      ValueError: if the last dimension of `loc` is neither that of `scale` nor 1.
+      ValueError: if a parameter is missing, or both or neither of `correlation` and `fisher_z` are
+        given, or a shape does not fit.
+      TypeError: if the parameters differ in dtype or are not floating-point.
     """
 
-    def __init__(
-        self,
-        loc: Any,
-        scale: LinearOperatorMarkovCholesky,
-        parameters: dict[str, Any],
-        validate_args: bool,
-        allow_nan_stats: bool,
-        name: str,
-    ):
-        loc = tensor_util.convert_nonref_to_tensor(loc, dtype=scale.dtype, name="loc")
-        size = [] if loc is None else loc.shape[-1:]
-        if size not in ([], [1]) and not size.is_compatible_with(scale.shape[-1:]):
-            ndims = scale._experimental_parameter_ndims_to_matrix_ndims
-            sized = next(name for name, n in ndims.items() if n)
-            shape = getattr(scale, sized).shape
-            message = (
-                f"`loc` must have {shape[-1]} coordinates along its last axis, as `{sized}` has, "
-                f"or 1 for all of them; got shapes {loc.shape} and {shape}."
+    declaration: ClassVar[tuple[Parameter, ...]] = ()
+
+    def __init_subclass__(cls, **kwargs: Any):
+        """Adds what TFP expects of each class, by what it declares."""
+        super().__init_subclass__(**kwargs)
+        # TFP warns of a class that has a constructor and inherits this method.
+        cls._parameter_properties = classmethod(_parameter_properties)
+        for parameter in cls.declaration:
+            if not hasattr(cls, parameter.name):
+                setattr(cls, parameter.name, _as_given(parameter))
+
+    def __init__(self, arguments: dict[str, Any]):
+        given = {p.name: arguments[p.name] for p in self.declaration}
+        for parameter in self.declaration:
+            if parameter.is_required and given[parameter.name] is None:
+                raise ValueError(f"Missing required `{parameter.name}` parameter.")
+        if "fisher_z" in given:
+            check_one_given(given["correlation"], given["fisher_z"])
+        with tf.name_scope(arguments["name"]) as name:
+            dtype = common_float_dtype({"loc": arguments["loc"], **given})
+
+            def convert(name: str, value: Any) -> Any:
+                return tensor_util.convert_nonref_to_tensor(value, dtype=dtype, name=name)
+
+            loc = convert("loc", arguments["loc"])
+            given = {name: convert(name, x) for name, x in given.items()}
+            sized = next((p.name for p in self.declaration if p.per == "coordinate"), None)
+            if "times" in given:
+                _check_times(given["times"])
+            scale = self._make_scale(given, _num_coordinates(loc) if sized is None else None)
+            if sized is not None:
+                _check_loc(loc, sized, given[sized], scale)
+            super().__init__(
+                loc=loc, scale=scale, validate_args=arguments["validate_args"], name=name
             )
-            if (shape.rank or 0) > 1 and shape[-1] == 1:
-                message += (
-                    f" The last axis of `{sized}` runs over the coordinates: an axis of features, "
-                    f"as index points of a Gaussian process have, is left out by "
-                    f"`{sized}[..., 0]`."
-                )
-            raise ValueError(message)
-        super().__init__(loc=loc, scale=scale, validate_args=validate_args, name=name)
-        self._allow_nan_stats = allow_nan_stats
-        self._parameters = parameters
+        self._allow_nan_stats = arguments["allow_nan_stats"]
+        self._parameters = arguments
+
+    @classmethod
+    def _make_scale(cls, given: dict[str, Any], num_rows: Any) -> LinearOperatorMarkovCholesky:
+        """The Cholesky factor; `num_rows` where no parameter has an entry for each coordinate."""
+        per_step = any(parameter.per == "step" for parameter in cls.declaration)
+        return LinearOperatorMarkovCholesky(**given, per_step=per_step, num_rows=num_rows)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickled, and copied, by its arguments."""
@@ -159,7 +176,17 @@ class GaussianMarkovChain(tfd.MultivariateNormalLinearOperator):
 
     def _marginal_parameters(self, kept: slice) -> dict[str, Any]:
         """The parameters, other than `loc`, for the coordinates of a slice with a step."""
-        raise NotImplementedError(f"`{type(self).__name__}` must define `_marginal_parameters`.")
+        parameters = {}
+        for parameter in self.declaration:
+            if parameter.name == "correlation":
+                at = _correlation_at_lag if parameter.per == "member" else _correlation_of_steps
+                parameters |= at(self.scale, kept)
+            elif parameter.name != "fisher_z":
+                value = getattr(self, parameter.name)
+                if parameter.per == "coordinate":
+                    value = tf.convert_to_tensor(value)[..., kept]
+                parameters[parameter.name] = value
+        return parameters
 
     def conditional(self, value: Any, observed: Any) -> ConditionalMarkov:
         """What is known of all coordinates once some are observed: missing values, in O(d).
@@ -349,26 +376,60 @@ class GaussianMarkovChain(tfd.MultivariateNormalLinearOperator):
         if not self.validate_args:
             return []
         assertions = []
-        for name, check in self._checks().items():
-            parameter = getattr(self, name)
-            if parameter is not None and is_init != tensor_util.is_ref(parameter):
-                assertions.append(check(tf.convert_to_tensor(parameter)))
+        for parameter in self.declaration:
+            value = getattr(self, parameter.name)
+            if value is not None and is_init != tensor_util.is_ref(value):
+                assertions.append(parameter.check(parameter.name, tf.convert_to_tensor(value)))
         return assertions
 
-    def _checks(self) -> Mapping[str, Any]:
-        """For the parameters by name, functions that give an assertion that a value is valid."""
-        raise NotImplementedError(f"`{type(self).__name__}` must define `_checks`.")
+
+def _parameter_properties(
+    cls: type[GaussianMarkovChain], dtype: Any, num_classes: int | None = None
+) -> dict[str, tfp.util.ParameterProperties]:
+    properties = {parameter.name: parameter.properties(dtype) for parameter in cls.declaration}
+    return {"loc": tfp.util.ParameterProperties(event_ndims=1), **properties}
 
 
-def check_required(**parameters: Any) -> None:
-    """Raises `ValueError` if a parameter that follows one with a default is missing."""
-    for name, value in parameters.items():
-        if value is None:
-            raise ValueError(f"Missing required `{name}` parameter.")
+def _as_given(parameter: Parameter) -> property:
+    return property(lambda self: getattr(self.scale, parameter.name), doc=parameter.doc)
 
 
-def correlation_at_lag(scale: Any, step: int) -> dict[str, Any]:
+def _num_coordinates(loc: Any) -> Any:
+    """The size of `loc` where it counts the coordinates, as a Python integer where it is known.
+
+    Raises:
+      ValueError: if it is a scalar or `None`.
+    """
+    if loc is None or loc.shape.rank == 0:
+        raise ValueError(
+            f"`loc` must have at least one dimension, the coordinates, which it alone counts: for "
+            f"d equal ones write `loc=tf.fill([d], value)`; got {loc!r}."
+        )
+    size = tf.compat.dimension_value(loc.shape[-1]) if loc.shape.rank else None
+    return ps.shape(loc)[-1] if size is None else size
+
+
+def _check_loc(loc: Any, sized: str, parameter: Any, scale: LinearOperatorMarkovCholesky) -> None:
+    """Raises `ValueError` unless `loc` has as many coordinates as the parameter `sized`, or 1."""
+    size = [] if loc is None else loc.shape[-1:]
+    if size in ([], [1]) or size.is_compatible_with(scale.shape[-1:]):
+        return
+    shape = parameter.shape
+    message = (
+        f"`loc` must have {shape[-1]} coordinates along its last axis, as `{sized}` has, or 1 for "
+        f"all of them; got shapes {loc.shape} and {shape}."
+    )
+    if (shape.rank or 0) > 1 and shape[-1] == 1:
+        message += (
+            f" The last axis of `{sized}` runs over the coordinates: an axis of features, as index "
+            f"points of a Gaussian process have, is left out by `{sized}[..., 0]`."
+        )
+    raise ValueError(message)
+
+
+def _correlation_at_lag(scale: Any, kept: slice) -> dict[str, Any]:
     """The parameter that gives the correlation ρ^step, of an operator with one ρ for all steps."""
+    step = kept.step
     if step == 1:
         return {"correlation": scale.correlation, "fisher_z": scale.fisher_z}
     rho = scale.chain().widened().rho
@@ -378,7 +439,7 @@ def correlation_at_lag(scale: Any, step: int) -> dict[str, Any]:
     return {"fisher_z": tf.cast(rho.sign * fisher_z if step % 2 else fisher_z, scale.dtype)}
 
 
-def correlation_of_steps(scale: Any, kept: slice) -> dict[str, Any]:
+def _correlation_of_steps(scale: Any, kept: slice) -> dict[str, Any]:
     """The parameter for neighbours in a slice of coordinates; of an operator with a ρ per step."""
     given_as_tensors = any(map(tf.is_tensor, (kept.start, kept.stop)))
     coordinates = (tf if given_as_tensors else ps).range(scale._size())[kept]
@@ -402,48 +463,18 @@ def correlation_of_steps(scale: Any, kept: slice) -> dict[str, Any]:
     return {"fisher_z": tf.where(size < 0.5, near_zero, near_one)}
 
 
-def assert_positive(name: str) -> Any:
-    """A check that a parameter is positive."""
-    message = f"`{name}` must be positive."
-    return lambda x: tf.debugging.assert_positive(x, message=message)
-
-
-CHECKS_OF_CORRELATION = {
-    "correlation": lambda rho: tf.debugging.assert_less(
-        tf.math.abs(rho),
-        tf.ones([], rho.dtype),
-        message="`correlation` must lie strictly between -1 and 1.",
-    ),
-    "fisher_z": lambda u: tf.debugging.assert_all_finite(u, "`fisher_z` must be finite."),
-}
-
-
-def properties_of_correlation(dtype: Any, **shape: Any) -> dict[str, Any]:
-    """The `ParameterProperties` of `correlation` and `fisher_z`; `shape` is passed on to them."""
-    eps = dtype_util.eps(dtype)
-    # Where tanh rounds to 1, the correlation must still be less.
-    bound = np.asarray(1.0 - 2.0 * eps, eps.dtype)
-    return {
-        "correlation": tfp.util.ParameterProperties(
-            default_constraining_bijector_fn=lambda: tfb.Chain([tfb.Scale(bound), tfb.Tanh()]),
-            is_preferred=False,
-            **shape,
-        ),
-        "fisher_z": tfp.util.ParameterProperties(**shape),
-    }
-
-
-def properties_of_positive(dtype: Any, **shape: Any) -> Any:
-    """The `ParameterProperties` of a positive parameter; `shape` is passed on to them."""
-    return tfp.util.ParameterProperties(
-        default_constraining_bijector_fn=lambda: tfb.Softplus(low=dtype_util.eps(dtype)), **shape
-    )
-
-
-# Shapes of parameters from that of a sample: one number for each member of the batch, or one for
-# each step.
-PER_MEMBER = {"shape_fn": lambda shape: shape[:-1]}
-PER_STEP = {
-    "event_ndims": 1,
-    "shape_fn": lambda shape: ps.concat([shape[:-1], [ps.maximum(shape[-1] - 1, 0)]], axis=0),
-}
+def _check_times(times: Any) -> None:
+    """Raises `ValueError` if times are known, and not strictly increasing."""
+    values = None if tensor_util.is_ref(times) else tf.get_static_value(times)
+    if values is None or values.ndim == 0:
+        return
+    wrong = np.argwhere(~(values[..., 1:] > values[..., :-1]))
+    if len(wrong):
+        *member, i = wrong[0]
+        before, after = values[(*member, i)], values[(*member, i + 1)]
+        raise ValueError(
+            f"`times` must be strictly increasing along the last axis; got {after} after {before} "
+            f"at position {i + 1}, in {values.dtype.name}. Sort the observations by time, and give "
+            f"one for each time. (Times far from 0 may be equal after rounding: subtract the "
+            f"first.)"
+        )

@@ -5,15 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import tensorflow as tf
-import tensorflow_probability as tfp
-from tensorflow_probability.python.internal import tensor_util
 
-from tfp_ar1.correlation import check_one_given
+from tfp_ar1.distributions import declaration as declare
 from tfp_ar1.distributions import fit
-from tfp_ar1.distributions import gaussian_markov_chain as markov
 from tfp_ar1.distributions.gaussian_markov_chain import GaussianMarkovChain
-from tfp_ar1.linear_operators.ante1_cholesky import LinearOperatorANTE1Cholesky
-from tfp_ar1.linear_operators.markov_cholesky import common_float_dtype
 
 __all__ = ["MultivariateNormalANTE1"]
 
@@ -69,6 +64,8 @@ class MultivariateNormalANTE1(GaussianMarkovChain):
       TypeError: if the parameters differ in dtype or are not floating-point.
     """
 
+    declaration = (declare.SCALE_DIAG, *declare.correlation(per="step"))
+
     def __init__(
         self,
         loc: Any = None,
@@ -79,62 +76,8 @@ class MultivariateNormalANTE1(GaussianMarkovChain):
         allow_nan_stats: bool = True,
         name: str = "MultivariateNormalANTE1",
     ):
-        parameters = dict(locals())
-        markov.check_required(scale_diag=scale_diag)
-        check_one_given(correlation, fisher_z)
-        given = {
-            "loc": loc,
-            "scale_diag": scale_diag,
-            "correlation": correlation,
-            "fisher_z": fisher_z,
-        }
-        with tf.name_scope(name) as name:
-            dtype = common_float_dtype(given)
-            convert = tensor_util.convert_nonref_to_tensor
-            scale = LinearOperatorANTE1Cholesky(
-                scale_diag=convert(scale_diag, dtype=dtype, name="scale_diag"),
-                correlation=convert(correlation, dtype=dtype, name="correlation"),
-                fisher_z=convert(fisher_z, dtype=dtype, name="fisher_z"),
-            )
-            super().__init__(loc, scale, parameters, validate_args, allow_nan_stats, name)
-
-    @property
-    def scale_diag(self) -> Any:
-        """σ_t, the standard deviation of each coordinate, as given."""
-        return self.scale.scale_diag
-
-    @property
-    def correlation(self) -> Any:
-        """ρ_t as given, or `None`; see `correlation_parameter`."""
-        return self.scale.correlation
-
-    @property
-    def fisher_z(self) -> Any:
-        """`atanh ρ_t` as given, or `None`."""
-        return self.scale.fisher_z
-
-    def _marginal_parameters(self, kept: slice) -> dict[str, Any]:
-        return {
-            "scale_diag": tf.convert_to_tensor(self.scale_diag)[..., kept],
-            **markov.correlation_of_steps(self.scale, kept),
-        }
+        super().__init__(dict(locals()))
 
     @classmethod
     def _maximum_likelihood_parameters(cls, value: tf.Tensor) -> dict[str, tf.Tensor]:
         return fit.antedependent(value)
-
-    @classmethod
-    def _parameter_properties(
-        cls, dtype: Any, num_classes: int | None = None
-    ) -> dict[str, tfp.util.ParameterProperties]:
-        return {
-            "loc": tfp.util.ParameterProperties(event_ndims=1),
-            "scale_diag": markov.properties_of_positive(dtype, event_ndims=1),
-            **markov.properties_of_correlation(dtype, **markov.PER_STEP),
-        }
-
-    def _checks(self) -> dict[str, Any]:
-        return {
-            "scale_diag": markov.assert_positive("scale_diag"),
-            **markov.CHECKS_OF_CORRELATION,
-        }

@@ -5,16 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import tensorflow as tf
-import tensorflow_probability as tfp
-from tensorflow_probability.python.internal import prefer_static as ps
-from tensorflow_probability.python.internal import tensor_util
 
-from tfp_ar1.correlation import check_one_given
+from tfp_ar1.distributions import declaration as declare
 from tfp_ar1.distributions import fit
-from tfp_ar1.distributions import gaussian_markov_chain as markov
 from tfp_ar1.distributions.gaussian_markov_chain import GaussianMarkovChain
 from tfp_ar1.linear_operators.ar1_cholesky import LinearOperatorAR1Cholesky
-from tfp_ar1.linear_operators.markov_cholesky import common_float_dtype
 
 __all__ = ["MultivariateNormalAR1"]
 
@@ -91,6 +86,8 @@ class MultivariateNormalAR1(GaussianMarkovChain):
       TypeError: if the parameters differ in dtype or are not floating-point.
     """
 
+    declaration = (declare.MARGINAL_SCALE, *declare.correlation(per="member"))
+
     def __init__(
         self,
         loc: Any,
@@ -101,69 +98,12 @@ class MultivariateNormalAR1(GaussianMarkovChain):
         allow_nan_stats: bool = True,
         name: str = "MultivariateNormalAR1",
     ):
-        parameters = dict(locals())
-        check_one_given(correlation, fisher_z)
-        given = {
-            "loc": loc,
-            "marginal_scale": marginal_scale,
-            "correlation": correlation,
-            "fisher_z": fisher_z,
-        }
-        with tf.name_scope(name) as name:
-            dtype = common_float_dtype(given)
-            convert = tensor_util.convert_nonref_to_tensor
-            loc = convert(loc, dtype=dtype, name="loc")
-            if loc is None or loc.shape.rank == 0:
-                raise ValueError(
-                    f"`loc` must have at least one dimension, the coordinates, which it alone "
-                    f"counts: for d equal ones write `loc=tf.fill([d], value)`; got {loc!r}."
-                )
-            num_rows = tf.compat.dimension_value(loc.shape[-1]) if loc.shape.rank else None
-            scale = LinearOperatorAR1Cholesky(
-                num_rows=ps.shape(loc)[-1] if num_rows is None else num_rows,
-                correlation=convert(correlation, dtype=dtype, name="correlation"),
-                marginal_scale=convert(marginal_scale, dtype=dtype, name="marginal_scale"),
-                fisher_z=convert(fisher_z, dtype=dtype, name="fisher_z"),
-            )
-            super().__init__(loc, scale, parameters, validate_args, allow_nan_stats, name)
+        super().__init__(dict(locals()))
 
-    @property
-    def marginal_scale(self) -> Any:
-        """σ, the standard deviation of every coordinate, as given."""
-        return self.scale.marginal_scale
-
-    @property
-    def correlation(self) -> Any:
-        """ρ as given, or `None`; see `correlation_parameter`."""
-        return self.scale.correlation
-
-    @property
-    def fisher_z(self) -> Any:
-        """`atanh ρ` as given, or `None`."""
-        return self.scale.fisher_z
-
-    def _marginal_parameters(self, kept: slice) -> dict[str, Any]:
-        return {
-            "marginal_scale": self.marginal_scale,
-            **markov.correlation_at_lag(self.scale, kept.step),
-        }
+    @classmethod
+    def _make_scale(cls, given: dict[str, Any], num_rows: Any) -> LinearOperatorAR1Cholesky:
+        return LinearOperatorAR1Cholesky(num_rows, **given)
 
     @classmethod
     def _maximum_likelihood_parameters(cls, value: tf.Tensor) -> dict[str, tf.Tensor]:
         return fit.equal_steps(value)
-
-    @classmethod
-    def _parameter_properties(
-        cls, dtype: Any, num_classes: int | None = None
-    ) -> dict[str, tfp.util.ParameterProperties]:
-        return {
-            "loc": tfp.util.ParameterProperties(event_ndims=1),
-            "marginal_scale": markov.properties_of_positive(dtype, **markov.PER_MEMBER),
-            **markov.properties_of_correlation(dtype, **markov.PER_MEMBER),
-        }
-
-    def _checks(self) -> dict[str, Any]:
-        return {
-            "marginal_scale": markov.assert_positive("marginal_scale"),
-            **markov.CHECKS_OF_CORRELATION,
-        }

@@ -5,18 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import tensorflow as tf
-from tensorflow.python.ops.linalg.linear_operator import make_composite_tensor
 from tensorflow_probability.python.internal import prefer_static as ps
-from tensorflow_probability.python.internal import tensor_util
 
-from tfp_ar1.correlation import check_one_given
-from tfp_ar1.linear_operators import markov_cholesky as markov_cholesky
-from tfp_ar1.linear_operators.chain import Chain
-from tfp_ar1.linear_operators.markov_cholesky import LinearOperatorMarkovCholesky
+from tfp_ar1.linear_operators.markov_cholesky import LinearOperatorMarkovCholesky, composite_tensor
 
 __all__ = ["LinearOperatorAR1Cholesky"]
 
 
+@composite_tensor
 class LinearOperatorAR1Cholesky(LinearOperatorMarkovCholesky):
     r"""`LinearOperator` acting like the Cholesky factor of an AR(1) covariance.
 
@@ -95,67 +91,20 @@ class LinearOperatorAR1Cholesky(LinearOperatorMarkovCholesky):
         is_square: bool | None = True,
         name: str = "LinearOperatorAR1Cholesky",
     ):
-        parameters = {
-            "num_rows": num_rows,
+        given = {
             "correlation": correlation,
             "marginal_scale": marginal_scale,
             "fisher_z": fisher_z,
+            "num_rows": num_rows,
             "is_non_singular": is_non_singular,
             "is_self_adjoint": is_self_adjoint,
             "is_positive_definite": is_positive_definite,
             "is_square": is_square,
             "name": name,
         }
-        check_one_given(correlation, fisher_z)
-        with tf.name_scope(name):
-            given = {
-                "correlation": correlation,
-                "marginal_scale": marginal_scale,
-                "fisher_z": fisher_z,
-            }
-            dtype = markov_cholesky.common_float_dtype(given)
-            convert = tensor_util.convert_nonref_to_tensor
-            self._correlation = convert(correlation, dtype=dtype, name="correlation")
-            self._fisher_z = convert(fisher_z, dtype=dtype, name="fisher_z")
-            self._marginal_scale = convert(marginal_scale, dtype=dtype, name="marginal_scale")
-            super().__init__(
-                markov_cholesky.checked_num_rows(num_rows),
-                parameters,
-                dtype,
-                is_non_singular=is_non_singular,
-                is_self_adjoint=is_self_adjoint,
-                is_positive_definite=is_positive_definite,
-                is_square=is_square,
-                name=name,
-            )
-
-    @property
-    def correlation(self) -> Any:
-        """ρ as given, or `None`."""
-        return self._correlation
-
-    @property
-    def fisher_z(self) -> Any:
-        """`atanh ρ` as given, or `None`."""
-        return self._fisher_z
-
-    @property
-    def marginal_scale(self) -> Any:
-        """σ, the standard deviation of every coordinate, as given."""
-        return self._marginal_scale
-
-    def chain(self, for_columns: bool = False) -> Chain:
-        """The parameters as tensors, each variable read once; see the base class."""
-        rho = markov_cholesky.read_correlation(
-            self._correlation, self._fisher_z, per_step=False, for_columns=for_columns
-        )
-        scale = markov_cholesky.read(self._marginal_scale, False, for_columns)
-        return Chain(rho, scale, per_coordinate=False, size=self._size())
-
-    def _assert_non_singular(self) -> tf.Operation:
-        return markov_cholesky.assert_non_singular(
-            "marginal_scale", self._marginal_scale, self._correlation
-        )
+        super().__init__(**given)
+        # The base class has recorded its own arguments.
+        self._parameters = self._no_dependency(given)
 
     def _trace(self) -> tf.Tensor:
         chain = self.chain().widened()
@@ -166,15 +115,3 @@ class LinearOperatorAR1Cholesky(LinearOperatorMarkovCholesky):
     @property
     def _composite_tensor_fields(self) -> tuple[str, ...]:
         return ("num_rows", "correlation", "marginal_scale", "fisher_z")
-
-    @property
-    def _composite_tensor_prefer_static_fields(self) -> tuple[str, ...]:
-        return ("num_rows",)
-
-    @property
-    def _experimental_parameter_ndims_to_matrix_ndims(self) -> dict[str, int]:
-        given = "fisher_z" if self._correlation is None else "correlation"
-        return {given: 0, "marginal_scale": 0}
-
-
-LinearOperatorAR1Cholesky = make_composite_tensor(LinearOperatorAR1Cholesky, module_name="tfp_ar1")

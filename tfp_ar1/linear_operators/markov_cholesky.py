@@ -1,4 +1,4 @@
-"""`LinearOperator` acting like the Cholesky factor of the covariance of a Gaussian Markov chain."""
+"""The Cholesky factor of the covariance of a Gaussian Markov chain, and that covariance."""
 
 from __future__ import annotations
 
@@ -12,16 +12,50 @@ from tensorflow.python.ops.linalg.linear_operator import make_composite_tensor
 from tensorflow_probability.python.internal import dtype_util, tensor_util
 from tensorflow_probability.python.internal import prefer_static as ps
 
-from tfp_ar1.correlation import LagOneCorrelation
+from tfp_ar1.correlation import LagOneCorrelation, check_one_given, correlation_of_times
 from tfp_ar1.linear_operators.chain import Chain
 
 __all__ = ["LinearOperatorMarkovCholesky", "LinearOperatorMarkovCovariance"]
 
 
-class LinearOperatorMarkovCholesky(tf.linalg.LinearOperator):
-    """Base class of the operators L that turn white noise into the path of a Markov chain.
+# Hints of the operators that every valid parameter makes symmetric and positive definite.
+POSITIVE_DEFINITE: dict[str, bool | None] = {
+    "is_non_singular": True,
+    "is_self_adjoint": True,
+    "is_positive_definite": True,
+    "is_square": True,
+}
 
-    Subclasses say how their parameters make a `Chain`, whose products the methods are:
+
+def composite_tensor(cls: Any) -> Any:
+    """Class decorator: operators as `CompositeTensor`s, whose types have names in saved files."""
+    return make_composite_tensor(cls, module_name="tfp_ar1")
+
+
+@composite_tensor
+class LinearOperatorMarkovCholesky(tf.linalg.LinearOperator):
+    r"""`LinearOperator` acting like the Cholesky factor of the covariance of a Markov chain.
+
+    A path of d coordinates with the standard deviations σ_t and the correlations ρ_t between the
+    coordinates t - 1 and t has the covariance `C[i, j] = σ_i σ_j ρ_(j+1) … ρ_i` for i ≥ j: that of
+    every Gaussian Markov chain with scalar states. This operator is the lower-triangular L with
+    `C = L Lᵀ`, which turns white noise into such a path:
+
+    ```none
+    L[i, j] = σ_i √(1 - ρ_j²) ρ_(j+1) … ρ_i    for j ≤ i, else 0,    with ρ_0 = 0
+    ```
+
+    The scale is shared (`marginal_scale`) or that of each coordinate (`scale_diag`). The
+    correlation is shared, or that of each step if `per_step`, and given as `correlation` or as
+    `fisher_z`; or it is that of an Ornstein–Uhlenbeck process with a `length_scale` at given
+    `times`, `ρ_t = exp(-(τ_t - τ_(t-1)) / ℓ)`.
+
+    #### Shape compatibility
+
+    With parameters whose batches broadcast to `[B1, ..., Bb]` the operator has shape
+    `[B1, ..., Bb, d, d]`. Arguments `x` of shape `[C1, ..., Cc, d, k]` broadcast against the batch.
+
+    #### Performance
 
     * `matmul`, `solve` and their adjoints: O(d k) time and memory for an argument with k columns;
     * `log_abs_determinant`, `determinant`, `diag_part`, `trace`: O(d), or less;
@@ -29,45 +63,118 @@ class LinearOperatorMarkovCholesky(tf.linalg.LinearOperator):
       more. Nothing else forms a d × d matrix.
 
     Args:
-      num_rows: integer scalar tensor, d.
-      parameters: the arguments of the subclass.
-      dtype: of the parameters.
-      is_non_singular: expect that this operator is non-singular.
-      is_self_adjoint: expect that this operator equals its transpose.
-      is_positive_definite: expect that `xᵀ L x > 0` for every non-zero x.
-      is_square: the operator is square; `False` is refused.
+      scale_diag: positive floating-point tensor `[B1, ..., Bb, d]`; σ_t, the standard deviation of
+        each coordinate. Exactly one of `scale_diag` and `marginal_scale` must be given.
+      correlation: floating-point tensor `[B1, ..., Bb]`, or `[B1, ..., Bb, d - 1]` if `per_step`,
+        in (-1, 1). Without `times`, exactly one of `correlation` and `fisher_z` must be given.
+      fisher_z: floating-point tensor of such a shape, `atanh ρ`, any finite value. Keeps full
+        accuracy where ρ rounds to ±1.
+      marginal_scale: positive floating-point tensor `[B1, ..., Bb]`; σ, shared by all coordinates.
+      length_scale: positive floating-point tensor `[B1, ..., Bb]`; ℓ, in the unit of `times`.
+      times: floating-point tensor `[B1, ..., Bb, d]`, strictly increasing along the last axis.
+      per_step: whether `correlation` or `fisher_z` has an entry for each step.
+      num_rows: integer scalar tensor, d; needed, and used, where neither `scale_diag` nor `times`
+        counts the coordinates.
       name: a name for this operator.
+      **hints: `is_non_singular`, `True` unless said otherwise, `is_self_adjoint`,
+        `is_positive_definite` and `is_square`, as for every `tf.linalg.LinearOperator`.
 
     Raises:
-      ValueError: if `is_square` is `False`.
-      TypeError: if the parameters are not real floating-point numbers.
+      ValueError: if both or neither of two parameters are given of which there must be one; if
+        `scale_diag` or `times` is a scalar; if the correlation has not an entry for each step; if
+        `num_rows` is statically known not to be a non-negative scalar; if `is_square` is `False`.
+      TypeError: if the parameters are not real floating-point numbers or differ in dtype, or if
+        `num_rows` is not an integer.
     """
 
     def __init__(
         self,
-        num_rows: tf.Tensor,
-        parameters: dict[str, Any],
-        dtype: tf.DType,
-        is_non_singular: bool | None,
-        is_self_adjoint: bool | None,
-        is_positive_definite: bool | None,
-        is_square: bool | None,
-        name: str,
+        scale_diag: Any = None,
+        correlation: Any = None,
+        fisher_z: Any = None,
+        marginal_scale: Any = None,
+        length_scale: Any = None,
+        times: Any = None,
+        per_step: bool = False,
+        num_rows: Any = None,
+        name: str = "LinearOperatorMarkovCholesky",
+        **hints: bool | None,
     ):
-        if is_square is False:
+        given = {
+            "marginal_scale": marginal_scale,
+            "scale_diag": scale_diag,
+            "correlation": correlation,
+            "fisher_z": fisher_z,
+            "length_scale": length_scale,
+            "times": times,
+        }
+        settings = {"per_step": per_step, "num_rows": num_rows, "name": name}
+        hints = {
+            "is_non_singular": True,
+            "is_self_adjoint": None,
+            "is_positive_definite": None,
+            "is_square": True,
+            **hints,
+        }
+        if (marginal_scale is None) == (scale_diag is None):
+            raise ValueError("Pass exactly one of `marginal_scale` and `scale_diag`.")
+        if times is None:
+            check_one_given(correlation, fisher_z)
+        if hints["is_square"] is False:
             raise ValueError("A Cholesky factor is square; got `is_square=False`.")
-        self._num_rows = num_rows
-        static = tf.get_static_value(num_rows)
-        self._num_rows_static = None if static is None else int(static)
-        super().__init__(
-            dtype=dtype_util.base_dtype(dtype),
-            is_non_singular=is_non_singular,
-            is_self_adjoint=is_self_adjoint,
-            is_positive_definite=is_positive_definite,
-            is_square=True,
-            parameters=parameters,
-            name=name,
-        )
+        self._per_step = per_step
+        with tf.name_scope(name):
+            dtype = common_float_dtype({n: x for n, x in given.items() if x is not None})
+            for name_, x in given.items():
+                x = tensor_util.convert_nonref_to_tensor(x, dtype=dtype, name=name_)
+                setattr(self, f"_{name_}", x)
+            sized = next((n for n in ("scale_diag", "times") if given[n] is not None), None)
+            if sized is None:
+                self._num_rows = checked_num_rows(num_rows)
+            else:
+                self._num_rows = size_of_last_axis(sized, getattr(self, f"_{sized}"))
+            static = tf.get_static_value(self._num_rows)
+            self._num_rows_static = None if static is None else int(static)
+            if per_step:
+                for name_, x in self._given().items():
+                    if name_ in ("correlation", "fisher_z"):
+                        check_steps(name_, x, self._num_rows_static, sized)
+            super().__init__(
+                dtype=dtype_util.base_dtype(dtype),
+                parameters={**given, **settings, **hints},
+                name=name,
+                **hints,
+            )
+
+    @property
+    def marginal_scale(self) -> Any:
+        """σ, the standard deviation of every coordinate, as given, or `None`."""
+        return self._marginal_scale
+
+    @property
+    def scale_diag(self) -> Any:
+        """σ_t, the standard deviation of each coordinate, as given, or `None`."""
+        return self._scale_diag
+
+    @property
+    def correlation(self) -> Any:
+        """ρ as given, or `None`."""
+        return self._correlation
+
+    @property
+    def fisher_z(self) -> Any:
+        """`atanh ρ` as given, or `None`."""
+        return self._fisher_z
+
+    @property
+    def length_scale(self) -> Any:
+        """ℓ, the time over which correlation falls by a factor e, as given, or `None`."""
+        return self._length_scale
+
+    @property
+    def times(self) -> Any:
+        """τ_t, the time of each coordinate, as given, or `None`."""
+        return self._times
 
     def chain(self, for_columns: bool = False) -> Chain:
         """The parameters as tensors, each variable read once: to be used repeatedly.
@@ -76,26 +183,86 @@ class LinearOperatorMarkovCholesky(tf.linalg.LinearOperator):
           for_columns: if `True`, with one more dimension of size 1 in the batch, at its end, so
             that they broadcast against the columns of a matrix argument, turned into rows.
         """
-        raise NotImplementedError(f"`{type(self).__name__}` must define `chain`.")
+
+        def read(parameter: Any, has_last_axis: bool) -> tf.Tensor | None:
+            if parameter is None:
+                return None
+            parameter = tf.convert_to_tensor(parameter)
+            if not for_columns:
+                return parameter
+            return parameter[..., tf.newaxis, :] if has_last_axis else parameter[..., tf.newaxis]
+
+        if self._times is None:
+            parameters = (read(x, self._per_step) for x in (self._correlation, self._fisher_z))
+            rho = LagOneCorrelation(*parameters, self._per_step)
+        else:
+            length_scale, times = read(self._length_scale, False), read(self._times, True)
+            rho = correlation_of_times(times, length_scale)
+        per_coordinate = self._scale_diag is not None
+        scale = self._scale_diag if per_coordinate else self._marginal_scale
+        return Chain(rho, read(scale, per_coordinate), per_coordinate, self._size())
 
     def _size(self) -> Any:
         """The number of rows, as a Python integer where it is known."""
         return self._num_rows if self._num_rows_static is None else self._num_rows_static
 
-    def _given(self) -> list[tuple[Any, int]]:
-        """The parameters that decide the batch shape, and how many axes of each are not batch."""
-        ndims = self._experimental_parameter_ndims_to_matrix_ndims
-        return [(getattr(self, name), n) for name, n in ndims.items()]
+    def _given(self) -> dict[str, Any]:
+        """The parameters that are given, by name."""
+        names = ("marginal_scale", "scale_diag", "correlation", "fisher_z", "length_scale", "times")
+        parameters = {name: getattr(self, name) for name in names}
+        return {name: x for name, x in parameters.items() if x is not None}
+
+    @property
+    def _experimental_parameter_ndims_to_matrix_ndims(self) -> dict[str, int]:
+        ndims = {
+            "marginal_scale": 0,
+            "scale_diag": 1,
+            "correlation": int(self._per_step),
+            "fisher_z": int(self._per_step),
+            "length_scale": 0,
+            "times": 1,
+        }
+        return {name: ndims[name] for name in self._given()}
+
+    @property
+    def _composite_tensor_fields(self) -> tuple[str, ...]:
+        sized = {"scale_diag", "times"} & self._given().keys()
+        return (*self._given(), "per_step", *(() if sized else ("num_rows",)))
+
+    @property
+    def _composite_tensor_prefer_static_fields(self) -> tuple[str, ...]:
+        return ("num_rows",)
 
     def _shape(self) -> tf.TensorShape:
-        shapes = (p.shape[:-n] if n else p.shape for p, n in self._given())
+        ndims = self._experimental_parameter_ndims_to_matrix_ndims
+        shapes = (p.shape[:-n] if (n := ndims[k]) else p.shape for k, p in self._given().items())
         batch_shape = functools.reduce(tf.broadcast_static_shape, shapes)
         return batch_shape.concatenate([self._num_rows_static, self._num_rows_static])
 
     def _shape_tensor(self) -> tf.Tensor:
-        shapes = (ps.shape(p)[:-n] if n else ps.shape(p) for p, n in self._given())
+        ndims = self._experimental_parameter_ndims_to_matrix_ndims
+        shapes = ((ps.shape(p), ndims[name]) for name, p in self._given().items())
+        shapes = (shape[:-n] if n else shape for shape, n in shapes)
         batch_shape = functools.reduce(ps.broadcast_shape, shapes)
         return tf.concat([batch_shape, [self._num_rows, self._num_rows]], axis=0)
+
+    def _assert_non_singular(self) -> tf.Operation:
+        # Of the parameters, and not of √(1 - ρ²), which underflows for a large `fisher_z`.
+        name = "marginal_scale" if self._scale_diag is None else "scale_diag"
+        distances = {f"`{name}` must not be 0": tf.math.abs(getattr(self, name))}
+        if self._correlation is not None:
+            within = 1.0 - tf.math.abs(self._correlation)
+            distances["`correlation` must lie in (-1, 1)"] = within
+        if self._times is not None:
+            times = tf.convert_to_tensor(self._times)
+            steps = (times[..., 1:] - times[..., :-1]) / self._length_scale[..., tf.newaxis]
+            distances["`times` do not increase, or `length_scale` is not positive"] = steps
+        return tf.group(
+            *(
+                tf.debugging.assert_positive(distance, message=f"Singular operator: {message}")
+                for message, distance in distances.items()
+            )
+        )
 
     def _matvec(self, x: tf.Tensor, adjoint: bool = False) -> tf.Tensor:
         return self.chain().matvec(x, adjoint)
@@ -135,6 +302,7 @@ class LinearOperatorMarkovCholesky(tf.linalg.LinearOperator):
         return super()._linop_matmul(left_operator, right_operator)
 
 
+@composite_tensor
 class LinearOperatorMarkovCovariance(tf.linalg.LinearOperatorComposition):
     """The composition `C = L Lᵀ` of the Cholesky factor L of a Gaussian Markov chain, and Lᵀ.
 
@@ -144,28 +312,17 @@ class LinearOperatorMarkovCovariance(tf.linalg.LinearOperatorComposition):
 
     Args:
       scale: L.
-      is_non_singular: hint; true for every valid parameter, like the three below.
-      is_self_adjoint: hint.
-      is_positive_definite: hint.
-      is_square: hint.
       name: a name for this operator.
+      **hints: as for every `tf.linalg.LinearOperator`; all true unless said otherwise.
     """
 
     def __init__(
         self,
         scale: LinearOperatorMarkovCholesky,
-        is_non_singular: bool | None = True,
-        is_self_adjoint: bool | None = True,
-        is_positive_definite: bool | None = True,
-        is_square: bool | None = True,
         name: str = "LinearOperatorMarkovCovariance",
+        **hints: bool | None,
     ):
-        hints = {
-            "is_non_singular": is_non_singular,
-            "is_self_adjoint": is_self_adjoint,
-            "is_positive_definite": is_positive_definite,
-            "is_square": is_square,
-        }
+        hints = {**POSITIVE_DEFINITE, **hints}
         self._scale = scale
         super().__init__([scale, scale.adjoint()], name=name, **hints)
         # The base class has recorded its own arguments.
@@ -193,11 +350,6 @@ class LinearOperatorMarkovCovariance(tf.linalg.LinearOperatorComposition):
     @property
     def _experimental_parameter_ndims_to_matrix_ndims(self) -> dict[str, int]:
         return {"scale": 0}
-
-
-LinearOperatorMarkovCovariance = make_composite_tensor(
-    LinearOperatorMarkovCovariance, module_name="tfp_ar1"
-)
 
 
 def common_float_dtype(parameters: dict[str, Any]) -> tf.DType:
@@ -238,50 +390,16 @@ def size_of_last_axis(name: str, x: Any) -> tf.Tensor:
     return tf.convert_to_tensor(ps.shape(x)[-1] if size is None else size, tf.int32)
 
 
-def check_steps(name: str, x: Any, num_rows: tf.Tensor) -> None:
+def check_steps(name: str, x: Any, size: int | None, sized: str | None) -> None:
     """Raises `ValueError` unless the last axis of a correlation has an entry for each step."""
-    size = tf.get_static_value(num_rows)
     num_steps = None if size is None else max(size - 1, 0)
     if x.shape.rank == 0 or (x.shape.rank and not x.shape[-1:].is_compatible_with([num_steps])):
-        of_scale = "the" if size is None else f"the {size}"
+        coordinates = "the coordinates" if size is None else f"the {size} coordinates"
         raise ValueError(
-            f"`{name}` must have one entry for each step between {of_scale} coordinates of "
-            f"`scale_diag` along its last axis, {'d - 1' if size is None else num_steps}; got "
-            f"shape {x.shape}."
+            f"`{name}` must have one entry for each step between {coordinates}"
+            f"{f' of `{sized}`' if sized else ''} along its last axis, "
+            f"{'d - 1' if size is None else num_steps}; got shape {x.shape}."
         )
-
-
-def read_correlation(
-    correlation: Any, fisher_z: Any, per_step: bool, for_columns: bool
-) -> LagOneCorrelation:
-    """The correlation, read from one of the two parameters."""
-    return LagOneCorrelation(
-        read(correlation, per_step, for_columns), read(fisher_z, per_step, for_columns), per_step
-    )
-
-
-def read(parameter: Any, has_last_axis: bool, for_columns: bool) -> tf.Tensor | None:
-    """A parameter as a tensor, with an axis of size 1 for columns at the end of its batch."""
-    if parameter is None:
-        return None
-    parameter = tf.convert_to_tensor(parameter)
-    if not for_columns:
-        return parameter
-    return parameter[..., tf.newaxis, :] if has_last_axis else parameter[..., tf.newaxis]
-
-
-def assert_non_singular(name: str, scale: Any, correlation: Any) -> tf.Operation:
-    """An assertion that no scale, the parameter `name`, is 0 and every |correlation| below 1."""
-    # Of the parameters, and not of √(1 - ρ²), which underflows for a large `fisher_z`.
-    distances = {f"`{name}` must not be 0": tf.math.abs(scale)}
-    if correlation is not None:
-        distances["`correlation` must lie in (-1, 1)"] = 1.0 - tf.math.abs(correlation)
-    return tf.group(
-        *(
-            tf.debugging.assert_positive(distance, message=f"Singular operator: {message}")
-            for message, distance in distances.items()
-        )
-    )
 
 
 def with_tensors(operator: tf.linalg.LinearOperator) -> tf.linalg.LinearOperator:

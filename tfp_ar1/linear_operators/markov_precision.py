@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import tensorflow as tf
 from tensorflow.python.ops.linalg import linear_operator_util
-from tensorflow.python.ops.linalg.linear_operator import make_composite_tensor
 from tensorflow_probability.python.internal import prefer_static as ps
 
 from tfp_ar1.linear_operators.chain import Chain
 from tfp_ar1.linear_operators.markov_cholesky import (
+    POSITIVE_DEFINITE,
     LinearOperatorMarkovCholesky,
     LinearOperatorMarkovCovariance,
+    composite_tensor,
     with_tensors,
 )
 
@@ -53,6 +54,7 @@ class _FromCholesky(tf.linalg.LinearOperatorTridiag):
         return {"scale": 0}
 
 
+@composite_tensor
 class LinearOperatorMarkovPrecision(_FromCholesky):
     """`LinearOperatorTridiag` acting like the precision matrix C⁻¹ of a Gaussian Markov chain.
 
@@ -75,28 +77,17 @@ class LinearOperatorMarkovPrecision(_FromCholesky):
     Args:
       scale: the `LinearOperatorMarkovCholesky` L. The diagonals are computed when this operator is
         made, so variables are read then.
-      is_non_singular: hint; true for every valid parameter, like the three below.
-      is_self_adjoint: hint.
-      is_positive_definite: hint.
-      is_square: hint.
       name: a name for this operator.
+      **hints: as for every `tf.linalg.LinearOperator`; all true unless said otherwise.
     """
 
     def __init__(
         self,
         scale: LinearOperatorMarkovCholesky,
-        is_non_singular: bool | None = True,
-        is_self_adjoint: bool | None = True,
-        is_positive_definite: bool | None = True,
-        is_square: bool | None = True,
         name: str = "LinearOperatorMarkovPrecision",
+        **hints: bool | None,
     ):
-        hints = {
-            "is_non_singular": is_non_singular,
-            "is_self_adjoint": is_self_adjoint,
-            "is_positive_definite": is_positive_definite,
-            "is_square": is_square,
-        }
+        hints = {**POSITIVE_DEFINITE, **hints}
         with tf.name_scope(name):
             scale = with_tensors(scale)
             super().__init__(scale, _diagonals(scale), hints, name)
@@ -120,6 +111,7 @@ class LinearOperatorMarkovPrecision(_FromCholesky):
         return LinearOperatorMarkovCovariance(self._scale)
 
 
+@composite_tensor
 class LinearOperatorMarkovPrecisionCholesky(_FromCholesky):
     """`LinearOperatorTridiag` acting like the Cholesky factor K of the precision, `C⁻¹ = K Kᵀ`.
 
@@ -132,28 +124,18 @@ class LinearOperatorMarkovPrecisionCholesky(_FromCholesky):
     Args:
       scale: the `LinearOperatorMarkovCholesky` L of the covariance, `C = L Lᵀ`. The diagonals are
         computed when this operator is made, so variables are read then.
-      is_non_singular: hint; true for every valid parameter.
-      is_self_adjoint: hint.
-      is_positive_definite: hint.
-      is_square: hint.
       name: a name for this operator.
+      **hints: as for every `tf.linalg.LinearOperator`; non-singular and square unless said
+        otherwise.
     """
 
     def __init__(
         self,
         scale: LinearOperatorMarkovCholesky,
-        is_non_singular: bool | None = True,
-        is_self_adjoint: bool | None = None,
-        is_positive_definite: bool | None = None,
-        is_square: bool | None = True,
         name: str = "LinearOperatorMarkovPrecisionCholesky",
+        **hints: bool | None,
     ):
-        hints = {
-            "is_non_singular": is_non_singular,
-            "is_self_adjoint": is_self_adjoint,
-            "is_positive_definite": is_positive_definite,
-            "is_square": is_square,
-        }
+        hints = {"is_non_singular": True, "is_square": True, **hints}
         with tf.name_scope(name):
             scale = with_tensors(scale)
             inverse_scale, below, sigma = _steps(scale)
@@ -178,14 +160,6 @@ class LinearOperatorMarkovPrecisionCholesky(_FromCholesky):
         if linear_operator_util.is_adjoint_pair(left_operator, right_operator):
             return LinearOperatorMarkovPrecision(self._scale)
         return super()._linop_matmul(left_operator, right_operator)
-
-
-LinearOperatorMarkovPrecision = make_composite_tensor(
-    LinearOperatorMarkovPrecision, module_name="tfp_ar1"
-)
-LinearOperatorMarkovPrecisionCholesky = make_composite_tensor(
-    LinearOperatorMarkovPrecisionCholesky, module_name="tfp_ar1"
-)
 
 
 def _multiply_backwards(chain: Chain, x: tf.Tensor, adjoint: bool) -> tf.Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import keras
@@ -41,26 +41,19 @@ class VAE(SeededMixin, MultiWorkerMixin, Keras3Mixin, data_checks.CheckedDataMix
 
     A subclass makes its prior and calls this constructor; then it makes `posterior_head`, the layer
     from features to the posterior's parameters, and calls `build_for` with the shape of its data.
-    It defines `latent_shape`, `build`, `encode`, `checked_data`, `assertions`, and what is summed
-    over the coordinates of z: `kl_to_prior`, `posterior_correlation`, `draw`, `posterior_summary`.
-
-    Args:
-      encoder: Keras model from data to features.
-      decoder: Keras model from latents to the likelihood's parameters.
-      posterior: name of a family of `tfp_ar1.vae.posteriors`.
-      prior: a distribution, or a layer that learns one, which fits the latents.
-      objective: what to minimize, or its name; `None` for the ELBO.
-      likelihood: a likelihood, or its name.
-      seed: integer seed of the noise, or `None` for a random one.
-      **kwargs: arguments of `keras.Model`.
-
-    Raises:
-      TypeError: if encoder or decoder is not a Keras 3 model.
-      ValueError: if a name is unknown.
+    Arguments and errors are those of `RhoVAE`, but the prior is one already.
     """
 
+    # What a subclass makes and defines; `RhoVAE` says what each does.
     posterior_head: keras.layers.Layer
-    data_shape: tuple[int, ...]
+    latent_shape: tuple[int, ...]
+    encode: Callable[..., tfd.Distribution]
+    draw: Callable[..., objectives.Draws]
+    kl_to_prior: Callable[..., tf.Tensor]
+    posterior_correlation: Callable[..., tf.Tensor]
+    posterior_summary: Callable[..., tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]]
+    checked_data: Callable[..., Any]
+    data_shape: tuple[int, ...]  # of one example, known when the model is built
 
     def __init__(
         self,
@@ -119,13 +112,10 @@ class VAE(SeededMixin, MultiWorkerMixin, Keras3Mixin, data_checks.CheckedDataMix
         Args:
           data_shape: of one example.
           inputs: symbolic inputs of the encoder.
-          features_shape: what it must give for one example; a name stands for any number.
+          features_shape: what it must give for one example; a word stands for any number.
           latents_shape: what the decoder takes at a time.
           outputs_shape: what it must give for that.
           advice: what to do where the features are of another shape.
-
-        Raises:
-          ValueError: if encoder or decoder gives something else.
         """
         # Symbolic calls, since a subclassed model need not know how to compute its output's shape.
         features = network_checks.one_output(
@@ -146,18 +136,9 @@ class VAE(SeededMixin, MultiWorkerMixin, Keras3Mixin, data_checks.CheckedDataMix
         self.built = True
 
     @property
-    def latent_shape(self) -> tuple[int, ...]:
-        """The shape of the latents z of one example."""
-        raise NotImplementedError
-
-    @property
     def prior(self) -> tfd.Distribution:
         """The prior p(z), for the present weights where it is learned."""
         return current_prior(self._prior)
-
-    def encode(self, x: Any, training: bool = False) -> tfd.Distribution:
-        """The posterior q(z | x)."""
-        raise NotImplementedError
 
     def decoder_outputs(self, z: Any, training: bool = False) -> tf.Tensor:
         """What the decoder gives for latent vectors `[batch, latent_dim]`, in full precision."""
@@ -172,24 +153,11 @@ class VAE(SeededMixin, MultiWorkerMixin, Keras3Mixin, data_checks.CheckedDataMix
         """The likelihood p(x | z): batch shape `[batch]`, event shape `data_shape`.
 
         Args:
-          z: latent vectors `[batch, latent_dim]`.
+          z: latents `[batch, *latent_shape]`.
           training: passed on to the decoder.
         """
         data_checks.not_symbolic(z)
         return self.likelihood.distribution(self.decoder_outputs(z, training=training))
-
-    def kl_to_prior(self, posterior: tfd.Distribution, x: Any = None) -> tf.Tensor:
-        """KL(q(z | x) ‖ p(z)), exact, in nats per example.
-
-        Args:
-          posterior: q(z | x), from `encode`.
-          x: the data, where they say how much of z there is.
-        """
-        raise NotImplementedError
-
-    def posterior_correlation(self, posterior: tfd.Distribution, x: Any = None) -> tf.Tensor:
-        """The mean lag-one correlation of each example's posterior; arguments as above."""
-        raise NotImplementedError
 
     def reconstruct(self, x: Any) -> tf.Tensor:
         """The mean of p(x | z) at the posterior's mean z, for data `[batch, *data_shape]`."""
@@ -239,35 +207,11 @@ class VAE(SeededMixin, MultiWorkerMixin, Keras3Mixin, data_checks.CheckedDataMix
             batching.importance_estimates(self.importance_terms, x, num_samples, batch_size)
         )[2]
 
-    def draw(
-        self,
-        x: Any,
-        posterior: tfd.Distribution,
-        num_samples: int,
-        seed: tf.Tensor,
-        training: bool = False,
-    ) -> objectives.Draws:
-        """Draws K latents z for each example, and weighs them.
-
-        Args:
-          x: the data.
-          posterior: q(z | x), from `encode`.
-          num_samples: K.
-          seed: int32 tensor `[2]`.
-          training: passed on to the decoder.
-        """
-        raise NotImplementedError
-
     @tf.function(reduce_retracing=True)
     def importance_terms(
         self, x: tf.Tensor, seed: tf.Tensor, num_samples: int
     ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        """What the estimates of `tfp_ar1.vae.evaluation` are made of, for K draws of q(z | x).
-
-        Args:
-          x: data `[batch, *data_shape]`.
-          seed: int32 tensor `[2]`.
-          num_samples: K.
+        """For K draws of q(z | x), what importance-weighted estimates are made of.
 
         Returns:
           log p(x | z) and log p(x | z) p(z) / q(z | x), both `[K, batch]`, and KL(q ‖ prior),
@@ -325,13 +269,12 @@ class VAE(SeededMixin, MultiWorkerMixin, Keras3Mixin, data_checks.CheckedDataMix
           ValueError: if a loss or metrics are given, or, for a model of several replicas, an option
             that Keras cannot train these with.
         """
-        of_keras = {
-            "loss": loss,
-            "loss_weights": loss_weights,
-            "metrics": metrics,
-            "weighted_metrics": weighted_metrics,
-        }
-        for name, value in of_keras.items():
+        for name, value in (
+            ("loss", loss),
+            ("loss_weights", loss_weights),
+            ("metrics", metrics),
+            ("weighted_metrics", weighted_metrics),
+        ):
             if value is not None and value not in ([], (), {}):
                 raise ValueError(
                     f"`{type(self).__name__}` has a loss and metrics of its own; `{name}={value!r}`"
@@ -340,11 +283,11 @@ class VAE(SeededMixin, MultiWorkerMixin, Keras3Mixin, data_checks.CheckedDataMix
                 )
         if self.distribute_strategy.num_replicas_in_sync > 1:
             # Keras fails with either, a single Dense layer too, and says nothing of the reason.
-            for name, fails in (
-                ("jit_compile", kwargs.get("jit_compile") is True),
-                ("steps_per_execution", (kwargs.get("steps_per_execution") or 1) > 1),
+            for name, harmless in (
+                ("jit_compile", (None, False, "auto")),
+                ("steps_per_execution", (None, 1)),
             ):
-                if fails:
+                if kwargs.get(name) not in harmless:
                     raise ValueError(
                         f"Keras cannot train several replicas with `{name}={kwargs[name]}`; leave "
                         "it out."

@@ -46,10 +46,7 @@ def batches(x: Data, batch_size: int) -> Iterator[Any]:
 def portions(num_samples: int, batch_size: int, example_size: int) -> Iterator[tuple[int, int]]:
     """Yields the first draw and the number of draws of each portion for a batch.
 
-    Args:
-      num_samples: number of draws in all.
-      batch_size: examples at a time.
-      example_size: numbers in the data of one example.
+    `example_size` is how many numbers the data of one example hold.
     """
     most = max(1, MAX_OUTPUTS // (batch_size * example_size))
     for start in range(0, num_samples, most):
@@ -71,13 +68,7 @@ def importance_estimates(
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Yields reconstruction, KL and importance-weighted log-likelihood for each batch.
 
-    Args:
-      importance_terms: the method of a model of that name.
-      x: the data.
-      num_samples: K, draws of the posterior for each example, at least 1.
-      batch_size: examples at a time, at least 1.
-      seed: integer seed of the draws.
-      progress: called with the number of examples done and N after each batch.
+    `importance_terms` is the method of a model; the rest as in `evaluation.evaluate`.
     """
     num_samples = checked_count("num_samples", num_samples, at_least=1)
     batch_size = checked_count("batch_size", batch_size, at_least=1)

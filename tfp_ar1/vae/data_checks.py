@@ -35,14 +35,8 @@ __all__ = [
 def as_array(name: str, x: Any) -> np.ndarray | tf.Tensor:
     """Data as one array of numbers: masked arrays stay masked, tensors stay tensors.
 
-    Args:
-      name: what the data are called, for messages.
-      x: an array or what can be converted to one: a tensor, a `DataFrame`, nested lists of numbers;
-        or a list or a tuple of one such.
-
-    Raises:
-      ValueError: if x is a list of several arrays, sparse, ragged, or not of real numbers.
-      TypeError: if x is nothing of the kind.
+    Takes what can be converted to one, such as a tensor, a `DataFrame` or nested lists of numbers;
+    or a list or a tuple of one such.
     """
     if isinstance(x, list | tuple):
         leaves = keras.tree.flatten(x)
@@ -82,7 +76,7 @@ def as_array(name: str, x: Any) -> np.ndarray | tf.Tensor:
             x = np.asarray(x)
         real = x.dtype.kind in "buif" or x.dtype == tf.bfloat16.as_numpy_dtype
         if x.dtype.kind == "f" and (x.dtype.itemsize > 8 or not x.dtype.isnative):
-            x = x.astype(np.float64)  # TensorFlow knows neither
+            x = x.astype(np.float64)  # TensorFlow has neither
     if not real:
         raise ValueError(
             f"The data must be numbers; got dtype {getattr(x.dtype, 'name', x.dtype)} in `{name}`. "
@@ -120,12 +114,7 @@ def unmasked(name: str, x: np.ndarray | tf.Tensor, instead: str) -> np.ndarray |
 
 
 def check_values(model: Any, x: np.ndarray) -> None:
-    """Raises `ValueError` for values that the likelihood does not allow, or the model cannot hold.
-
-    Args:
-      model: the model.
-      x: the values that were observed, in any shape.
-    """
+    """Raises `ValueError` for values that the likelihood refuses, or the model cannot hold."""
     model.likelihood.check(x)
     names = (model.compute_dtype, keras.config.floatx(), model.distribution_dtype.name)
     smallest = min(names, key=lambda name: tf.as_dtype(name).max)
@@ -140,11 +129,7 @@ def check_values(model: Any, x: np.ndarray) -> None:
 
 
 def checked_examples(model: Any, x: Any) -> Any:
-    """The data of one example or more, as `checked_data` of the model gives them.
-
-    Raises:
-      ValueError: if there is none, or something else is wrong with them.
-    """
+    """The data of one example or more, as `checked_data` of the model gives them."""
     x = model.checked_data(x)
     shape = (x["x"] if isinstance(x, Mapping) else x).shape
     if 0 in tuple(shape):
@@ -192,7 +177,7 @@ def assert_all(allowed: tf.Tensor, message: str) -> tf.Operation | None:
 
 
 def _is_stream(x: Any) -> bool:
-    """Whether the data come in batches, in a form of Keras's, or of someone who knows it."""
+    """Whether the data come in batches, in one of Keras's forms, or a form it does not have."""
     if x is None or isinstance(x, keras.utils.PyDataset):
         return True
     arrays = str | list | tuple | Mapping | tf.RaggedTensor | tf.SparseTensor | keras.Variable

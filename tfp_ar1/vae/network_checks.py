@@ -42,16 +42,9 @@ def takes(network: keras.Model, shape: tuple[int, ...]) -> bool:
 def one_output(
     name: str, outputs: Any, shape: tuple[int | str, ...], advice: str
 ) -> tuple[int | None, ...]:
-    """The shape of what a network gives for symbolic inputs.
+    """The shape of what a network gives for symbolic inputs, or `ValueError` with the advice.
 
-    Args:
-      name: of the network.
-      outputs: what it gives.
-      shape: what this must be for one example; a word stands for any number.
-      advice: what to do where it is something else.
-
-    Raises:
-      ValueError: if it is.
+    `shape` is what it must be for one example; a word stands for any number.
     """
     if isinstance(outputs, keras.KerasTensor):
         given = tuple(outputs.shape)

@@ -86,6 +86,7 @@ class RhoVAE(VAE):
             prior = priors.standard_normal(latent_dim, dtype)
         super().__init__(encoder, decoder, posterior, prior, objective, likelihood, seed, **kwargs)
         self.latent_dim = latent_dim
+        self.latent_shape = (latent_dim,)  # of the latents z of one example
         # Made now, as every other initializer is, so that equal seeds give equal weights.
         self._loc_initializer = keras.initializers.GlorotUniform()
         self.posterior_head = keras.layers.Dense(
@@ -124,14 +125,9 @@ class RhoVAE(VAE):
             features_shape=("units",),
             latents_shape=self.latent_shape,
             outputs_shape=data_shape,
-            advice="End it with a Flatten or a pooling layer; the model makes mean and covariance "
-            "of the features.",
+            advice="Give the features alone, and end with a Flatten or a pooling layer; the model "
+            "makes mean and covariance of them.",
         )
-
-    @property
-    def latent_shape(self) -> tuple[int, ...]:
-        """The shape of the latents z of one example: `(latent_dim,)`."""
-        return (self.latent_dim,)
 
     def _initial_head_kernel(self, shape: tuple[int, int], dtype: Any = None) -> tf.Tensor:
         """Random for the mean, which all families have first; 0 for the covariance: I at first."""
@@ -154,11 +150,11 @@ class RhoVAE(VAE):
         return self.posterior.new(params, self.latent_dim)
 
     def kl_to_prior(self, posterior: tfd.Distribution, x: Any = None) -> tf.Tensor:
-        """KL(q(z | x) ‖ p(z)), exact, in nats per example; the data x are not needed."""
+        """KL(q(z | x) ‖ p(z)), exact, in nats per example; x is for series of unequal lengths."""
         return priors.kl_divergence(posterior, self.prior)
 
     def posterior_correlation(self, posterior: tfd.Distribution, x: Any = None) -> tf.Tensor:
-        """The mean lag-one correlation of each example's posterior; x is not needed."""
+        """The mean lag-one correlation of each example's posterior; x as for `kl_to_prior`."""
         return self.posterior.correlation(posterior)
 
     def draw(
@@ -190,15 +186,11 @@ class RhoVAE(VAE):
     def posterior_summary(
         self, x: tf.Tensor, seed: tf.Tensor
     ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]:
-        """What the posteriors of a batch look like, for `tfp_ar1.vae.evaluation`.
-
-        Args:
-          x: data `[batch, *data_shape]`.
-          seed: int32 tensor `[2]`.
+        """What the posteriors of a batch look like.
 
         Returns:
-          The mean and one draw of q(z | x), both `[batch, latent_dim]`; the root mean square of its
-          standard deviations and its mean lag-one correlation, both `[batch]`.
+          The mean and one draw of q(z | x), both `[batch, *latent_shape]`; the root mean square of
+          its standard deviations and its mean lag-one correlation, both `[batch]`.
         """
         posterior = self.encode(x)
         return (
@@ -210,9 +202,6 @@ class RhoVAE(VAE):
 
     def checked_data(self, x: Any) -> np.ndarray | tf.Tensor:
         """Data in memory, or a batch in a graph, as one array.
-
-        Args:
-          x: whatever `data_checks.as_array` takes.
 
         Raises:
           ValueError: if they are not what the model is for, in shape or, outside a graph, values.
@@ -226,7 +215,7 @@ class RhoVAE(VAE):
         x = data_checks.unmasked(
             "x",
             data_checks.as_array("x", x),
-            "fill them in, or use `SequenceVAE`, which knows gaps",
+            "fill them in, or use `SequenceVAE`, which allows gaps",
         )
         self.check_shape(x.shape)
         if not tf.is_symbolic_tensor(x):

@@ -33,7 +33,8 @@ class Parts(NamedTuple):
 
     def given(self) -> dict[str, Any]:
         """The entries that there are, by name."""
-        return {name: part for name, part in self._asdict().items() if part is not None}
+        parts = self._asdict().items()
+        return {name: part for name, part in parts if name == "x" or part is not None}
 
 
 class Series(NamedTuple):
@@ -59,16 +60,7 @@ class Series(NamedTuple):
 def check_parts(
     x: np.ndarray, length: np.ndarray | None = None, mask: np.ndarray | None = None
 ) -> np.ndarray:
-    """Checks lengths and mask of data in memory; where there are values, boolean like x.
-
-    Args:
-      x: `[N, num_timesteps, features]`.
-      length: integers `[N]`.
-      mask: booleans `[N, num_timesteps]`, or like x.
-
-    Raises:
-      ValueError: if they do not fit x, or hold something else.
-    """
+    """Checks lengths and mask of data in memory; returns where x was observed."""
     num_timesteps, observed = x.shape[1], ~np.isnan(x)
     if length is not None:
         if length.shape != x.shape[:1] or not np.issubdtype(length.dtype, np.integer):
@@ -93,11 +85,7 @@ def check_parts(
 
 
 def unpacked(parts: Parts, num_timesteps: int, num_features: int, dtype: tf.DType) -> Series:
-    """The batch as tensors of all timesteps.
-
-    Raises:
-      ValueError: if lengths or a mask cannot be such, by shape or dtype.
-    """
+    """The batch as tensors of all timesteps; `ValueError` for lengths or masks of no such shape."""
     x = tf.ensure_shape(tf.cast(parts.x, dtype), [None, None, num_features])
     x = _with_all_timesteps(x, num_timesteps, np.nan)
     length, mask = parts.length, parts.mask

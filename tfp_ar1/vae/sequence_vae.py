@@ -14,16 +14,9 @@ from tensorflow_probability.python.internal import samplers
 from tfp_ar1.distributions.kl import kl_terms, log_prob_terms
 from tfp_ar1.distributions.mvn_ar1 import MultivariateNormalAR1
 from tfp_ar1.layers.prior import MultivariateNormalAR1Prior, Prior, checked_prior, current_prior
-from tfp_ar1.vae import (
-    batching,
-    data_checks,
-    likelihoods,
-    network_checks,
-    objectives,
-    sequence_data,
-)
+from tfp_ar1.vae import batching, data_checks, likelihoods, network_checks, objectives
 from tfp_ar1.vae.base import VAE, distribution_dtype
-from tfp_ar1.vae.sequence_data import Parts, Series
+from tfp_ar1.vae.sequence_data import Parts, Series, check_parts, interpolated, unpacked
 from tfp_ar1.vae.sequence_head import SequencePosteriorHead
 
 tfd = tfp.distributions
@@ -59,7 +52,7 @@ class SequenceVAE(VAE):
       Keras's masks are. What x holds elsewhere changes no result.
 
     `fit` and `evaluate` also take `tf.data.Dataset`s of either, whose batches may have fewer
-    timesteps, as those of `padded_batch` have. Values and lengths in these are checked as they come.
+    timesteps, such as those of `padded_batch`. Values and lengths there are checked as they come.
 
     Training, metrics, objectives, sample weights, saving and `export` (for series of full length)
     are those of `RhoVAE`. The metric `correlation` is the posteriors' mean over the channels,
@@ -114,6 +107,7 @@ class SequenceVAE(VAE):
         super().__init__(encoder, decoder, posterior, prior, objective, likelihood, seed, **kwargs)
         self.channels = channels
         self.steps = steps
+        self.latent_shape = (channels, steps)  # of the latents z of one series
         self.posterior_head = SequencePosteriorHead(
             posterior, channels, dtype=dtype.name, name="posterior_parameters"
         )
@@ -128,11 +122,6 @@ class SequenceVAE(VAE):
             )
         if inputs and None not in inputs[0][1:]:
             self.build_for((inputs[0][1], inputs[0][2] // 2))
-
-    @property
-    def latent_shape(self) -> tuple[int, ...]:
-        """The shape of the latents z of one series: `(channels, steps)`."""
-        return (self.channels, self.steps)
 
     def build(self, input_shape: Any) -> None:
         """Builds the parts for data of this shape, and checks that they fit together.
@@ -177,9 +166,6 @@ class SequenceVAE(VAE):
 
         What is masked in an `np.ma.MaskedArray` was not observed: it becomes NaN.
 
-        Args:
-          x: whatever `data_checks.as_array` takes, or a dictionary of such.
-
         Raises:
           ValueError: if data, lengths or a mask are not what the model is for, in shape or, outside
             a graph, in values.
@@ -210,7 +196,7 @@ class SequenceVAE(VAE):
                 f"Expected data of shape [N, {self.steps}, features], N at least 1; got {x.shape}."
             )
         self.check_shape(x.shape)
-        data_checks.check_values(self, x[sequence_data.check_parts(x, **parts)])
+        data_checks.check_values(self, x[check_parts(x, **parts)])
 
     def assertions(self, x: Any) -> list[tf.Operation]:
         """What must hold for a batch in a graph, where values are not known when it is made."""
@@ -230,9 +216,7 @@ class SequenceVAE(VAE):
         if not self.built:
             self.build(tuple(x.shape))
         self.check_shape(x.shape)
-        return sequence_data.unpacked(
-            parts._replace(x=x), *self.data_shape, self.distribution_dtype
-        )
+        return unpacked(parts._replace(x=x), *self.data_shape, self.distribution_dtype)
 
     def encode(self, x: Any, training: bool = False) -> tfd.Distribution:
         """The posterior q(z | x): batch shape `[batch, channels]`, event shape `[steps]`.
@@ -245,7 +229,7 @@ class SequenceVAE(VAE):
         """
         series = self._series(self.checked_data(x))
         indicator = tf.cast(series.observed, series.values.dtype)
-        inputs = tf.concat([sequence_data.interpolated(series), indicator], axis=-1)
+        inputs = tf.concat([interpolated(series), indicator], axis=-1)
         features = self.encoder([inputs, series.valid], training=training)
         params = self.posterior_head(tf.cast(features, self.distribution_dtype), series.valid)
         return self.posterior.new(params, self.steps)
@@ -266,10 +250,6 @@ class SequenceVAE(VAE):
 
         The marginals of a Markov chain are Markov chains, so that the KL over the first timesteps
         is the sum of the first terms of the chain rule.
-
-        Args:
-          posterior: q(z | x), from `encode`.
-          x: the data, for their lengths; `None` for series of all timesteps.
         """
         terms = kl_terms(posterior, self.prior)
         if x is None:
@@ -298,7 +278,7 @@ class SequenceVAE(VAE):
     ) -> objectives.Draws:
         """Draws K paths for each series, and weighs them by what they say about its own timesteps.
 
-        Arguments as for `VAE.draw`. Past the end of a series, the paths that are returned follow
+        Arguments as for `RhoVAE.draw`. Past the end of a series, the paths that are returned follow
         the prior.
         """
         series = self._series(x)
@@ -325,12 +305,11 @@ class SequenceVAE(VAE):
         Args:
           z: paths `[K, batch, channels, steps]`.
           series: the data.
-          more: how many timesteps to add.
+          more: how many timesteps to add, where the prior has the mean of its last timestep.
           seed: for `tfd.Distribution.sample`; `None` for the mean of what follows.
 
         Returns:
-          Tensor `[K, batch, channels, steps + more]`. What is added past the last timestep has
-          the prior's mean of the last timestep.
+          Tensor `[K, batch, channels, steps + more]`.
         """
         prior = self.prior
         loc = tf.concat([prior.loc, tf.repeat(prior.loc[..., -1:], more, axis=-1)], axis=-1)
@@ -352,17 +331,7 @@ class SequenceVAE(VAE):
     def posterior_summary(
         self, x: Any, seed: tf.Tensor
     ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]:
-        """What the posteriors of a batch look like, for `tfp_ar1.vae.evaluation`.
-
-        Args:
-          x: data `[batch, steps, features]`, or a dictionary with lengths.
-          seed: int32 tensor `[2]`.
-
-        Returns:
-          The mean and one draw of q(z | x), both `[batch, channels, steps]`, which past the end of
-          a series follow the prior; the root mean square of its standard deviations
-          and its mean lag-one correlation, both `[batch]`.
-        """
+        """As `RhoVAE.posterior_summary`; past the end of a series both paths follow the prior."""
         series, posterior = self._series(x), self.encode(x)
         z_seed, path_seed = samplers.split_seed(seed)
         mean = self._continued(posterior.mean()[tf.newaxis], series, 0, seed=None)[0]
