@@ -167,7 +167,7 @@ class LagOneCorrelation:
     @functools.cached_property
     def log_abs(self) -> tf.Tensor:
         """`log |ρ|`; for ρ = 0, that of the smallest normal number, whose square is 0."""
-        tiny = 4.0 / float(dtype_util.max(self.dtype))  # NumPy's finfo does not know bfloat16
+        tiny = 4.0 / float(dtype_util.max(self.dtype))  # NumPy's finfo lacks bfloat16
         log_abs = tf.math.log(tf.math.maximum(tf.math.abs(self.value), tiny))
         if self._rho is None:
             distance = tf.math.abs(self.signed_one_minus_abs)

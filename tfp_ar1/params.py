@@ -113,7 +113,7 @@ def checked_params(params: Any, size: int, event_size: int) -> tf.Tensor:
     params = tf.convert_to_tensor(params, name="params")
     check_params_shape(params.shape, size, event_size)
     if params.shape.rank is not None and params.shape[-1] is None:
-        # A mixture layer of TFP reshapes to [..., components, -1]; layers behind it need a size.
+        # A mixture layer of TFP reshapes to [..., components, -1]; layers after it need a size.
         params = tf.ensure_shape(params, [*params.shape[:-1], size])
     return params
 

@@ -189,7 +189,7 @@ class GaussianMarkovChain(tfd.MultivariateNormalLinearOperator):
         return parameters
 
     def conditional(self, value: Any, observed: Any) -> ConditionalMarkov:
-        """What is known of all coordinates once some are observed: missing values, in O(d).
+        """The distribution of all coordinates given the observed ones: missing values, in O(d).
 
         Args:
           value: floating-point tensor `[..., d]`, broadcast against the batch shape. Entries that
@@ -264,7 +264,7 @@ class GaussianMarkovChain(tfd.MultivariateNormalLinearOperator):
             for name in cls.parameter_properties()
             if init_kwargs.get(name) is not None
         }
-        # TFP's own, which calls `_maximum_likelihood_parameters`, knows of the draws alone.
+        # TFP's own, which calls `_maximum_likelihood_parameters`, takes the draws alone.
         is_closed = cls._maximum_likelihood_parameters.__func__ is not (
             tfd.Distribution._maximum_likelihood_parameters.__func__
         )

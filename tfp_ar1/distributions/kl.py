@@ -321,7 +321,7 @@ def _kl_divergence(p: tfd.Distribution, q: tfd.Distribution, name: str | None = 
 
 
 def _check_normal(*distributions: tfd.Distribution) -> None:
-    """Raises `NotImplementedError`, as TFP does, for an `Independent` or `Sample` of what not."""
+    """Raises `NotImplementedError`, as TFP does, unless both are normals over vectors."""
     for distribution in distributions:
         if isinstance(distribution, _Independent | _Sample) and not _is_operand(distribution):
             raise NotImplementedError(

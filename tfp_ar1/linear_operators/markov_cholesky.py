@@ -7,8 +7,12 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
+from tensorflow.python.framework import type_spec_registry
 from tensorflow.python.ops.linalg import linear_operator_util
-from tensorflow.python.ops.linalg.linear_operator import make_composite_tensor
+from tensorflow.python.ops.linalg.linear_operator import (
+    _LinearOperatorSpec,
+    make_composite_tensor,
+)
 from tensorflow_probability.python.internal import dtype_util, tensor_util
 from tensorflow_probability.python.internal import prefer_static as ps
 
@@ -118,6 +122,8 @@ class LinearOperatorMarkovCholesky(tf.linalg.LinearOperator):
         }
         if (marginal_scale is None) == (scale_diag is None):
             raise ValueError("Pass exactly one of `marginal_scale` and `scale_diag`.")
+        if (length_scale is None) != (times is None):
+            raise ValueError("Pass `length_scale` and `times` together.")
         if times is None:
             check_one_given(correlation, fisher_z)
         if hints["is_square"] is False:
@@ -181,7 +187,7 @@ class LinearOperatorMarkovCholesky(tf.linalg.LinearOperator):
 
         Args:
           for_columns: if `True`, with one more dimension of size 1 in the batch, at its end, so
-            that they broadcast against the columns of a matrix argument, turned into rows.
+            that they broadcast against the columns of a matrix argument, transposed into rows.
         """
 
         def read(parameter: Any, has_last_axis: bool) -> tf.Tensor | None:
@@ -301,6 +307,16 @@ class LinearOperatorMarkovCholesky(tf.linalg.LinearOperator):
         if linear_operator_util.is_adjoint_pair(left_operator, right_operator):
             return LinearOperatorMarkovCovariance(self)
         return super()._linop_matmul(left_operator, right_operator)
+
+
+def register_earlier_name(name: str, per_step: bool) -> None:
+    """Lets saved files be read that name an operator of one member, as earlier versions had them.
+
+    What is read is a `LinearOperatorMarkovCholesky`.
+    """
+    value_type = functools.partial(LinearOperatorMarkovCholesky, per_step=per_step)
+    spec = type(f"{name}Spec", (_LinearOperatorSpec,), {"value_type": value_type})
+    type_spec_registry.register(f"tfp_ar1.{name}Spec")(spec)
 
 
 @composite_tensor
