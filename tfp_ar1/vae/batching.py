@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import numbers
 import operator
 import reprlib
@@ -83,9 +82,11 @@ def importance_estimates(
             log_ps.append(log_p.numpy())
             log_weights.append(log_weight.numpy())
         weights = np.concatenate(log_weights).astype(np.float64)
-        mean_log_p = np.asarray(np.mean(np.concatenate(log_ps), axis=0, dtype=np.float64))
-        log_likelihood = np.logaddexp.reduce(weights, axis=0) - np.log(num_samples)
-        yield -mean_log_p, kl.numpy(), log_likelihood
+        yield (
+            np.negative(np.mean(np.concatenate(log_ps), axis=0, dtype=np.float64)),
+            kl.numpy(),
+            np.logaddexp.reduce(weights, axis=0) - np.log(num_samples),
+        )
         done += num_examples(batch)
         if progress is not None:
             progress(done, num_examples(x))
@@ -93,12 +94,12 @@ def importance_estimates(
 
 def checked_count(name: str, value: Any, at_least: int) -> int:
     """Returns the argument of that name, or raises `ValueError` if it is not such an integer."""
-    number: Any = value if isinstance(value, numbers.Real) else math.nan
-    if number % 1 != 0 or number < at_least:
+    whole = isinstance(value, numbers.Real) and value % 1 == 0
+    if not whole or value < at_least:
         raise ValueError(
             f"`{name}` must be an integer of at least {at_least}; got {reprlib.repr(value)}."
         )
-    return int(number)
+    return int(value)
 
 
 def checked_seed(seed: Any) -> tf.Tensor:

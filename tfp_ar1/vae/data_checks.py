@@ -12,12 +12,14 @@ import inspect
 import numbers
 import types
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
+
+from tfp_ar1._typing import MixinBase
 
 __all__ = [
     "CheckedDataMixin",
@@ -184,15 +186,12 @@ def _is_stream(x: Any) -> bool:
     return not (isinstance(x, arrays) or hasattr(x, "__array__") or hasattr(x, "shape"))
 
 
-class CheckedDataMixin(keras.Model):
+class CheckedDataMixin(MixinBase):
     """The entry points of `keras.Model` for data, which check them.
 
     For models with the methods `checked_data(x)`, which gives data in memory in the form that the
     model works with, or raises, and `assertions(x)` for a batch in the graph.
     """
-
-    checked_data: Callable[[Any], Any]
-    assertions: Callable[[Any], list]
 
     def _checked(self, x: Any, y: Any, sample_weight: Any) -> tuple[Any, Any, Any]:
         """What Keras is to take for data, targets and weights."""

@@ -106,8 +106,7 @@ def _posterior_summaries(
     for index, batch in enumerate(batching.batches(x, batch_size)):
         # The seeds of `importance_estimates` have no negative numbers.
         seeds = tf.constant([seed, -2 - index], tf.int32)
-        summary = model.posterior_summary(batch, seeds)
-        yield tuple(np.asarray(part, np.float64) for part in summary)
+        yield tuple(np.asarray(part, np.float64) for part in model.posterior_summary(batch, seeds))
 
 
 def _mmd_to_prior(model: VAE, z: np.ndarray, seed: int) -> float:
@@ -118,6 +117,6 @@ def _mmd_to_prior(model: VAE, z: np.ndarray, seed: int) -> float:
 
     def mean_witness(points: np.ndarray) -> float:
         parts = [mmd.witness(part, z, from_prior) for part in batching.batches(points, rows)]
-        return np.mean(np.concatenate(parts))
+        return float(np.mean(np.concatenate(parts)))
 
-    return float(mean_witness(z) - mean_witness(from_prior))
+    return mean_witness(z) - mean_witness(from_prior)

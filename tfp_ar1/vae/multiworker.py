@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import keras
 import tensorflow as tf
+
+from tfp_ar1._typing import MixinBase
 
 __all__ = ["MultiWorkerMixin"]
 
 
-class MultiWorkerMixin(keras.Model):
+class MultiWorkerMixin(MixinBase):
     """The overrides, for a `keras.Model` with a `train_step` of its own."""
 
     def _maybe_symbolic_build(self, iterator: Any = None, data_batch: Any = None) -> None:

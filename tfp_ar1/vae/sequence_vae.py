@@ -119,8 +119,8 @@ class SequenceVAE(VAE):
                 f"keras.Model([x, keras.Input((steps,), dtype='bool')], features)."
             )
         if inputs:
-            num_timesteps, size = inputs[0][1:]
-            self.build_for((num_timesteps, None if size is None else size // 2))
+            num_timesteps, width = inputs[0][1:]
+            self.build_for((num_timesteps, None if width is None else width // 2))
 
     def build(self, input_shape: Any) -> None:
         """Builds the parts for data of this shape, and checks that they fit together.
@@ -215,8 +215,9 @@ class SequenceVAE(VAE):
         if not self.built:
             self.build(tuple(x.shape))
         self.check_shape(x.shape)
-        num_timesteps, features = self.data_shape
-        return unpacked(parts._replace(x=x), num_timesteps, features, self.distribution_dtype)
+        num_timesteps, num_features = self.data_shape
+        parts = parts._replace(x=x)
+        return unpacked(parts, num_timesteps, num_features, self.distribution_dtype)
 
     def encode(self, x: Any, training: bool = False) -> tfd.Distribution:
         """The posterior q(z | x): batch shape `[batch, channels]`, event shape `[steps]`.

@@ -8,8 +8,9 @@ from typing import Any
 import keras
 import numpy as np
 
+from tfp_ar1_cli.atomic import atomic
 from tfp_ar1_cli.errors import UserError
-from tfp_ar1_cli.runs import Position, Run, atomic
+from tfp_ar1_cli.run_folder import Position, Run
 
 _SECONDS = "seconds"
 
