@@ -19,6 +19,7 @@ test-all: test
 lint: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 # Debian's Python has venv but not always ensurepip, so the pip of the system does the installing.
 .venv/installed: pyproject.toml setup.py

@@ -36,14 +36,12 @@ AXES = (
     *("seed", "dataset", "network", "objective", "beta", "latent_dim", "channels", "prior"),
     "posterior",
 )
-TRAIN = training.command
-
-# --- What is taken from the command line --------------------------------------
+_DEFAULTS = {"posterior": "ar1,diag", "seed": "0,1,2", "num_importance_samples": "100"}
 
 
 def options_of(argv: list[str]) -> RunOptions:
     """The options of `train` for arguments; a `click.UsageError` if they cannot be."""
-    params = TRAIN.make_context("train", list(argv)).params
+    params = training.command.make_context("train", list(argv)).params
     return RunOptions(**{field.name: params[field.name] for field in fields(RunOptions)})
 
 
@@ -55,9 +53,6 @@ def train(options: RunOptions, folder: pathlib.Path) -> None:
         contextlib.redirect_stderr(log),
     ):
         training.train(options, folder)
-
-
-# --- The grid -----------------------------------------------------------------
 
 
 class Experiment(NamedTuple):
@@ -87,10 +82,11 @@ def make(given: dict[str, str]) -> list[Experiment]:
 
     Args:
       given: Options of `train`, as text; those of `AXES` with commas between their values.
-
-    Raises:
-      click.ClickException: If something is wrong with the options or the data.
     """
+    if no_settings := {"likelihood", "corrupt", "strategy", "replicas"} & given.keys():
+        raise click.UsageError(f"a grid has no --{min(no_settings)}; leave it out.")
+    prior = {"prior": "ar1,normal"} if given.get("model") == "sequence" else {}
+    given = _DEFAULTS | prior | given
     values = {axis: dict.fromkeys(given[axis].split(",")) for axis in AXES if axis in given}
     known: dict[str, tuple[Data, dict[str, Any]]] = {}
     experiments = {}
@@ -143,9 +139,6 @@ def dry_run(experiments: list[Experiment], out: pathlib.Path) -> None:
     click.echo(f"{counted(len(states), 'run')}: {', '.join(numbers)}.")
 
 
-# --- The work -----------------------------------------------------------------
-
-
 def run(experiments: list[Experiment], out: pathlib.Path, jobs: int) -> None:
     """Runs what is not over yet, in `jobs` processes, and prints a line for each end."""
     out.mkdir(parents=True, exist_ok=True)
@@ -161,16 +154,13 @@ def run(experiments: list[Experiment], out: pathlib.Path, jobs: int) -> None:
         for number, line in enumerate(ends, 1):
             click.echo(f"{number}/{len(todo)}  {line}", err=True)
     except TerminatedWorkerError as error:
-        raise click.ClickException(
-            "a process of this command was killed, perhaps for its memory; resume with the same "
-            "command."
-        ) from error
+        message = "a process was killed, perhaps for its memory; resume with the same command."
+        raise click.ClickException(message) from error
     states = [experiment.state(out) for experiment in experiments]
     click.echo(f"{states.count('done')} of {total} done.")
     if failed := states.count("failed"):
-        raise click.ClickException(
-            f"{failed} of {total} failed; to try them again, remove their folders from {out}."
-        )
+        hint = f"to try them again, remove their folders from {out}."
+        raise click.ClickException(f"{failed} of {total} failed; {hint}")
 
 
 def run_one(experiment: Experiment, out: pathlib.Path, code: str, jobs: int, command: int) -> str:
@@ -179,6 +169,8 @@ def run_one(experiment: Experiment, out: pathlib.Path, code: str, jobs: int, com
     It shares the cores with `jobs` others of the process `command`, which may be this one.
     """
     folder = out / experiment.name
+    if experiment.state(out) != "to do":
+        return f"{folder.name}: another process has done it"
     if os.getpid() != command:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the command, which ends this.
         if os.getppid() != command:  # It was killed: nobody wants more than is under way.

@@ -1,4 +1,4 @@
-"""Second derivatives and JVPs of compiled functions, against dense matrices in float64.
+"""Second derivatives and JVPs of compiled functions, against differences of their values.
 
 Around a `tf.function`, in control flow, after loading: there, gradient functions are differentiated
 in other graphs than that in which they were made. Eager second derivatives are in the other files.
@@ -13,15 +13,22 @@ import numpy as np
 import oracles
 import pytest
 import tensorflow as tf
-from family import AR1S, RELATIVES
-from oracles import tfd
-from tensorflow_probability.python.internal import samplers
+from exact import Exact
+from family import (
+    MEMBERS,
+    OTHERS,
+    SIZE,
+    STATISTICS,
+    Statistic,
+    compute,
+    constant,
+    kl,
+    kl_terms,
+    log_prob_terms,
+)
 
 from tfp_ar1 import MultivariateNormalAR1, recurrence
 from tfp_ar1.correlation import LagOneCorrelation
-from tfp_ar1.distributions.kl import kl_terms, log_prob_terms
-
-MEMBERS = AR1S | RELATIVES
 
 
 def draw(*shape, seed=0):
@@ -40,126 +47,18 @@ def parameters_along(case, size):
     return lambda t: [p + t * s for p, s in zip(start, steps, strict=True)]
 
 
-# --- Results, of the package and dense ---------------------------------------------------------
-
-
-def observed(size):
-    return np.arange(size) % 3 == 1
-
-
-OTHER = {"marginal_scale": 1.2, "fisher_z": 0.7}
-
-
-def results(case, parameters, size):
-    """Scalars, each of another public result."""
-    x, noise, weights = draw(3, size)
-    p = case.distribution(*parameters)
-    q = MultivariateNormalAR1(noise, **OTHER)
-    diag = tfd.MultivariateNormalDiag(noise, np.abs(weights) + 0.5)
-    conditional = p.conditional(x, observed(size))
-    sample, log_prob = p.experimental_sample_and_log_prob(seed=[1, 2])
-    return {
-        "sample": p.sample(seed=[1, 2]),
-        "sample_and_log_prob": tf.concat([sample, [log_prob]], axis=0),
-        "log_prob": p.log_prob(x),
-        "log_prob_terms": log_prob_terms(p, x),
-        "entropy": p.entropy(),
-        "kl to a chain": p.kl_divergence(q),
-        "kl from a chain": q.kl_divergence(p),
-        "kl to independent normals": p.kl_divergence(diag),
-        "kl from independent normals": diag.kl_divergence(p),
-        "kl_terms": kl_terms(p, q),
-        "conditional mean": conditional.mean(),
-        "conditional variance": conditional.variance(),
-        "conditional sample": conditional.sample(seed=[1, 2]),
-        "log-likelihood": conditional.observed_log_prob(),
-        "marginal": p.marginal(0, None, 3).log_prob(x[::3]),
-        "covariance": p.covariance(),
-        "variance": p.variance(),
-        "precision": p.precision().matvec(x),
-        "matvec": p.scale.matvec(x),
-        "matvec of adjoint": p.scale.matvec(x, adjoint=True),
-        "solvevec": p.scale.solvevec(x),
-        "solvevec of adjoint": p.scale.solvevec(x, adjoint=True),
-        "log_abs_determinant": p.scale.log_abs_determinant(),
-    }
-
-
-def dense_results(case, parameters, size):
-    """The same by textbook formulas."""
-    x, noise, weights = draw(3, size)
-    mean, covariance = case.moments(*parameters, size=size)
-    factor = tf.linalg.cholesky(covariance)
-    p = tfd.MultivariateNormalTriL(mean, factor)
-    q = (
-        tf.constant(noise),
-        oracles.tf_covariance(tf.constant(1.2, "float64"), tf.constant(np.tanh(0.7)), size),
-    )
-    diag = (tf.constant(noise), tf.linalg.diag(tf.square(np.abs(weights) + 0.5)))
-    given = np.flatnonzero(observed(size))
-    across = tf.gather(covariance, given, axis=1)
-    of_given = tf.gather(across, given)
-    by_value = tf.transpose(tf.linalg.solve(of_given, tf.transpose(across)))
-    given_mean = tf.gather(mean, given)
-    conditional_mean = mean + tf.linalg.matvec(by_value, x[given] - given_mean)
-    conditional_covariance = covariance - tf.linalg.matmul(by_value, across, transpose_b=True)
-    given_law = tfd.MultivariateNormalTriL(given_mean, tf.linalg.cholesky(of_given))
-    kept = np.arange(0, size, 3)
-    kept_covariance = tf.gather(tf.gather(covariance, kept), kept, axis=1)
-    kept_law = tfd.MultivariateNormalTriL(
-        tf.gather(mean, kept), tf.linalg.cholesky(kept_covariance)
-    )
-
-    def solve(x, adjoint=False):
-        x = tf.convert_to_tensor(x)[:, tf.newaxis]
-        return tf.linalg.triangular_solve(factor, x, adjoint=adjoint)[:, 0]
-
-    # The noise of the draws, which does not depend on the parameters.
-    law = case.distribution(*parameters)
-    draws = (law.sample(seed=[1, 2]), law.experimental_sample_and_log_prob(seed=[1, 2])[0])
-    noises = [tf.stop_gradient(solve(draw - mean)) for draw in draws]
-    noises.append(samplers.normal([size], dtype=mean.dtype, seed=[1, 2]))
-    draws = [mean + tf.linalg.matvec(factor, n) for n in noises]
-    off_value = x[given] - tf.gather(draws[2], given)
-    log_normal = tf.reduce_sum(np.log(2 * np.pi) + tf.square(noises[1])) / 2
-    log_determinant = tf.reduce_sum(tf.math.log(tf.linalg.diag_part(factor)))
-    kl_of_first = [
-        oracles.tf_kl((mean[:n], covariance[:n, :n]), (q[0][:n], q[1][:n, :n]))
-        for n in range(1, size + 1)
-    ]
-    return {
-        "sample": draws[0],
-        "sample_and_log_prob": tf.concat([draws[1], [-log_normal - log_determinant]], axis=0),
-        "log_prob": p.log_prob(x),
-        "log_prob_terms": -0.5 * (tf.square(solve(x - mean)) + np.log(2 * np.pi))
-        - tf.math.log(tf.linalg.diag_part(factor)),
-        "entropy": p.entropy(),
-        "kl to a chain": oracles.tf_kl((mean, covariance), q),
-        "kl from a chain": oracles.tf_kl(q, (mean, covariance)),
-        "kl to independent normals": oracles.tf_kl((mean, covariance), diag),
-        "kl from independent normals": oracles.tf_kl(diag, (mean, covariance)),
-        "kl_terms": tf.stack(kl_of_first) - tf.stack([0.0 * kl_of_first[0], *kl_of_first[:-1]]),
-        "conditional mean": conditional_mean,
-        "conditional variance": tf.linalg.diag_part(conditional_covariance),
-        "conditional sample": draws[2] + tf.linalg.matvec(by_value, off_value),
-        "log-likelihood": given_law.log_prob(x[given]),
-        "marginal": kept_law.log_prob(x[::3]),
-        "covariance": covariance,
-        "variance": tf.linalg.diag_part(covariance),
-        "precision": tf.linalg.cholesky_solve(factor, x[:, np.newaxis])[:, 0],
-        "matvec": tf.linalg.matvec(factor, x),
-        "matvec of adjoint": tf.linalg.matvec(factor, x, transpose_a=True),
-        "solvevec": solve(x),
-        "solvevec of adjoint": solve(x, adjoint=True),
-        "log_abs_determinant": log_determinant,
-    }
-
-
 def total(results):
     """A nonlinear function of all of them."""
     entries = tf.concat([tf.reshape(r, [-1]) for r in results.values()], axis=0)
     weights = np.cos(np.arange(1.0, entries.shape[0] + 1.0))
     return tf.reduce_sum(weights * entries + 0.01 * tf.square(entries))
+
+
+def along(member, table, size=SIZE):
+    """What is in the table, of a distribution on a line, as a function of the place on it."""
+    case, x = MEMBERS[member], draw(size)
+    parameters = parameters_along(case, size)
+    return lambda t: total(compute(case.distribution(*parameters(t)), x, table))
 
 
 # --- Derivatives --------------------------------------------------------------------------------
@@ -204,31 +103,26 @@ def check(derivatives, expected):
 AT = tf.zeros([], "float64")
 
 
+KLS = {
+    f"{name}, reverse={reverse}": Statistic(
+        lambda p, x, make=make, reverse=reverse: kl(p, make(constant), reverse), 0, "lsc"
+    )
+    for name, make in OTHERS.items()
+    for reverse in (False, True)
+}
+TERMS = {
+    "log_prob_terms": Statistic(lambda p, x: log_prob_terms(p, x), 1, "lsc"),
+    "kl_terms": Statistic(lambda p, x: kl_terms(p, OTHERS["AR1"](constant)), 1, "lsc"),
+}
+# Some results are enough where it is the place that matters.
+SOME = {name: STATISTICS[name] for name in ("log_prob", "scale.matvec")}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("member", ["AR1 by fisher_z", "ANTE1 by fisher_z", "OU"])
 def test_every_result(member):
-    case, size = MEMBERS[member], 4
-    parameters = parameters_along(case, size)
-    expected = differences(lambda t: total(dense_results(case, parameters(t), size)))
-    function = compiled(lambda t: total(results(case, parameters(t), size)))
-    check(reverse_over_reverse(function, AT), expected)
-
-
-def few(member, size=3):
-    """Of the package and dense, as functions of a number."""
-    case, x = MEMBERS[member], draw(size)
-    parameters = parameters_along(case, size)
-
-    def ours(t):
-        p = case.distribution(*parameters(t))
-        return total({"log_prob": p.log_prob(x), "matvec": p.scale.matvec(x)})
-
-    def dense(t):
-        mean, covariance = case.moments(*parameters(t), size=size)
-        p = tfd.MultivariateNormalTriL(mean, tf.linalg.cholesky(covariance))
-        return total({"log_prob": p.log_prob(x), "matvec": p.scale.matvec(x)})
-
-    return ours, dense
+    function = along(member, STATISTICS | KLS | TERMS)
+    check(reverse_over_reverse(compiled(function), AT), differences(function))
 
 
 def in_while_loop(function):
@@ -276,17 +170,17 @@ PLACES = {
 @pytest.mark.slow
 @pytest.mark.parametrize("place", PLACES)
 def test_in_every_place(place):
-    ours, dense = few("AR1 by fisher_z")
+    function = along("AR1 by fisher_z", SOME)
     derivatives, around = PLACES[place]
-    check(derivatives(around(ours), AT), differences(dense))
+    check(derivatives(around(function), AT), differences(function))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("member", "size"), [("OU", 3), ("ARH1", 260), ("ANTE1 by fisher_z", 130)])
 def test_of_a_function(member, size):
     """Long enough for blocks, two of them."""
-    ours, dense = few(member, size)
-    check(forward_over_reverse(compiled(ours), AT), differences(dense))
+    function = along(member, SOME, size)
+    check(forward_over_reverse(compiled(function), AT), differences(function))
 
 
 LOAD = """
@@ -303,9 +197,9 @@ for derivatives in reverse_over_reverse, forward_over_reverse:
 @pytest.mark.slow
 def test_after_loading(tmp_path):
     """In another process, and without a warning of custom gradients."""
-    ours, dense = few("AR1 by fisher_z")
+    function = along("AR1 by fisher_z", SOME)
     module = tf.Module()
-    module.f = tf.function(ours, [tf.TensorSpec([], "float64")], autograph=False)
+    module.f = tf.function(function, [tf.TensorSpec([], "float64")], autograph=False)
     tf.saved_model.save(module, str(tmp_path))
     run = subprocess.run(
         [sys.executable, "-c", LOAD, str(tmp_path)],
@@ -317,7 +211,7 @@ def test_after_loading(tmp_path):
     assert "gradient" not in run.stderr
     lines = [line for line in run.stdout.splitlines() if line.startswith("derivatives")]
     for line in lines:
-        check([np.float64(x) for x in line.split()[1:]], differences(dense))
+        check([np.float64(x) for x in line.split()[1:]], differences(function))
     assert len(lines) == 2
 
 
@@ -333,8 +227,8 @@ def test_second_derivatives_in_fisher_z_keep_their_accuracy(u):
     def exact(function):
         with decimal.localcontext(decimal.Context(prec=200, Emin=-(10**6), Emax=10**6)):
             at = decimal.Decimal(float(np.float32(u)))
-            laws = [oracles.Exact((0, 0, 0), 1, at + k * step) for k in (-1, 0, 1)]
-            before, here, after = (function(law) for law in laws)
+            chains = [Exact((0, 0, 0), 1, at + k * step) for k in (-1, 0, 1)]
+            before, here, after = (function(p) for p in chains)
             return float((after - 2 * here + before) / step**2)
 
     @compiled
@@ -349,8 +243,8 @@ def test_second_derivatives_in_fisher_z_keep_their_accuracy(u):
         return derivative("log_prob"), derivative("entropy")
 
     log_prob, entropy = second(tf.constant(u, "float32"))
-    np.testing.assert_allclose(log_prob, exact(lambda p: p._log_prob(x)), rtol=2e-5)
-    np.testing.assert_allclose(entropy, exact(lambda p: p._entropy()), rtol=2e-6)
+    np.testing.assert_allclose(log_prob, exact(lambda p: p.log_prob(x)), rtol=2e-5)
+    np.testing.assert_allclose(entropy, exact(lambda p: p.entropy()), rtol=2e-6)
 
 
 @pytest.mark.slow

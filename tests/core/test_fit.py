@@ -4,6 +4,7 @@ import decimal
 from decimal import Decimal
 
 import numpy as np
+import oracles
 import pytest
 import scipy.optimize
 import tensorflow as tf
@@ -52,6 +53,69 @@ def by_decimals(x):
             low, high = (rho, high) if slope > 0 else (low, rho)
         variance = (a - 2 * b * rho + c * rho**2) / (d * (1 - rho**2))
         return float(((1 + rho) / (1 - rho)).ln() / 2), float(variance.sqrt())
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 20])
+@pytest.mark.parametrize("correlation", [-0.95, 0.0, 0.7])
+def test_fit_is_the_maximum_of_the_likelihood(size, correlation):
+    truth = MultivariateNormalAR1(np.ones(size), 1.7, correlation=np.float64(correlation))
+    x = truth.sample(30, seed=1).numpy()
+    fitted = MultivariateNormalAR1.experimental_fit(x)
+    np.testing.assert_allclose(fitted.loc, x.mean(axis=0), rtol=1e-12)
+
+    def negative_log_likelihood(parameters):
+        covariance = oracles.ar1_covariance(np.exp(parameters[0]), np.tanh(parameters[1]), size)
+        w = x - x.mean(axis=0)
+        quadratic = np.sum(w * np.linalg.solve(covariance, w.T).T)
+        return 0.5 * (quadratic + len(x) * np.linalg.slogdet(covariance)[1])
+
+    found = np.array([np.log(fitted.marginal_scale), fitted.fisher_z.numpy()])
+    best = scipy.optimize.minimize(negative_log_likelihood, [0.0, 0.0], method="Nelder-Mead")
+    assert negative_log_likelihood(found) <= best.fun + 1e-6
+    if size == 1:
+        assert fitted.fisher_z == 0
+
+
+def test_fit_of_a_batch():
+    scale, correlation = np.array([0.7, 1.0, 2.0]), np.array([0.8, -0.6, 0.0])
+    truth = MultivariateNormalAR1(np.ones((3, 9)), scale, correlation=correlation)
+    x, fit = truth.sample(5000, seed=2), MultivariateNormalAR1.experimental_fit
+    fitted = fit(x, validate_args=True)
+    assert type(fitted) is MultivariateNormalAR1
+    assert fitted.validate_args
+    assert fitted.batch_shape == [3]
+    np.testing.assert_allclose(fitted.correlation_parameter(), correlation, atol=0.02)
+    np.testing.assert_allclose(fitted.marginal_scale, scale, rtol=0.03)
+    # In other shapes, and in graphs.
+    for same in (
+        fit(tf.reshape(x, [50, 100, 3, 9]), sample_ndims=2),
+        tf.function(fit)(x),
+        tf.function(fit, jit_compile=True)(x),
+    ):
+        oracles.assert_close(same.log_prob(x[0]), fitted.log_prob(x[0]))
+
+
+@pytest.mark.parametrize("size", [1, 2, 6])
+def test_fit_of_antedependence_is_the_maximum_of_the_likelihood(size):
+    """Which the moments of the draws are."""
+    mixture = np.random.default_rng(1).normal(size=(size, size))
+    x = np.random.default_rng(0).normal(size=(30, 2, size)) @ mixture
+    fitted = MultivariateNormalANTE1.experimental_fit(x)
+    assert fitted.batch_shape == [2]
+    for i in range(2):
+        np.testing.assert_allclose(fitted.loc[i], x[:, i].mean(axis=0), rtol=1e-12)
+        np.testing.assert_allclose(fitted.scale_diag[i], x[:, i].std(axis=0), rtol=1e-12)
+        correlations = np.atleast_2d(np.corrcoef(x[:, i].T))
+        expected = np.diagonal(correlations, offset=1)
+        np.testing.assert_allclose(np.tanh(fitted.fisher_z[i]), expected, rtol=1e-10, atol=1e-12)
+    best = tf.reduce_sum(fitted.log_prob(x), axis=0)
+    for step in (-1e-3, 1e-3):
+        for neighbour in (
+            fitted.copy(loc=fitted.loc + step),
+            fitted.copy(scale_diag=fitted.scale_diag * (1 + step)),
+            *([] if size == 1 else [fitted.copy(fisher_z=fitted.fisher_z * (1 + step))]),
+        ):
+            assert np.all(best > tf.reduce_sum(neighbour.log_prob(x), axis=0))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])

@@ -437,9 +437,10 @@ class TestAR1Suite(OperatorSuite):
     @staticmethod
     def operator_shapes_infos():
         info = linear_operator_test_util.OperatorShapesInfo
-        return [info((1, 1)), info((3, 3)), info((2, 1, 4, 4))]
+        return [info((3, 3)), info((2, 1, 4, 4))]
 
 
+@pytest.mark.slow
 class TestARH1Suite(OperatorSuite):
     name = "ARH1 by fisher_z"
 
@@ -448,6 +449,7 @@ class TestANTE1Suite(OperatorSuite):
     name = "ANTE1 by fisher_z"
 
 
+@pytest.mark.slow
 class TestOUSuite(OperatorSuite):
     name = "OU"
 

@@ -154,7 +154,7 @@ def _image_shape(data_shape: Sequence[int]) -> tuple[int, int, int]:
             f"A convolutional network needs images of shape (height, width) or (height, width, "
             f"channels), of at least 4x4; got data_shape={shape}. Use `mlp` for other data."
         )
-    return shape if len(shape) == 3 else (*shape, 1)
+    return shape[0], shape[1], shape[2] if len(shape) == 3 else 1
 
 
 def _halved(side: int, times: int) -> int:

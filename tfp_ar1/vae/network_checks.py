@@ -53,12 +53,13 @@ def one_output(
             for n, m in zip(given[1:], shape, strict=True)
         ):
             return given
+        description = str(given)
     else:
         number = f" of {len(outputs)}" if hasattr(outputs, "__len__") else ""
-        given = f"a {type(outputs).__name__}{number}"
+        description = f"a {type(outputs).__name__}{number}"
     wanted = ", ".join(map(str, ("batch", *shape)))
     raise ValueError(
-        f"The {name} must give one tensor of shape ({wanted}); it gives {given}. {advice}"
+        f"The {name} must give one tensor of shape ({wanted}); it gives {description}. {advice}"
     )
 
 

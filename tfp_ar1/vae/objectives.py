@@ -9,12 +9,10 @@ from typing import Any, NamedTuple, Protocol
 
 import keras
 import tensorflow as tf
-import tensorflow_probability as tfp
+from tensorflow_probability import distributions as tfd
 
 from tfp_ar1.vae.batching import checked_count
 from tfp_ar1.vae.mmd import maximum_mean_discrepancy, witness
-
-tfd = tfp.distributions
 
 __all__ = [
     "ELBO",

@@ -117,7 +117,7 @@ def evaluate(
     step = np.arange(steps)
     inside = step < length[:, np.newaxis]
     observed = inside[..., np.newaxis] & ~np.isnan(x)
-    results = {}
+    results: dict[str, float] = {}
     for share in shares:
         hidden = hidden_steps(length, steps, share, seed)
         prediction = predict(_without(x, hidden | ~inside), length)
