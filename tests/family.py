@@ -132,15 +132,15 @@ class OU(Member):
         return loc, scale**2 * tf.exp(-distances / length_scale)
 
 
-AR1S = {"AR1": AR1("correlation"), "AR1 by fisher_z": AR1("fisher_z")}
-RELATIVES = {
+MEMBERS = {
+    "AR1": AR1("correlation"),
+    "AR1 by fisher_z": AR1("fisher_z"),
     "ARH1": ARH1("correlation"),
     "ARH1 by fisher_z": ARH1("fisher_z"),
     "ANTE1": ANTE1("correlation"),
     "ANTE1 by fisher_z": ANTE1("fisher_z"),
     "OU": OU(),
 }
-MEMBERS = AR1S | RELATIVES
 # One of each class. A correlation and a Fisher z take different branches, and so do one for all
 # steps and one for each: all four are among them; OU has a Fisher z for each step.
 ONE_OF_EACH = ("AR1", "ARH1 by fisher_z", "ANTE1", "OU")

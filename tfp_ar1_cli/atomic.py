@@ -15,7 +15,7 @@ from tfp_ar1_cli.errors import UserError
 try:
     import fcntl
 except ImportError:  # Windows: two processes in one folder are then not noticed.
-    fcntl = None
+    fcntl = None  # type: ignore[assignment]
 
 TEMPORARY = ".tmp-"
 _LEAST_BYTES = 2**16
@@ -144,7 +144,7 @@ def atomic_folder(path: pathlib.Path) -> Iterator[pathlib.Path]:
 
 def _is_running(pid: str) -> bool:
     """Whether another process of this machine has that number, or may have it."""
-    if not pid.isdecimal() or fcntl is None:  # Windows knows no signal that only asks.
+    if not pid.isdecimal() or fcntl is None:  # Windows has no signal that only asks.
         return True
     if int(pid) == os.getpid():
         return False

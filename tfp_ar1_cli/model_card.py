@@ -61,9 +61,9 @@ def make(
     options, shape = run.options, list(run.data_shape)
     data = {k: v for k, v in run.data.items() if k not in ("data_shape", "image_shape")}
     if options.model == "sequence":
-        one, things, latent_shape = "window", "series", [options.channels, shape[0]]
+        one, things, latent_shape = "window", "series", [options.channels or 1, shape[0]]
     else:
-        one, things, latent_shape = "image", "images", [options.latent_dim]
+        one, things, latent_shape = "image", "images", [options.latent_dim or 1]
     if loading.is_stream(options.dataset):
         data |= {"num_skipped": num_skipped, "sampled": True}
     beta = f" = {options.beta:g}" if options.objective == "elbo" else ""
@@ -154,7 +154,8 @@ def text(card: dict[str, Any]) -> str:
     import jinja2  # Not before it is needed: `--help` would wait for it.
 
     model, data, training = card["model"], card["data"], card["training"]
-    units, trained, exported = data.get("units"), *card["versions"].values()
+    units = data.get("units")
+    trained, exported = card["versions"]["trained"], card["versions"]["exported"]
     one = "window" if units else "image"
     environment = jinja2.Environment(
         trim_blocks=True, keep_trailing_newline=True, undefined=jinja2.StrictUndefined

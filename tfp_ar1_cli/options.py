@@ -357,7 +357,7 @@ class RunOptions:
         model = values.get("model", "image")
         if model not in MODELS:
             raise KeyError("model")
-        found = {}
+        found: dict[str, Any] = {}
         for field in cls._fields(model):
             if field.name in values:
                 if not _is_valid(field, values[field.name]):

@@ -74,6 +74,7 @@ def train(
     options, data = prepare(options)
     name = f"{loading.short_name(options.dataset)}-{options.posterior}"
     fingerprint = data.fingerprint()
+    claimed: contextlib.AbstractContextManager[Run]
     if worker and out is not None:
         claimed = contextlib.nullcontext(run_folder.visit(out, options, fingerprint, worker))
     else:

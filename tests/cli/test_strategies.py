@@ -37,7 +37,7 @@ def tf_config(kind="worker", index=0, **cluster):
 def test_who_is_who(monkeypatch, config, index, number):
     monkeypatch.setenv("TF_CONFIG", config)
     task = strategies.task()
-    assert (task.index, task.is_chief, len(task.addresses)) == (index, index == 0, number)
+    assert (task.index, len(task.addresses)) == (index, number)
     assert strategies.num_replicas("multiworker", None) == number
     assert task.describe().startswith(f"Worker {index} of {number}; waits for ")
 

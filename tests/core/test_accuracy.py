@@ -154,6 +154,13 @@ WEIGHTED = {
 
 def check(name, by, inputs, dtype):
     exact = accuracy.reference(name, by, inputs)
+    if name == "kl_ar1_ar1":
+        # Derivatives in a correlation next to 0 are right to eps of a step's, of order 1, and not
+        # of themselves: that of the ratio of two variances near each other cancels there.
+        slack = np.size(inputs["loc"]) * (1.0 + (inputs["scale"] / inputs["other_scale"]) ** 2)
+        for key in ("corr", "other_corr"):
+            if np.abs(inputs[key]) < 0.1:
+                exact[key] = exact[key]._replace(terms=exact[key].terms + slack)
     double = accuracy.compute(name, by, inputs, "float64")
     compare(name, double, exact)
     if dtype == "float32":
@@ -186,7 +193,10 @@ def test_any_parameters(name, dtype):
     sizes = SMALL_SIZES if name in CONDITIONAL else SIZES
 
     # Smaller cases come from other seeds and say no more, so that none are looked for.
-    @hypothesis.settings(max_examples=40, phases=[hypothesis.Phase.generate])
+    # Fewer in float64, in which what is for float32 is computed too, and where decimals take long.
+    examples = (20 if dtype == "float64" else 40) // (2 if name in CONDITIONAL else 1)
+
+    @hypothesis.settings(max_examples=examples, phases=[hypothesis.Phase.generate])
     @hypothesis.given(inputs_of(name, dtype, sizes))
     def run(drawn):
         check(name, *drawn, dtype)

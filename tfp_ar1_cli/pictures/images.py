@@ -197,7 +197,7 @@ def latent_scatter(
 
 def _scaled(x: np.ndarray, value_range: tuple[float, float]) -> np.ndarray:
     low, high = value_range
-    return (x - low) / max(high - low, np.finfo(np.float32).tiny)
+    return (x - low) / max(high - low, float(np.finfo(np.float32).tiny))
 
 
 def _in_rows(images: np.ndarray, columns: int) -> np.ndarray:

@@ -233,7 +233,7 @@ def _band(ax: Axes, steps: np.ndarray, draws: np.ndarray, name: str, half: bool 
         # Of a single step there would be nothing to see.
         steps, draws = steps[0] + np.array([-0.3, 0.3]), np.repeat(draws, 2, axis=1)
     low, q1, median, q3, high = np.quantile(draws, (0.05, 0.25, 0.5, 0.75, 0.95), axis=0)
-    style = {"color": BLUE, "linewidth": 0}
+    style: dict[str, Any] = {"color": BLUE, "linewidth": 0}
     ax.fill_between(steps, low, high, alpha=0.2, label="90%", **style)
     if half:
         ax.fill_between(steps, q1, q3, alpha=0.3, label="50%", **style)

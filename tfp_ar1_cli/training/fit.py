@@ -4,6 +4,7 @@ import contextlib
 import functools
 import math
 from collections.abc import Callable
+from typing import Any
 
 import click
 import keras
@@ -132,7 +133,7 @@ def _cosine_decay(learning_rate: float, epochs: int) -> keras.callbacks.Callback
 
 
 class _TensorBoard(keras.callbacks.TensorBoard):
-    """Writes TensorBoard's log until that fails, and lets the training go on without it."""
+    """Writes TensorBoard's log until that fails, and lets the training continue without it."""
 
     def __init__(self, *args, **kwargs) -> None:
         super().__init__(*args, **kwargs)
@@ -159,10 +160,10 @@ class _StopUnlessFinite(keras.callbacks.Callback):
     def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
         self._epoch = epoch
 
-    def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         self._check(logs["loss"])
 
-    def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         self._check(logs["val_loss"])
 
     def _check(self, loss: float) -> None:
@@ -184,12 +185,12 @@ class _Report(keras.callbacks.Callback):
     def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
         self._epoch = epoch
 
-    def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         self._done += 1
         self._progress.update(
             self._done,
             f"epoch {self._epoch + 1}/{self._epochs}  loss {logs['loss']:.2f}{self._test}",
         )
 
-    def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         self._test = f"  test {logs['val_loss']:.2f}"

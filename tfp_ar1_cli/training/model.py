@@ -13,17 +13,19 @@ from tfp_ar1_cli.options import RunOptions
 def rho_vae(options: RunOptions, image_shape: tuple[int, ...]) -> keras.Model:
     """The autoencoder of images, built and compiled."""
     mlp = {"hidden_units": options.hidden_units} if options.network == "mlp" else {}
-    networks = architectures.NETWORKS[options.network](image_shape, options.latent_dim, **mlp)
-    model = RhoVAE(*networks, options.latent_dim, **_arguments(options))
+    dim = options.latent_dim or 1
+    networks = architectures.NETWORKS[options.network](image_shape, dim, **mlp)
+    model = RhoVAE(*networks, dim, **_arguments(options))
     return _compiled(model, options, image_shape)
 
 
 def sequence_vae(options: RunOptions, data_shape: tuple[int, ...]) -> keras.Model:
     """The autoencoder of series, built and compiled."""
-    networks = sequence_networks.NETWORKS[options.network](data_shape, options.channels)
-    prior = {"ar1": "ar1", "normal": None}[options.prior]
+    channels = options.channels or 1
+    make: Any = sequence_networks.NETWORKS[options.network]
+    prior = None if options.prior == "normal" else options.prior
     model = SequenceVAE(
-        *networks, options.channels, data_shape[0], prior=prior, **_arguments(options)
+        *make(data_shape, channels), channels, data_shape[0], prior=prior, **_arguments(options)
     )
     return _compiled(model, options, data_shape)
 

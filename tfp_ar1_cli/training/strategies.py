@@ -53,11 +53,6 @@ class Task:
     index: int
     addresses: list[str]
 
-    @property
-    def is_chief(self) -> bool:
-        """Whether it is the one that writes."""
-        return self.index == 0
-
     def describe(self) -> str:
         """One line about the workers, for the user."""
         others = [a for i, a in enumerate(self.addresses) if i != self.index]
@@ -124,7 +119,7 @@ def num_replicas(strategy: str, asked: int | None) -> int:
 
         return tf.config.list_physical_devices("GPU")
 
-    gpus = len(startup.import_tensorflow(find))
+    gpus = len(startup.import_tensorflow(find) or [])
     if asked is not None and gpus and asked > gpus:
         raise UserError(f"--replicas {asked} is more than there are: {counted(gpus, 'GPU')}.")
     return asked or gpus or _DEFAULT_CPU_REPLICAS
@@ -170,7 +165,7 @@ def _start_worker() -> "tf.distribute.MultiWorkerMirroredStrategy":
         ) from error
     finally:
         signal.signal(signal.SIGINT, handler)
-        # TensorFlow takes SIGTERM for the notice of a preemption, and goes on.
+        # TensorFlow takes SIGTERM for the notice of a preemption, and continues.
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
@@ -208,7 +203,7 @@ def what_is_alike(run: Run) -> int:
 
 
 def wait_for_last_backup(run: Run) -> None:
-    """Waits until worker 0 has written the end of the training, from which it can go on alone.
+    """Waits until worker 0 has written the end of the training, from which it can continue alone.
 
     Raises:
       tf.errors.UnavailableError: If it does not in a minute.
@@ -249,8 +244,8 @@ def restarting(run: Run) -> Iterator[None]:
 def _start_again(done: Position, error: Exception) -> None:
     """Replaces this process by a fresh one: TensorFlow cannot join workers again."""
     here = f"{done.epoch}-{done.step}"
-    before, _, count = os.environ.get(_RESTARTS, "").rpartition("/")
-    count = int(count) + 1 if before == here else 1
+    before, _, number = os.environ.get(_RESTARTS, "").rpartition("/")
+    count = int(number) + 1 if before == here else 1
     if count > _MAX_RESTARTS:
         raise WorkerLost(
             f"the other workers were lost {_MAX_RESTARTS} times without a backup in between; see "
