@@ -335,24 +335,24 @@ def test_fit_with_a_prior_that_is_learned(name):
     prior = tfp_ar1.layers.MultivariateNormalAR1Prior(D, learn=learned)
     model = small(name, prior=prior)
     model.compile(keras.optimizers.Adam(3e-3), run_eagerly=True)
-    loss = model.fit(DIGITS[:256], epochs=4, batch_size=64, verbose=0).history["reconstruction"]
-    assert loss[-1] < loss[0] - 1
+    loss = model.fit(DIGITS[:192], epochs=3, batch_size=64, verbose=0).history["reconstruction"]
+    assert loss[-1] < loss[0]
     for weight in (prior.loc, prior.log_s, prior.fisher_z):
         assert np.all(weight.numpy() != 0)
         assert np.all(np.isfinite(weight))
 
 
 @pytest.mark.parametrize(
-    ("posterior", "jit_compile"),
+    ("name", "posterior", "jit_compile"),
     [
-        ("ar1", False),
+        ("elbo", "ar1", False),
         *(
-            pytest.param(posterior, True, marks=pytest.mark.slow)
+            pytest.param(name, posterior, True, marks=pytest.mark.slow)
+            for name in CASES
             for posterior in ("ar1", "diag", "isotropic", "full")
         ),
     ],
 )
-@pytest.mark.parametrize("name", CASES)
 def test_fit_compiled(name, posterior, jit_compile):
     model = small(name, posterior)
     model.compile(keras.optimizers.Adam(3e-3), jit_compile=jit_compile)
