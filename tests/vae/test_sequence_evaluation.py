@@ -53,7 +53,7 @@ def test_errors_and_coverage_by_hand():
     for (known, _), share in zip(seen, (0.2, 0.5), strict=False):
         hidden = hidden_steps(length, 20, share, seed=3)
         np.testing.assert_array_equal(known[inside & ~hidden], x[inside & ~hidden])
-        # Neither what is hidden nor what lies behind the end is shown.
+        # Neither what is hidden nor what lies past the end is shown.
         assert np.isnan(known[hidden | ~inside]).all()
         truth = x[hidden]
         truth = truth[~np.isnan(truth)]

@@ -74,7 +74,7 @@ def assert_refused(model, methods, x, message, error=ValueError):
 
 
 class Duck:
-    """An array of another library, as far as Keras knows."""
+    """An array of another library, as far as Keras can tell."""
 
     def __init__(self, array):
         self.array, self.shape, self.dtype = array, array.shape, array.dtype

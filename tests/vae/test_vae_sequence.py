@@ -503,7 +503,7 @@ class LinearGaussian(tfp_ar1.SequenceVAE):
         return model
 
     def covariance(self, steps):
-        """Of z and of x, given that there are so many steps."""
+        """Of z and of x, for this number of timesteps."""
         z = oracles.ar1_covariance(1.0, self.RHO, steps)
         return z, self.WEIGHT**2 * z + self.NOISE**2 * np.eye(steps)
 
