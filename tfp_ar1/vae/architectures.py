@@ -158,5 +158,5 @@ def _image_shape(data_shape: Sequence[int]) -> tuple[int, int, int]:
 
 
 def _halved(side: int, times: int) -> int:
-    """The side of an image after so many convolutions of stride 2 with padding "same"."""
+    """The side of an image after that number of convolutions of stride 2 with padding "same"."""
     return math.ceil(side / 2**times)

@@ -47,7 +47,7 @@ def one_output(
     `shape` is what it must be for one example; a word stands for any number.
     """
     if isinstance(outputs, keras.KerasTensor):
-        given = tuple(outputs.shape)
+        given: Any = tuple(outputs.shape)
         if len(given) == len(shape) + 1 and all(
             n is not None if isinstance(m, str) else n == m
             for n, m in zip(given[1:], shape, strict=True)

@@ -19,7 +19,7 @@ _INDEPENDENT = {"diag": ("coordinate",), "isotropic": ("member",)}
 
 
 def parameters_of(posterior: str) -> tuple[str, ...]:
-    """What there is one number for, of each of the packed parameters of a family in turn.
+    """What each of the packed parameters of a family is one number for, in their order.
 
     Raises:
       ValueError: if the name is unknown, or that of a family over vectors without an order.

@@ -423,7 +423,7 @@ class SequenceVAE(VAE):
         seed: int | None,
         batch_size: int,
     ) -> np.ndarray:
-        """Calls `draw(x, num_samples, seed)`, which decodes so many timesteps, in portions."""
+        """Calls `draw(x, num_samples, seed)`, which decodes `num_timesteps`, in portions."""
         x = data_checks.checked_arrays(self, x)
         num_samples = batching.checked_count("num_samples", num_samples, at_least=1)
         batch_size = batching.checked_count("batch_size", batch_size, at_least=1)
