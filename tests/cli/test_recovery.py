@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import workers
 
-from tfp_ar1_cli import run_folder
+from tfp_ar1_cli import evaluate, run_folder
 
 KILLS = int(os.environ.get("TFP_AR1_KILLS", "3"))
 WORKER_KILLS = int(os.environ.get("TFP_AR1_WORKER_KILLS", "1"))
@@ -55,12 +55,8 @@ def wait_for_change(folder, processes, seconds):
 
 def assert_same_run(folder, reference, rtol=0.0):
     """The same weights and metrics to the last bit, the same history; nothing left over."""
-    import keras
-
     run, uninterrupted = run_folder.read(folder), run_folder.read(reference)
-    weights, expected = (
-        keras.saving.load_model(r.model_file).get_weights() for r in (run, uninterrupted)
-    )
+    weights, expected = (evaluate.load_model(r).get_weights() for r in (run, uninterrupted))
     for a, b in zip(weights, expected, strict=True):
         np.testing.assert_array_equal(a, b)
     history, expected = run.history(), uninterrupted.history()
