@@ -1,5 +1,6 @@
 """With TensorFlow's NumPy behaviour switched on, which is for good, all is as without it."""
 
+import pathlib
 import pickle
 import subprocess
 import sys
@@ -79,7 +80,7 @@ def test_results_and_dtypes_are_the_same(options, without, tmp_path):
     code = (
         "import pathlib, pickle, sys, tensorflow as tf\n"
         f"tf.experimental.numpy.experimental_enable_numpy_behavior({options})\n"
-        f"sys.path.insert(0, {str(__file__.rsplit('/', 2)[0])!r})\n"
+        f"sys.path.insert(0, {str(pathlib.Path(__file__).parent)!r})\n"
         "import test_numpy_behaviour\n"
         f"pathlib.Path({str(path)!r}).write_bytes(pickle.dumps(test_numpy_behaviour.arrays()))\n"
     )
