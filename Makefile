@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-all lint clean
+.PHONY: demo test test-all test-lowest test-newest lint clean
 
 demo: .venv/installed
 	$(BIN)/tfp-ar1 train
@@ -16,9 +16,20 @@ test: .venv/installed
 test-all: test
 	$(BIN)/python tests/run.py -m slow
 
+# The tests of the core with the lower bounds of all dependencies, and with the newest versions; each
+# in an environment of its own, made on the first run.
+RESOLUTION_lowest := lowest-direct
+RESOLUTION_newest := highest
+test-lowest test-newest: test-%: .venv/installed
+	$(BIN)/uv venv --quiet --allow-existing --python $(BIN)/python .venv-$*
+	$(BIN)/uv pip install --quiet --upgrade --python .venv-$*/bin/python \
+		--resolution $(RESOLUTION_$*) -e '.[test]'
+	.venv-$*/bin/python tests/run.py -m "not slow" tests/core
+
 lint: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 # Debian's Python has venv but not always ensurepip, so the pip of the system does the installing.
 .venv/installed: pyproject.toml setup.py
@@ -27,4 +38,4 @@ lint: .venv/installed
 	touch $@
 
 clean:
-	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-lowest .venv-newest build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis

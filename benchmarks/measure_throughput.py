@@ -87,7 +87,7 @@ def _in_processes(layout: str, number: int) -> dict[str, dict[str, float]]:
 
 def child() -> None:
     """Measures one layout, and prints its times as JSON."""
-    from tfp_ar1_cli import strategies
+    from tfp_ar1_cli.training import strategies
 
     kind = {"1 replica": "none", "2 replicas": "mirrored", "2 workers": "multiworker"}[sys.argv[1]]
     strategy = strategies.start(kind, 2)
@@ -103,7 +103,7 @@ def _measure(strategy: Any, batch_size: int) -> dict[str, float]:
 
     from tfp_ar1 import RhoVAE
     from tfp_ar1.vae import architectures
-    from tfp_ar1_cli.batches import Batches
+    from tfp_ar1_cli.training.batches import Batches
 
     keras.utils.set_random_seed(0)
     with strategy.scope():

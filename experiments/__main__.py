@@ -9,36 +9,17 @@ from experiments import grid
 from tfp_ar1_cli import startup
 from tfp_ar1_cli.errors import Interrupted
 
-# Options of `train` that a grid has no use for.
-_LEFT_OUT = ("out", "strategy", "replicas", "backup_steps", "corrupt", "likelihood")
-_DEFAULTS = {"posterior": "ar1,diag", "seed": "0,1,2", "num_importance_samples": "100"}
-
-
-def _options_of_train() -> list[click.Parameter]:
-    """The options of `tfp-ar1 train` as text, which it will check; `grid.AXES` take lists."""
-    options = []
-    for option in grid.TRAIN.params:
-        if isinstance(option, click.Option) and option.name not in _LEFT_OUT:
-            shown = option.show_default
-            shown = shown if isinstance(shown, str) else str(option.default)
-            options.append(
-                click.Option(
-                    option.opts,
-                    metavar="LIST" if option.name in grid.AXES else option.metavar,
-                    default=_DEFAULTS.get(option.name),
-                    show_default=_DEFAULTS.get(option.name, shown),
-                    help=option.help,
-                )
-            )
-    return options
-
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 def cli() -> None:
     """Grids of experiments, and the tables, pictures and pages that are made of their results."""
 
 
-@cli.command(params=_options_of_train())
+@cli.command(
+    context_settings={"ignore_unknown_options": True},
+    options_metavar="[--out FOLDER] [--jobs N] [--dry-run]",
+)
+@click.argument("train", metavar="[OPTIONS OF TRAIN]...", nargs=-1, type=click.UNPROCESSED)
 @click.option(
     "--out",
     metavar="FOLDER",
@@ -55,11 +36,13 @@ def cli() -> None:
     help="Runs at a time; each has its share of the cores.",
 )
 @click.option("--dry-run", is_flag=True, help="Say what would be run, and what is done.")
-def run(out: pathlib.Path, jobs: int, dry_run: bool, **options: str | None) -> None:
-    r"""Run a grid of experiments: every combination of the listed values.
+def run(train: tuple[str, ...], out: pathlib.Path, jobs: int, dry_run: bool) -> None:
+    r"""Run a grid of experiments: every combination of the values of options.
 
-    A LIST has commas between its values, as in --seed 0,1,2. A --beta other than 1 goes with the
-    objective elbo only, --hidden-units with the network mlp only.
+    The options are those of 'tfp-ar1 train', which checks them. --dataset, --network, --objective,
+    --beta, --latent-dim, --channels, --prior, --posterior and --seed may have several values, with
+    commas between, as in --seed 0,1,2. By default there are the posteriors ar1 and diag, three
+    seeds, and 100 samples for the importance-weighted likelihood.
 
     Each run is what 'tfp-ar1 train' makes of its options, in a folder of its own in FOLDER, and
     leaves a result.json there. 'cat FOLDER/*/result.json' is a file of results. Stopped in any way
@@ -69,7 +52,7 @@ def run(out: pathlib.Path, jobs: int, dry_run: bool, **options: str | None) -> N
     A run whose loss is not finite leaves a failed.txt instead, and is not tried again until its
     folder is removed.
 
-    \b
+    
     Examples:
       python -m experiments run
       python -m experiments run --dataset digits,mnist --posterior ar1,diag,full --jobs 2
@@ -77,8 +60,11 @@ def run(out: pathlib.Path, jobs: int, dry_run: bool, **options: str | None) -> N
       python -m experiments run --model sequence --posterior diag,ante1 --prior ar1,normal
     """
     startup.check_backend()
-    given = {key: text for key, text in options.items() if text is not None}
-    experiments = grid.make(given)
+    words = [word for x in train for word in (x.split("=", 1) if x.startswith("--") else [x])]
+    if len(words) % 2 or not all(word.startswith("--") for word in words[::2]):
+        raise click.UsageError(f"expected options with a value each, got {' '.join(train)}")
+    names = (word.removeprefix("--").replace("-", "_") for word in words[::2])
+    experiments = grid.make(dict(zip(names, words[1::2], strict=True)))
     if dry_run:
         grid.dry_run(experiments, out)
     else:
@@ -109,7 +95,7 @@ def report(results: pathlib.Path, out: pathlib.Path, page: pathlib.Path | None) 
 
     A TEMPLATE is text for jinja2, which may call:
 
-    \b
+    
       table(NAME)            results, measures, differences (paired, with 95% intervals); for
                              series also imputation, forecasts, baselines (what needs no model)
       mean(FIELD)            mean ± standard error of one model
@@ -121,7 +107,7 @@ def report(results: pathlib.Path, out: pathlib.Path, page: pathlib.Path | None) 
     difference("neg_elbo", dataset="mnist", posterior="ar1"); to="isotropic" says what a difference
     is to. What cannot be filled in is an error.
 
-    \b
+    
     Examples:
       python -m experiments report experiments-runs --out report
       python -m experiments report results.jsonl --out docs --page docs/results.template.md

@@ -13,6 +13,7 @@ import pathlib
 import signal
 import statistics
 import subprocess
+from dataclasses import fields
 from typing import Any, NamedTuple
 
 import click
@@ -20,10 +21,14 @@ import joblib
 from joblib.externals.loky.process_executor import TerminatedWorkerError
 
 from experiments import results
-from tfp_ar1_cli import commands, runs, startup
+from tfp_ar1_cli import kinds, run_folder, startup
+from tfp_ar1_cli import train as training
+from tfp_ar1_cli.atomic import atomic
 from tfp_ar1_cli.data import images, loading
-from tfp_ar1_cli.data.protocol import Data, DataOptions
-from tfp_ar1_cli.errors import UserError
+from tfp_ar1_cli.data.protocol import Data
+from tfp_ar1_cli.errors import NotFinite, UserError
+from tfp_ar1_cli.evaluate import load_model
+from tfp_ar1_cli.options import RunOptions
 from tfp_ar1_cli.progress import counted, doing
 
 # The options of `train` of which a grid takes several values, the outermost first.
@@ -31,48 +36,29 @@ AXES = (
     *("seed", "dataset", "network", "objective", "beta", "latent_dim", "channels", "prior"),
     "posterior",
 )
-TRAIN = commands.train
-
-# --- What is taken from the command line --------------------------------------
+_DEFAULTS = {"posterior": "ar1,diag", "seed": "0,1,2", "num_importance_samples": "100"}
 
 
-def options_of(argv: list[str]) -> dict[str, Any]:
-    """All options of `train` for arguments; a `click.UsageError` if they cannot be."""
-    context = TRAIN.make_context("train", list(argv))
-    commands._check_of_model(context)
-    commands._check_used(context)
-    options = context.params
-    options["epochs"] = options["epochs"] or commands._default_epochs(options["dataset"])
-    if options["network"] != "mlp":
-        options["hidden_units"] = None
-    other = commands._ONLY["image" if options["model"] == "sequence" else "sequence"]
-    return {key: value for key, value in options.items() if key not in other}
+def options_of(argv: list[str]) -> RunOptions:
+    """The options of `train` for arguments; a `click.UsageError` if they cannot be."""
+    params = training.command.make_context("train", list(argv)).params
+    return RunOptions(**{field.name: params[field.name] for field in fields(RunOptions)})
 
 
-def load(options: dict[str, Any]) -> Data:
-    """The data that options of `train` name."""
-    keys = DataOptions.__dataclass_fields__.keys() & options.keys()
-    return loading.load(DataOptions(**{key: options[key] for key in keys}))
-
-
-def train(argv: list[str], folder: pathlib.Path) -> None:
-    """Runs `tfp-ar1 train`, which resumes the run in `folder`; what it prints goes beside that."""
-    argv = ["train", *argv, "--out", str(folder)]
+def train(options: RunOptions, folder: pathlib.Path) -> None:
+    """Runs what `tfp-ar1 train` runs, or resumes it; what it prints goes beside the folder."""
     with (
         folder.with_name(f"{folder.name}.log").open("a", encoding="utf-8") as log,
         contextlib.redirect_stdout(log),
         contextlib.redirect_stderr(log),
     ):
-        commands.cli.main(argv, prog_name="tfp-ar1", standalone_mode=False, obj=argv)
-
-
-# --- The grid -----------------------------------------------------------------
+        training.train(options, folder)
 
 
 class Experiment(NamedTuple):
-    """One point of a grid: the arguments of `train`, and the settings in its result."""
+    """One point of a grid: the options of `train`, and the settings in its result."""
 
-    argv: tuple[str, ...]
+    options: RunOptions
     settings: dict[str, Any]
 
     @property
@@ -96,10 +82,11 @@ def make(given: dict[str, str]) -> list[Experiment]:
 
     Args:
       given: Options of `train`, as text; those of `AXES` with commas between their values.
-
-    Raises:
-      click.ClickException: If something is wrong with the options or the data.
     """
+    if no_settings := {"likelihood", "corrupt", "strategy", "replicas"} & given.keys():
+        raise click.UsageError(f"a grid has no --{min(no_settings)}; leave it out.")
+    prior = {"prior": "ar1,normal"} if given.get("model") == "sequence" else {}
+    given = _DEFAULTS | prior | given
     values = {axis: dict.fromkeys(given[axis].split(",")) for axis in AXES if axis in given}
     known: dict[str, tuple[Data, dict[str, Any]]] = {}
     experiments = {}
@@ -112,28 +99,25 @@ def make(given: dict[str, str]) -> list[Experiment]:
         in_data_dir = [x for x in values.get("dataset", ()) if x in images.IDX_DATASETS]
         if in_data_dir and chosen["dataset"] not in in_data_dir:
             chosen.pop("data_dir", None)
-        argv = tuple(f"--{key.replace('_', '-')}={text}" for key, text in chosen.items())
-        options = options_of(list(argv))
-        spec = options["dataset"]
+        argv = [f"--{key.replace('_', '-')}={text}" for key, text in chosen.items()]
+        options = options_of(argv)
+        spec = options.dataset
         if spec not in known:
             known[spec] = _read(options, known)
         data, fingerprint = known[spec]
-        if options["model"] == "sequence":
-            options["window"] = data.data_shape[0]
-        else:
-            images.check_network(options["network"], spec, data.data_shape)
+        kinds.of(options).check(options, data)
         dataset = {"dataset": loading.short_name(spec), "data_sha256": fingerprint["sha256"]}
-        settings = {**options, **dataset}
+        settings = {**options.as_json(), "window": data.data_shape[0], **dataset}
         settings = {key: settings[key] for key in results.settings_of(settings)}
-        experiments.setdefault(results.name(settings), Experiment(argv, settings))
+        experiments.setdefault(results.name(settings), Experiment(options, settings))
     return list(experiments.values())
 
 
-def _read(options: dict[str, Any], known: dict[str, Any]) -> tuple[Data, dict[str, Any]]:
+def _read(options: RunOptions, known: dict[str, Any]) -> tuple[Data, dict[str, Any]]:
     """The data and their fingerprint, if none of the known ones are the same."""
-    spec = options["dataset"]
+    spec = options.dataset
     with doing(f"Reading {spec}"):
-        data = load(options)
+        data = loading.load(options.data)
     fingerprint = data.fingerprint()
     for other, (_, before) in known.items():
         if before["sha256"] == fingerprint["sha256"]:
@@ -147,15 +131,12 @@ def dry_run(experiments: list[Experiment], out: pathlib.Path) -> None:
     """Prints a line for each experiment, and writes nothing."""
     states = [experiment.state(out) for experiment in experiments]
     for experiment, state in zip(experiments, states, strict=True):
-        epochs = runs.Run(out / experiment.name, {}).position().epoch
+        epochs = run_folder.Run(out / experiment.name, experiment.options, {}).position().epoch
         if state == "to do" and epochs:
             state = f"{epochs}/{counted(experiment.settings['epochs'], 'epoch')}"
         click.echo(f"{state:12}  {experiment.name}")
     numbers = (f"{states.count(state)} {state}" for state in ("done", "failed", "to do"))
     click.echo(f"{counted(len(states), 'run')}: {', '.join(numbers)}.")
-
-
-# --- The work -----------------------------------------------------------------
 
 
 def run(experiments: list[Experiment], out: pathlib.Path, jobs: int) -> None:
@@ -173,16 +154,13 @@ def run(experiments: list[Experiment], out: pathlib.Path, jobs: int) -> None:
         for number, line in enumerate(ends, 1):
             click.echo(f"{number}/{len(todo)}  {line}", err=True)
     except TerminatedWorkerError as error:
-        raise click.ClickException(
-            "a process of this command was killed, perhaps for its memory; resume with the same "
-            "command."
-        ) from error
+        message = "a process was killed, perhaps for its memory; resume with the same command."
+        raise click.ClickException(message) from error
     states = [experiment.state(out) for experiment in experiments]
     click.echo(f"{states.count('done')} of {total} done.")
     if failed := states.count("failed"):
-        raise click.ClickException(
-            f"{failed} of {total} failed; to try them again, remove their folders from {out}."
-        )
+        hint = f"to try them again, remove their folders from {out}."
+        raise click.ClickException(f"{failed} of {total} failed; {hint}")
 
 
 def run_one(experiment: Experiment, out: pathlib.Path, code: str, jobs: int, command: int) -> str:
@@ -191,6 +169,8 @@ def run_one(experiment: Experiment, out: pathlib.Path, code: str, jobs: int, com
     It shares the cores with `jobs` others of the process `command`, which may be this one.
     """
     folder = out / experiment.name
+    if experiment.state(out) != "to do":
+        return f"{folder.name}: another process has done it"
     if os.getpid() != command:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the command, which ends this.
         if os.getppid() != command:  # It was killed: nobody wants more than is under way.
@@ -202,23 +182,19 @@ def run_one(experiment: Experiment, out: pathlib.Path, code: str, jobs: int, com
     startup.import_tensorflow(announce=False)
     import keras
 
-    from tfp_ar1_cli import training
-
     # A process makes many models: without this, Keras keeps something of each.
     keras.utils.clear_session()
     try:
-        if not runs.Run(folder, {}).finished:
-            train(list(experiment.argv), folder)
+        if not run_folder.Run(folder, experiment.options, {}).finished:
+            train(experiment.options, folder)
         record = result_of(experiment, folder, code)
-    except runs.Claimed:
+    except run_folder.Claimed:
         return f"{folder.name}: another process is at work on it"
-    except click.ClickException as error:
-        if not isinstance(error.__cause__, training.NotFinite):
-            raise
-        with runs.atomic(folder / "failed.txt") as file:
+    except NotFinite as error:
+        with atomic(folder / "failed.txt") as file:
             file.write_text(error.format_message(), encoding="utf-8")
         return f"{folder.name} failed: {error.format_message()}"
-    with runs.atomic(folder / "result.json") as file:
+    with atomic(folder / "result.json") as file:
         # One line: those of many runs make a file of results.
         line = json.dumps(record, allow_nan=False, ensure_ascii=False)
         file.write_text(f"{line}\n", encoding="utf-8", errors="backslashreplace")
@@ -229,13 +205,13 @@ def result_of(experiment: Experiment, folder: pathlib.Path, code: str) -> dict[s
     """The result of a run that is finished, from its folder."""
     from tfp_ar1.vae import posteriors
 
-    run = runs.read_finished(folder)
+    run = run_folder.read_finished(folder)
     options, metrics, history = run.options, run.metrics(), run.history()
     number = posteriors.num_covariance_parameters(
-        options["posterior"], options["window"] if run.of_sequences else options["latent_dim"]
+        options.posterior, options.latent_dim or options.window
     )
-    metrics["num_covariance_parameters"] = number * options.get("channels", 1)
-    if run.of_sequences:
+    metrics["num_covariance_parameters"] = number * (options.channels or 1)
+    if options.model == "sequence":
         metrics["prior_correlation"] = statistics.fmean(metrics["prior_correlation"])
         metrics |= _predictions(run)
     terms = zip(history["val_reconstruction"], history["val_kl"], strict=True)
@@ -251,19 +227,19 @@ def result_of(experiment: Experiment, folder: pathlib.Path, code: str) -> dict[s
         "seconds_per_epoch": statistics.median(history["seconds"]),
         # To the seven digits that a float32 has.
         "history": {key: [float(f"{x:.7g}") for x in xs] for key, xs in curves.items()},
-        "versions": run.config["versions"],
+        "versions": run.versions,
         "code": code,
     }
 
 
-def _predictions(run: runs.Run) -> dict[str, float]:
+def _predictions(run: run_folder.Run) -> dict[str, float]:
     """How well the model of a run, and what needs none, imputes and forecasts."""
     from experiments import series_baselines
     from tfp_ar1.vae import sequence_evaluation
 
-    data = load(run.options)
-    runs.check_data(run, data.fingerprint())
-    predict = sequence_evaluation.of_model(commands._load_model(run))
+    data = loading.load(run.options.data)
+    run_folder.check_data(run, data.fingerprint())
+    predict = sequence_evaluation.of_model(load_model(run))
     # No run changes the baselines: they are computed once for each set of data.
     memory = joblib.Memory(run.folder.parent / "cache", verbose=0)
     return {
@@ -279,5 +255,5 @@ def code_version() -> str:
         commit = subprocess.check_output([*git, "rev-parse", "HEAD"], text=True).strip()
         changed = subprocess.check_output([*git, "status", "--porcelain", "tfp_ar1"])
     except (OSError, subprocess.CalledProcessError):
-        return runs.versions().get("tfp_ar1", "unknown")
+        return run_folder.versions().get("tfp_ar1", "unknown")
     return commit + "-dirty" * bool(changed)

@@ -6,7 +6,7 @@ The code differs from the paper in its sampler (in two ways, by the place) and i
 each sampler is trained with each loss, and the diagonal VAE beside them, all with the paper's
 network; notebooks/published_curves.ipynb shows what comes of it. Both differences are written anew
 from their description, and live here alone: nothing in `tfp_ar1` knows of them. A run that is
-started again goes on with the first variant that has no result yet.
+started again resumes with the first variant that has no result yet.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ import tfp_ar1
 from benchmarks.__main__ import environment
 from tfp_ar1 import params as ar1_params
 from tfp_ar1.vae import architectures, evaluation, objectives, posteriors
-from tfp_ar1_cli import runs
+from tfp_ar1_cli.atomic import write_json
 from tfp_ar1_cli.data import images
 
 tfd = tfp.distributions
@@ -48,8 +48,6 @@ SETTINGS = {
     "seed": 0,
     "num_importance_samples": 100,
 }
-
-# --- The samplers -------------------------------------------------------------
 
 
 class Recurrence:
@@ -95,8 +93,6 @@ SAMPLERS = {
     # README and notebook: innovations √s where AR(1) has √(s (1 - ρ²)).
     "whole_innovations": Recurrence(tf.identity),
 }
-
-# --- The losses ---------------------------------------------------------------
 
 
 class Terms(NamedTuple):
@@ -161,8 +157,6 @@ VARIANTS = [("diag", "paper")] + [
     for sampler in ("ar1", "random_walk", "whole_innovations")
     for loss in ("paper", "reference")
 ]
-
-# --- Training -----------------------------------------------------------------
 
 
 def make_model(sampler: str, loss: str, image_shape: tuple[int, ...]) -> tfp_ar1.RhoVAE:
@@ -264,7 +258,7 @@ def main(data_dir: str, names: tuple[str, ...], out: pathlib.Path) -> None:
             }
             entries.append(entry)
             command = "python -m experiments.published_curves --data-dir FOLDER"
-            runs.write_json(out, {"command": command, "settings": SETTINGS, "results": entries})
+            write_json(out, {"command": command, "settings": SETTINGS, "results": entries})
             loss_as_published = result["curves"]["val_reference_loss"][-1]
             click.echo(
                 f"  loss as the reference computes it {loss_as_published:.1f}, "

@@ -32,7 +32,11 @@ SEQUENCE_SETTINGS = (
 )
 # What must be the same for all results of a data set: it has no column in the tables.
 _ALIKE = ("data_sha256", "batch_size", "learning_rate", "num_importance_samples")
-_TEXTS = ("dataset", "network", "objective", "posterior", "prior", "data_sha256", "model", "code")
+# What values are that are no numbers.
+_TYPES = dict.fromkeys(("history", "versions"), dict) | {"hidden_units": list | None}
+_TYPES |= dict.fromkeys(
+    ("dataset", "network", "objective", "posterior", "prior", "data_sha256", "model", "code"), str
+)
 
 
 class Measure(NamedTuple):
@@ -159,24 +163,17 @@ def load(path: pathlib.Path) -> pd.DataFrame:
 def _parse(place: str, line: str) -> dict[str, Any]:
     """The result in a line, if its values are of the types that they should have."""
     try:
-        record = json.loads(line)
+        record = json.loads(line, parse_constant=lambda text: None)  # NaN and infinity.
         settings = settings_of(record)
     except (ValueError, RecursionError, AttributeError) as error:
         message = f"{place} is not a result of 'python -m experiments run'; remove the line."
         raise UserError(message) from error
     of_series_only = () if "prior" in settings else ("prior_correlation", *PREDICTIONS)
-    measures = (key for key in MEASURES if key not in of_series_only)
-    for key in (*settings, *measures, "history", "versions", "code"):
+    measures = MEASURES.keys() - set(of_series_only)
+    for key in (*settings, *sorted(measures), "history", "versions", "code"):
         value = record.get(key)
-        if key in _TEXTS:
-            valid = isinstance(value, str)
-        elif key in ("history", "versions"):
-            valid = isinstance(value, dict) and (key == "versions" or "val_neg_elbo" in value)
-        elif key == "hidden_units":
-            valid = value is None or isinstance(value, list)
-        else:
-            valid = type(value) in (int, float) and math.isfinite(value)
-        if not valid:
+        valid = isinstance(value, _TYPES.get(key, int | float))
+        if not valid or (key == "history" and "val_neg_elbo" not in value):
             raise UserError(f"{place} has no valid {key!r}; remove the line and run it again.")
     return record
 

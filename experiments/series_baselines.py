@@ -25,7 +25,7 @@ def last_value(x: np.ndarray, length: np.ndarray | None) -> Prediction:
 
 
 def linear_interpolation(x: np.ndarray, length: np.ndarray | None) -> Prediction:
-    """Straight lines between known values; before the first and after the last these go on."""
+    """Straight lines between known values; outside of them, the nearest one."""
     return Prediction(_filled(x, lambda paths: paths.interpolate(limit_direction="both")))
 
 

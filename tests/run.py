@@ -1,9 +1,9 @@
 """Runs the tests by groups of files, each group in a process of its own.
 
-    python tests/run.py -m "not slow"
+    python tests/run.py -m "not slow" [folder ...]
 
 TensorFlow keeps every function that it has traced or compiled until the process ends, which adds up
-over a whole suite. Arguments are passed on to pytest.
+over a whole suite. Other arguments than folders are passed on to pytest.
 """
 
 import concurrent.futures
@@ -14,11 +14,13 @@ import sys
 
 FILES_PER_GROUP = 5
 NO_TESTS_COLLECTED = 5
+FOLDERS = [argument for argument in sys.argv[1:] if pathlib.Path(argument).is_dir()]
+OPTIONS = [argument for argument in sys.argv[1:] if argument not in FOLDERS]
 
 
 def run(files: list[pathlib.Path]) -> int:
     """Runs a group and prints what pytest says, all at once."""
-    command = [sys.executable, "-m", "pytest", "--no-header", *sys.argv[1:], *map(str, files)]
+    command = [sys.executable, "-m", "pytest", "--no-header", *OPTIONS, *map(str, files)]
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     if done.returncode == NO_TESTS_COLLECTED:
         return 0
@@ -28,7 +30,8 @@ def run(files: list[pathlib.Path]) -> int:
 
 def main() -> int:
     """Returns 1 if a group failed, else 0."""
-    files = sorted(pathlib.Path("tests").glob("*/test_*.py"))
+    folders = map(pathlib.Path, FOLDERS or ["tests"])
+    files = sorted(file for folder in folders for file in folder.rglob("test_*.py"))
     groups = [files[i : i + FILES_PER_GROUP] for i in range(0, len(files), FILES_PER_GROUP)]
     # One thread for each library: the groups that run side by side would take the cores from each
     # other.

@@ -217,7 +217,7 @@ class _DynamicDoublingOfSteps(ScanScheme):
 
 
 class _BlocksOfSteps(ScanScheme):
-    """Blocks, one coordinate after the other in all of them at once; and what each carries on."""
+    """Blocked scan: serial within a block, all blocks at once, then a scan over their carries."""
 
     def __init__(self, steps: Coefficients, size: int):
         self.size, self.num_blocks = size, math.ceil(size / _BLOCK_SIZE_FOR_STEPS)
@@ -276,7 +276,7 @@ class _BlocksOfSteps(ScanScheme):
 
 
 class _Blocks(ScanScheme):
-    """Blocks: one Toeplitz product inside each, then the recurrence over what each carries on."""
+    """Blocked scan: a Toeplitz product within each block, then a scan over their carries."""
 
     def __init__(self, base: _ScalarPowers, size: int):
         is_shared = base.value.shape.num_elements() == 1

@@ -74,9 +74,14 @@ class LagOneCorrelation:
     ):
         check_one_given(correlation, fisher_z)
         self.per_step = per_step
-        self._rho = None if correlation is None else tf.convert_to_tensor(correlation)
-        self._u = None if fisher_z is None else tf.convert_to_tensor(fisher_z)
-        self.dtype = (self._u if self._rho is None else self._rho).dtype
+        self._rho: Any = None if correlation is None else tf.convert_to_tensor(correlation)
+        self._u: Any = None if fisher_z is None else tf.convert_to_tensor(fisher_z)
+        self.dtype = self._given.dtype
+
+    @property
+    def _given(self) -> Any:
+        """The parameter that was given."""
+        return self._u if self._rho is None else self._rho
 
     def cast(self, dtype: tf.DType) -> LagOneCorrelation:
         """The same correlation in another dtype, by the same parameter."""
@@ -85,7 +90,7 @@ class LagOneCorrelation:
 
     def batch_shape(self) -> Any:
         """The shape of the parameter, without the axis of the steps."""
-        shape = ps.shape(self._u if self._rho is None else self._rho)
+        shape = ps.shape(self._given)
         return shape[:-1] if self.per_step else shape
 
     def along_steps(self, x: tf.Tensor) -> tf.Tensor:
@@ -96,8 +101,8 @@ class LagOneCorrelation:
         """The correlations of the steps in reverse order."""
         if not self.per_step:
             return self
-        given = (None if x is None else x[..., ::-1] for x in (self._rho, self._u))
-        return LagOneCorrelation(*given, per_step=True)
+        rho, u = (None if x is None else x[..., ::-1] for x in (self._rho, self._u))
+        return LagOneCorrelation(rho, u, per_step=True)
 
     @functools.cached_property
     def value(self) -> tf.Tensor:
@@ -107,7 +112,7 @@ class LagOneCorrelation:
     @functools.cached_property
     def sign(self) -> tf.Tensor:
         """The sign of ρ, where 0 counts as positive; -1 or 1, without gradient."""
-        given = self._u if self._rho is None else self._rho
+        given = self._given
         return tf.where(given < 0, -tf.ones_like(given), tf.ones_like(given))
 
     @functools.cached_property
@@ -162,7 +167,7 @@ class LagOneCorrelation:
     @functools.cached_property
     def log_abs(self) -> tf.Tensor:
         """`log |ρ|`; for ρ = 0, that of the smallest normal number, whose square is 0."""
-        tiny = 4.0 / float(dtype_util.max(self.dtype))  # NumPy's finfo does not know bfloat16
+        tiny = 4.0 / float(dtype_util.max(self.dtype))  # NumPy's finfo lacks bfloat16
         log_abs = tf.math.log(tf.math.maximum(tf.math.abs(self.value), tiny))
         if self._rho is None:
             distance = tf.math.abs(self.signed_one_minus_abs)

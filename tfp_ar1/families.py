@@ -7,6 +7,7 @@ from tfp_ar1.distributions.mvn_ante1 import MultivariateNormalANTE1
 from tfp_ar1.distributions.mvn_ar1 import MultivariateNormalAR1
 from tfp_ar1.distributions.mvn_arh1 import MultivariateNormalARH1
 from tfp_ar1.distributions.mvn_ou import MultivariateNormalOU
+from tfp_ar1.linear_operators.markov_cholesky import register_earlier_name
 
 __all__ = ["NEEDS_DATA", "PACKED", "members"]
 
@@ -23,3 +24,7 @@ NEEDS_DATA: dict[str, type[GaussianMarkovChain]] = {"ou": MultivariateNormalOU}
 def members() -> tuple[type[GaussianMarkovChain], ...]:
     """All classes of the family."""
     return (*PACKED.values(), *NEEDS_DATA.values())
+
+
+for _name in ("ARH1", "ANTE1", "OU"):
+    register_earlier_name(f"LinearOperator{_name}Cholesky", per_step=_name == "ANTE1")

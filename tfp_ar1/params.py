@@ -73,8 +73,9 @@ def new(
     """
     d = event_size
     params = checked_params(params, params_size(d, family), d)
+    member: Any = PACKED[family]
     unpacked, start = {"loc": bounded(params[..., :d], LOC_BOUND)}, d
-    for parameter in PACKED[family].declaration:
+    for parameter in member.declaration:
         if parameter.packed is None:
             continue
         stop = start + parameter.num_packed(d)
@@ -84,7 +85,7 @@ def new(
         else:
             unpacked[parameter.name] = bounded(x, FISHER_Z_BOUND)
         start = stop
-    return PACKED[family](**unpacked, validate_args=validate_args)
+    return member(**unpacked, validate_args=validate_args)
 
 
 def bounded(x: tf.Tensor, bound: float) -> tf.Tensor:
@@ -112,7 +113,7 @@ def checked_params(params: Any, size: int, event_size: int) -> tf.Tensor:
     params = tf.convert_to_tensor(params, name="params")
     check_params_shape(params.shape, size, event_size)
     if params.shape.rank is not None and params.shape[-1] is None:
-        # A mixture layer of TFP reshapes to [..., components, -1]; layers behind it need a size.
+        # A mixture layer of TFP reshapes to [..., components, -1]; layers after it need a size.
         params = tf.ensure_shape(params, [*params.shape[:-1], size])
     return params
 

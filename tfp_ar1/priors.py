@@ -8,12 +8,11 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
+from tensorflow_probability import distributions as tfd
 from tensorflow_probability.python.distributions.independent import _Independent
 from tensorflow_probability.python.distributions.sample import _Sample
 
 from tfp_ar1.families import members
-
-tfd = tfp.distributions
 
 __all__ = ["check_can_be_saved", "from_config", "kl_divergence", "standard_normal", "to_config"]
 

@@ -102,7 +102,7 @@ def product_of_steps(
     Args:
       value: floating-point tensor of shape `[..., k]`, ρ.
       one_minus_abs: tensor of the same shape, `1 - |ρ|`.
-      count: k, at least 1, also where the tensors do not know it.
+      count: k, at least 1, also where it is not their static shape.
 
     Returns:
       The product, and 1 minus its size, of shape `[...]`: accurate where they are small.

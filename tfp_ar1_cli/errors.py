@@ -1,6 +1,8 @@
 """What the command line reports in one line."""
 
 import contextlib
+import pathlib
+import traceback
 from collections.abc import Iterator
 
 import click
@@ -16,6 +18,10 @@ class Interrupted(click.ClickException):
     """The user pressed Ctrl-C."""
 
     exit_code = 130
+
+
+class NotFinite(click.ClickException):
+    """The loss or a result is NaN or infinite."""
 
 
 @contextlib.contextmanager
@@ -40,3 +46,12 @@ def reason(error: BaseException) -> str:
     """What an error says, in one line; its name, where that is all."""
     first_line = str(error).strip().partition("\n")[0].rstrip(".")
     return first_line or type(error).__name__
+
+
+def describe(error: OSError, where: pathlib.Path | None = None) -> str:
+    """What went wrong and where, which errors of writing to an open file do not say."""
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    if frame.f_globals.get("__name__", "").partition(".")[0] in ("click", "rich"):
+        where = pathlib.Path("standard output")
+    place = error.filename or where
+    return f"{place}: {error.strerror or error}." if place else f"{error}."

@@ -71,7 +71,7 @@ class Progress:
         self._silence = contextlib.ExitStack()
         self._line = f"{name} {done / total:4.0%}  {first}"
         self._start = self._printed = time.monotonic()
-        self._first = None
+        self._first: tuple[float, int] | None = None
         console = rich.console.Console(stderr=True)
         self._bar = None
         if console.is_interactive:

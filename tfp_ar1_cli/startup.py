@@ -1,4 +1,4 @@
-"""The import of TensorFlow: late, quiet, and with the right Keras backend."""
+"""The import of TensorFlow: late, quiet, and with the right Keras backend; and Ctrl-C meanwhile."""
 
 import contextlib
 import logging
@@ -8,9 +8,6 @@ import signal
 import tempfile
 from collections.abc import Callable, Iterator
 from typing import TypeVar
-
-from tfp_ar1_cli.errors import UserError
-from tfp_ar1_cli.progress import doing
 
 _T = TypeVar("_T")
 
@@ -31,7 +28,9 @@ def check_backend() -> None:
     Raises:
       UserError: If so.
     """
-    backend = os.environ["KERAS_BACKEND"]
+    from tfp_ar1_cli.errors import UserError
+
+    backend = os.environ.get("KERAS_BACKEND", "tensorflow")
     if backend != "tensorflow":
         raise UserError(
             f"the environment variable KERAS_BACKEND is {backend!r}, but the models need "
@@ -46,8 +45,10 @@ def import_tensorflow(start: Callable[[], _T] | None = None, announce: bool = Tr
       start: What starts the devices; returns its result.
       announce: Whether it is said what is going on, if it takes a while.
     """
+    from tfp_ar1_cli.progress import doing
+
     says = doing("Starting TensorFlow") if announce else contextlib.nullcontext()
-    with says, _errors_only_on_stderr(), _interrupt_not_lost():
+    with says, _errors_only_on_stderr(), interrupt_afterwards():
         import tensorflow as tf
 
         for name in ("absl", "tensorflow"):
@@ -56,34 +57,32 @@ def import_tensorflow(start: Callable[[], _T] | None = None, announce: bool = Tr
 
 
 @contextlib.contextmanager
-def _interrupt_not_lost() -> Iterator[None]:
-    """Raises `KeyboardInterrupt` for a Ctrl-C that comes out as another error, or is swallowed.
+def interrupt_afterwards() -> Iterator[None]:
+    """Raises `KeyboardInterrupt` for a Ctrl-C when the block is done; a second one ends at once.
 
-    Both happens to exceptions while C++ code initialises modules.
+    While a package is imported, an exception would come out as another one with its traceback, or
+    C++ code would swallow it.
     """
     interrupted = False
 
-    def interrupt(*_: object) -> None:
+    def note(*_: object) -> None:
         nonlocal interrupted
+        if interrupted:
+            os._exit(130)
         interrupted = True
-        raise KeyboardInterrupt
 
     before = signal.getsignal(signal.SIGINT)
-    # Only where it would be raised at all, and in the main thread.
+    # Only where Ctrl-C would be raised at all, and in the main thread.
     ours = before is signal.default_int_handler
     with contextlib.suppress(ValueError):
-        ours = ours and signal.signal(signal.SIGINT, interrupt) is before
+        ours = ours and signal.signal(signal.SIGINT, note) is before
     try:
         yield
-    except Exception as error:
-        if interrupted:
-            raise KeyboardInterrupt from error
-        raise
     finally:
         if ours:
             signal.signal(signal.SIGINT, before)
-    if interrupted:
-        raise KeyboardInterrupt
+        if interrupted:
+            raise KeyboardInterrupt
 
 
 @contextlib.contextmanager

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfp_ar1_cli.batches import Batches
 from tfp_ar1_cli.data import series
+from tfp_ar1_cli.training.batches import Batches
 
 X = np.arange(10, dtype=np.float32)[:, None]
 

@@ -1,116 +1,21 @@
-"""The command line as a user meets it: what it writes, what it prints, and what it refuses."""
+"""The command line: how it starts, what it refuses, and the folders of runs."""
 
 import contextlib
-import errno
-import gzip
+import dataclasses
 import json
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 
-import numpy as np
+import keras
 import pytest
-from test_datasets import IDX_NAMES, idx_bytes, write_idx_folder
+from program import RUNS, TINY, contents, options_of
 
-from tfp_ar1_cli import commands, main, runs, startup
-from tfp_ar1_cli.pictures import run as pictures
-
-PICTURES = (
-    "samples.png",
-    "reconstructions.png",
-    "latent_traversal.png",
-    "latent_scatter.png",
-    "correlations.png",
-    "learning_curves.png",
-)
-
-
-@pytest.fixture
-def cli(capfd, monkeypatch, tmp_path):
-    """Runs `tfp-ar1` in an empty folder; gives exit code, stdout and stderr."""
-    folder = tmp_path / "cwd"
-    folder.mkdir()
-    monkeypatch.chdir(folder)
-
-    def run(*argv):
-        capfd.readouterr()
-        code = main([str(arg) for arg in argv])
-        return code, *capfd.readouterr()
-
-    return run
-
-
-@pytest.fixture
-def refused(cli, monkeypatch):
-    """Runs `tfp-ar1` with a mistake, and gives the one line that it answers."""
-
-    def no_tensorflow():
-        pytest.fail("TensorFlow was imported before the mistake was found")
-
-    monkeypatch.setattr(startup, "import_tensorflow", no_tensorflow)
-
-    def run(*argv):
-        before = contents(".")
-        code, out, err = cli(*argv)
-        assert (code, out) == (2, "")
-        assert err.startswith("tfp-ar1: error: ")
-        assert len(err.splitlines()) == 1
-        assert contents(".") == before
-        return err
-
-    return run
-
-
-def contents(folder):
-    """Every file below a folder with its bytes, and every folder."""
-    paths = sorted(pathlib.Path(folder).rglob("*"))
-    return {str(path): path.read_bytes() if path.is_file() else None for path in paths}
-
-
-OPTIONS = "--latent-dim 3 --hidden-units 8,5 --batch-size 16 --epochs 3 --num-importance-samples 4"
-TINY = tuple(OPTIONS.split())
-
-
-@pytest.fixture(scope="module")
-def images(tmp_path_factory):
-    """An .npz file of 40 training and 12 test images with labels."""
-    rng = np.random.default_rng(0)
-    path = tmp_path_factory.mktemp("images") / "tiny.npz"
-    y = rng.integers(0, 3, 52)
-    x = (np.arange(36).reshape(6, 6) % (2 + y[:, None, None]) == 0) * rng.random((52, 1, 1))
-    np.savez(path, x_train=x[:40], x_test=x[40:], y_train=y[:40], y_test=y[40:])
-    return path
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory, images):
-    """A finished run, with what its training printed on stdout."""
-    folder = tmp_path_factory.mktemp("finished") / "run 1"
-    argv = [sys.executable, "-m", "tfp_ar1_cli", "train", "--dataset", f"npz:{images}", *TINY]
-    done = subprocess.run([*argv, "--out", str(folder)], capture_output=True, text=True, check=True)
-    return folder, done.stdout, done.stderr
-
-
-@pytest.fixture
-def unfinished(tmp_path, images):
-    """The folder of a run of the options TINY that has only begun."""
-    folder = tmp_path / "unfinished"
-    config = runs.new_config(*tiny_options(images))
-    with runs.claim(folder, "", config):
-        pass
-    return folder
-
-
-def tiny_options(images):
-    """What `train` makes of the options TINY: the options and the fingerprint of the data."""
-    argv = ["--dataset", f"npz:{images}", *TINY]
-    with commands.train.make_context("train", argv) as context:
-        other = ("out", "backup_steps")
-        options = {key: value for key, value in context.params.items() if key not in other}
-        options["replicas"] = 1
-    return options, commands.images.load(options["dataset"]).fingerprint()
-
+from tfp_ar1_cli import evaluate, main, options, run_folder, train
+from tfp_ar1_cli.atomic import atomic, atomic_folder, fcntl, write_json
+from tfp_ar1_cli.errors import UserError
 
 # Help, and how the program starts
 
@@ -118,34 +23,50 @@ def tiny_options(images):
 @pytest.mark.parametrize(
     ("argv", "expected"),
     [
-        ([], "train"),
-        (["--help"], "evaluate"),
-        (["-h"], "sample"),
-        (["train", "--help"], "--learning-rate"),
-        (["evaluate", "-h"], "--json"),
-        (["sample", "--help"], "--num-samples"),
-        (["--version"], "tfp-ar1, version"),
+        ("", "train"),
+        ("-h", "sample"),
+        ("train --help", "--learning-rate"),
+        ("evaluate -h", "--json"),
+        ("sample --help", "--num-samples"),
+        ("export --help", "RUN/export"),
+        ("--version", "tfp-ar1, version"),
     ],
 )
 def test_help_and_version(cli, argv, expected):
-    code, out, err = cli(*argv)
+    code, out, err = cli(*argv.split())
     assert (code, err) == (0, "")
     assert expected in out
 
 
+@pytest.mark.parametrize("command", ["train", "export"])
+def test_examples_in_help_stand_on_lines_of_their_own(cli, monkeypatch, command):
+    monkeypatch.setenv("COLUMNS", "80")
+    lines = cli(command, "--help")[1].splitlines()
+    assert max(map(len, lines)) <= 80
+    start = lines.index("  Examples:") + 1
+    examples = lines[start : lines.index("", start)]
+    assert len(examples) >= 2
+    assert all(line.startswith(f"    tfp-ar1 {command} ") for line in examples[1:])
+
+
 def test_help_and_mistakes_do_not_wait_for_tensorflow():
     program = (
-        "import sys; sys.argv[0] = 'tfp-ar1'\n"
+        "import sys\n"
         "from tfp_ar1_cli import main\n"
         "assert main(['--help']) == 0\n"
         "assert main(['train', '--posterior', 'x']) == 2\n"
         "assert main(['evaluate', 'no-such-run']) == 2\n"
-        "assert not {'tensorflow', 'keras', 'matplotlib', 'sklearn'} & sys.modules.keys()\n"
+        "slow = {'tensorflow', 'keras', 'tfp_ar1', 'matplotlib', 'sklearn', 'jinja2', 'scipy'}\n"
+        "assert not slow & sys.modules.keys(), slow & sys.modules.keys()\n"
     )
+    before = os.times().children_user
     subprocess.run([sys.executable, "-c", program], check=True, capture_output=True)
+    assert os.times().children_user - before < 1
 
 
-@pytest.mark.parametrize("package", ["tfp_ar1", "tfp_ar1_cli"])
+@pytest.mark.parametrize(
+    "package", [pytest.param("tfp_ar1", marks=pytest.mark.slow), "tfp_ar1_cli"]
+)
 def test_python_dash_m(tmp_path, package):
     argv = [sys.executable, "-m", package, "train", "--dataset", "cifar"]
     done = subprocess.run(argv, capture_output=True, text=True, cwd=tmp_path)
@@ -158,8 +79,8 @@ def test_python_dash_m(tmp_path, package):
 
 def test_packages_that_are_not_installed(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "click", None)
-    monkeypatch.delattr("tfp_ar1_cli.commands")
-    monkeypatch.delitem(sys.modules, "tfp_ar1_cli.commands")
+    monkeypatch.delattr("tfp_ar1_cli.app")
+    monkeypatch.delitem(sys.modules, "tfp_ar1_cli.app")
     assert main(["--help"]) == 2
     assert capsys.readouterr().err == (
         "tfp-ar1: error: click is not installed; run, in the project's folder: pip install "
@@ -168,15 +89,26 @@ def test_packages_that_are_not_installed(monkeypatch, capsys):
 
 
 def test_names_are_those_of_the_library():
-    from tfp_ar1.vae import architectures, likelihoods, objectives, posteriors
+    from tfp_ar1.vae import architectures, likelihoods, objectives, posteriors, sequence_networks
 
-    assert set(commands.POSTERIORS) == set(posteriors.POSTERIORS)
-    assert set(commands.LIKELIHOODS) == set(likelihoods.LIKELIHOODS)
-    assert set(commands.NETWORKS) == set(architectures.NETWORKS)
-    assert set(commands.OBJECTIVES) == set(objectives.OBJECTIVES)
+    assert options.POSTERIORS.keys() == posteriors.POSTERIORS.keys()
+    assert options.LIKELIHOODS.keys() == likelihoods.LIKELIHOODS.keys()
+    assert options.OBJECTIVES.keys() == objectives.OBJECTIVES.keys()
+    assert options.NETWORKS["image"].keys() == architectures.NETWORKS.keys()
+    assert options.NETWORKS["sequence"].keys() == sequence_networks.NETWORKS.keys()
+    for name in options.POSTERIORS_OF["sequence"]:
+        sequence_networks.SequencePosteriorHead(name, channels=2)
 
 
-# Mistakes in the options
+def test_the_next_commands_can_be_called_where_the_program_is_not_on_the_path(monkeypatch):
+    monkeypatch.setattr("sys.argv", ["/venv/bin/tfp-ar1", "train"])
+    monkeypatch.setenv("PATH", "")
+    assert train._program() == "/venv/bin/tfp-ar1"
+    monkeypatch.setattr("sys.argv", ["/package/__main__.py", "train"])
+    assert train._program() == "tfp-ar1"
+
+
+# Options
 
 
 @pytest.mark.parametrize(
@@ -189,245 +121,138 @@ def test_names_are_those_of_the_library():
         ("train --epochs", "'--epochs' requires an argument"),
         ("train --posterior x", "'x' is not one of 'ar1', 'diag', 'isotropic', 'full'"),
         ("train --likelihood x", "'x' is not one of 'bernoulli', 'gaussian'"),
+        ("train --objective x", "'x' is not one of 'elbo', 'infovae', 'iwae'"),
+        ("train --network x", "'x' is not one of 'mlp', 'cnn', 'dcgan'"),
+        ("train --model x", "'x' is not one of 'image', 'sequence'"),
         ("train --dataset x", "there is no dataset 'x'; choose digits, mnist, fashion_mnist"),
+        ("train --dataset csv:x.csv", "csv:x.csv is a file of series; give --model sequence too"),
+        ("train --dataset pig_cvp", "pig_cvp holds series; give --model sequence too"),
         ("train --epochs 0", "0 is not in the range x>=1"),
         ("train --epochs many", "'many' is not a valid integer"),
-        ("train --batch-size 0", "0 is not in the range x>=1"),
-        ("train --latent-dim -1", "-1 is not in the range x>=1"),
         ("train --hidden-units 400,x", "'400,x' is not a list of positive whole numbers"),
         ("train --hidden-units 0", "'0' is not a list of positive whole numbers"),
         ("train --learning-rate 0", "0.0 is not in the range x>0"),
         ("train --learning-rate inf", "inf is not a finite number"),
         ("train --beta -1", "-1.0 is not in the range x>=0"),
         ("train --beta nan", "nan is not a finite number"),
-        ("train --seed -1", "-1 is not in the range 0<=x<=2147483647"),
-        ("train --seed 2147483648", "2147483648 is not in the range"),
-        ("train --num-importance-samples 0", "0 is not in the range x>=1"),
+        ("train --seed 2147483648", "2147483648 is not in the range 0<=x<=2147483647"),
         ("train --data-dir nowhere", "Directory 'nowhere' does not exist"),
         ("train --data-dir .", "--data-dir is for mnist and fashion_mnist, not for digits"),
-        ("train --network x", "'x' is not one of 'mlp', 'cnn', 'dcgan'"),
-        ("train --objective x", "'x' is not one of 'elbo', 'infovae', 'iwae'"),
         ("train --objective iwae --beta 4", "--beta is for --objective elbo, not for iwae"),
-        (
-            "train --network cnn --hidden-units 9",
-            "--hidden-units is for --network mlp, not for cnn",
-        ),
+        ("train --network cnn --hidden-units 9", "--hidden-units is for --network mlp, not for c"),
+        ("train --network recurrent", "--network recurrent is not for --model image; choose mlp"),
+        ("train --channels 3", "--channels is for --model sequence, not for image; leave it out"),
+        ("train --window 9", "--window is for --model sequence, not for image"),
+        ("train --hide 0.2", "--hide is for --model sequence, not for image"),
+        ("train --prior ar1", "--prior is for --model sequence, not for image"),
+        ("sequence --dataset digits", "there is no set of series 'digits'; choose pig_cvp"),
+        ("sequence --latent-dim 10", "--latent-dim is for --model image, not for sequence"),
+        ("sequence --hidden-units 400", "--hidden-units is for --model image, not for seq"),
+        ("sequence --data-dir .", "--data-dir is for --model image, not for sequence"),
+        ("sequence --network mlp", "--network mlp is not for --model sequence; choose convol"),
+        ("sequence --posterior full", "--posterior full is not for --model sequence; choose"),
+        ("sequence --hide 1.5", "1.5 is not in the range 0<=x<=1"),
+        ("sequence --window 1", "1 is not in the range x>=2"),
+        ("sequence --dataset csv:nowhere.csv", "nowhere.csv: No such file or directory"),
+        ("sequence --dataset gunpoint --window 151", "longer than the longest series, 150"),
         ("evaluate", "Missing argument 'RUN'"),
         ("evaluate nowhere", "nowhere: is not a run folder (it has no config.json)"),
-        ("evaluate . --num-importance-samples 0", "0 is not in the range x>=1"),
-        ("sample nowhere", "nowhere: is not a run folder (it has no config.json)"),
         ("sample . -n 0", "0 is not in the range x>=1"),
     ],
 )
 def test_mistakes_in_options(refused, argv, expected):
+    argv = argv.replace("sequence --", "train --model sequence --", argv.startswith("sequence"))
     assert expected in refused(*argv.split())
 
 
 def test_other_keras_backend(refused, monkeypatch):
     monkeypatch.setenv("KERAS_BACKEND", "jax")
-    for argv in (["train"], ["evaluate", "x"], ["sample", "x"]):
+    for argv in (["train"], ["evaluate", "x"], ["sample", "x"], ["export", "x"]):
         assert "KERAS_BACKEND is 'jax', but the models need 'tensorflow'" in refused(*argv)
+    assert main(["train", "--help"]) == 0
 
 
-# Mistakes in the images
+def test_pyts_is_not_installed(refused, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyts", None)
+    monkeypatch.delitem(sys.modules, "pyts.datasets", raising=False)
+    expected = "run, in the project's folder: pip install '.[series]'"
+    assert expected in refused("train", "--model", "sequence")
 
 
-def test_images_that_convolutions_cannot_take(refused):
-    for shape in ((4, 12), (4, 3, 9), (4, 9, 3, 3)):
-        np.save("x.npy", np.zeros(shape))
-        message = refused("train", "--dataset", "npy:x.npy", "--network", "dcgan")
-        assert "--network dcgan needs images of at least 4x4 pixels; those of" in message
-        assert f"have shape {'x'.join(map(str, shape[1:]))}; use --network mlp" in message
+def test_a_run_has_the_options_of_its_model_alone():
+    """The same from Python as from the command line."""
+    images, sequences = options_of(), options_of("--model", "sequence", "--dataset", "gunpoint")
+    assert images == options.RunOptions()
+    assert sequences == options.RunOptions(model="sequence", dataset="gunpoint")
+    assert (images.likelihood, images.network, images.batch_size) == ("bernoulli", "mlp", 128)
+    assert (sequences.likelihood, sequences.batch_size) == ("gaussian", 32)
+    assert sequences.network == "convolutional"
+    assert (images.epochs, sequences.epochs) == (200, 300)
+    assert options_of("--dataset", "npy:x.npy").epochs == 50
+    assert options_of("--network", "cnn").hidden_units is None
+    of_images, of_sequences = images.as_json().keys(), sequences.as_json().keys()
+    assert of_sequences - of_images == {"prior", "channels", "window", "hide"}
+    assert of_images - of_sequences == {"latent_dim", "hidden_units", "data_dir", "corrupt"}
+    for chosen in (images, sequences):
+        again = json.loads(json.dumps(chosen.as_json() | {"window": chosen.window or 9}))
+        assert options.RunOptions.from_json(again) == dataclasses.replace(
+            chosen, window=9 if chosen is sequences else None
+        )
 
 
-def x_and(**arrays):
-    return {"x": np.zeros((4, 2, 2), np.uint8)} | arrays
-
-
-def nan_in(x, count):
-    x.flat[:count] = np.nan
-    return x
-
-
-@pytest.mark.parametrize(
-    ("arrays", "expected"),
-    [
-        ({"x": nan_in(np.zeros((4, 2, 2)), 3)}, "x: 3 of 16 values are NaN or infinite"),
-        ({"x": np.full((4, 2, 2), 1e300)}, "16 of 16 values are NaN or infinite (in float32)"),
-        (
-            {"x": np.linspace(-0.5, 1.5, 16).reshape(4, 4)},
-            "8 of 16 values lie outside [0, 1] (they range from -0.5 to 1.5); rescale them, store "
-            "0 to 255 as uint8, or use --likelihood gaussian",
-        ),
-        ({"x": np.full((4, 4), 255)}, "16 of 16 values lie outside [0, 1]"),
-        ({"x": np.zeros(4)}, "shape (4,); expected [N, H, W], [N, H, W, C] or [N, D]"),
-        ({"x": np.zeros(())}, "shape (); expected"),
-        ({"x": np.zeros((4, 2, 2, 3, 1))}, "shape (4, 2, 2, 3, 1); expected"),
-        ({"x": np.zeros((1, 2, 2))}, "shape (1, 2, 2); at least 2 images are needed"),
-        ({"x": np.zeros((4, 0, 2))}, "shape (4, 0, 2); images must have at least 1 pixel"),
-        ({"x": np.zeros((4, 2), complex)}, "dtype complex128; images must be uint8"),
-        ({"x": np.full((4, 2), "a")}, "dtype <U1; images must be uint8"),
-        ({"x": np.full((4, 2), None)}, "cannot be read as .npz: Object arrays cannot be loaded"),
-        (x_and(y=np.zeros(3)), "y has shape (3,); expected one label for each of the 4 images"),
-        ({"a": np.zeros((4, 2)), "b": np.zeros(1)}, "holds the arrays a, b; expected x_train and"),
-        ({}, "holds the arrays (none); expected x_train and x_test"),
-        (
-            {"x_train": np.zeros((4, 2, 2)), "x_test": np.zeros((3, 2, 3))},
-            "training images have shape 2x2 but test images 2x3",
-        ),
-        (
-            {"x_train": np.zeros((4, 2)), "x_test": np.ones((3, 2)) * 2},
-            "x_test: 6 of 6 values lie outside [0, 1]",
-        ),
-    ],
-)
-def test_mistakes_in_arrays(refused, arrays, expected):
-    np.savez("images.npz", **arrays)
-    message = refused("train", "--dataset", "npz:images.npz")
-    assert expected in message
-    assert "images.npz" in message
-
-
-@pytest.mark.parametrize(
-    ("kind", "content", "expected"),
-    [
-        ("npz", b"", "is not an .npz file; write one with numpy.savez"),
-        ("npy", b"\x80\x04K\x01.", "is not an .npy file; write one with numpy.save."),
-        ("npz", b"PK\x03\x04 and no more", "cannot be read as .npz"),
-        ("npy", b"\x93NUMPY\x01\x00 and no more", "cannot be read as .npy"),
-    ],
-)
-def test_files_that_are_something_else(refused, kind, content, expected):
-    pathlib.Path("images").write_bytes(content)
-    assert expected in refused("train", "--dataset", f"{kind}:images")
-
-
-def test_truncated_numpy_files(refused):
-    np.save("x.npy", np.zeros((4, 2, 2)))
-    np.savez("x.npz", x=np.zeros((4, 2, 2)))
-    for kind in ("npy", "npz"):
-        path = pathlib.Path(f"x.{kind}")
-        path.write_bytes(path.read_bytes()[:-30])
-        assert f"cannot be read as .{kind}" in refused("train", "--dataset", f"{kind}:{path}")
-
-
-def test_pickled_images_are_not_unpickled(refused):
-    class Payload:
-        def __reduce__(self):
-            return (pathlib.Path.touch, (pathlib.Path("unpickled"),))
-
-    np.save("x.npy", np.array([Payload()] * 4), allow_pickle=True)
-    assert "Object arrays cannot be loaded" in refused("train", "--dataset", "npy:x.npy")
-
-
-def test_missing_and_unreadable_files(refused):
-    pathlib.Path("folder").mkdir()
-    assert "nowhere.npz: No such file or directory" in refused(
-        "train", "--dataset", "npz:nowhere.npz"
-    )
-    assert "folder: Is a directory" in refused("train", "--dataset", "npy:folder")
-
-
-def break_idx(name, change, compress=True):
-    """Rewrites one of the IDX files with `change` applied to its bytes."""
-    path = pathlib.Path("data") / (name + ".gz" if compress else name)
-    content = path.read_bytes()
-    path.write_bytes(
-        gzip.compress(change(gzip.decompress(content))) if compress else change(content)
-    )
-
-
-@pytest.mark.parametrize("compress", [True, False])
-@pytest.mark.parametrize(
-    ("name", "change", "expected"),
-    [
-        (0, lambda b: b[:-5], "truncated: expected 36 bytes for 6x3x2 values, found 31"),
-        (1, lambda b: b[:-1], "truncated: expected 6 bytes for 6 values, found 5"),
-        (2, lambda b: b + b"12", "too long: expected 24 bytes for 4x3x2 values, found 26"),
-        (2, lambda b: b[:7], "truncated: expected a header of 16 bytes, found 7 bytes"),
-        (3, lambda b: b"", "truncated: expected a header of 8 bytes, found 0 bytes"),
-        (
-            0,
-            lambda b: idx_bytes(np.zeros(36)),
-            "wrong magic number: expected 2051 (IDX images), found 2049",
-        ),
-        (3, lambda b: b"GIF89a" + b, "wrong magic number: expected 2049 (IDX labels), found 1195"),
-        (3, lambda b: idx_bytes(np.zeros(3)), "holds 3 labels for 4 images"),
-    ],
-)
-def test_damaged_idx_files(refused, name, change, expected, compress):
-    pathlib.Path("data").mkdir()
-    write_idx_folder(pathlib.Path("data"), compress=compress)
-    break_idx(IDX_NAMES[name], change, compress)
-    message = refused("train", "--dataset", "mnist", "--data-dir", "data")
-    assert expected in message
-    assert IDX_NAMES[name] in message
-
-
-def test_idx_files_of_other_sizes_or_damaged_gzip_or_missing(refused):
-    train = ("train", "--dataset", "fashion_mnist", "--data-dir", "data")
-    folder = pathlib.Path("data")
-    folder.mkdir()
-    assert f"{IDX_NAMES[0]}.gz: no such file (nor {IDX_NAMES[0]} without .gz)" in refused(*train)
-
-    write_idx_folder(folder)
-    break_idx(IDX_NAMES[2], lambda b: idx_bytes(np.zeros((4, 2, 3))))
-    assert "training images have shape 3x2 but test images 2x3" in refused(*train)
-
-    break_idx(IDX_NAMES[0], lambda b: idx_bytes(np.zeros((0, 3, 2))))
-    break_idx(IDX_NAMES[1], lambda b: idx_bytes(np.zeros(0)))
-    assert "shape (0, 3, 2); at least 2 images are needed" in refused(*train)
-
-    path = folder / f"{IDX_NAMES[0]}.gz"
-    path.write_bytes(path.read_bytes()[:-9])
-    assert f"{path.name}: truncated or damaged gzip file" in refused(*train)
-    path.write_bytes(b"no gzip")
-    assert f"{path.name}: truncated or damaged gzip file" in refused(*train)
-    path.unlink()
-    assert f"{path.name}: no such file" in refused(*train)
-
-
-def test_failed_download(cli, monkeypatch):
-    import keras
-
-    def load_data():
-        raise Exception("URL fetch failure on https://example.org:\nno route to host")
-
-    monkeypatch.setattr(keras.datasets.mnist, "load_data", load_data)
-    code, out, err = cli("train", "--dataset", "mnist")
-    assert (code, out) == (2, "")
-    assert len(err.splitlines()) == 1
-    assert "the download of mnist failed (URL fetch failure" in err
-    assert "--data-dir" in err
-    assert not os.listdir(".")
+def test_the_window_of_the_default_series():
+    chosen, data = train.prepare(options_of("--model", "sequence"))
+    assert (chosen.dataset, chosen.window, data.data_shape) == ("pig_cvp", 100, (100, 1))
+    chosen, data = train.prepare(options_of("--model", "sequence", "--window", "500"))
+    assert (chosen.window, len(data.x_train)) == (500, 104 * 4)
 
 
 # The folder of a run
 
 
-def test_numbered_folders(monkeypatch, tmp_path):
+def test_numbered_folders(monkeypatch, tmp_path, tiny):
     monkeypatch.chdir(tmp_path)
     pathlib.Path("runs/x-ar1-002").mkdir(parents=True)
     folders = []
-    for _ in range(3):
-        with runs.claim(None, "x-ar1", {}) as run:
+    for _ in range(2):
+        with run_folder.claim(None, "x-ar1", *tiny) as run:
             folders.append(str(run.folder))
-    assert folders == ["runs/x-ar1-001", "runs/x-ar1-003", "runs/x-ar1-004"]
+    assert folders == ["runs/x-ar1-001", "runs/x-ar1-003"]
 
 
-def test_what_a_killed_process_left_is_removed(tmp_path):
+def test_what_killed_processes_left_is_removed(tmp_path, tiny):
     (tmp_path / ".tmp-1-config.json").write_text("half a fi")
-    with runs.claim(tmp_path, "", {}):
+    with run_folder.claim(tmp_path, "", *tiny):
         assert os.listdir(tmp_path) == ["config.json"]
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    kept = [f".tmp-{os.getppid()}-export", f".tmp-{gone.pid}-other", "config.json", "export"]
+    for name in (*kept[:2], f".tmp-{os.getpid()}-export", f".tmp-{gone.pid}-export"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "part").touch()
+    with atomic_folder(tmp_path / "export") as folder:
+        (folder / "whole").touch()
+    assert sorted(os.listdir(tmp_path)) == sorted(kept)
+
+
+def test_files_appear_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "x.json"
+    write_json(path, {"a": 1})
+    with pytest.raises(ValueError, match="JSON"):
+        write_json(path, {"a": float("nan")})
+    with contextlib.suppress(KeyboardInterrupt), atomic(path) as temporary:
+        temporary.write_text("half a fi")
+        raise KeyboardInterrupt
+    assert json.loads(path.read_text()) == {"a": 1}
+    assert os.listdir(tmp_path) == ["x.json"]
 
 
 def test_out_that_holds_something_else(refused):
-    pathlib.Path("thesis").mkdir()
+    for folder in ("thesis", "other", "newer"):
+        pathlib.Path(folder).mkdir()
     pathlib.Path("thesis/chapter.txt").write_text("precious")
     pathlib.Path("file").write_text("precious")
-    pathlib.Path("other").mkdir()
     pathlib.Path("other/config.json").write_text('{"model": "another program\'s"}')
-    pathlib.Path("newer").mkdir()
     newer = {"format_version": 99, "options": {}, "data": {}}
     pathlib.Path("newer/config.json").write_text(json.dumps(newer))
     for out, expected in (
@@ -435,40 +260,12 @@ def test_out_that_holds_something_else(refused):
         ("file", "file: is a file; choose another --out"),
         ("other", "config.json: was not written by 'tfp-ar1 train'"),
         ("newer", "config.json: has format 99, but this version of tfp_ar1"),
+        (RUNS["image"], "already holds a finished run; choose another --out"),
     ):
         assert expected in refused("train", "--out", out)
-
-
-def test_out_that_cannot_be_written(refused):
     pathlib.Path("runs").write_text("a file where the folder of the runs should be")
     assert "runs" in refused("train")
     assert "runs/x: Not a directory" in refused("train", "--out", "runs/x")
-
-
-@pytest.mark.slow
-def test_out_with_a_finished_run(refused, finished, images):
-    folder, _, _ = finished
-    before = contents(folder)
-    message = refused("train", "--dataset", f"npz:{images}", *TINY, "--out", folder)
-    assert f"{folder}: already holds a finished run; choose another --out" in message
-    assert contents(folder) == before
-
-
-def test_runs_of_earlier_versions(unfinished, images):
-    config = json.loads((unfinished / "config.json").read_text())
-    for option, default in (("network", "mlp"), ("objective", "elbo")):
-        assert config["options"].pop(option) == default
-    (unfinished / "config.json").write_text(json.dumps(config))
-    options, data = tiny_options(images)
-    assert runs.read(unfinished).options == options
-    with runs.claim(unfinished, "", runs.new_config(options, data)) as run:
-        assert run.options == options
-    other = runs.new_config(options | {"objective": "iwae"}, data)
-    with (
-        pytest.raises(runs.UserError, match="with --objective elbo, not iwae"),
-        runs.claim(unfinished, "", other),
-    ):
-        pass
 
 
 @pytest.mark.parametrize(
@@ -476,9 +273,7 @@ def test_runs_of_earlier_versions(unfinished, images):
     [
         ("--objective", "iwae", "--objective elbo, not iwae"),
         ("--beta", "2", "--beta 1.0, not 2.0"),
-        ("--hidden-units", "9", "--hidden-units [8, 5], not [9]"),
-        ("--posterior", "diag", "--posterior ar1, not diag"),
-        ("--seed", "1", "--seed 0, not 1"),
+        ("--hidden-units", "9", "--hidden-units 8,5, not 9"),
         ("--dataset", "digits", "on other images ("),
     ],
 )
@@ -487,315 +282,191 @@ def test_out_with_an_unfinished_run_of_another_kind(
 ):
     before = contents(unfinished)
     argv = ["train", "--dataset", f"npz:{images}", *TINY, "--out", unfinished, option, value]
-    assert f"{unfinished}: holds an unfinished run " in refused(*argv)
-    assert expected in refused(*argv)
+    message = refused(*argv)
+    assert f"{unfinished}: holds an unfinished run " in message
+    assert expected in message
     assert contents(unfinished) == before
 
 
-@pytest.mark.skipif(runs.fcntl is None, reason="no file locks on this system")
-def test_out_at_which_another_process_is_at_work(refused, tmp_path, images):
-    options, data = tiny_options(images)
-    with runs.claim(tmp_path / "run", "", runs.new_config(options, data)):
+@pytest.mark.skipif(fcntl is None, reason="no file locks on this system")
+def test_out_at_which_another_process_is_at_work(refused, tmp_path, images, tiny):
+    with run_folder.claim(tmp_path / "run", "", *tiny):
         argv = ["train", "--dataset", f"npz:{images}", *TINY, "--out", tmp_path / "run"]
         assert "another process is at work on this run" in refused(*argv)
 
 
-def test_files_appear_whole_or_not_at_all(tmp_path):
-    path = tmp_path / "x.json"
-    runs.write_json(path, {"a": 1})
-    with pytest.raises(ValueError, match="JSON"):
-        runs.write_json(path, {"a": float("nan")})
-    with contextlib.suppress(KeyboardInterrupt), runs.atomic(path) as temporary:
-        temporary.write_text("half a fi")
-        raise KeyboardInterrupt
-    assert json.loads(path.read_text()) == {"a": 1}
-    assert os.listdir(tmp_path) == ["x.json"]
+# Runs of earlier versions, of other formats, and damaged ones
 
 
-# Training, and what can be done with a run
+@pytest.fixture(params=RUNS)
+def copied(request, tmp_path):
+    """A copy of one of the run folders, to be changed."""
+    return pathlib.Path(shutil.copytree(RUNS[request.param], tmp_path / "copied"))
 
 
-@pytest.mark.slow
-def test_train_leaves_a_complete_folder(finished, images):
-    folder, _, _ = finished
-    files = {"config.json", "history.json", "logs", "metrics.json", "model.keras", *PICTURES}
-    assert set(os.listdir(folder)) == files
-    assert any("tfevents" in path.name for path in (folder / "logs").rglob("*"))
-    for picture in PICTURES:
-        assert (folder / picture).read_bytes().startswith(b"\x89PNG")
-
-    config = json.loads((folder / "config.json").read_text())
-    assert config["format_version"] == 1
-    assert config["options"]["latent_dim"] == 3
-    assert config["options"]["hidden_units"] == [8, 5]
-    assert config["options"]["dataset"] == f"npz:{images}"
-    assert config["data"]["num_train"] == 40
-    assert {"python", "tensorflow", "keras", "numpy"} <= config["versions"].keys()
-
-    history = json.loads((folder / "history.json").read_text())
-    assert {len(values) for values in history.values()} == {3}
-    np.testing.assert_allclose(
-        history["loss"], np.add(history["reconstruction"], history["kl"]), rtol=1e-4
-    )
-
-    metrics = json.loads((folder / "metrics.json").read_text())
-    assert metrics["num_examples"] == 12
-    assert metrics["num_importance_samples"] == 4
-    np.testing.assert_allclose(metrics["neg_elbo"], metrics["reconstruction"] + metrics["kl"])
-    assert metrics["nll_iw"] <= metrics["neg_elbo"]
+def change_config(folder, change):
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    change(config)
+    path.write_text(json.dumps(config))
 
 
-@pytest.mark.slow
-def test_train_says_what_it_did(finished):
-    folder, out, err = finished
-    metrics = json.loads((folder / "metrics.json").read_text())
-    for expected in (
-        "Training on tiny: 40 training and 12 test images of 6x6; ar1 posterior over 3 latents",
-        "nats per image",
-        f"{metrics['neg_elbo']:.2f}",
-        f"{metrics['nll_iw']:.2f}",
-        "importance-weighted NLL, 4 samples",
-        *(f"  {folder / picture}\n" for picture in PICTURES),
-        f"  tfp-ar1 sample '{folder}' --seed 1\n",
-        f"  tensorboard --logdir '{folder}/logs'\n",
+def test_an_unfinished_run_of_an_earlier_version_is_resumed(unfinished, tiny):
+    later = ("network", "objective", "strategy", "replicas", "model", "corrupt")
+    change_config(unfinished, lambda config: [config["options"].pop(name) for name in later])
+    assert run_folder.read(unfinished).options == tiny[0]
+    with run_folder.claim(unfinished, "", *tiny) as run:
+        assert run.folder == unfinished
+    other = dataclasses.replace(tiny[0], objective="iwae")
+    with (
+        pytest.raises(UserError, match="with --objective elbo, not iwae"),
+        run_folder.claim(unfinished, "", other, tiny[1]),
     ):
-        assert expected in out
-    # Plain lines where there is no terminal, and nothing of TensorFlow's own.
-    assert not [c for c in out + err if ord(c) < 32 and c != "\n"]
-    # What takes more than a moment is said too, depending on the machine.
-    stages = {"Starting", "Building", "Drawing"}
-    words = {line.split()[0] for line in err.splitlines()}
-    assert words - stages == {"training", "evaluating"}
-    assert "\ntraining 100%  epoch 3/3  loss " in f"\n{err}"
+        pass
 
 
-@pytest.mark.slow
-def test_evaluate_gives_what_train_gave(cli, finished):
-    folder, _, _ = finished
-    before = contents(folder)
-    code, out, _ = cli("evaluate", folder, "--json")
-    assert code == 0
-    metrics, trained = json.loads(out), json.loads((folder / "metrics.json").read_text())
-    assert metrics.keys() == trained.keys()
-    np.testing.assert_allclose(list(metrics.values()), list(trained.values()), rtol=1e-5)
-
-    code, out, _ = cli("evaluate", folder, "--num-importance-samples", 9)
-    assert code == 0
-    assert "importance-weighted NLL, 9 samples" in out
-    assert contents(folder) == before
+@pytest.mark.parametrize("name", RUNS)
+def test_options_that_earlier_runs_do_not_have(name):
+    """A new option needs `later=True` and a default that does what was done, or a new format."""
+    first = json.loads((RUNS[name] / "config.json").read_text())["options"]
+    fields = options.RunOptions._fields(name)
+    assert {f.name for f in fields if not f.metadata["later"]} <= first.keys()
+    assert {f.name for f in fields if f.metadata["later"]} >= {"strategy", "replicas", "model"}
 
 
-@pytest.mark.slow
-def test_evaluate_on_other_images(cli, finished):
-    folder, _, _ = finished
-    np.save("x.npy", np.ones((10, 6, 6)))
-    code, out, _ = cli("evaluate", folder, "--dataset", "npy:x.npy", "--json")
-    assert code == 0
-    metrics = json.loads(out)
-    assert metrics["num_examples"] == 10
-    assert metrics["neg_elbo"] != json.loads((folder / "metrics.json").read_text())["neg_elbo"]
+@pytest.mark.parametrize("command", ["evaluate", "sample", "export"])
+def test_runs_that_cannot_be_used(cli, refused, copied, monkeypatch, command):
+    content = (copied / "model.keras").read_bytes()
+    (copied / "model.keras").unlink()
+    expected = "model.keras: is missing, though the run is finished; restore it from"
+    assert expected in refused(command, copied)
+    (copied / "model.keras").write_bytes(content[:-9])
+    for change, expected in (
+        # Nothing else in a later format need be as it is now.
+        (
+            {"format_version": 2, "options": None, "versions": {"tfp_ar1": "7.1"}},
+            "reads formats up to 1; install version 7.1 of tfp_ar1, which wrote it",
+        ),
+        ({"versions": None}, "install a later tfp_ar1 to use the run"),
+    ):
+        change_config(copied, lambda config, change=change: config.update(change))
+        assert expected in refused(command, copied)
+    (copied / "config.json").write_bytes(b'{"format_version": 1, "opt')
+    assert "config.json: is not valid JSON" in refused(command, copied)
+    shutil.copy(RUNS["image"] / "config.json", copied)
+    (copied / "metrics.json").unlink()
+    assert f"{copied}: the run is unfinished; finish it with" in refused(command, copied)
 
 
-@pytest.mark.slow
-def test_evaluate_on_images_of_another_shape(refused, finished):
-    folder, _, _ = finished
-    message = refused("evaluate", folder, "--dataset", "digits")
-    assert f"digits have shape (8, 8), but {folder} was trained on (6, 6)" in message
-
-
-@pytest.mark.slow
-def test_sample(cli, finished):
-    folder, _, _ = finished
-    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
-        code, out, err = cli("sample", folder, "-n", 5, "--seed", seed, "--out", f"{name}.npy")
-        assert (code, out, err) == (0, f"{name}.npy\n", "")
-    a, b, c = (np.load(f"{name}.npy") for name in "abc")
-    assert a.shape == (5, 6, 6)
-    assert 0 <= a.min() <= a.max() <= 1
-    np.testing.assert_array_equal(a, b)
-    assert not np.array_equal(a, c)
-
-    code, out, _ = cli("sample", folder, "-n", 3, "--seed", 7)
-    assert (code, out) == (0, f"{folder / 'samples-seed7.png'}\n")
-    assert (folder / "samples-seed7.png").read_bytes().startswith(b"\x89PNG")
-    (folder / "samples-seed7.png").unlink()
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("out", "expected"),
-    [
-        ("there.png", "there.png: exists already; choose another --out"),
-        ("nowhere/x.png", "nowhere: no such folder; make it or choose another --out"),
-        ("x.jpg", "x.jpg: --out must end in .png (a picture) or .npy (an array)"),
-    ],
-)
-def test_sample_never_overwrites(refused, finished, out, expected):
-    pathlib.Path("there.png").write_text("precious")
-    assert expected in refused("sample", finished[0], "--out", out)
-
-
-@pytest.mark.parametrize("command", ["evaluate", "sample"])
-def test_runs_that_cannot_be_used(refused, cli, monkeypatch, unfinished, images, command):
-    assert f"{unfinished}: the run is unfinished; finish it with" in refused(command, unfinished)
-    (unfinished / "config.json").write_text('{"format_version": 1,')
-    assert "config.json: is not valid JSON" in refused(command, unfinished)
-
-    # Finished by its files, but the model is damaged.
-    runs.write_json(unfinished / "config.json", runs.new_config(*tiny_options(images)))
-    (unfinished / "metrics.json").write_text("{}")
-    (unfinished / "model.keras").write_text("damaged")
-    monkeypatch.undo()
-    code, _, err = cli(command, unfinished)
-    assert code == 2
-    assert "model.keras: cannot be loaded" in err
+@pytest.mark.parametrize("damage", ["empty", "cut", "bytes"])
+def test_a_model_that_is_damaged(cli, copied, damage):
+    path = copied / "model.keras"
+    whole = path.read_bytes()
+    middle = len(whole) // 2
+    changed = whole[:middle] + b"damaged" + whole[middle + 7 :]
+    path.write_bytes({"empty": b"", "cut": whole[:middle], "bytes": changed}[damage])
+    code, out, err = cli("sample", copied)
+    assert (code, out) == (2, "")
     assert len(err.splitlines()) == 1
+    assert "model.keras: cannot be loaded: it is damaged; restore it from a copy or train" in err
 
 
-# Trainings that stop half-way
-
-
-def train_tiny(cli, images, *argv):
-    return cli("train", "--dataset", f"npz:{images}", *TINY, *argv)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("where", "done"), [("before the second checkpoint", 1), ("pictures", 3)])
-def test_an_interrupted_run_goes_on_where_it_stood(
-    cli, monkeypatch, tmp_path, images, finished, where, done
-):
-    from tfp_ar1_cli import checkpoints, training
-
-    folder = tmp_path / "run"
-
-    def interrupt(path, *_):
-        if where == "pictures" or path.name == "2-0.npz":
-            raise KeyboardInterrupt
-        return runs.atomic(path)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(
-            *{"pictures": (pictures, "draw_run")}.get(where, (checkpoints, "atomic")), interrupt
-        )
-        code, _, err = train_tiny(cli, images, "--out", folder)
-    assert code == 130
-    assert err.splitlines()[-1] == (
-        f"tfp-ar1: interrupted after {done} of 3 epochs; resume with: tfp-ar1 train "
-        f"--dataset npz:{images} {OPTIONS} --out {folder}"
-    )
-    run = runs.read(folder)
-    assert not run.finished
-    assert run.position() == (done, 0)
-    first = run.history()
-    leftover = run.checkpoints / ".tmp-1-2-0.npz"
-    leftover.touch()
-
-    # The state is that after the last whole epoch: neither more nor fewer steps.
-    model = training.build(run.options, (6, 6))
-    assert checkpoints.Checkpoint(run, model, steps_per_epoch=3).restore() == (done, 0)
-    assert model.optimizer.iterations == done * 3
-
-    # A checkpoint that was damaged is no state to begin with.
-    file = run.checkpoint_files()[done, 0]
-    whole = file.read_bytes()
-    file.write_bytes(whole[:1000])
-    code, _, err = train_tiny(cli, images, "--out", folder)
-    assert code == 2
-    assert f"{file}: cannot be read (" in err
-    assert "); delete it to begin anew." in err
-    assert not leftover.exists()
-    file.write_bytes(whole)
-
-    code, out, _ = train_tiny(cli, images, "--out", folder)
-    assert code == 0
-    assert f"3 epochs, {done} of them done" in out
-    assert run.finished
-    history = run.history()
-    assert {len(values) for values in history.values()} == {3}
-    for name, values in first.items():
-        assert history[name][:done] == values[:done]
-    # Nor can it be told from a run that was never interrupted.
-    uninterrupted = runs.read(finished[0]).history()
-    assert history.pop("seconds") != uninterrupted.pop("seconds")
-    assert history == uninterrupted
-    assert set(os.listdir(folder)) >= {"model.keras", *PICTURES}
-    assert not run.checkpoints.exists()
-
-
-@pytest.mark.slow
-def test_a_loss_that_is_not_finite_stops_the_training(cli, tmp_path, images):
-    code, _, err = train_tiny(cli, images, "--learning-rate", "1e30", "--out", tmp_path / "run")
-    assert code == 1
-    errors = [line for line in err.splitlines() if line.startswith("tfp-ar1: error:")]
-    assert errors == err.splitlines()[-1:]
-    assert "start a new run with a lower --learning-rate than 1e+30" in errors[0]
-    assert f"{tmp_path / 'run'} stays unfinished" in errors[0]
-    assert not runs.read(tmp_path / "run").finished
-
-
-def test_a_full_disk_stops_the_training(cli, monkeypatch, images):
-    def no_space(start):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "history.json")
-
-    monkeypatch.setattr(startup, "import_tensorflow", no_space)
-    code, _, err = train_tiny(cli, images)
-    assert code == 1
-    assert err == (
-        "tfp-ar1: error: history.json: No space left on device. The run is unfinished; resume "
-        f"with: tfp-ar1 train --dataset npz:{images} {OPTIONS} --out runs/tiny-ar1-001\n"
-    )
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize(
-    ("posterior", "likelihood", "latent_dim", "shape"),
+    ("versions", "expected"),
     [
-        ("full", "gaussian", 3, (5,)),
-        ("isotropic", "bernoulli", 1, (4, 3, 3)),
+        (
+            {"keras": "3.0.1"},
+            f"It was written with keras 3.0.1; here are keras {keras.__version__}. Install the "
+            "former. (Could not deserialize)",
+        ),
+        ({}, "cannot be loaded, though the same packages wrote it: Could not deserialize"),
+        (None, "It was written with python unknown, "),
     ],
 )
-def test_other_posteriors_and_shapes(cli, posterior, likelihood, latent_dim, shape):
-    scale = 10 if likelihood == "gaussian" else 1
-    np.save("x.npy", scale * np.random.default_rng(0).random((30, *shape)))
-    code, _, err = cli(
-        *f"train --dataset npy:x.npy --posterior {posterior} --likelihood {likelihood} --epochs 1 "
-        f"--latent-dim {latent_dim} --hidden-units 8 --num-importance-samples 2".split()
+def test_a_model_of_other_versions(monkeypatch, copied, versions, expected):
+    def load_model(path):
+        raise TypeError("Could not deserialize\nand much more\n" * 30)
+
+    monkeypatch.setattr(keras.saving, "load_model", load_model)
+    wrote = None if versions is None else {**run_folder.versions(), **versions}
+    change_config(copied, lambda config: config.update(versions=wrote))
+    with pytest.raises(UserError) as raised:
+        evaluate.load_model(run_folder.read_finished(copied))
+    assert expected in raised.value.message
+    assert "much more" not in raised.value.message
+
+
+WRONG = (None, [1], {"a": 1}, "12", -3, 2.5, True, [[1]], [], 1e400, 10**400)
+TEXT = {"posterior", "likelihood", "objective", "network", "prior", "dataset", "strategy"}
+NUMBERS = {"beta", "learning_rate", "hide"}
+
+
+def is_right(key, value):
+    if key in TEXT:
+        return isinstance(value, str)
+    return (
+        (key in NUMBERS and value in (-3, 2.5) and value is not True)
+        or (key in ("hidden_units", "image_shape") and value == [1])
+        or (key in ("hidden_units", "data_dir") and value is None)
+        or (key == "data_dir" and isinstance(value, str))
     )
-    assert code == 0, err
-    folder = pathlib.Path(f"runs/x-{posterior}-001")
-    assert set(PICTURES) <= set(os.listdir(folder))
-    metrics = json.loads((folder / "metrics.json").read_text())
-    assert metrics["num_examples"] == 6
-    assert (metrics["rho_mean"] == 0) == (posterior == "isotropic")
-    code, _, _ = cli("sample", folder, "-n", 3, "--out", "new.npy")
-    assert np.load("new.npy").shape == (3, *shape)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("network", "objective"), [("cnn", "infovae"), ("dcgan", "iwae"), ("mlp", "infovae")]
-)
-def test_other_networks_and_objectives(cli, images, network, objective):
-    from tfp_ar1.vae import objectives
+def test_wrong_types_in_a_config(copied):
+    """Whatever is in it, it is one line that names what is damaged."""
+    path = copied / "config.json"
+    config = json.loads(path.read_text())
+    broken = [{**config, "format_version": wrong} for wrong in ("1", None, 0)]
+    named = ["format_version"] * 3
+    for part in ("options", "data"):
+        broken += [{**config, part: wrong} for wrong in (None, [])]
+        named += [part] * 2
+        for key in config[part]:
+            wrongs = [wrong for wrong in WRONG if not is_right(key, wrong)]
+            if key == "sha256":
+                wrongs = [3]
+            broken += [{**config, part: {**config[part], key: wrong}} for wrong in wrongs]
+            named += [f"{part}.{key}"] * len(wrongs)
+            if key not in ("sha256", "model", "network", "objective", "data_dir"):
+                less = {k: v for k, v in config[part].items() if k != key}
+                broken.append({**config, part: less})
+                named.append(f"{part}.{key}")
+    broken.append({**config, "versions": {"keras": 3}})
+    named.append("versions")
+    for units in (
+        {"mean": [0, 1]},
+        {"mean": ["0"]},
+        {"names": "a"},
+        {"more": 1},
+        {"scale": [], "mean": []},
+    ):
+        if "units" in config["data"]:
+            data = {**config["data"], "units": {**config["data"]["units"], **units}}
+            broken.append({**config, "data": data})
+            named.append("data.units")
+    for changed, name in zip(broken, named, strict=True):
+        path.write_text(json.dumps(changed))
+        with pytest.raises(UserError) as raised:
+            run_folder.read(copied)
+        message = raised.value.message
+        assert f"{path}: is damaged, it has no valid {name!r}; restore it" in message, changed
 
-    code, _, err = cli(
-        *f"train --dataset npz:{images} --network {network} --objective {objective} --epochs 1 "
-        "--latent-dim 2 --num-importance-samples 2 --out run".split()
-    )
-    assert code == 0, err
-    run = runs.read(pathlib.Path("run"))
-    assert run.options["hidden_units"] == ([400] if network == "mlp" else None)
-    model = commands._load_model(run)
-    assert type(model.objective) is objectives.OBJECTIVES[objective]
-    assert any("conv" in layer.name for layer in model.encoder.layers) == (network != "mlp")
-    code, out, _ = cli("evaluate", "run", "--json")
-    assert code == 0
-    assert json.loads(out)["num_examples"] == 12
 
-
-def test_the_next_commands_can_be_called_where_the_program_is_not_on_the_path(monkeypatch):
-    monkeypatch.setattr("sys.argv", ["/venv/bin/tfp-ar1", "train"])
-    monkeypatch.setenv("PATH", "")
-    assert commands._program() == "/venv/bin/tfp-ar1"
-    monkeypatch.setattr("sys.argv", ["/package/__main__.py", "train"])
-    assert commands._program() == "tfp-ar1"
+def test_wrong_types_in_other_files_of_a_run(unfinished):
+    run = run_folder.read(unfinished)
+    for name, get, wrong in (
+        ("metrics.json", run.metrics, {"kl": "1"}),
+        ("metrics.json", run.metrics, {"kl": {"a": 1}}),
+        ("history.json", run.history, {"kl": [1, "2"]}),
+        ("skipped.json", run.skipped, {"kl": 1}),
+    ):
+        (unfinished / name).write_text(json.dumps(wrong))
+        with pytest.raises(UserError, match=rf"{name}: is damaged.*'kl'"):
+            get()
+        for text in ("[1]", "3", "[" * 100000):
+            (unfinished / name).write_text(text)
+            with pytest.raises(UserError, match=name):
+                get()
+    run.checkpoints.mkdir()
+    (run.checkpoints / "1x-2.npz").touch()
+    assert run.position() == (0, 0)

@@ -1,12 +1,10 @@
-"""`tfp-ar1 export`: SavedModels for TensorFlow alone, their model cards, runs of all formats."""
+"""`tfp-ar1 export`: SavedModels for TensorFlow alone, and their model cards."""
 
-# ruff: noqa: F811  the fixtures of test_cli are arguments here
-
+import dataclasses
 import json
 import os
 import pathlib
 import re
-import shutil
 import subprocess
 import sys
 
@@ -14,15 +12,10 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from test_cli import cli, contents, images, refused, tiny_options, unfinished  # noqa: F401
-from test_cli_sequence import own_series  # noqa: F401
+from program import RUNS, contents
 
-from tfp_ar1_cli import commands, main, model_card, runs
+from tfp_ar1_cli import evaluate, main, model_card, run_folder
 
-DATA = pathlib.Path(__file__).parents[1] / "data"
-# Run folders as `tfp-ar1 train` wrote them when format 1 was new, without pictures and logs. They
-# stay as they are: every later version must read them. A new format adds folders of its own.
-RUNS = {"image": DATA / "run_v1", "sequence": DATA / "series_v1"}
 MODELS = pytest.mark.parametrize("exported", ["image", "sequence"], indirect=True)
 NUM_SAMPLES = 6
 SEED = np.int32([3, 4])
@@ -118,7 +111,7 @@ def alone(program, folder, *argv):
 @MODELS
 def test_the_same_numbers_from_tensorflow_alone(exported, tmp_path):
     folder, x = exported
-    model = commands._load_model(runs.read(folder))
+    model = evaluate.load_model(run_folder.read(folder))
     z = np.random.default_rng(2).normal(size=(7, *model.latent_shape)).astype(np.float32)
     np.savez(tmp_path / "given.npz", x=x, z=z, seed=SEED, num_samples=NUM_SAMPLES)
     alone(CALL, tmp_path, folder / "export")
@@ -186,10 +179,10 @@ def test_the_card_says_what_the_run_recorded(exported):
     assert card["format_version"] == 1
     assert {name: entry["value"] for name, entry in card["metrics"].items()} == metrics
     assert all(entry["unit"] and entry["meaning"] for entry in card["metrics"].values())
-    assert card["versions"] == {"trained": config["versions"], "exported": runs.versions()}
+    assert card["versions"] == {"trained": config["versions"], "exported": run_folder.versions()}
     assert card["data"]["shape"] == list(x.shape[1:])
     assert card["data"]["sha256"] == config["data"]["sha256"]
-    options = {k: v for k, v in config["options"].items() if k not in runs.MAY_CHANGE}
+    options = {k: v for k, v in config["options"].items() if k not in run_folder.MAY_CHANGE}
     assert card["training"] == options
     for expected in (
         "tiny",
@@ -208,72 +201,36 @@ def test_the_card_says_what_the_run_recorded(exported):
             assert line.count("|") - line.count("\\|") in (3, 4, 5)
 
 
-def test_the_card_of_images_that_stay_on_disk():
-    config = json.loads((RUNS["image"] / "config.json").read_text())
-    text = model_card.text(model_card.make(config, {}, num_skipped=7))
+def card_of(name, metrics=(), dtype="float32", data=(), num_skipped=0, **options):
+    """The card, and its text, of an old run with some changes."""
+    run = run_folder.read(RUNS[name])
+    changed = dataclasses.replace(run.options, **options)
+    run = dataclasses.replace(run, options=changed, data=run.data | dict(data))
+    card = model_card.make(run, dict(metrics), dtype, num_skipped)
+    return card, model_card.text(card)
+
+
+def test_what_a_card_says_of_some_runs_only():
+    _, text = card_of("image", num_skipped=7)
     assert "Left out" not in text
-    config["options"]["dataset"] = "stream:x.npy"
-    text = model_card.text(model_card.make(config, {}, num_skipped=7))
+    _, text = card_of("image", dataset="stream:x.npy", num_skipped=7)
     assert "| Left out as corrupt, of both sets | 7 images |" in text
     assert "| Range of values in the test set | " in text
     assert "| SHA-256 of names, sizes and samples of the files | " in text
-
-
-@pytest.mark.parametrize("name", RUNS)
-def test_every_choice_of_the_command_line_is_described(name):
-    config = json.loads((RUNS[name] / "config.json").read_text())
-    for option, choices in {
-        "posterior": commands._ALL_POSTERIORS,
-        "likelihood": commands.LIKELIHOODS,
-        "network": (*commands.NETWORKS, *commands.SEQUENCE_NETWORKS),
-        "objective": commands.OBJECTIVES,
-    }.items():
-        for choice in choices:
-            options = {**config["options"], option: choice}
-            model = model_card.make({**config, "options": options}, {})["model"]
-            assert len(model[option].removeprefix("Gaussian. ")) > len(choice)
-
-
-def test_what_killed_exports_left_is_removed(tmp_path):
-    gone = subprocess.Popen([sys.executable, "-c", ""])
-    gone.wait()
-    running = tmp_path / f".tmp-{os.getppid()}-export"
-    other = tmp_path / f".tmp-{gone.pid}-other"
-    left = [tmp_path / f".tmp-{pid}-export" for pid in (os.getpid(), gone.pid)]
-    for folder in (running, other, *left):
-        folder.mkdir()
-        (folder / "part").touch()
-    with runs.atomic_folder(tmp_path / "export") as folder:
-        (folder / "whole").touch()
-    names = {path.name for path in tmp_path.iterdir()}
-    assert names == {"export", running.name, other.name}
-
-
-def test_priors():
-    images, of_sequences = (
-        json.loads((path / "config.json").read_text()) for path in RUNS.values()
-    )
-
-    def prior(config):
-        return model_card.make(config, {})["model"]["prior"]
-
-    assert prior(images) == "N(0, I)"
-    assert "AR(1)" in prior(of_sequences)
-    assert "learned" in prior(of_sequences)
-    of_sequences["options"]["prior"] = "normal"
-    assert prior(of_sequences) == "N(0, I)"
-
-
-def test_what_the_card_does_not_know_it_names():
-    config = json.loads((RUNS["image"] / "config.json").read_text())
-    config["options"]["network"] = "newer"
-    del config["data"]["sha256"]
-    card = model_card.make(config, {"new_measure": 1.25}, "float64")
-    text = model_card.text(card)
-    assert "| Networks | newer |" in text
+    card, text = card_of("image", {"new_measure": 1.25}, "float64")
+    assert card["model"]["prior"] == "N(0, I)"
     assert "| `new_measure` | 1.25 |  |  |" in text
-    assert "SHA-256" not in text
     assert "np.float64" in text
+    assert "cross-entropy" in text
+    card, text = card_of("sequence")
+    assert "AR(1) of mean 0 and variance 1, with a learned" in card["model"]["prior"]
+    assert "Only windows of 50 steps." in text
+    assert "here of the standardised values" in text
+    assert "| hand position | " in text
+    units = {**run_folder.read(RUNS["sequence"]).data["units"], "names": ["a|b"]}
+    card, text = card_of("sequence", data={"units": units}, prior="normal")
+    assert card["model"]["prior"] == "N(0, I)"
+    assert "| a\\|b | " in text
 
 
 # The command
@@ -306,17 +263,10 @@ def test_export_says_what_it_wrote(cli, monkeypatch):
     assert contents(".") == before
 
 
-def test_help(cli):
-    code, out, _ = cli("export", "--help")
-    assert code == 0
-    assert "RUN/export" in out
-
-
 @pytest.mark.parametrize(
     ("argv", "expected"),
     [
         ([], "Missing argument 'RUN'"),
-        (["nowhere"], "nowhere: is not a run folder (it has no config.json)"),
         ([RUNS["image"], "--out", "full"], "full: exists already and is not empty; choose another"),
         ([RUNS["image"], "--out", "full/file"], "full/file: is a file; choose another --out"),
     ],
@@ -327,12 +277,6 @@ def test_mistakes(refused, argv, expected):
     assert expected in refused("export", *argv)
 
 
-def test_an_unfinished_run(refused, unfinished):
-    assert f"{unfinished}: the run is unfinished; finish" in refused("export", unfinished)
-    assert not (unfinished / "export").exists()
-
-
-@pytest.mark.slow
 def test_an_export_that_fails_leaves_nothing(cli, monkeypatch):
     def no_space(*_, **__):
         pathlib.Path(next(pathlib.Path().glob(".tmp-*")), "saved_model.pb").write_text("half")
@@ -344,152 +288,3 @@ def test_an_export_that_fails_leaves_nothing(cli, monkeypatch):
     assert "out: " in err
     assert "No space left on device" in err
     assert os.listdir(".") == []
-
-
-# Runs of other formats, of other versions, and damaged ones
-
-
-@pytest.fixture(params=RUNS)
-def copied(request, tmp_path):
-    """A copy of one of the run folders, to be changed."""
-    return pathlib.Path(shutil.copytree(RUNS[request.param], tmp_path / "copied"))
-
-
-def change_config(folder, change):
-    path = folder / "config.json"
-    config = json.loads(path.read_text())
-    change(config)
-    path.write_text(json.dumps(config))
-
-
-@pytest.mark.slow
-def test_runs_of_every_format_can_be_used(cli, copied):
-    """Folders that are checked in: see RUNS. This must hold in every later version."""
-    trained = json.loads((copied / "metrics.json").read_text())
-    code, out, err = cli("evaluate", copied, "--json")
-    assert code == 0, err
-    metrics = json.loads(out)
-    for name in ("neg_elbo", "reconstruction", "kl"):
-        np.testing.assert_allclose(metrics[name], trained[name], rtol=1e-2, atol=1e-2)
-    code, _, err = cli("sample", copied, "-n", 2, "--out", "new.npy")
-    assert code == 0, err
-    config = json.loads((copied / "config.json").read_text())
-    shape = config["data"].get("image_shape") or config["data"]["data_shape"]
-    assert np.load("new.npy").shape == (2, *shape)
-    code, _, err = cli("export", copied)
-    assert code == 0, err
-    assert (copied / "export" / "saved_model.pb").exists()
-
-
-def test_options_that_earlier_runs_do_not_have():
-    """A new option of `train` needs a default in `runs._LATER_OPTIONS`, or a new format."""
-    first = {
-        *("dataset", "data_dir", "posterior", "likelihood", "latent_dim", "hidden_units", "beta"),
-        *("epochs", "batch_size", "learning_rate", "seed", "num_importance_samples"),
-    }
-    with commands.train.make_context("train", []) as context:
-        # The last two may be changed when a run is resumed, so that none need have them.
-        options = set(context.params) - {"out", "backup_steps", "corrupt"}
-    assert options - set(commands._ONLY["sequence"]) == first | runs._LATER_OPTIONS.keys()
-    of_sequences = json.loads((RUNS["sequence"] / "config.json").read_text())["options"].keys()
-    assert options - set(commands._ONLY["image"]) == of_sequences | runs._LATER_OPTIONS.keys()
-
-
-COMMANDS = pytest.mark.parametrize("command", ["evaluate", "sample", "export"])
-
-
-@COMMANDS
-def test_runs_of_a_later_format(refused, copied, command):
-    def later(config):
-        # Nothing else in it need be as it is now.
-        config.update(format_version=2, options=None, versions={"tfp_ar1": "7.1"})
-
-    change_config(copied, later)
-    message = refused(command, copied)
-    assert "config.json: has format 2, but this version of tfp_ar1 (" in message
-    assert "reads formats up to 1; install version 7.1 of tfp_ar1, which wrote it" in message
-    change_config(copied, lambda config: config.pop("versions"))
-    assert "install a later tfp_ar1 to use the run" in refused(command, copied)
-
-
-@pytest.mark.parametrize(
-    ("change", "what"),
-    [
-        ({"format_version": "1"}, "format_version"),
-        ({"format_version": None}, "format_version"),
-        ({"format_version": 0}, "format_version"),
-        ({"options": []}, "options"),
-        ({"options": {"model": "video"}}, "options.model"),
-        ({"options": {"model": []}}, "options.model"),
-        ({"options": {"dataset": "digits"}}, "options.posterior"),
-        ({"data": None}, "data"),
-        ({"data": {}}, "data.num_train"),
-    ],
-)
-def test_damaged_configs(refused, copied, change, what):
-    change_config(copied, lambda config: config.update(change))
-    message = refused("evaluate", copied)
-    assert f"config.json: is damaged, it has no valid '{what}'; restore it from a copy" in message
-
-
-@pytest.mark.parametrize("content", [b"", b"\xff\x00", b'{"format_version": 1, "opt'])
-def test_configs_that_are_no_json(refused, copied, content):
-    (copied / "config.json").write_bytes(content)
-    assert "config.json: is not valid JSON" in refused("export", copied)
-
-
-def test_damaged_metrics(refused, copied):
-    (copied / "metrics.json").write_text("[]")
-    assert "metrics.json: is damaged, it holds no results by name" in refused("export", copied)
-
-
-@COMMANDS
-def test_a_model_that_is_missing(refused, copied, command):
-    (copied / "model.keras").unlink()
-    message = refused(command, copied)
-    assert "model.keras: is missing, though the run is finished; restore it from" in message
-
-
-@COMMANDS
-@pytest.mark.parametrize("damage", ["empty", "cut", "bytes"])
-def test_a_model_that_is_damaged(cli, copied, command, damage):
-    path = copied / "model.keras"
-    content = path.read_bytes()
-    middle = len(content) // 2
-    path.write_bytes(
-        {
-            "empty": b"",
-            "cut": content[:middle],
-            "bytes": content[:middle] + b"damaged" + content[middle + 7 :],
-        }[damage]
-    )
-    code, out, err = cli(command, copied)
-    assert (code, out) == (2, "")
-    assert len(err.splitlines()) == 1
-    assert "model.keras: cannot be loaded: it is damaged; restore it from a copy or train" in err
-
-
-@pytest.mark.parametrize(
-    ("versions", "expected"),
-    [
-        (
-            {"keras": "3.0.1"},
-            f"It was written with keras 3.0.1; here are keras {keras.__version__}. Install the "
-            "former. (Could not deserialize)",
-        ),
-        ({}, "cannot be loaded, though the same packages wrote it: Could not deserialize"),
-        (None, "It was written with python unknown, "),
-    ],
-)
-def test_a_model_of_other_versions(cli, monkeypatch, copied, versions, expected):
-    def load_model(path):
-        raise TypeError("Could not deserialize\nand much more\n" * 30)
-
-    monkeypatch.setattr(keras.saving, "load_model", load_model)
-    wrote = None if versions is None else {**runs.versions(), **versions}
-    change_config(copied, lambda config: config.update(versions=wrote))
-    code, _, err = cli("export", copied)
-    assert code == 2
-    assert expected in err
-    assert "much more" not in err
-    assert not (copied / "export").exists()

@@ -32,7 +32,7 @@ else:
     strategy = tf.distribute.get_strategy()
 
 import tfp_ar1
-from tfp_ar1_cli.batches import Batches
+from tfp_ar1_cli.training.batches import Batches
 from tfp_ar1.vae import architectures, objectives, sequence_networks
 
 

@@ -4,6 +4,7 @@ A good case gives what was written, a bad one a message that names the file and 
 was left out is in the notes.
 """
 
+import dataclasses
 import gzip
 import io
 import json
@@ -18,11 +19,12 @@ import zlib
 import numpy as np
 import pytest
 from PIL import Image
-from test_cli import cli, refused  # noqa: F401  fixtures
+from program import options_of
 from test_datasets import IDX_NAMES, idx_bytes, write_idx_folder
 from test_streams import write_shards
 
-from tfp_ar1_cli import commands, runs
+from tfp_ar1_cli import evaluate, run_folder, train
+from tfp_ar1_cli.atomic import write_json
 from tfp_ar1_cli.data import files, pixels, series, series_csv, streams
 from tfp_ar1_cli.data import images as datasets
 from tfp_ar1_cli.errors import UserError
@@ -599,32 +601,26 @@ def test_files_that_no_image_is_as_large_as(tmp_path):
 
 def finished_run(folder, *argv):
     """A run folder as `train` leaves it, but for its model."""
-    with commands.train.make_context("train", [str(arg) for arg in argv]) as context:
-        options = {k: v for k, v in context.params.items() if k not in ("out", "backup_steps")}
-    options["replicas"], options["epochs"] = 1, 3
-    if options["model"] == "sequence":
-        data = series.load(options["dataset"], options["window"])
-        options["window"] = data.data_shape[0]
-    else:
-        data = datasets.load(options["dataset"], likelihood=options["likelihood"])
+    options, data = train.prepare(dataclasses.replace(options_of(*argv), epochs=3))
     folder.mkdir()
-    runs.write_json(folder / "config.json", runs.new_config(options, data.fingerprint()))
-    runs.write_json(folder / "metrics.json", {})
+    run = run_folder.Run(folder, options, data.fingerprint())
+    write_json(folder / "config.json", run.config)
+    write_json(folder / "metrics.json", {})
     (folder / "model.keras").write_bytes(b"")
     return folder, data
 
 
 @pytest.fixture
-def scored(cli, monkeypatch):  # noqa: F811
+def scored(cli, monkeypatch):
     """Runs `evaluate`; gives the data that were scored, as the model has them, and what is said."""
     taken = []
 
-    def evaluate(model, data, num_importance_samples):
+    def score(model, data, run, num_importance_samples):
         taken.append(data.test)
         return {}
 
-    monkeypatch.setattr(commands, "_load_model", lambda run: None)
-    monkeypatch.setattr(commands, "_evaluate", evaluate)
+    monkeypatch.setattr(evaluate, "load_model", lambda run: None)
+    monkeypatch.setattr(evaluate, "evaluate_model", score)
 
     def run(*argv):
         code, out, err = cli("evaluate", *argv, "--json")
@@ -676,7 +672,7 @@ def test_the_test_images_of_the_run_are_scored_wherever_they_lie(scored, tmp_pat
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_data_of_a_run_that_have_changed(scored, cli, tmp_path, kind):  # noqa: F811
+def test_data_of_a_run_that_have_changed(scored, cli, tmp_path, kind):
     spec = of_kind(kind, tmp_path / "here", BYTES[:15])
     run, _ = finished_run(tmp_path / "run", "--dataset", spec)
     longer = of_kind(kind, tmp_path / "longer", BYTES)
@@ -720,7 +716,7 @@ def test_a_file_that_has_a_test_part(scored, tmp_path):
     np.testing.assert_allclose(x, BYTES[:2] / 255, atol=1e-6)
 
 
-def test_a_file_that_is_gone(refused, tmp_path):  # noqa: F811
+def test_a_file_that_is_gone(refused, tmp_path):
     spec = npy(tmp_path, BYTES)
     run, _ = finished_run(tmp_path / "run", "--dataset", spec)
     (tmp_path / "own.npy").unlink()
@@ -779,7 +775,7 @@ def test_one_long_series_is_scored_as_a_whole(scored, tmp_path):
     assert len(x["x"]) == 2
 
 
-def test_series_of_a_run_that_have_changed(scored, cli, tmp_path):  # noqa: F811
+def test_series_of_a_run_that_have_changed(scored, cli, tmp_path):
     spec = npy(tmp_path, WALKS[:10])
     run, _ = finished_run(tmp_path / "run", *SEQUENCE, spec)
     npy(tmp_path, WALKS)
@@ -790,7 +786,7 @@ def test_series_of_a_run_that_have_changed(scored, cli, tmp_path):  # noqa: F811
     assert len(x["x"]) == 12
 
 
-def test_training_is_not_resumed_on_other_data(refused, tmp_path):  # noqa: F811
+def test_training_is_not_resumed_on_other_data(refused, tmp_path):
     spec = npy(tmp_path, BYTES[:15])
     run, _ = finished_run(tmp_path / "run", "--dataset", spec, "--epochs", 3)
     (run / "metrics.json").unlink()
@@ -799,7 +795,7 @@ def test_training_is_not_resumed_on_other_data(refused, tmp_path):  # noqa: F811
     assert f"holds an unfinished run on {spec}, which has changed since; restore it" in message
 
 
-def test_another_window_is_no_change_of_the_file(refused, tmp_path):  # noqa: F811
+def test_another_window_is_no_change_of_the_file(refused, tmp_path):
     spec = npy(tmp_path, WALKS)
     run, _ = finished_run(tmp_path / "run", *SEQUENCE, spec, "--window", 3)
     (run / "metrics.json").unlink()

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import workers
 
-from tfp_ar1_cli import runs
+from tfp_ar1_cli import run_folder
 
 KILLS = int(os.environ.get("TFP_AR1_KILLS", "3"))
 WORKER_KILLS = int(os.environ.get("TFP_AR1_WORKER_KILLS", "1"))
@@ -57,7 +57,7 @@ def assert_same_run(folder, reference, rtol=0.0):
     """The same weights and metrics to the last bit, the same history; nothing left over."""
     import keras
 
-    run, uninterrupted = runs.read(folder), runs.read(reference)
+    run, uninterrupted = run_folder.read(folder), run_folder.read(reference)
     weights, expected = (
         keras.saving.load_model(r.model_file).get_weights() for r in (run, uninterrupted)
     )
@@ -94,7 +94,7 @@ def test_killed_at_any_moment(tmp_path):
             if process.poll() is None:
                 kill(process)
                 kills += 1
-                if (folder / "config.json").exists() and runs.read(folder).finished:
+                if (folder / "config.json").exists() and run_folder.read(folder).finished:
                     break  # all that it had left was to exit
                 continue
         assert process.wait(timeout=SECONDS) == 0, (tmp_path / "log").read_text()[-4000:]
@@ -150,7 +150,7 @@ def test_a_full_disk_leaves_the_last_good_state(tmp_path):
     process = workers.start(command)
     wait_for_change(folder, [process], SECONDS)
     kill(process)
-    before = runs.read(folder).checkpoint_files()
+    before = run_folder.read(folder).checkpoint_files()
     assert before
     assert all(path.stat().st_size > 8000 for path in before.values())
 
@@ -160,8 +160,8 @@ def test_a_full_disk_leaves_the_last_good_state(tmp_path):
     (error,) = (line for line in output.splitlines() if "error:" in line)
     assert "File too large" in error
     assert "The run is unfinished; resume with: " in error
-    assert runs.read(folder).checkpoint_files() == before
+    assert run_folder.read(folder).checkpoint_files() == before
     assert not list(folder.rglob(".tmp-*"))
 
     output, _ = workers.start(command).communicate(timeout=SECONDS)
-    assert runs.read(folder).finished, output
+    assert run_folder.read(folder).finished, output

@@ -1,6 +1,7 @@
 """What `--strategy` is told: `TF_CONFIG`, the number of replicas, and what is wrong with either."""
 
 import json
+import pathlib
 import signal
 import socket
 import subprocess
@@ -9,11 +10,12 @@ import time
 
 import pytest
 import workers
-from test_cli import TINY, cli, images, refused  # noqa: F401  fixtures
+from program import TINY, options_of
 
-from tfp_ar1_cli import runs, strategies
+from tfp_ar1_cli import kinds, run_folder
 from tfp_ar1_cli.errors import UserError
-from tfp_ar1_cli.pictures import run as pictures
+from tfp_ar1_cli.run_folder import Position
+from tfp_ar1_cli.training import strategies
 
 WORKERS = ["a:1", "b:2"]
 
@@ -35,7 +37,7 @@ def tf_config(kind="worker", index=0, **cluster):
 def test_who_is_who(monkeypatch, config, index, number):
     monkeypatch.setenv("TF_CONFIG", config)
     task = strategies.task()
-    assert (task.index, task.is_chief, len(task.addresses)) == (index, index == 0, number)
+    assert (task.index, len(task.addresses)) == (index, number)
     assert strategies.num_replicas("multiworker", None) == number
     assert task.describe().startswith(f"Worker {index} of {number}; waits for ")
 
@@ -73,14 +75,12 @@ def test_bad_tf_config(monkeypatch, config, message):
         (("--strategy", "tpu"), "is not one of"),
     ],
 )
-def test_bad_options(monkeypatch, refused, arguments, message):  # noqa: F811
+def test_bad_options(monkeypatch, refused, arguments, message):
     monkeypatch.setenv("TF_CONFIG", tf_config())
     assert message in refused("train", *arguments)
 
 
 def test_a_worker_that_gets_nowhere_gives_up(monkeypatch):
-    from tfp_ar1_cli.runs import Position
-
     started = []
     monkeypatch.setattr(strategies.os, "execv", lambda *arguments: started.append(arguments))
     monkeypatch.setattr(strategies.time, "sleep", lambda seconds: None)
@@ -96,9 +96,9 @@ def test_a_worker_that_gets_nowhere_gives_up(monkeypatch):
 
 @pytest.mark.slow
 def test_what_is_left_after_the_last_epoch_needs_no_other_worker(
-    cli,  # noqa: F811
+    cli,
     monkeypatch,
-    images,  # noqa: F811
+    images,
     tmp_path,
 ):
     """Worker 0 was killed while it drew pictures, and the others had left."""
@@ -109,7 +109,7 @@ def test_what_is_left_after_the_last_epoch_needs_no_other_worker(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(pictures, "draw_run", interrupt)
+        patch.setattr(kinds.ImageKind, "draw", interrupt)
         assert cli(*argv)[0] == 130
     config = json.loads((folder / "config.json").read_text())
     config["options"] |= {"strategy": "multiworker", "replicas": 2}
@@ -123,10 +123,10 @@ def test_what_is_left_after_the_last_epoch_needs_no_other_worker(
     code, out, err = restart(1)
     assert (code, err) == (0, "")
     assert "This worker is done; worker 0 evaluates the model and writes the run." in out
-    assert not runs.read(folder).finished
+    assert not run_folder.read(folder).finished
     code, out, err = restart(0)
     assert code == 0, err
-    assert runs.read(folder).finished
+    assert run_folder.read(folder).finished
     # It may be started again once more, by what starts all that ended; but not for something else.
     assert restart(1)[0] == 0
     code, _, err = restart(1, "--epochs", "4")
@@ -153,16 +153,16 @@ def test_a_worker_that_is_done_waits_for_the_last_backup(monkeypatch):
 def test_options_that_may_change_need_not_be_alike():
     """Worker 0 has those that the run began with, the others those of a resumed one."""
 
-    def of(**options):
-        return runs.Run(None, {"options": {"epochs": 3, **options}, "data": {"sha256": "a"}})
+    def of(*argv):
+        run = run_folder.Run(pathlib.Path(), options_of(*argv), {"sha256": "a"})
+        return strategies.what_is_alike(run)
 
-    before = strategies.what_is_alike(of(corrupt="stop", dataset="/a/x.npy"))
-    assert before == strategies.what_is_alike(of(corrupt="skip", dataset="/b/x.npy"))
-    assert before != strategies.what_is_alike(of(corrupt="stop", epochs=4))
+    assert of("--dataset", "stream:a.npy") == of("--dataset", "stream:b.npy", "--corrupt", "skip")
+    assert of() != of("--epochs", 4)
 
 
 def test_images_left_out_by_each_worker_are_collected(tmp_path):
-    first, second = (runs.Run(tmp_path, {}, worker) for worker in (0, 1))
+    first, second = (run_folder.Run(tmp_path, options_of(), {}, {}, n) for n in (0, 1))
     first.add_skipped({"row 3": "NaN"})
     second.add_skipped({"row 5": "NaN"})
     second.add_skipped({"row 3": "NaN", "row 7": "NaN"})

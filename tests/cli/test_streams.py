@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from PIL import Image
-from test_cli import TINY, cli, contents, refused  # noqa: F401  two of them are fixtures
+from program import TINY, contents
 
-from tfp_ar1_cli.batches import Batches
 from tfp_ar1_cli.data import image_files, loading, pixels, sources, streams, tfrecords
 from tfp_ar1_cli.data import images as datasets
 from tfp_ar1_cli.errors import UserError
+from tfp_ar1_cli.training.batches import Batches
 
 RNG = np.random.default_rng(7)
 GRAY = RNG.integers(0, 256, (40, 6, 5), dtype=np.uint8)
@@ -344,12 +344,12 @@ def test_the_other_feature(tmp_path):
         (np.zeros((4, 2), [("ρ", "f4")]), "is an .npy file of version 3.0"),
     ],
 )
-def test_npy_files_that_are_refused(refused, x, expected):  # noqa: F811
+def test_npy_files_that_are_refused(refused, x, expected):
     np.save("x.npy", x, allow_pickle=True)
     assert expected in refused("train", "--dataset", "stream:x.npy")
 
 
-def test_npy_files_that_are_truncated_or_something_else(refused):  # noqa: F811
+def test_npy_files_that_are_truncated_or_something_else(refused):
     path = pathlib.Path("x.npy")
     np.save(path, GRAY)
     content = path.read_bytes()
@@ -367,7 +367,7 @@ def test_npy_files_that_are_truncated_or_something_else(refused):  # noqa: F811
     )
 
 
-def test_nan_and_values_outside(refused):  # noqa: F811
+def test_nan_and_values_outside(refused):
     x = np.zeros((40, 2, 2), np.float32)
     _, test = pixels.split(40)
     row = test[3]
@@ -384,7 +384,7 @@ def test_nan_and_values_outside(refused):  # noqa: F811
     datasets.load("stream:x.npy", likelihood="gaussian")
 
 
-def test_folders_that_are_refused(refused, monkeypatch):  # noqa: F811
+def test_folders_that_are_refused(refused, monkeypatch):
     train = ("train", "--dataset", "images:x")
     assert "x: no such folder; give that of the image files" in refused(*train)
     folder = pathlib.Path("x")
@@ -590,7 +590,7 @@ def test_errors_of_a_pipeline_are_those_of_the_stream(tmp_path, monkeypatch):
         list(pipeline.take(5))
 
 
-def test_batches_of_which_nothing_is_left(tmp_path, cli):  # noqa: F811
+def test_batches_of_which_nothing_is_left(tmp_path, cli):
     """A batch that is skipped as a whole moves nothing, and the loss stays a number."""
     x = np.random.default_rng(0).uniform(size=(20, 4, 4)).astype("float32")
     x[::3] = np.nan
@@ -624,7 +624,7 @@ def test_names_of_runs(spec, name):
     assert loading.is_stream(spec)
 
 
-def test_corrupt_is_for_streams_alone(refused):  # noqa: F811
+def test_corrupt_is_for_streams_alone(refused):
     message = refused("train", "--corrupt", "skip")
     assert (
         "--corrupt is for stream:FILE.npy, images:FOLDER or tfrecord:GLOB, not for digi" in message
@@ -637,7 +637,7 @@ def test_corrupt_is_for_streams_alone(refused):  # noqa: F811
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", streams.KINDS)
-def test_train_on_each_source(cli, tmp_path, kind):  # noqa: F811
+def test_train_on_each_source(cli, tmp_path, kind):
     (tmp_path / "data").mkdir()
     spec = WRITERS[kind](tmp_path / "data", GRAY)
     before = contents(tmp_path / "data")
@@ -663,7 +663,7 @@ def test_train_on_each_source(cli, tmp_path, kind):  # noqa: F811
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", streams.KINDS)
 def test_train_stops_at_a_corrupt_image_and_is_resumed_without_it(
-    cli,  # noqa: F811
+    cli,
     tmp_path,
     kind,
     monkeypatch,
@@ -693,7 +693,7 @@ def test_train_stops_at_a_corrupt_image_and_is_resumed_without_it(
 
 
 @pytest.mark.slow
-def test_evaluate_skips_as_the_training_did(cli, tmp_path):  # noqa: F811
+def test_evaluate_skips_as_the_training_did(cli, tmp_path):
     x = np.float32(GRAY) / 255
     _, test = pixels.split(40)
     x[test[0]] = np.nan

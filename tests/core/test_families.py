@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tensorflow_probability as tfp
+from tensorflow.python.framework import type_spec_registry
 from tensorflow_probability import distributions as tfd
 
 import tfp_ar1
@@ -137,3 +138,13 @@ def test_posterior(packed):
     assert posterior.params_size(D) == params.params_size(D, "toy")
     rho = posterior.correlation(posterior.new(packed, D))
     np.testing.assert_allclose(rho, np.tanh(packed[:, D + 1 :]).mean(axis=-1), rtol=1e-5)
+
+
+def test_operators_of_earlier_files():
+    """Saved models name an operator of one member, as they had it; they give the one for all."""
+    spec = type_spec_registry.lookup("tfp_ar1.LinearOperatorANTE1CholeskySpec")
+    parameters = {"scale_diag": tf.constant([1.0, 2.0, 3.0]), "fisher_z": tf.constant([0.1, 0.2])}
+    specs = {name: tf.TensorSpec.from_tensor(x) for name, x in parameters.items()}
+    read = spec(specs, {"correlation": None, "is_square": True}, ())._from_components(parameters)
+    p = families.PACKED["ante1"](None, **parameters)
+    np.testing.assert_array_equal(read.to_dense(), p.scale.to_dense())

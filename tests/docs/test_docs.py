@@ -13,7 +13,7 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 
 import tfp_ar1
-from tfp_ar1_cli import commands
+from tfp_ar1_cli import app
 
 ROOT = pathlib.Path(__file__).parents[2]
 tfd = tfp.distributions
@@ -237,6 +237,6 @@ def test_commands_of_scaling():
     calls = [shlex.split(line, comments=True)[1:] for line in lines if line.startswith("tfp-ar1")]
     assert {call[0] for call in calls} == {"train", "export"}
     for name, *arguments in calls:
-        command = commands.cli.commands[name]
+        command = app.cli.commands[name]
         _, left, _ = command.make_parser(click.Context(command)).parse_args(arguments)
         assert not left

@@ -9,8 +9,12 @@ import zipfile
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[2]
-MODULES = {
-    str(path.relative_to(ROOT)) for path in (ROOT / "tfp_ar1").rglob("*.py") if path.is_file()
+# Modules, markers of type hints and templates.
+FILES = {
+    str(path.relative_to(ROOT))
+    for package in ("tfp_ar1", "tfp_ar1_cli")
+    for path in (ROOT / package).rglob("*")
+    if path.suffix in (".py", ".typed", ".jinja")
 }
 
 
@@ -37,7 +41,7 @@ def test_wheel_holds_the_package_and_nothing_else(distributions):
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
         metadata = archive.read(next(n for n in names if n.endswith("METADATA"))).decode()
-    assert {n for n in names if ".dist-info/" not in n} == MODULES
+    assert {n for n in names if ".dist-info/" not in n} == FILES
     assert any(n.endswith("LICENSE") for n in names)
     for line in (
         "Requires-Python: >=3.10",
@@ -59,7 +63,7 @@ def test_sdist_holds_the_package(distributions):
     (sdist,) = distributions.glob("*.tar.gz")
     with tarfile.open(sdist) as archive:
         names = {name.split("/", 1)[1] for name in archive.getnames() if "/" in name}
-    assert MODULES | {"setup.py", "pyproject.toml", "README.md", "LICENSE"} <= names
+    assert FILES | {"setup.py", "pyproject.toml", "README.md", "LICENSE"} <= names
 
 
 @pytest.mark.slow

@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 
 from experiments import __main__, grid, results
-from tfp_ar1_cli import runs
+from tfp_ar1_cli import run_folder
+from tfp_ar1_cli.data import loading
 
 ROOT = pathlib.Path(__file__).parents[2]
 GIVEN = {
@@ -100,6 +101,9 @@ def test_names_tell_every_setting_apart(model):
         ("--network convolutional", "is not for --model image"),
         ("--dataset npz:nowhere.npz", "nowhere.npz: No such file"),
         ("--jobs 0", "0 is not in the range x>=1"),
+        ("--foo 3", "No such option '--foo'"),
+        ("--seed", "expected options with a value each"),
+        ("--likelihood gaussian", "a grid has no --likelihood"),
         ("--data-dir . --dataset digits", "--data-dir is for"),
     ],
 )
@@ -130,7 +134,7 @@ def test_a_result_is_what_train_and_evaluate_give(tmp_path, images, capsys):
     grid.run(experiments, tmp_path / "out", jobs=1)
     folder = tmp_path / "out" / experiment.name
     result = json.loads((folder / "result.json").read_text())
-    run = runs.read_finished(folder)
+    run = run_folder.read_finished(folder)
     assert {key: result[key] for key in run.metrics()} == run.metrics()
     assert {key: result[key] for key in experiment.settings} == experiment.settings
     expected = {"dataset": "tiny", "posterior": "diag", "seed": 3, "num_covariance_parameters": 2}
@@ -158,7 +162,7 @@ def test_a_run_of_another_process_is_left_alone_and_one_that_fails_is_told_once(
 ):
     taken, *_ = make(images, posterior="ar1", seed="0")
     with (
-        runs.claim(tmp_path / taken.name, "", runs.new_config({}, {})),
+        run_folder.claim(tmp_path / taken.name, "", taken.options, {}),
         pytest.raises(click.ClickException),
     ):
         grid.run([taken], tmp_path, jobs=1)
@@ -271,7 +275,7 @@ def test_results_of_series(tmp_path):
     assert result["num_covariance_parameters"] == 2 * 23
     assert result["prior_correlation"] == 0
     np.testing.assert_allclose(result["neg_elbo"], result["reconstruction"] + result["kl"])
-    data = grid.load(grid.options_of(list(experiments[0].argv)))
+    data = loading.load(experiments[0].options.data)
     baseline = sequence_evaluation.evaluate(series_baselines.last_value, data.x_test)
     assert result["last_value_imputation_rmse_20"] == baseline["imputation_rmse_20"]
     # Horizons of 10 and of 50 steps are not inside a window of 12, of which 6 are shown.

@@ -190,16 +190,6 @@ def test_table_of_differences(file, tmp_path, records):
     assert "[" not in rows[0]["−ELBO"]
 
 
-def test_table_of_other_measures(file, tmp_path, records):
-    chosen = '{{ table("measures", dataset="mnist", epochs=15, beta=1) }}'
-    rows = rows_of(fill(file, tmp_path, chosen))
-    assert [row["posterior"] for row in rows] == ["isotropic", "ar1", "diag"]
-    x = list(values(records, "mmd", "ar1").values())
-    assert rows[1]["MMD²"] == f"{np.mean(x):.4f} ± {scipy.stats.sem(x):.4f}"
-    assert rows[1]["active units"] == "10"
-    assert {"ρ, mean", "ρ, spread", "√s, mean", "√s, spread", "s per epoch"} <= rows[1].keys()
-
-
 def test_a_folder_of_run_folders(tmp_path, records):
     """What failed is listed; where no seeds are shared there are no differences."""
     out, folder = tmp_path / "out", tmp_path / "runs"
@@ -272,12 +262,10 @@ def test_calls_that_cannot_be_answered(file, tmp_path, call, expected):
 
 
 def test_the_same_results_give_the_same_bytes(file, tmp_path, records):
-    settings = (
-        "mlp-400-elbo-d10-15epochs",
-        "mlp-400-elbo-beta4-d10-15epochs",
-        "cnn-elbo-d10-5epochs",
-    )
-    pictures = {f"{kind}-{name}.png" for kind in ("curves", "samples") for name in settings}
+    records = [record for record in records if record["seed"] == 0 and record["beta"] == 1]
+    write_lines(file, records)
+    settings = ("mlp-400-elbo-d10-15", "cnn-elbo-d10-5")
+    pictures = {f"{kind}-{name}epochs.png" for kind in ("curves", "samples") for name in settings}
     template = tmp_path / "page.template.md"
     template.write_text("{{ table('results') }}")
     written = report.write(file, tmp_path / "a", template)
@@ -365,7 +353,7 @@ def test_mistakes(file, tmp_path, records, series_records, capsys):
 
 
 def test_any_text_can_be_the_name_of_data_and_tensorflow_is_not_imported(tmp_path, records):
-    write_lines(tmp_path / "x.jsonl", [r | {"dataset": "$_{" + r["dataset"]} for r in records])
+    write_lines(tmp_path / "x.jsonl", [r | {"dataset": "$_{" + r["dataset"]} for r in records[:9]])
     program = (
         "import sys\nfrom experiments.__main__ import main\n"
         "assert main(['report', 'x.jsonl', '--out', 'out']) == 0\n"

@@ -105,11 +105,11 @@ def test_a_model_with_the_layer(tmp_path):
     model.export(tmp_path / "exported", verbose=False)
     loaded = tf.saved_model.load(tmp_path / "exported")
     draws = np.stack([loaded.serve(x) for _ in range(300)])
-    # Each call has noise of its own, of the law that the parameters say.
-    law = sampler.distribution(params)
-    error = draws.reshape(-1, D).mean(0) - law.mean()[0]
-    assert np.all(np.abs(error) < 5 * law.stddev()[0] / np.sqrt(1200))
-    covariance = law.covariance()[0].numpy()
+    # Each call has noise of its own, of the distribution that the parameters describe.
+    exact = sampler.distribution(params)
+    error = draws.reshape(-1, D).mean(0) - exact.mean()[0]
+    assert np.all(np.abs(error) < 5 * exact.stddev()[0] / np.sqrt(1200))
+    covariance = exact.covariance()[0].numpy()
     variance = np.diag(covariance)
     bound = 5 * np.sqrt((np.outer(variance, variance) + covariance**2) / 1200)
     assert np.all(np.abs(np.cov(draws.reshape(-1, D).T) - covariance) < bound)

@@ -32,10 +32,7 @@ def test_names():
 
 
 @pytest.mark.parametrize("network", CONVOLUTIONAL)
-@pytest.mark.parametrize(
-    "data_shape",
-    [(4, 4), (5, 7), (7, 6, 2), (8, 8), (9, 33), (28, 28), (28, 28, 1), (31, 30, 3), (40, 41)],
-)
+@pytest.mark.parametrize("data_shape", [(4, 4), (7, 6, 2), (9, 33)])
 def test_shapes(network, data_shape):
     encoder, decoder = architectures.NETWORKS[network](data_shape, D)
     features = encoder(np.zeros([2, *data_shape], "float32"))
@@ -83,14 +80,10 @@ def test_activations(network):
     ("side", "smallest", "filters"),
     [
         (4, 2, [64]),
-        (7, 4, [64]),
-        (8, 4, [64]),
         (12, 6, [64]),
         (14, 4, [64, 128]),
-        (28, 4, [64, 128, 256]),
         (33, 5, [64, 128, 256]),
-        (64, 4, [64, 128, 256, 512]),
-        (128, 4, [64, 128, 256, 512, 512]),
+        pytest.param(128, 4, [64, 128, 256, 512, 512], marks=pytest.mark.slow),
     ],
 )
 def test_dcgan_halves_down_to_4x4(side, smallest, filters):
@@ -108,7 +101,7 @@ def test_dcgan_halves_down_to_4x4(side, smallest, filters):
 
 
 @pytest.mark.parametrize("network", CONVOLUTIONAL)
-@pytest.mark.parametrize("data_shape", [(5, 6), (9, 8, 1), (11, 13)])
+@pytest.mark.parametrize("data_shape", [(5, 6), (9, 8, 1)])
 def test_the_middle_is_cropped(network, data_shape):
     """A pixel more at the far end where the excess is odd."""
     _, decoder = architectures.NETWORKS[network](data_shape, D)
@@ -121,16 +114,10 @@ def test_the_middle_is_cropped(network, data_shape):
 
 
 @pytest.mark.parametrize("network", CONVOLUTIONAL)
-@pytest.mark.parametrize(
-    "data_shape", [(784,), (), (28, 28, 1, 1), (3, 28), (28, 2, 3), (28, 28, 0)]
-)
-def test_not_an_image(network, data_shape):
-    with pytest.raises(ValueError, match=r"needs images of shape .*at least 4x4; got data_shape="):
-        architectures.NETWORKS[network](data_shape, D)
-
-
-@pytest.mark.parametrize("network", CONVOLUTIONAL)
-def test_bad_latent_dim(network):
+def test_bad_arguments(network):
+    for shape in ((784,), (), (28, 28, 1, 1), (3, 28), (28, 2, 3), (28, 28, 0)):
+        with pytest.raises(ValueError, match=r"needs images of shape .*4x4; got data_shape="):
+            architectures.NETWORKS[network](shape, D)
     with pytest.raises(ValueError, match="`latent_dim` must be at least 1; got 0"):
         architectures.NETWORKS[network]((8, 8), 0)
 
@@ -138,6 +125,7 @@ def test_bad_latent_dim(network):
 # --- Training -------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("jit_compile", [False, True], ids=["graph", "XLA"])
 @pytest.mark.parametrize("network", CONVOLUTIONAL)
 def test_fit_lowers_the_loss(network, jit_compile):
@@ -162,17 +150,19 @@ def test_larger_images_under_xla(network, data_shape):
 
 
 @pytest.mark.parametrize("network", CONVOLUTIONAL)
-def test_save_and_load(network, tmp_path):
+def test_train_save_and_export(network, tmp_path):
     model = make(network, (9, 11))
-    model.compile("adam", run_eagerly=True)
+    model.compile(keras.optimizers.Adam(2e-3), run_eagerly=True)
     x = np.random.default_rng(0).uniform(size=(40, 9, 11)).astype("float32")
-    model.fit(x, batch_size=20, verbose=0)
+    loss = model.fit(x, epochs=3, batch_size=16, verbose=0).history["loss"]
+    assert loss[-1] < loss[0]
     model.save(tmp_path / "vae.keras")
     loaded = keras.saving.load_model(tmp_path / "vae.keras")
     np.testing.assert_array_equal(loaded.reconstruct(x), model.reconstruct(x))
     np.testing.assert_array_equal(loaded.generate(3), model.generate(3))
-    figures = [m.evaluate(x, verbose=0) for m in (loaded, model)]
-    assert figures[0] == figures[1]
+    model.export(tmp_path / "vae", verbose=False)
+    served = tf.saved_model.load(tmp_path / "vae")
+    np.testing.assert_allclose(served.serve(x), model.reconstruct(x), rtol=1e-5, atol=1e-6)
 
 
 def test_batch_normalization_uses_the_batch_in_training_only():
@@ -194,15 +184,7 @@ def test_batch_normalization_uses_the_batch_in_training_only():
     np.testing.assert_allclose(alone, together, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("network", CONVOLUTIONAL)
-def test_export(network, tmp_path):
-    model = make(network, (9, 8))
-    model.export(tmp_path / "vae", verbose=False)
-    x = np.random.default_rng(0).uniform(size=(5, 9, 8)).astype("float32")
-    served = tf.saved_model.load(tmp_path / "vae")
-    np.testing.assert_allclose(served.serve(x), model.reconstruct(x), rtol=1e-5, atol=1e-6)
-
-
+@pytest.mark.slow
 @pytest.mark.parametrize("network", CONVOLUTIONAL)
 def test_mixed_precision(network):
     before = keras.config.dtype_policy()

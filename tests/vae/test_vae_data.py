@@ -74,7 +74,7 @@ def assert_refused(model, methods, x, message, error=ValueError):
 
 
 class Duck:
-    """An array of another library, as far as Keras knows."""
+    """An array of another library, as far as Keras can tell."""
 
     def __init__(self, array):
         self.array, self.shape, self.dtype = array, array.shape, array.dtype
@@ -92,17 +92,20 @@ def with_value(x, value, dtype=None):
 # --- Lists and masks ---------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("of", [list, tuple])
-def test_lists_of_several_arrays(of_images, of_series, of):
+def test_lists_of_several_arrays(of_images, of_series):
     message = r"must be one array, .*; got a (list|tuple) of .*write np.stack\(x\)"
-    assert_refused(of_images, METHODS, of(X), message)
-    assert_refused(of_series, OF_SERIES, of(SERIES), message)
-    assert_refused(of_series, {"fit": {}, "impute": {}}, {"x": of(SERIES)}, message)
-    for estimate in (evaluation.evaluate, evaluation.log_likelihood, evaluation.correlation):
+    assert_refused(of_images, METHODS, list(X), message)
+    assert_refused(of_series, OF_SERIES, tuple(SERIES), message)
+    assert_refused(of_series, {"fit": {}, "impute": {}}, {"x": list(SERIES)}, message)
+    for estimate, arguments in (
+        (evaluation.evaluate, ()),
+        (evaluation.log_likelihood, (1,)),
+        (evaluation.correlation, ()),
+    ):
         with pytest.raises(ValueError, match=message):
-            estimate(of_images, of(X), *((1,) if estimate is evaluation.log_likelihood else ()))
+            estimate(of_images, list(X), *arguments)
     with pytest.raises(ValueError, match=r"`validation_data` must be .*; got a .* of 12"):
-        of_images.fit(X, validation_data=of(X), verbose=0)
+        of_images.fit(X, validation_data=tuple(X), verbose=0)
 
 
 def test_a_list_of_one_array_and_lists_of_numbers(of_images, of_series):
@@ -168,7 +171,6 @@ def test_masked_arrays_of_images(of_images):
     ("x", "message"),
     [
         (255 * X, r"data in \[0, 1\]; .* by 1/255"),
-        (tf.constant(255 * X), r"data in \[0, 1\]; .* by 1/255"),
         (Duck(255 * X), r"data in \[0, 1\]; .* by 1/255"),
         ((255 * X).astype("uint8"), r"data in \[0, 1\]; .* by 1/255"),
         (with_value(X, np.nan), "1 values that are not finite"),
@@ -177,23 +179,24 @@ def test_masked_arrays_of_images(of_images):
         (tf.RaggedTensor.from_tensor(X), "RaggedTensor; give x.to_tensor"),
         (tf.sparse.from_dense(X), "SparseTensor; give tf.sparse.to_dense"),
         ({"x": X}, r"one array, not a dictionary, here with the keys \['x'\]"),
+        (X.reshape(12, 6), r"for data of shape \(batch, 3, 2\); got \(\w+, 6\)"),
+        (X - 0.5, r"data in \[0, 1\]; \d+ values lie outside"),
     ],
 )
 def test_images_that_are_refused(of_images, x, message):
     assert_refused(of_images, METHODS, x, message)
 
 
-@pytest.mark.parametrize("dtype", ["object", "datetime64[s]"])
-def test_dtypes_that_are_refused(of_images, of_series, dtype):
-    for model, methods, x in ((of_images, METHODS, X), (of_series, OF_SERIES, SERIES)):
-        assert_refused(model, methods, x.astype(dtype), "must be numbers; got dtype")
+def test_dtypes_that_are_refused(of_images, of_series):
+    assert_refused(of_images, METHODS, X.astype("object"), "must be numbers; got dtype")
+    assert_refused(of_series, OF_SERIES, SERIES.astype("datetime64[s]"), "must be numbers; got")
 
 
-@pytest.mark.parametrize("dtype", ["bool", "uint8", "int64", "float16"])
-def test_images_of_zeros_and_ones(of_images, dtype):
-    x = (X > 0.5).astype(dtype)
-    np.testing.assert_allclose(of_images(x), of_images(x.astype("float32")), rtol=1e-6)
-    of_images.fit(x, verbose=0)
+def test_images_of_zeros_and_ones(of_images):
+    for dtype in ("bool", "uint8", "int64", "float16"):
+        x = (X > 0.5).astype(dtype)
+        np.testing.assert_allclose(of_images(x), of_images(x.astype("float32")), rtol=1e-6)
+    of_images.fit(X > 0.5, verbose=0)
 
 
 @pytest.mark.parametrize(
@@ -248,15 +251,23 @@ STREAMS = {
 @pytest.mark.parametrize("stream", STREAMS)
 def test_streams_of_images(stream):
     model = compiled(images(), keras.optimizers.SGD(0.0), run_eagerly=False, jit_compile=False)
-    for method in (model.fit, model.evaluate, model.predict):
+    methods = (model.fit, model.evaluate, model.predict)
+    for method in methods if stream == "missing" else methods[:1]:
         with pytest.raises(tf.errors.InvalidArgumentError, match=r"Bernoulli .* data in \[0, 1\]"):
             method(STREAMS[stream](), verbose=0)
-    with pytest.raises((ValueError, tf.errors.InvalidArgumentError), match=r"data in \[0, 1\]"):
-        model.fit(X, validation_data=STREAMS[stream](), verbose=0)
+    if stream == "PyDataset":
+        with pytest.raises(tf.errors.InvalidArgumentError, match=r"data in \[0, 1\]"):
+            model.fit(X, validation_data=STREAMS[stream](), verbose=0)
 
 
-@pytest.mark.parametrize("x", [{"x": SERIES, "length": np.full(6, 99)}, with_value(SERIES, np.inf)])
-@pytest.mark.parametrize("jit_compile", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("x", "jit_compile"),
+    [
+        ({"x": SERIES, "length": np.full(6, 99)}, False),
+        pytest.param(with_value(SERIES, np.inf), False, marks=pytest.mark.slow),
+        pytest.param({"x": SERIES, "length": np.full(6, 99)}, True, marks=pytest.mark.slow),
+    ],
+)
 def test_datasets_of_series(x, jit_compile):
     model = compiled(sequences(), run_eagerly=False, jit_compile=jit_compile)
     before = model.get_weights()
@@ -311,8 +322,7 @@ def test_weights_that_are_refused(of_images, weight, message):
         of_images.fit(X, validation_data=(X, None, weight), verbose=0)
 
 
-@pytest.mark.parametrize("shape", [(12,), (12, 1)])
-def test_what_weights_do(shape, monkeypatch):
+def test_what_weights_do(monkeypatch):
     """The figures are weighted means; what is minimized is divided by the number of examples."""
     weight = np.arange(12, dtype="float32")
     model = compiled(images(), keras.optimizers.SGD(0.01))
@@ -323,7 +333,10 @@ def test_what_weights_do(shape, monkeypatch):
     kernel = model.encoder.layers[-1].kernel
     gradient = tape.gradient(minimized, kernel.value)
     before = kernel.numpy()
-    weights = weight.reshape(shape)
+    # Without targets too, where Keras itself would drop them.
+    for weights in (weight, weight[:, None]):
+        figures = model.evaluate(X, sample_weight=weights, verbose=0, return_dict=True)
+        np.testing.assert_allclose(figures["loss"], np.average(losses, weights=weight), rtol=1e-5)
     figures = model.fit(X, sample_weight=weights, batch_size=12, shuffle=False, verbose=0).history
     np.testing.assert_allclose(figures["loss"], [np.average(losses, weights=weight)], rtol=1e-5)
     np.testing.assert_allclose(kernel.numpy(), before - 0.01 * gradient, rtol=1e-4, atol=1e-6)
@@ -436,25 +449,16 @@ def test_encoders_that_do_not_fit():
         tfp_ar1.SequenceVAE(one, sequences().decoder, 1, 4)
 
 
-@pytest.mark.parametrize("name", objectives.OBJECTIVES)
-def test_objectives_by_name(name):
-    assert type(images(objective=name).objective) is objectives.OBJECTIVES[name]
-    assert type(sequences(objective=name).objective) is objectives.OBJECTIVES[name]
-
-
-def test_objectives_that_are_none():
+def test_objectives_by_name():
+    assert type(images(objective="iwae").objective) is objectives.ImportanceWeighted
+    assert type(sequences(objective="infovae").objective) is objectives.InfoVAE
     with pytest.raises(ValueError, match=r"Unknown objective 'ELBO'; expected one of .*'elbo'"):
         images(objective="ELBO")
     with pytest.raises(TypeError, match=r"`objective` must be .*ELBO\(\); got <class"):
         images(objective=objectives.ELBO)
 
 
-def test_compile_with_a_loss_by_position():
-    with pytest.raises(ValueError, match="loss and metrics of its own; `loss='mse'` would be"):
-        sequences().compile("adam", "mse")
-
-
-@pytest.mark.parametrize("last", ["sigmoid", "hard_sigmoid", "layer"])
+@pytest.mark.parametrize("last", ["hard_sigmoid", "layer"])
 def test_decoders_of_probabilities(last):
     activation = {} if last == "layer" else {"activation": last}
     layers = [keras.Input((2,)), keras.layers.Dense(6, **activation)]

@@ -87,30 +87,14 @@ def test_fit_lowers_the_loss(posterior, beta, options):
 
 
 def test_eager_training_equals_graph_training():
-    models = []
-    for run_eagerly in (True, False):
-        model = compiled(make(), run_eagerly=run_eagerly)
-        model.build((None, 8, 8))
-        models.append(fitted(model, X))
-    assert_same_weights(*models, exactly=False)
-
-
-def test_several_steps_per_execution():
-    one = fitted(compiled(make()), X, epochs=2)
-    both = fitted(compiled(make(), steps_per_execution=2), X, epochs=2)
-    assert_same_weights(both, one, exactly=False)
-
-
-def test_initial_weights_are_drawn_when_the_model_is_made():
-    """As everywhere in Keras; or it would matter what happens before the first batch."""
-    models = [make(), make()]
-    for model in models:
-        model.build((None, 8, 8))
-    assert_same_weights(*models)
+    eager = fitted(compiled(make(), run_eagerly=True), X, epochs=2)
+    both_steps = fitted(compiled(make(), steps_per_execution=2), X, epochs=2)
+    assert_same_weights(both_steps, eager, exactly=False)
 
 
 def test_training_is_reproducible():
     first, same, other = (compiled(make(seed=seed), run_eagerly=True) for seed in (1, 1, 2))
+    assert_same_weights(first, same)  # drawn when the model is made, as everywhere in Keras
     for model in (first, same, other):
         keras.utils.set_random_seed(0)
         model.fit(X, batch_size=32, verbose=0)  # shuffles
@@ -119,24 +103,23 @@ def test_training_is_reproducible():
 
 
 def test_data_in_every_form():
-    batches = tf.data.Dataset.from_tensor_slices(X).batch(32)
-    reference = fitted(compiled(make(), run_eagerly=True), X)
-    for data in ((X, X), (X.astype("float64"),), (tf.constant(X),)):
-        model = fitted(compiled(make(), run_eagerly=True), *data)
-        assert_same_weights(model, reference)
-    for dataset in (batches, batches.map(lambda x: (x, x))):
+    """The same weights and figures from whatever holds the same data."""
+    batches, held_out = (tf.data.Dataset.from_tensor_slices(x).batch(32) for x in (X, X_TEST))
+    results = []
+    for data, validation in (
+        ((X,), (X_TEST,)),
+        ((X.astype("float64"), X), (X_TEST, X_TEST)),
+        ((batches,), held_out),
+        ((batches.map(lambda x: (x, x)),), held_out),
+    ):
         model = compiled(make(), run_eagerly=True)
-        model.fit(dataset, verbose=0)
-        assert_same_weights(model, reference)
-
-
-def test_validation_data_in_every_form():
-    histories = []
-    for data in ((X_TEST,), (X_TEST, X_TEST), tf.data.Dataset.from_tensor_slices(X_TEST).batch(32)):
-        model = compiled(make(), run_eagerly=True)
-        histories.append(model.fit(X, validation_data=data, verbose=0).history)
-    assert histories[0] == histories[1] == histories[2]
-    assert "val_kl" in histories[0]
+        options = {"batch_size": 32} if len(results) < 2 else {}
+        options |= {"validation_data": validation, "shuffle": False, "verbose": 0}
+        results.append((model.fit(*data, **options).history, model))
+    for history, model in results[1:]:
+        assert history == results[0][0]
+        assert_same_weights(model, results[0][1])
+    assert "val_kl" in results[0][0]
 
 
 def test_evaluate_and_predict():
@@ -158,49 +141,6 @@ def test_evaluate_and_predict():
     # Inference does not draw; training does.
     np.testing.assert_array_equal(model(X_TEST), model(X_TEST))
     assert np.any(model(X_TEST, training=True) != model(X_TEST, training=True))
-
-
-def test_sample_weight(monkeypatch):
-    weight = np.random.default_rng(0).uniform(size=len(X)).astype("float32")
-    model = compiled(make(), run_eagerly=True)
-    monkeypatch.setattr(model, "next_seed", lambda: tf.constant([1, 2]))
-    terms = model.objective(model, tf.constant(X), training=False)
-    figures = model.evaluate(
-        X, X, sample_weight=weight, batch_size=len(X), verbose=0, return_dict=True
-    )
-    for key in KEYS:
-        expected = np.average(getattr(terms, key), weights=weight)
-        np.testing.assert_allclose(figures[key], expected, rtol=1e-5)
-
-
-def test_sample_weight_scales_the_gradient():
-    sgd = {"optimizer": keras.optimizers.SGD, "run_eagerly": True}
-    weight = np.full(len(X), 2, np.float32)
-    twice = fitted(compiled(make(), learning_rate=1e-4, **sgd), X, X, sample_weight=weight)
-    fast = fitted(compiled(make(), learning_rate=2e-4, **sgd), X)
-    assert_same_weights(twice, fast, exactly=False)
-    still = fitted(compiled(make(), learning_rate=1.0, **sgd), X, X, sample_weight=0 * weight)
-    model = make()
-    model(X)
-    assert_same_weights(still, model)
-
-
-def test_sample_weight_without_targets():
-    weight = np.zeros(len(X), np.float32)
-    weight[0] = 1
-    model = compiled(make(), run_eagerly=True)
-    figures = model.evaluate(X, sample_weight=weight, verbose=0, return_dict=True)
-    kl = tfd.kl_divergence(model.encode(X[:1]), model.prior)
-    np.testing.assert_allclose(figures["kl"], kl[0], rtol=1e-5)
-
-
-def test_sample_weight_without_targets_in_fit():
-    model = compiled(make(), keras.optimizers.SGD, run_eagerly=True)
-    model(X)
-    before = model.get_weights()
-    fitted(model, X, sample_weight=np.zeros(len(X)))
-    for a, b in zip(before, model.get_weights(), strict=True):
-        np.testing.assert_array_equal(a, b)
 
 
 def test_one_step_follows_the_gradient(monkeypatch):
@@ -303,10 +243,17 @@ def test_subclassed_encoder():
 
 
 @pytest.mark.parametrize("posterior", ["ar1", "diag", "isotropic", "full"])
-def test_the_first_covariance_is_the_identity(posterior):
-    q = make(posterior).encode(X)
-    np.testing.assert_array_equal(q.covariance(), np.broadcast_to(np.eye(D), (64, D, D)))
-    assert np.all(np.std(q.mean(), axis=0) > 0)
+def test_the_start(posterior):
+    """The first covariance is I; the usual spellings of the prior suit every posterior."""
+    normal = tfd.Normal(tf.zeros(D), 1.0)
+    kls = []
+    for prior in (None, tfd.Independent(normal, 1), tfd.Sample(tfd.Normal(0.0, 1.0), D)):
+        model = make(posterior, prior=prior)
+        q = model.encode(X)
+        kls.append(model.kl_to_prior(q))
+        np.testing.assert_allclose(kls[-1], kls[0], rtol=1e-5)
+        np.testing.assert_array_equal(q.covariance(), np.broadcast_to(np.eye(D), (64, D, D)))
+        assert np.all(np.std(q.mean(), axis=0) > 0)
 
 
 def test_encode_and_decode():
@@ -347,23 +294,6 @@ def test_generate_draws_from_the_prior():
     np.testing.assert_allclose(np.cov(z.T), oracles.ar1_covariance(2.0, 0.8, D), atol=0.12)
 
 
-@pytest.mark.parametrize(
-    "posterior",
-    ["ar1", "diag", "full"],
-)
-@pytest.mark.parametrize("prior", ["independent", "sample"])
-def test_the_usual_spellings_of_the_prior(posterior, prior):
-    """They suit every posterior, or it could not be exchanged by one argument."""
-    normal = tfd.Independent(tfd.Normal(tf.zeros(D), 1.0), 1)
-    if prior == "sample":
-        normal = tfd.Sample(tfd.Normal(0.0, 1.0), D)
-    figures = [
-        compiled(make(posterior, prior=p), run_eagerly=True).evaluate(X, verbose=0)
-        for p in (normal, None)
-    ]
-    np.testing.assert_allclose(*figures, rtol=1e-5)
-
-
 # --- Saving ------------------------------------------------------------------------------------
 
 VARIANTS = {
@@ -374,7 +304,6 @@ VARIANTS = {
         "objective": objectives.ELBO(beta=4.0),
         "likelihood": likelihoods.Gaussian(0.3),
     },
-    "isotropic": {"posterior": "isotropic", "prior": tfd.MultivariateNormalDiag(tf.ones(D))},
     "full": {"posterior": "full", "likelihood": "gaussian", "seed": None},
 }
 
@@ -398,73 +327,33 @@ def test_save_and_load(variant, tmp_path):
     fitted(model, X)
     model.save(tmp_path / "vae.keras")
     loaded = keras.saving.load_model(tmp_path / "vae.keras")
+    assert loaded.run_eagerly
     assert_same_weights(loaded, model)
     assert_same_config(loaded, model)
-    np.testing.assert_array_equal(loaded.log_likelihood(X, 2), model.log_likelihood(X, 2))
+    json.dumps(model.get_config())
+    # How sums round depends on where TensorFlow happens to place the arrays.
+    estimates = [each.log_likelihood(X, 2) for each in (loaded, model)]
+    np.testing.assert_allclose(*estimates, rtol=1e-6)
     np.testing.assert_array_equal(loaded.generate(3), model.generate(3))  # the seed's state
-    # The objective, the prior and the likelihood are the same too.
-    figures = [m.evaluate(X, verbose=0) for m in (loaded, model)]
-    assert figures[0] == figures[1]
-
-
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_config_round_trip(variant):
-    model = make(**VARIANTS[variant], name="mine")
-    copy = tfp_ar1.RhoVAE.from_config(json.loads(json.dumps(model.get_config())))
-    assert (copy.name, copy.latent_dim, copy.posterior_name) == ("mine", D, model.posterior_name)
-    assert type(copy.prior) is type(model.prior)
-    assert copy.objective.beta == model.objective.beta
-    assert_same_config(copy, model)
-
-
-@pytest.mark.parametrize(
-    ("kwargs", "options"),
-    [
-        pytest.param({}, {}, marks=pytest.mark.slow),
-        ({"posterior": "full", "likelihood": "gaussian"}, {"run_eagerly": True}),
-    ],
-    ids=["graph", "eager"],
-)
-def test_training_resumes_exactly(kwargs, options, tmp_path):
-    uninterrupted = fitted(compiled(make(**kwargs), **options), X, epochs=2)
-    model = fitted(compiled(make(**kwargs), **options), X)
-    model.save(tmp_path / "vae.keras")
-    loaded = keras.saving.load_model(tmp_path / "vae.keras")
-    assert loaded.run_eagerly == model.run_eagerly
-    fitted(loaded, X)
-    assert_same_weights(loaded, uninterrupted)
-    for a, b in zip(loaded.optimizer.variables, uninterrupted.optimizer.variables, strict=True):
+    # The objective, the prior and the likelihood are the same too; and training continues exactly.
+    for each in (model, loaded):
+        fitted(each, X)
+    assert_same_weights(loaded, model)
+    for a, b in zip(loaded.optimizer.variables, model.optimizer.variables, strict=True):
         np.testing.assert_array_equal(a, b, err_msg=a.name)
 
 
-def test_save_and_load_weights(tmp_path):
-    model = fitted(compiled(make(), run_eagerly=True), X)
+@pytest.mark.slow
+def test_training_resumes_exactly_in_a_graph(tmp_path):
+    uninterrupted = fitted(compiled(make()), X, epochs=2)
+    fitted(compiled(model := make()), X).save(tmp_path / "vae.keras")
+    loaded = fitted(keras.saving.load_model(tmp_path / "vae.keras"), X)
+    assert_same_weights(loaded, uninterrupted)
     model.save_weights(tmp_path / "vae.weights.h5")
     other = make(seed=5)
-    other(X)
     other.load_weights(tmp_path / "vae.weights.h5")
     assert_same_weights(other, model)
     np.testing.assert_array_equal(other.generate(3), model.generate(3))
-
-
-LOAD = """
-import sys
-import tfp_ar1, keras
-import numpy as np
-x, wanted = np.load(sys.argv[2]), np.load(sys.argv[3])
-model = keras.saving.load_model(sys.argv[1])
-np.testing.assert_array_equal(model.reconstruct(x), wanted)
-"""
-
-
-@pytest.mark.slow
-def test_load_in_a_fresh_process(tmp_path):
-    model = make("full", likelihood="gaussian")
-    model(X)
-    model.save(tmp_path / "vae.keras")
-    np.save(tmp_path / "x.npy", X)
-    np.save(tmp_path / "y.npy", model.reconstruct(X))
-    run_python(LOAD, "vae.keras", "x.npy", "y.npy", cwd=tmp_path)
 
 
 def run_python(script, *arguments, cwd):
@@ -519,7 +408,9 @@ def test_two_replicas(tmp_path):
 # --- Precision ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
+@pytest.mark.parametrize(
+    "policy", ["mixed_float16", pytest.param("mixed_bfloat16", marks=pytest.mark.slow)]
+)
 def test_mixed_precision(policy, set_policy):
     steps = []
     for name in ("float32", policy):
@@ -555,88 +446,48 @@ def test_float64(set_policy):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("arguments", "error", "message"),
     [
-        ({"posterior": "diagonal"}, r"Unknown posterior 'diagonal'; expected one of \['ar1', 'ar"),
-        ({"likelihood": "normal"}, r"Unknown likelihood 'normal'; expected one of \['bernoulli'"),
-        ({"latent_dim": 0}, "must be a positive integer; got 0"),
-        ({"latent_dim": None}, "must be a positive integer; got None"),
-        ({"latent_dim": 1.5}, "must be a positive integer; got 1.5"),
-        ({"latent_dim": 4, "prior": VARIANTS["diag"]["prior"]}, r"size 4; .*event shape \(3,\)"),
+        ({"posterior": "diagonal"}, ValueError, r"Unknown posterior 'diagonal'; .* \['ar1', 'ar"),
+        ({"likelihood": "normal"}, ValueError, r"Unknown likelihood 'normal'; .* \['bernoulli'"),
+        ({"latent_dim": 0}, ValueError, "must be a positive integer; got 0"),
+        ({"latent_dim": None}, ValueError, "must be a positive integer; got None"),
+        ({"latent_dim": 1.5}, ValueError, "must be a positive integer; got 1.5"),
+        ({"latent_dim": 4, "prior": VARIANTS["diag"]["prior"]}, ValueError, r"size 4; .*\(3,\)"),
+        ({"prior": "normal"}, TypeError, r"must be a `tfd.Distribution`, a layer .*; got 'normal'"),
+        ({"encoder": "mlp"}, TypeError, "must be Keras 3 models; got 'mlp'"),
     ],
 )
-def test_bad_arguments(arguments, message):
-    with pytest.raises(ValueError, match=message):
-        tfp_ar1.RhoVAE(*architectures.mlp((8, 8), D, (4,)), **{"latent_dim": D, **arguments})
+def test_bad_arguments(arguments, error, message):
+    encoder, decoder = architectures.mlp((8, 8), D, (4,))
+    parts = {"encoder": encoder, "decoder": decoder, "latent_dim": D}
+    with pytest.raises(error, match=message):
+        tfp_ar1.RhoVAE(**{**parts, **arguments})
 
 
-def image_features():
-    encoder = keras.Sequential(
-        [keras.Input((8, 8)), keras.layers.Reshape((8, 8, 1)), keras.layers.Conv2D(2, 3)]
-    )
-    return encoder, architectures.mlp((8, 8), D, (4,))[1]
+def test_parts_that_do_not_fit():
+    encoder, decoder = architectures.mlp((8, 8), D, (4,))
+    layers = [keras.layers.Reshape((8, 8, 1)), keras.layers.Conv2D(2, 3)]
+    image_features = keras.Sequential([keras.Input((8, 8)), *layers])
+    of_other_data = architectures.mlp((8, 9), D, (4,))[1]
+    of_other_latents = architectures.mlp((8, 8), D + 1, (4,))[1]
+    for parts, message in (
+        ((image_features, decoder), r"\(batch, units\); it gives \(\w+, 6, 6, 2\).*Flatten"),
+        ((encoder, of_other_data), r"tensor of shape \(batch, 8, 8\); it gives \(None, 8, 9\)"),
+        ((encoder, of_other_latents), r"latent vectors of size 3; it takes .* \(None, 4\)"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            tfp_ar1.RhoVAE(*parts, D)
 
 
-def decoder_of_other_data():
-    return architectures.mlp((8, 8), D, (4,))[0], architectures.mlp((8, 9), D, (4,))[1]
-
-
-def decoder_of_other_latents():
-    return architectures.mlp((8, 8), D, (4,))[0], architectures.mlp((8, 8), D + 1, (4,))[1]
-
-
-@pytest.mark.parametrize(
-    ("parts", "message"),
-    [
-        (image_features, r"tensor of shape \(batch, units\); it gives \(\w+, 6, 6, 2\).*Flat"),
-        (decoder_of_other_data, r"tensor of shape \(batch, 8, 8\); it gives \(None, 8, 9\)"),
-        (decoder_of_other_latents, r"latent vectors of size 3; it takes .* \(None, 4\)"),
-    ],
-)
-def test_parts_that_do_not_fit(parts, message):
-    with pytest.raises(ValueError, match=message):
-        tfp_ar1.RhoVAE(*parts(), D)
-
-
-@pytest.mark.parametrize(
-    ("data", "message"),
-    [
-        (X.reshape(-1, 64), r"for data of shape \(batch, 8, 8\); got \(\w+, 64\)"),
-        (16 * X, r"needs data in \[0, 1\]; \d+ values .*range 0 to 16.*1/255"),
-        (X - 0.5, r"needs data in \[0, 1\]; \d+ values lie outside"),
-        (np.where(X == 1, np.nan, X), "values that are not finite"),
-    ],
-)
-def test_fit_refuses(data, message):
-    model = compiled(make(), run_eagerly=True)
-    with pytest.raises(ValueError, match=message):
-        model.fit(data, verbose=0)
-
-
-def test_prior_that_is_no_distribution():
-    with pytest.raises(TypeError, match=r"must be a `tfd.Distribution`, a layer .*; got 'normal'"):
-        make(prior="normal")
-
-
-def test_estimates_refuse_data_outside_the_likelihood():
-    for estimate in (compiled(make()).evaluate, lambda x: make().log_likelihood(x, 2)):
-        with pytest.raises(ValueError, match=r"needs data in \[0, 1\]"):
-            estimate(16 * X)
-
-
-def test_nan_under_the_gaussian_likelihood():
-    model = compiled(make(likelihood="gaussian"), run_eagerly=True)
-    with pytest.raises(ValueError, match="64 values that are not finite"):
-        model.fit(np.where(np.eye(8, dtype=bool)[0], np.nan, X[:8]), verbose=0)
-
-
-@pytest.mark.parametrize(
-    "arguments", [{"loss": "mse"}, {"metrics": ["mae"]}, {"weighted_metrics": ["mae"]}]
-)
-def test_compile_refuses_a_loss_and_metrics(arguments):
-    (name,) = arguments
-    with pytest.raises(ValueError, match=f"loss and metrics of its own; `{name}=.*`objective`"):
-        make().compile(**arguments)
+def test_compile_refuses_a_loss_and_metrics():
+    model = make()
+    for arguments in ({"loss": "mse"}, {"metrics": ["mae"]}, {"weighted_metrics": ["mae"]}):
+        (name,) = arguments
+        with pytest.raises(ValueError, match=f"loss and metrics of its own; `{name}=.*`objective`"):
+            model.compile(**arguments)
+    with pytest.raises(ValueError, match="loss and metrics of its own; `loss='mse'` would be"):
+        model.compile("adam", "mse")
 
 
 def test_decoding_before_the_model_is_built():
@@ -644,18 +495,15 @@ def test_decoding_before_the_model_is_built():
         tfp_ar1.RhoVAE(SubclassedEncoder(), architectures.mlp((8, 8), D, (4,))[1], D).generate(1)
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [
+def test_mlp_refuses():
+    for arguments in (
         {"hidden_units": ()},
         {"hidden_units": (4, 0)},
         {"data_shape": (8, 0)},
         {"latent_dim": 0},
-    ],
-)
-def test_mlp_refuses(arguments):
-    with pytest.raises(ValueError, match="Sizes must be positive, with at least one hidden layer"):
-        architectures.mlp(**{"data_shape": (8, 8), "latent_dim": 2, **arguments})
+    ):
+        with pytest.raises(ValueError, match="Sizes must be positive, with at least one hidden"):
+            architectures.mlp(**{"data_shape": (8, 8), "latent_dim": 2, **arguments})
 
 
 def test_mlp_mirrors_the_hidden_layers():

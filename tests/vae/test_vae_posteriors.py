@@ -2,6 +2,7 @@
 
 import numpy as np
 import oracles
+import packed
 import pytest
 import tensorflow as tf
 import tensorflow_probability as tfp
@@ -12,93 +13,68 @@ from tfp_ar1.vae import posteriors
 
 tfd = tfp.distributions
 
-FAMILIES = ("ar1", "arh1", "ante1", "diag", "isotropic", "full")
 D = 3
+# How many parameters for D coordinates, and how many numbers of a covariance for 1, 2 and 50.
+FAMILIES = {
+    "ar1": (5, [2, 2, 2]),
+    "arh1": (7, [2, 3, 51]),
+    "ante1": (8, [1, 3, 99]),
+    "diag": (6, [1, 2, 50]),
+    "isotropic": (4, [1, 1, 1]),
+    "full": (9, [1, 3, 1275]),
+}
+every_family = pytest.mark.parametrize("family", FAMILIES)
 
 
 def random_params(family, *batch, dtype="float64"):
-    size = posteriors.get(family).params_size(D)
-    return np.random.default_rng(2).normal(size=(*batch, size)).astype(dtype)
+    return np.random.default_rng(2).normal(size=(*batch, FAMILIES[family][0])).astype(dtype)
 
 
 def moments(family, params):
     """What the packed parameters mean."""
+    if family in packed.FAMILIES:
+        return packed.dense(params, family, D)
     loc, rest = np.float64(params[..., :D]), np.float64(params[..., D:])
-    if family == "ar1":
-        covariance = oracles.ar1_covariance(np.exp(rest[..., 0] / 2), np.tanh(rest[..., 1]), D)
-    elif family in ("arh1", "ante1"):
-        scale, rho = np.exp(rest[..., :D] / 2), np.tanh(rest[..., D:])
-        if family == "arh1":
-            rho = np.repeat(rho, D - 1, axis=-1)
-        correlations = oracles.tf_antedependent_correlations(tf.constant(rho)).numpy()
-        covariance = scale[..., :, None] * scale[..., None, :] * correlations
-    elif family == "full":
+    if family == "full":
         a, b, c, d, e, f = (rest[..., i] for i in range(6))
         zero = np.zeros_like(a)
         # The order of `tfp.math.fill_triangular`: from the lower right corner, in a spiral.
         rows = [[np.exp(d / 2), zero, zero], [f, np.exp(e / 2), zero], [c, b, np.exp(a / 2)]]
         factor = np.stack([np.stack(row, axis=-1) for row in rows], axis=-2)
-        covariance = factor @ np.swapaxes(factor, -1, -2)
-    else:
-        covariance = np.exp(rest)[..., None] * np.eye(D)
-    return oracles.Dense(loc, covariance)
+        return oracles.Dense(loc, factor @ np.swapaxes(factor, -1, -2))
+    return oracles.Dense(loc, np.exp(rest)[..., None] * np.eye(D))
 
 
 def test_names():
-    assert tuple(posteriors.POSTERIORS) == FAMILIES
-    with pytest.raises(ValueError, match=r"Unknown posterior 'ar2'; expected one of \['ar1', 'arh"):
-        posteriors.get("ar2")
+    assert list(posteriors.POSTERIORS) == list(FAMILIES)
+    for function in (posteriors.get, lambda name: posteriors.num_covariance_parameters(name, 3)):
+        with pytest.raises(ValueError, match=r"Unknown posterior 'ar2'; .*\['ar1', 'arh1', "):
+            function("ar2")
 
 
-@pytest.mark.parametrize(
-    ("family", "sizes"),
-    [
-        ("ar1", {1: 3, 3: 5, 10: 12}),
-        ("arh1", {1: 3, 3: 7, 10: 21}),
-        ("ante1", {1: 2, 3: 8, 10: 29}),
-        ("diag", {1: 2, 3: 6, 10: 20}),
-        ("isotropic", {1: 2, 3: 4, 10: 11}),
-        ("full", {1: 2, 3: 9, 10: 65}),
-    ],
-)
-def test_params_size(family, sizes):
-    posterior = posteriors.get(family)
-    assert {d: posterior.params_size(d) for d in sizes} == sizes
-    with pytest.raises(ValueError, match="`event_size` must be a positive integer; got 0"):
-        posterior.params_size(0)
+@every_family
+def test_sizes(family):
+    posterior, (size, numbers) = posteriors.get(family), FAMILIES[family]
+    assert posterior.params_size(D) == size
+    assert [posteriors.num_covariance_parameters(family, d) for d in (1, 2, 50)] == numbers
+    for function in (
+        posterior.params_size,
+        lambda d: posteriors.num_covariance_parameters(family, d),
+    ):
+        with pytest.raises(ValueError, match="`event_size` must be a positive integer; got 0"):
+            function(0)
+    message = rf"`params` must have {size} entries .*`event_size=3`; got shape \(2, {size + 1}\)"
+    with pytest.raises(ValueError, match=message):
+        posterior.new(np.zeros([2, size + 1]), D)
 
 
-@pytest.mark.parametrize(
-    ("family", "numbers"),
-    [
-        ("ar1", {1: 2, 2: 2, 50: 2}),
-        ("arh1", {1: 2, 2: 3, 50: 51}),
-        ("ante1", {1: 1, 2: 3, 50: 99}),
-        ("diag", {1: 1, 2: 2, 50: 50}),
-        ("isotropic", {1: 1, 2: 1, 50: 1}),
-        ("full", {1: 1, 2: 3, 50: 1275}),
-    ],
-)
-def test_num_covariance_parameters(family, numbers):
-    assert {d: posteriors.num_covariance_parameters(family, d) for d in numbers} == numbers
-    with pytest.raises(ValueError, match="`event_size` must be a positive integer; got 0"):
-        posteriors.num_covariance_parameters(family, 0)
-
-
-def test_num_covariance_parameters_of_an_unknown_family():
-    with pytest.raises(ValueError, match="Unknown posterior 'ar2'"):
-        posteriors.num_covariance_parameters("ar2", 3)
-
-
-@pytest.mark.parametrize("dtype", oracles.DTYPES)
-@pytest.mark.parametrize("batch", [(), (5,), (2, 1)])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("batch", "dtype"), [((5,), "float32"), ((2, 1), "float64")])
+@every_family
 def test_new(family, batch, dtype):
     posterior, params = posteriors.get(family), random_params(family, *batch, dtype=dtype)
     distribution, expected = posterior.new(params, D), moments(family, params)
     assert distribution.dtype == dtype
-    assert distribution.batch_shape == batch
-    assert distribution.event_shape == [D]
+    assert (distribution.batch_shape, distribution.event_shape) == (batch, [D])
     oracles.assert_close(distribution.mean(), expected.mean)
     oracles.assert_close(distribution.covariance(), expected.covariance, event_ndims=2)
     prior = priors.standard_normal(D, dtype)
@@ -110,30 +86,25 @@ def test_new(family, batch, dtype):
     oracles.assert_close(posterior.correlation(distribution), correlation)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_correlation_of_one_coordinate_is_zero(family):
+@every_family
+def test_special_parameters(family):
     posterior = posteriors.get(family)
-    distribution = posterior.new(np.ones([4, posterior.params_size(1)], np.float32), 1)
-    np.testing.assert_array_equal(posterior.correlation(distribution), np.zeros(4))
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_zeros_are_the_standard_normal(family):
-    posterior = posteriors.get(family)
-    distribution = posterior.new(np.zeros([posterior.params_size(D)]), D)
-    np.testing.assert_array_equal(distribution.mean(), np.zeros(D))
-    np.testing.assert_array_equal(distribution.covariance(), np.eye(D))
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_params_of_the_wrong_size(family):
-    size = posteriors.get(family).params_size(D)
-    message = rf"`params` must have {size} entries .*`event_size=3`; got shape \(2, {size + 1}\)"
-    with pytest.raises(ValueError, match=message):
-        posteriors.get(family).new(np.zeros([2, size + 1]), D)
-
-
-# --- Every finite float32 vector is a valid distribution ------------------------------------------
+    standard = posterior.new(np.zeros([posterior.params_size(D)]), D)
+    np.testing.assert_array_equal(standard.mean(), np.zeros(D))
+    np.testing.assert_array_equal(standard.covariance(), np.eye(D))
+    # A single coordinate has no neighbour.
+    single = posterior.new(np.ones([4, posterior.params_size(1)], np.float32), 1)
+    np.testing.assert_array_equal(posterior.correlation(single), np.zeros(4))
+    # Beyond the documented bounds.
+    size = posterior.params_size(2)
+    largest = posterior.new(np.full([size], 1e30, np.float32), 2)
+    np.testing.assert_allclose(largest.mean(), np.full(2, ar1_params.LOC_BOUND))
+    smallest = posterior.new(np.full([size], -1e30, np.float32), 2)
+    first = smallest.stddev()[0]  # the first row of a full factor is its diagonal alone
+    np.testing.assert_allclose(first, np.exp(-ar1_params.LOG_S_BOUND / 2), rtol=1e-5)
+    if family in packed.FAMILIES:
+        np.testing.assert_allclose(largest.fisher_z, ar1_params.FISHER_Z_BOUND)
+        np.testing.assert_allclose(smallest.fisher_z, -ar1_params.FISHER_Z_BOUND)
 
 
 def extreme_params(size):
@@ -161,8 +132,9 @@ def everything(family, params, event_size):
 
 
 @pytest.mark.parametrize("event_size", [1, 2, 64])
-@pytest.mark.parametrize("family", FAMILIES)
+@every_family
 def test_extreme_parameters(family, event_size):
+    """Every finite float32 vector is a valid distribution."""
     params = tf.constant(extreme_params(posteriors.get(family).params_size(event_size)), tf.float32)
     results = everything(family, params, event_size)
     for name, value in results.items():
@@ -171,20 +143,9 @@ def test_extreme_parameters(family, event_size):
     assert np.all(np.abs(results["correlation"]) <= 1)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_parameters_are_clipped_at_the_documented_bounds(family):
-    posterior, size = posteriors.get(family), posteriors.get(family).params_size(2)
-    largest = posterior.new(np.full([size], 1e30, np.float32), 2)
-    np.testing.assert_allclose(largest.mean(), np.full(2, ar1_params.LOC_BOUND))
-    smallest = posterior.new(np.full([size], -1e30, np.float32), 2)
-    first = smallest.stddev()[0]  # the first row of a full factor is its diagonal alone
-    np.testing.assert_allclose(first, np.exp(-ar1_params.LOG_S_BOUND / 2), rtol=1e-5)
-    if family in ("ar1", "arh1", "ante1"):
-        np.testing.assert_allclose(largest.fisher_z, ar1_params.FISHER_Z_BOUND)
-        np.testing.assert_allclose(smallest.fisher_z, -ar1_params.FISHER_Z_BOUND)
-
-
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    "family", ["full", *(pytest.param(f, marks=pytest.mark.slow) for f in FAMILIES if f != "full")]
+)
 def test_xla_with_an_unknown_batch_size(family):
     params = random_params(family, 4, dtype="float32")
     signature = [tf.TensorSpec([None, params.shape[-1]])]

@@ -16,7 +16,6 @@ tfd = tfp.distributions
 
 N, T, F, C = 6, 7, 2, 2
 POSTERIORS = ("ar1", "arh1", "ante1", "diag", "isotropic")
-PRIORS = ("ar1", None)
 SMALL = {
     "convolutional": {"filters": (4, 4), "kernel_size": 3, "hidden_units": (5,)},
     "recurrent": {"units": 4, "hidden_units": (5,)},
@@ -76,7 +75,7 @@ def assert_same_weights(first, second, atol=0.0):
 
 
 def dense(distribution, index, channel, length):
-    """The first `length` coordinates of one path's law; of the prior for `index=None`."""
+    """The first `length` coordinates of one path's distribution; of the prior for `index=None`."""
     which = (channel,) if index is None else (index, channel)
     scale = np.float64(distribution.stddev())[which][:length]
     if hasattr(distribution, "correlation_parameter"):
@@ -115,9 +114,11 @@ def expected_terms(model, x, posterior, z):
     return log_p, log_weight, kl
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("prior", PRIORS)
-@pytest.mark.parametrize("posterior", POSTERIORS)
+@pytest.mark.parametrize(
+    ("posterior", "prior", "kind"),
+    [(posterior, "ar1", KINDS[-1]) for posterior in POSTERIORS]
+    + [("ar1", None, kind) for kind in KINDS[:-1]],
+)
 def test_terms_against_dense(posterior, prior, kind):
     model, x = make(posterior=posterior, prior=prior), data(kind)
     q = model.encode(x)
@@ -153,8 +154,11 @@ def interpolated(x, observed, length):
     return lines
 
 
-@pytest.mark.parametrize("posterior", POSTERIORS)
-@pytest.mark.parametrize("network", sequence_networks.NETWORKS)
+# Each family with one network, the other with one family.
+NETWORKS = [("convolutional", posterior) for posterior in POSTERIORS] + [("recurrent", "ar1")]
+
+
+@pytest.mark.parametrize(("network", "posterior"), NETWORKS)
 def test_encoder_sees_what_was_observed(network, posterior):
     """Features, pooled features and packed parameters, from the encoder's own outputs."""
     model, x = make(network, posterior=posterior), data("missing, lengths")
@@ -209,13 +213,11 @@ def test_starts_at_the_prior(posterior):
     np.testing.assert_allclose(q.mean(), np.zeros((N, C, T)), atol=0.5)
     np.testing.assert_array_equal(q.stddev(), np.ones((N, C, T)))
     np.testing.assert_array_equal(model.kl_to_prior(model.encode(np.full((N, T, F), np.nan))), 0.0)
-
-
-@pytest.mark.parametrize("posterior", POSTERIORS)
-def test_a_single_step(posterior):
+    # And where there is a single timestep.
     model, x = make(steps=1, posterior=posterior), series(steps=1)
-    assert np.all(np.isfinite(model.log_likelihood(x, num_samples=2)))
-    assert model.forecast(x, steps=2, num_samples=3).shape == (3, N, 2, F)
+    assert np.all(np.isfinite(model.draw(x, model.encode(x), 2, tf.constant([0, 1])).log_weight))
+    if posterior == "ante1":
+        assert model.forecast(x, steps=2, num_samples=3).shape == (3, N, 2, F)
 
 
 def test_bernoulli():
@@ -256,10 +258,9 @@ def shortened(model, network, steps, **kwargs):
     return short
 
 
-@pytest.mark.parametrize("posterior", POSTERIORS)
-@pytest.mark.parametrize("network", sequence_networks.NETWORKS)
+@pytest.mark.parametrize(("network", "posterior"), NETWORKS)
 def test_padding_changes_nothing(network, posterior):
-    """Against a model that never sees padding; the values behind the end are the wildest."""
+    """Against a model that never sees padding; the values past the end are the wildest."""
     model = make(network, posterior=posterior)
     short = shortened(model, network, 4, posterior=posterior)
     x = series(steps=4, missing=0.3)
@@ -277,9 +278,10 @@ def test_padding_changes_nothing(network, posterior):
     )
 
 
-@pytest.mark.parametrize("objective", ["elbo", "iwae"])
-@pytest.mark.parametrize("network", sequence_networks.NETWORKS)
-def test_what_is_behind_the_end_changes_no_loss_and_no_gradient(network, objective):
+@pytest.mark.parametrize(
+    ("network", "objective"), [("convolutional", "iwae"), ("recurrent", "elbo")]
+)
+def test_what_is_past_the_end_changes_no_loss_and_no_gradient(network, objective):
     results = []
     for rest in (0.0, np.nan, np.inf):
         model = make(network, objective=objectives.get(objective))
@@ -324,19 +326,19 @@ def test_full_lengths_are_no_lengths():
     )
 
 
-@pytest.mark.parametrize("rank", [2, 3])
-def test_a_mask_is_what_nan_is(rank):
+def test_a_mask_is_what_nan_is():
     rng = np.random.default_rng(3)
     model, x = make(), series()
-    mask = rng.uniform(size=x.shape[:rank]) < 0.6
-    observed = np.broadcast_to(mask if rank == 3 else mask[..., None], x.shape)
-    with_nan = np.where(observed, x, np.nan)
-    # What stands where nothing was observed must not matter, whatever it is.
-    garbage = np.where(observed, x, rng.choice([np.nan, np.inf, 1e30, 0.0], size=x.shape))
-    masked = {"x": garbage, "mask": mask}
-    expected = model.impute(with_nan, num_samples=2, seed=0)
-    for given in ((garbage, mask), (masked,)):
-        np.testing.assert_array_equal(model.impute(*given, num_samples=2, seed=0), expected)
+    for rank in (2, 3):
+        mask = rng.uniform(size=x.shape[:rank]) < 0.6
+        observed = np.broadcast_to(mask if rank == 3 else mask[..., None], x.shape)
+        with_nan = np.where(observed, x, np.nan)
+        # What stands where nothing was observed must not matter, whatever it is.
+        garbage = np.where(observed, x, rng.choice([np.nan, np.inf, 1e30, 0.0], size=x.shape))
+        masked = {"x": garbage, "mask": mask}
+        expected = model.impute(with_nan, num_samples=2, seed=0)
+        for given in ((garbage, mask), (masked,)):
+            np.testing.assert_array_equal(model.impute(*given, num_samples=2, seed=0), expected)
     np.testing.assert_array_equal(
         model.log_likelihood(masked, num_samples=3), model.log_likelihood(with_nan, num_samples=3)
     )
@@ -344,10 +346,11 @@ def test_a_mask_is_what_nan_is(rank):
     given = {"x": garbage, "length": LENGTHS}
     np.testing.assert_array_equal(model.impute(given, mask, num_samples=2, seed=0), lengths)
 
-    first, second = (fitted(compiled(make()), given) for given in (masked, with_nan))
+    eager = {"run_eagerly": True}
+    first, second = (fitted(compiled(make(), **eager), given) for given in (masked, with_nan))
     assert_same_weights(first, second)
     batches = tf.data.Dataset.from_tensor_slices(masked).batch(3)
-    assert_same_weights(fitted(compiled(make()), batches, batch_size=None), first, atol=1e-6)
+    assert_same_weights(fitted(compiled(make(), **eager), batches, batch_size=None), first, 1e-6)
 
 
 def test_batches_that_end_with_their_longest_series():
@@ -360,16 +363,10 @@ def test_batches_that_end_with_their_longest_series():
     }
     each = tf.data.Dataset.from_generator(lambda: iter(of_series), output_signature=signature)
     full = {"x": x, "length": lengths}
-    expected = fitted(compiled(make()), full)
+    expected = fitted(compiled(make(), run_eagerly=True), full)
     padded = each.padded_batch(3)
     assert {int(batch["x"].shape[1]) for batch in padded} == {4, 5}
     assert_same_weights(fitted(compiled(make()), padded, batch_size=None), expected, atol=1e-4)
-    # XLA draws other noise, so that it is compared with itself.
-    of_xla = [
-        fitted(compiled(make(), jit_compile=True), x, batch_size=size)
-        for x, size in ((padded, None), (full, 3))
-    ]
-    assert_same_weights(*of_xla, atol=1e-4)
 
     def with_mask(part):
         return {"x": part["x"], "mask": tf.ones(tf.shape(part["x"])[:1], tf.bool)}
@@ -377,20 +374,33 @@ def test_batches_that_end_with_their_longest_series():
     masked = {"x": x, "mask": np.arange(T) < lengths[:, None]}
     assert_same_weights(
         fitted(compiled(make()), each.map(with_mask).padded_batch(3), batch_size=None),
-        fitted(compiled(make()), masked),
+        fitted(compiled(make(), run_eagerly=True), masked),
         atol=1e-4,
     )
     too_long = tf.data.Dataset.from_generator(
         lambda: iter([np.zeros([T + 1, F])]), output_signature=tf.TensorSpec([None, F])
     )
     with pytest.raises(tf.errors.InvalidArgumentError, match="series of more than 7 steps"):
-        fitted(compiled(make()), too_long.batch(1), batch_size=None)
+        compiled(make()).evaluate(too_long.batch(1), verbose=0)
 
 
-@pytest.mark.parametrize("of", [np.asarray, tf.constant])
-def test_wrong_data_after_right_ones(of):
+@pytest.mark.slow
+def test_batches_that_end_with_their_longest_series_under_xla():
+    """XLA draws other noise, so that it is compared with itself."""
+    x, lengths = series(), np.array([4, 4, 4, 5, 5, 5])
+    batches = [{"x": x[i : i + 3, :n], "length": lengths[i : i + 3]} for i, n in ((0, 4), (3, 5))]
+    signature = {"x": tf.TensorSpec([None, None, F]), "length": tf.TensorSpec([None], tf.int64)}
+    padded = tf.data.Dataset.from_generator(lambda: iter(batches), output_signature=signature)
+    of_xla = [
+        fitted(compiled(make(), jit_compile=True), x, batch_size=size)
+        for x, size in ((padded, None), ({"x": x, "length": lengths}, 3))
+    ]
+    assert_same_weights(*of_xla, atol=1e-4)
+
+
+def test_wrong_data_after_right_ones():
     """The functions that were traced for right data take others, and must not get them."""
-    model, x = compiled(make()), series()
+    model, x, of = compiled(make()), series(), tf.constant
     fitted(model, x)
     model.impute(x, num_samples=1)
     for wrong, message in (
@@ -408,9 +418,9 @@ def test_wrong_data_after_right_ones(of):
                 use(wrong)
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
+def test_mistakes_in_the_arguments_of_draws():
+    model, x = make(), series()
+    for arguments, message in (
         ({"mask": 4}, r"`mask` must hold booleans, .*\(6, 7\) or \(6, 7, 2\); got dtype int64"),
         ({"mask": np.ones((N, T))}, "`mask` must hold booleans, .*got dtype float64"),
         ({"mask": np.ones((N, T + 1), bool)}, r"`mask` .*got dtype bool and shape \(6, 8\)"),
@@ -418,11 +428,9 @@ def test_wrong_data_after_right_ones(of):
         ({"batch_size": 0}, "`batch_size` must be an integer of at least 1"),
         ({"seed": 2**31}, "`seed` must be an integer of 32 bits, or None; got 2147483648"),
         ({"seed": 1.5}, "`seed` must be an integer of 32 bits, or None; got 1.5"),
-    ],
-)
-def test_mistakes_in_the_arguments_of_draws(arguments, message):
-    with pytest.raises(ValueError, match=message):
-        make().impute(series(), **arguments)
+    ):
+        with pytest.raises(ValueError, match=message):
+            model.impute(x, **arguments)
 
 
 def test_mistakes_with_masks():
@@ -437,10 +445,10 @@ def test_mistakes_with_masks():
     # In a pipeline, where arrays are not checked.
     batches = tf.data.Dataset.from_tensor_slices({"x": x, "mask": mask.astype("int32")}).batch(3)
     with pytest.raises(ValueError, match=r"`mask` must hold booleans .*got dtype int32"):
-        fitted(compiled(model), batches, batch_size=None)
+        compiled(model).evaluate(batches, verbose=0)
     batches = tf.data.Dataset.from_tensor_slices({"x": x, "length": LENGTHS[:, None]}).batch(3)
     with pytest.raises(ValueError, match=r"`length` must be of shape \[N\]"):
-        fitted(compiled(model), batches, batch_size=None)
+        compiled(model).evaluate(batches, verbose=0)
 
 
 def test_nothing_observed():
@@ -495,7 +503,7 @@ class LinearGaussian(tfp_ar1.SequenceVAE):
         return model
 
     def covariance(self, steps):
-        """Of z and of x, given that there are so many steps."""
+        """Of z and of x, for this number of timesteps."""
         z = oracles.ar1_covariance(1.0, self.RHO, steps)
         return z, self.WEIGHT**2 * z + self.NOISE**2 * np.eye(steps)
 
@@ -563,8 +571,8 @@ def test_bounds_are_tight_at_the_exact_posterior(windows):
     log_p = []
     for x, n in zip(gaps["x"][..., 0], gaps["length"], strict=True):
         seen = np.flatnonzero(~np.isnan(x) & (np.arange(30) < n))
-        law = oracles.Dense(np.zeros(len(seen)), covariance[np.ix_(seen, seen)])
-        log_p.append(law.log_prob(x[seen]))
+        exact = oracles.Dense(np.zeros(len(seen)), covariance[np.ix_(seen, seen)])
+        log_p.append(exact.log_prob(x[seen]))
     draws = model.draw(gaps, model.encode(gaps), 5, tf.constant([0, 1]))
     np.testing.assert_allclose(draws.log_weight, np.tile(log_p, (5, 1)), rtol=1e-4, atol=2e-3)
     estimates = model.log_likelihood(gaps, num_samples=3, batch_size=8)
@@ -576,7 +584,7 @@ def test_bounds_are_tight_at_the_exact_posterior(windows):
     assert table["num_examples"] == 20
 
 
-def test_forecast_is_the_law_of_the_prior():
+def test_forecasts_follow_the_prior():
     """Mean and covariance, over the steps ahead, against a dense conditional Gaussian."""
     learned = tfp_ar1.layers.MultivariateNormalAR1Prior(
         4, learn=["loc", "marginal_scale", "correlation"], channels=C
@@ -637,20 +645,18 @@ def test_generate():
     np.testing.assert_allclose(new, decoded(model, np.swapaxes(z, 1, 2)), rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_evaluate(kind):
-    model, x = make(), data(kind)
+def test_evaluate():
+    model, x = make(), data("missing, lengths")
     table = evaluation.evaluate(model, x, num_importance_samples=200, batch_size=4)
     assert table == evaluation.evaluate(model, x, num_importance_samples=200, batch_size=4)
     q = model.encode(x)
-    length = LENGTHS if "lengths" in kind else np.full(N, T)
     kl = [
         sum(dense(q, i, c, n).kl(dense(model.prior, None, c, n)) for c in range(C))
-        for i, n in enumerate(length)
+        for i, n in enumerate(LENGTHS)
     ]
     assert table["kl"] == pytest.approx(np.mean(kl), rel=1e-4)
     assert table["nll_iw"] < table["neg_elbo"]
-    variance = [np.mean(np.float64(q.variance())[i, :, :n]) for i, n in enumerate(length)]
+    variance = [np.mean(np.float64(q.variance())[i, :, :n]) for i, n in enumerate(LENGTHS)]
     assert table["scale_mean"] == pytest.approx(np.mean(np.sqrt(variance)), rel=1e-4)
 
 
@@ -689,59 +695,34 @@ def test_training_learns_the_correlation(jit_compile):
 
 def test_arrays_dictionaries_and_datasets_train_alike():
     x = series(missing=0.2)
-    full = np.full(N, T)
-    first = fitted(compiled(make()), x)
-    fitted(second := compiled(make()), {"x": x, "length": full})
-    third = compiled(make())
-    third.fit(tf.data.Dataset.from_tensor_slices({"x": x, "length": full}).batch(3), verbose=0)
-    fourth = compiled(make())
-    fourth.fit(tf.data.Dataset.from_tensor_slices(x).batch(3), verbose=0)
-    for other in (second, third, fourth):
-        assert_same_weights(first, other, atol=1e-6)
-    fifth = fitted(compiled(make()), {"x": x, "length": LENGTHS})
-    assert any(
-        np.any(a != b) for a, b in zip(first.get_weights(), fifth.get_weights(), strict=True)
-    )
-    assert np.all([np.all(np.isfinite(w)) for w in fifth.get_weights()])
+    given = {"x": x, "length": np.full(N, T)}
+    first = fitted(compiled(make(), run_eagerly=True), x)
+    batches = tf.data.Dataset.from_tensor_slices(given).batch(3)
+    for data, options in (
+        (given, {"run_eagerly": True}),
+        (batches, {}),
+        (batches.map(lambda part: part["x"]), {"run_eagerly": True}),
+    ):
+        size = None if isinstance(data, tf.data.Dataset) else 3
+        other = fitted(compiled(make(), **options), data, batch_size=size)
+        assert_same_weights(first, other, atol=1e-5)
+    shorter = fitted(compiled(make(), run_eagerly=True), {"x": x, "length": LENGTHS})
+    weights = zip(first.get_weights(), shorter.get_weights(), strict=True)
+    assert any(np.any(np.abs(a - b) > 1e-3) for a, b in weights)
+    assert all(np.all(np.isfinite(weight)) for weight in shorter.get_weights())
 
 
-def test_sample_weights():
-    """Series of weight 0 count for nothing."""
-    x = data("missing, lengths")
-    weights = np.float32([1, 1, 1, 0, 0, 0])
-    # Adam would magnify the rounding errors of gradients near 0.
-    model = compiled(make(), keras.optimizers.SGD, 1e-3, run_eagerly=True)
-    before = model.get_weights()
-    other = {"x": np.where(weights[:, None, None] > 0, x["x"], 0.0), "length": x["length"]}
-    results = []
-    for each in (x, other):
-        model.set_weights(before)
-        model.seed_generator.state.assign([5, 0])
-        fitted(model, each, sample_weight=weights, batch_size=N)
-        results.append(model.get_weights())
-    for a, b in zip(*results, strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
-    assert any(np.any(np.abs(a - c) > 1e-3) for a, c in zip(results[0], before, strict=True))
-
-
-@pytest.mark.parametrize("objective", ["elbo", "iwae", "infovae"])
+@pytest.mark.parametrize("objective", ["iwae", "infovae"])
 def test_objectives(objective):
-    model = compiled(make(objective=objectives.get(objective)))
+    model = compiled(make(objective=objectives.get(objective)), run_eagerly=True)
     x = data("missing, lengths")
     history = model.fit(x, epochs=2, verbose=0).history
     assert all(np.all(np.isfinite(values)) for values in history.values())
 
 
-def test_mmd_is_that_of_flat_vectors():
-    x, y = (np.random.default_rng(i).normal(size=(5 + i, 2, 3)) for i in range(2))
-    mmd = objectives.maximum_mean_discrepancy
-    np.testing.assert_allclose(mmd(x, y), mmd(x.reshape(5, 6), y.reshape(6, 6)))
-
-
 @pytest.mark.parametrize(
     ("network", "prior", "posterior"),
     [
-        ("convolutional", "ar1", "ar1"),
         ("recurrent", "ar1", "diag"),
         ("convolutional", None, "ar1"),
         ("convolutional", "fixed", "arh1"),
@@ -753,7 +734,8 @@ def test_save_and_load(network, prior, posterior, tmp_path):
         "fixed": lambda: tfp_ar1.MultivariateNormalAR1(tf.zeros([C, T]), correlation=[0.3, 0.8]),
         "layer": lambda: tfp_ar1.layers.MultivariateNormalAR1Prior(T, correlation=0.4, channels=C),
     }.get(prior, lambda: prior)()
-    model = fitted(compiled(make(network, prior=prior, posterior=posterior)), series())
+    model = make(network, prior=prior, posterior=posterior)
+    fitted(compiled(model, run_eagerly=True), series())
     model.save(tmp_path / "model.keras")
     loaded = keras.saving.load_model(tmp_path / "model.keras", safe_mode=True)
     assert (loaded.channels, loaded.steps, loaded.posterior_name) == (C, T, posterior)
@@ -764,7 +746,7 @@ def test_save_and_load(network, prior, posterior, tmp_path):
     )
     np.testing.assert_array_equal(loaded.predict(x, verbose=0), model.predict(x, verbose=0))
     np.testing.assert_array_equal(loaded.forecast(x, 3, 4), model.forecast(x, 3, 4))
-    # Training goes on exactly.
+    # Training continues exactly.
     for each in (model, loaded):
         fitted(each, x)
     assert_same_weights(model, loaded)
@@ -779,6 +761,7 @@ def test_export(tmp_path):
     assert served.generate(3, [0, 0]).shape == (3, T, F)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("network", sequence_networks.NETWORKS)
 def test_xla_computes_the_same(network):
     """Where nothing is drawn: XLA's noise is another."""
@@ -801,7 +784,7 @@ def test_full_precision_under_a_half_precision_policy():
         keras.config.set_dtype_policy("mixed_bfloat16")
         model = make()
         x = data("missing, lengths")
-        fitted(compiled(model), x)
+        fitted(compiled(model, run_eagerly=True), x)
         q = model.encode(x)
         assert q.dtype == model.prior.dtype == tf.float32
         assert model.forecast(x, 2, 3).dtype == np.float32
@@ -819,12 +802,11 @@ def with_value(value):
     return x
 
 
-@pytest.mark.parametrize("method", ["fit", "evaluate", "impute", "forecast", "log_likelihood"])
 @pytest.mark.parametrize(
     ("x", "message"),
     [
         (with_value(np.inf), "1 values that are not finite"),
-        ({"x": with_value(-np.inf), "length": LENGTHS + 0 * LENGTHS}, "1 values that are not"),
+        ({"x": with_value(-np.inf), "length": LENGTHS}, "1 values that are not"),
         (series(steps=T + 1), r"shape \[N, 7, features\].*; got \(6, 8, 2\)"),
         (series()[..., 0], r"shape \[N, 7, features\].*; got \(6, 7\)"),
         (series(n=0), r"N at least 1; got \(0, 7, 2\)"),
@@ -833,20 +815,20 @@ def with_value(value):
         ({"x": series(), "length": np.full(N, 2.0)}, "an integer for each of 6 series; .*float64"),
         ({"x": series(), "length": np.full(N - 1, 2)}, r"for each of 6 series; .*\(5,\)"),
         ({"x": series(), "lengths": LENGTHS}, "must have the key 'x'.*; got .*'lengths'"),
+        (series(features=3), r"for data of shape \(batch, 7, 2\); got"),
     ],
 )
-def test_bad_data(method, x, message):
+def test_bad_data(x, message):
     model = compiled(make())
-    arguments = {"steps": 2} if method == "forecast" else {}
-    if isinstance(x, dict) and "not" in message and "finite" not in message:
-        x = {"x": x["x"], "length": np.full(N, T)}
-    with pytest.raises(ValueError, match=message):
-        getattr(model, method)(x, **arguments)
-
-
-def test_bad_shape_in_a_dataset():
-    with pytest.raises(ValueError, match=r"for data of shape \(batch, 7, 2\); got"):
-        make().encode(series(features=3))
+    for use in (
+        lambda: model.fit(x),
+        lambda: model.evaluate(x),
+        lambda: model.impute(x),
+        lambda: model.forecast(x, steps=2),
+        lambda: model.log_likelihood(x),
+    ):
+        with pytest.raises(ValueError, match=message):
+            use()
 
 
 @pytest.mark.parametrize(
@@ -880,19 +862,16 @@ def test_bad_arguments(arguments, message):
         tfp_ar1.SequenceVAE(*parts, **{"channels": C, "steps": T, **arguments})
 
 
-@pytest.mark.parametrize(
-    ("make_network", "message"),
-    [
-        (lambda: sequence_networks.convolutional((T,), C), "`data_shape` must be .*; got"),
-        (lambda: sequence_networks.convolutional((T, F), C, filters=()), "at least one"),
-        (lambda: sequence_networks.convolutional((T, F), C, kernel_size=0), "`kernel_size` must"),
-        (lambda: sequence_networks.recurrent((T, F), 0), "`channels` must be positive"),
-        (lambda: sequence_networks.recurrent((T, F), C, units=0), "`units` must be positive"),
-    ],
-)
-def test_bad_networks(make_network, message):
-    with pytest.raises(ValueError, match=message):
-        make_network()
+def test_bad_networks():
+    for make_network, arguments, message in (
+        (sequence_networks.convolutional, {"data_shape": (T,)}, "`data_shape` must be .*; got"),
+        (sequence_networks.convolutional, {"filters": ()}, "at least one"),
+        (sequence_networks.convolutional, {"kernel_size": 0}, "`kernel_size` must"),
+        (sequence_networks.recurrent, {"channels": 0}, "`channels` must be positive"),
+        (sequence_networks.recurrent, {"units": 0}, "`units` must be positive"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            make_network(**{"data_shape": (T, F), "channels": C, **arguments})
 
 
 def test_networks_that_do_not_fit():

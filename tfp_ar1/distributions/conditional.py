@@ -162,7 +162,7 @@ def _one_minus_square(x: tf.Tensor, one_minus_abs: tf.Tensor) -> tf.Tensor:
 
 
 class _NearestObserved:
-    """What the nearest observed coordinate on one side, the left or the right, says of each.
+    """For each coordinate, the nearest observed one on one side, the left or the right.
 
     Args:
       chain: the chain.

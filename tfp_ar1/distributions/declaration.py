@@ -42,7 +42,7 @@ class Parameter(NamedTuple):
 
     def properties(self, dtype: Any) -> tfp.util.ParameterProperties:
         """TFP's description of the parameter."""
-        shapes = {
+        shapes: dict[str, dict[str, Any]] = {
             "member": {"shape_fn": lambda shape: shape[:-1]},
             "coordinate": {"event_ndims": 1},
             "step": {

@@ -226,8 +226,8 @@ def by_optimization(
     @tf.function(autograph=False)
     def loss_and_gradient(position: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         def loss(position: tf.Tensor) -> tf.Tensor:
-            law = cls(**{**given, **in_units, **parameters(position)})
-            seen = law.conditional(w[:, tf.newaxis], observed[:, tf.newaxis])
+            distribution = cls(**{**given, **in_units, **parameters(position)})
+            seen = distribution.conditional(w[:, tf.newaxis], observed[:, tf.newaxis])
             return -tf.reduce_sum(seen.observed_log_prob(), axis=0) / tf.maximum(count, 1.0)
 
         return tfp.math.value_and_gradient(loss, position)

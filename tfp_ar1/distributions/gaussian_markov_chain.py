@@ -9,6 +9,7 @@ from typing import Any, ClassVar, NoReturn
 import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
+from tensorflow_probability import distributions as tfd
 from tensorflow_probability.python.internal import prefer_static as ps
 from tensorflow_probability.python.internal import (
     samplers,
@@ -27,8 +28,6 @@ from tfp_ar1.linear_operators.markov_cholesky import (
     common_float_dtype,
 )
 from tfp_ar1.linear_operators.markov_precision import LinearOperatorMarkovPrecision
-
-tfd = tfp.distributions
 
 __all__ = ["GaussianMarkovChain"]
 
@@ -167,7 +166,8 @@ class GaussianMarkovChain(tfd.MultivariateNormalLinearOperator):
                     f"The range start={start}, stop={stop}, step={step} has no coordinate of a "
                     f"distribution of event shape {self.event_shape}."
                 )
-            return type(self)(
+            cls: Any = type(self)
+            return cls(
                 loc,
                 **self._marginal_parameters(kept),
                 validate_args=self.validate_args,
@@ -176,7 +176,7 @@ class GaussianMarkovChain(tfd.MultivariateNormalLinearOperator):
 
     def _marginal_parameters(self, kept: slice) -> dict[str, Any]:
         """The parameters, other than `loc`, for the coordinates of a slice with a step."""
-        parameters = {}
+        parameters: dict[str, Any] = {}
         for parameter in self.declaration:
             if parameter.name == "correlation":
                 at = _correlation_at_lag if parameter.per == "member" else _correlation_of_steps
@@ -189,7 +189,7 @@ class GaussianMarkovChain(tfd.MultivariateNormalLinearOperator):
         return parameters
 
     def conditional(self, value: Any, observed: Any) -> ConditionalMarkov:
-        """What is known of all coordinates once some are observed: missing values, in O(d).
+        """The distribution of all coordinates given the observed ones: missing values, in O(d).
 
         Args:
           value: floating-point tensor `[..., d]`, broadcast against the batch shape. Entries that
@@ -264,7 +264,7 @@ class GaussianMarkovChain(tfd.MultivariateNormalLinearOperator):
             for name in cls.parameter_properties()
             if init_kwargs.get(name) is not None
         }
-        # TFP's own, which calls `_maximum_likelihood_parameters`, knows of the draws alone.
+        # TFP's own, which calls `_maximum_likelihood_parameters`, takes the draws alone.
         is_closed = cls._maximum_likelihood_parameters.__func__ is not (
             tfd.Distribution._maximum_likelihood_parameters.__func__
         )
@@ -276,7 +276,8 @@ class GaussianMarkovChain(tfd.MultivariateNormalLinearOperator):
             observed = tf.reshape(tf.broadcast_to(observed, ps.shape(value)), shape)
         given = {n: tf.convert_to_tensor(x, value.dtype, name=n) for n, x in given.items()}
         estimates = fit.by_optimization(cls, tf.reshape(value, shape), observed, shared_loc, given)
-        return cls(**{**estimates, **init_kwargs, **given}, validate_args=validate_args)
+        make: Any = cls
+        return make(**{**estimates, **init_kwargs, **given}, validate_args=validate_args)
 
     # TransformedDistribution would ask its bijector, and that is what the message would be about.
     _call_cdf = _not_implemented("cdf")
@@ -411,7 +412,7 @@ def _num_coordinates(loc: Any) -> Any:
 
 def _check_loc(loc: Any, sized: str, parameter: Any, scale: LinearOperatorMarkovCholesky) -> None:
     """Raises `ValueError` unless `loc` has as many coordinates as the parameter `sized`, or 1."""
-    size = [] if loc is None else loc.shape[-1:]
+    size: Any = [] if loc is None else loc.shape[-1:]
     if size in ([], [1]) or size.is_compatible_with(scale.shape[-1:]):
         return
     shape = parameter.shape
@@ -448,15 +449,17 @@ def _correlation_of_steps(scale: Any, kept: slice) -> dict[str, Any]:
     first = ps.reduce_sum(coordinates[:1])
 
     def taken(x: tf.Tensor) -> tf.Tensor:
-        return x[..., first : first + count * step]
+        x = x[..., first : first + count * step]
+        return tf.reshape(x, ps.concat([ps.shape(x)[:-1], [count, step]], axis=0))
 
     if step == 1:
         name = "fisher_z" if scale.correlation is None else "correlation"
-        return {name: taken(tf.convert_to_tensor(getattr(scale, name)))}
+        given = tf.convert_to_tensor(getattr(scale, name))
+        return {name: given[..., first : first + count]}
     rho = scale.chain().rho
-    steps = (taken(x) for x in (rho.value, rho.sign * rho.signed_one_minus_abs))
-    steps = (tf.reshape(x, ps.concat([ps.shape(x)[:-1], [count, step]], axis=0)) for x in steps)
-    value, one_minus_abs = recurrence.product_of_steps(*steps, count=step)
+    value, one_minus_abs = recurrence.product_of_steps(
+        taken(rho.value), taken(rho.sign * rho.signed_one_minus_abs), count=step
+    )
     size = tf.math.abs(value)
     near_zero = tf.math.atanh(tf.clip_by_value(value, -0.5, 0.5))
     near_one = 0.5 * tf.math.sign(value) * (tf.math.log1p(size) - tf.math.log(one_minus_abs))

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
-import tensorflow_probability as tfp
+from tensorflow_probability import distributions as tfd
 from tensorflow_probability.python.distributions.independent import _Independent
 from tensorflow_probability.python.distributions.sample import _Sample
 from tensorflow_probability.python.internal import prefer_static as ps
@@ -17,8 +17,6 @@ from tfp_ar1.correlation import LagOneCorrelation, compare
 from tfp_ar1.distributions.gaussian_markov_chain import GaussianMarkovChain
 from tfp_ar1.linear_operators.chain import Chain, log_abs, total, widened
 from tfp_ar1.linear_operators.markov_cholesky import LinearOperatorMarkovCholesky, with_tensors
-
-tfd = tfp.distributions
 
 __all__ = ["kl_terms", "log_prob_terms"]
 
@@ -213,7 +211,7 @@ def _covariance_terms(p: _Operand, q: _Operand, size: Any) -> _CovarianceTerms:
         shape = ps.concat([ps.shape(log_ratio)[:-1], [size]], axis=0)
         log_ratio = tf.broadcast_to(log_ratio, shape)
         later, earlier = log_ratio[..., 1:], log_ratio[..., :-1]
-    rho_p, rho_q = p.rho(), q.rho()
+    rho_p, rho_q = p.rho(), q.chain.rho
     # What ρ_t(q) makes of the coordinate before, in units of the innovation under q.
     before = rho_q.along_steps(rho_q.value * rho_q.inverse_unit_innovation_scale)
     before *= tf.math.exp(0.5 * earlier)
@@ -323,7 +321,7 @@ def _kl_divergence(p: tfd.Distribution, q: tfd.Distribution, name: str | None = 
 
 
 def _check_normal(*distributions: tfd.Distribution) -> None:
-    """Raises `NotImplementedError`, as TFP does, for an `Independent` or `Sample` of what not."""
+    """Raises `NotImplementedError`, as TFP does, unless both are normals over vectors."""
     for distribution in distributions:
         if isinstance(distribution, _Independent | _Sample) and not _is_operand(distribution):
             raise NotImplementedError(

@@ -37,7 +37,7 @@ class Chain:
         self.size = size
         self.dtype = scale.dtype
         # A scale of its own for each coordinate is applied to what the other one, 1, leaves.
-        self.coordinate_scale = scale if per_coordinate else None
+        self.coordinate_scale: Any = scale if per_coordinate else None
         self.shared_scale = tf.ones([], scale.dtype) if per_coordinate else scale
 
     @property

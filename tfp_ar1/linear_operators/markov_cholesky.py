@@ -7,8 +7,12 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
+from tensorflow.python.framework import type_spec_registry
 from tensorflow.python.ops.linalg import linear_operator_util
-from tensorflow.python.ops.linalg.linear_operator import make_composite_tensor
+from tensorflow.python.ops.linalg.linear_operator import (
+    _LinearOperatorSpec,
+    make_composite_tensor,
+)
 from tensorflow_probability.python.internal import dtype_util, tensor_util
 from tensorflow_probability.python.internal import prefer_static as ps
 
@@ -118,6 +122,8 @@ class LinearOperatorMarkovCholesky(tf.linalg.LinearOperator):
         }
         if (marginal_scale is None) == (scale_diag is None):
             raise ValueError("Pass exactly one of `marginal_scale` and `scale_diag`.")
+        if (length_scale is None) != (times is None):
+            raise ValueError("Pass `length_scale` and `times` together.")
         if times is None:
             check_one_given(correlation, fisher_z)
         if hints["is_square"] is False:
@@ -181,7 +187,7 @@ class LinearOperatorMarkovCholesky(tf.linalg.LinearOperator):
 
         Args:
           for_columns: if `True`, with one more dimension of size 1 in the batch, at its end, so
-            that they broadcast against the columns of a matrix argument, turned into rows.
+            that they broadcast against the columns of a matrix argument, transposed into rows.
         """
 
         def read(parameter: Any, has_last_axis: bool) -> tf.Tensor | None:
@@ -193,8 +199,9 @@ class LinearOperatorMarkovCholesky(tf.linalg.LinearOperator):
             return parameter[..., tf.newaxis, :] if has_last_axis else parameter[..., tf.newaxis]
 
         if self._times is None:
-            parameters = (read(x, self._per_step) for x in (self._correlation, self._fisher_z))
-            rho = LagOneCorrelation(*parameters, self._per_step)
+            correlation = read(self._correlation, self._per_step)
+            fisher_z = read(self._fisher_z, self._per_step)
+            rho = LagOneCorrelation(correlation, fisher_z, self._per_step)
         else:
             length_scale, times = read(self._length_scale, False), read(self._times, True)
             rho = correlation_of_times(times, length_scale)
@@ -302,6 +309,16 @@ class LinearOperatorMarkovCholesky(tf.linalg.LinearOperator):
         return super()._linop_matmul(left_operator, right_operator)
 
 
+def register_earlier_name(name: str, per_step: bool) -> None:
+    """Lets saved files be read that name an operator of one member, as earlier versions had them.
+
+    What is read is a `LinearOperatorMarkovCholesky`.
+    """
+    value_type = functools.partial(LinearOperatorMarkovCholesky, per_step=per_step)
+    spec = type(f"{name}Spec", (_LinearOperatorSpec,), {"value_type": value_type})
+    type_spec_registry.register(f"tfp_ar1.{name}Spec")(spec)
+
+
 @composite_tensor
 class LinearOperatorMarkovCovariance(tf.linalg.LinearOperatorComposition):
     """The composition `C = L Lᵀ` of the Cholesky factor L of a Gaussian Markov chain, and Lᵀ.
@@ -361,9 +378,9 @@ def common_float_dtype(parameters: dict[str, Any]) -> tf.DType:
     try:
         dtype = dtype_util.common_dtype(list(parameters.values()), dtype_hint=tf.float32)
     except TypeError as error:
-        found = {name: getattr(x, "dtype", None) for name, x in parameters.items()}
+        dtypes = {name: getattr(x, "dtype", None) for name, x in parameters.items()}
         found = ", ".join(
-            f"`{n}` {getattr(t, 'name', t)}" for n, t in found.items() if t is not None
+            f"`{n}` {getattr(t, 'name', t)}" for n, t in dtypes.items() if t is not None
         )
         raise TypeError(
             f"All parameters must share a floating-point dtype; got {found}."

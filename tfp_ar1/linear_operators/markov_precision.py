@@ -21,7 +21,7 @@ __all__ = ["LinearOperatorMarkovPrecision", "LinearOperatorMarkovPrecisionCholes
 class _FromCholesky(tf.linalg.LinearOperatorTridiag):
     """A tridiagonal operator that follows from the Cholesky factor L of a covariance.
 
-    The diagonals are there for whoever asks for them; what `LinearOperatorTridiag` computes from
+    The diagonals serve callers that ask for them; what `LinearOperatorTridiag` computes from
     them, often by a dense matrix, subclasses compute from L.
     """
 

@@ -154,9 +154,9 @@ def _image_shape(data_shape: Sequence[int]) -> tuple[int, int, int]:
             f"A convolutional network needs images of shape (height, width) or (height, width, "
             f"channels), of at least 4x4; got data_shape={shape}. Use `mlp` for other data."
         )
-    return shape if len(shape) == 3 else (*shape, 1)
+    return shape[0], shape[1], shape[2] if len(shape) == 3 else 1
 
 
 def _halved(side: int, times: int) -> int:
-    """The side of an image after so many convolutions of stride 2 with padding "same"."""
+    """The side of an image after that number of convolutions of stride 2 with padding "same"."""
     return math.ceil(side / 2**times)

@@ -9,7 +9,7 @@ from typing import Any
 import keras
 import numpy as np
 import tensorflow as tf
-import tensorflow_probability as tfp
+from tensorflow_probability import distributions as tfd
 
 from tfp_ar1._keras_common import Keras3Mixin
 from tfp_ar1.layers.prior import Prior, current_prior, prior_to_config
@@ -24,8 +24,6 @@ from tfp_ar1.vae import (
     serving,
 )
 from tfp_ar1.vae.multiworker import MultiWorkerMixin
-
-tfd = tfp.distributions
 
 __all__ = ["VAE", "distribution_dtype"]
 

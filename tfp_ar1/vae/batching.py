@@ -83,7 +83,7 @@ def importance_estimates(
             log_weights.append(log_weight.numpy())
         weights = np.concatenate(log_weights).astype(np.float64)
         yield (
-            -np.mean(np.concatenate(log_ps), axis=0, dtype=np.float64),
+            np.negative(np.mean(np.concatenate(log_ps), axis=0, dtype=np.float64)),
             kl.numpy(),
             np.logaddexp.reduce(weights, axis=0) - np.log(num_samples),
         )
@@ -94,7 +94,8 @@ def importance_estimates(
 
 def checked_count(name: str, value: Any, at_least: int) -> int:
     """Returns the argument of that name, or raises `ValueError` if it is not such an integer."""
-    if not isinstance(value, numbers.Real) or value % 1 != 0 or value < at_least:
+    whole = isinstance(value, numbers.Real) and value % 1 == 0
+    if not whole or value < at_least:
         raise ValueError(
             f"`{name}` must be an integer of at least {at_least}; got {reprlib.repr(value)}."
         )

@@ -19,6 +19,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tfp_ar1._typing import MixinBase
+
 __all__ = [
     "CheckedDataMixin",
     "as_array",
@@ -184,7 +186,7 @@ def _is_stream(x: Any) -> bool:
     return not (isinstance(x, arrays) or hasattr(x, "__array__") or hasattr(x, "shape"))
 
 
-class CheckedDataMixin:
+class CheckedDataMixin(MixinBase):
     """The entry points of `keras.Model` for data, which check them.
 
     For models with the methods `checked_data(x)`, which gives data in memory in the form that the

@@ -106,16 +106,17 @@ def _posterior_summaries(
     for index, batch in enumerate(batching.batches(x, batch_size)):
         # The seeds of `importance_estimates` have no negative numbers.
         seeds = tf.constant([seed, -2 - index], tf.int32)
-        yield tuple(np.float64(part) for part in model.posterior_summary(batch, seeds))
+        yield tuple(np.asarray(part, np.float64) for part in model.posterior_summary(batch, seeds))
 
 
 def _mmd_to_prior(model: VAE, z: np.ndarray, seed: int) -> float:
     """The squared MMD between latent vectors and as many draws of the prior."""
-    from_prior = np.float64(model.prior.sample(len(z), seed=tf.constant([seed, -1], tf.int32)))
+    draws = model.prior.sample(len(z), seed=tf.constant([seed, -1], tf.int32))
+    from_prior = np.asarray(draws, np.float64)
     rows = max(1, batching.MAX_OUTPUTS // len(z))
 
     def mean_witness(points: np.ndarray) -> float:
         parts = [mmd.witness(part, z, from_prior) for part in batching.batches(points, rows)]
-        return np.mean(np.concatenate(parts))
+        return float(np.mean(np.concatenate(parts)))
 
-    return float(mean_witness(z) - mean_witness(from_prior))
+    return mean_witness(z) - mean_witness(from_prior)

@@ -8,12 +8,10 @@ from typing import Any
 import keras
 import numpy as np
 import tensorflow as tf
-import tensorflow_probability as tfp
+from tensorflow_probability import distributions as tfd
 from tensorflow_probability.python.distributions.independent import _Independent
 
 from tfp_ar1.vae import network_checks
-
-tfd = tfp.distributions
 
 __all__ = ["LIKELIHOODS", "Bernoulli", "Gaussian", "Likelihood", "get"]
 

@@ -11,10 +11,12 @@ from typing import Any
 
 import tensorflow as tf
 
+from tfp_ar1._typing import MixinBase
+
 __all__ = ["MultiWorkerMixin"]
 
 
-class MultiWorkerMixin:
+class MultiWorkerMixin(MixinBase):
     """The overrides, for a `keras.Model` with a `train_step` of its own."""
 
     def _maybe_symbolic_build(self, iterator: Any = None, data_batch: Any = None) -> None:

@@ -47,18 +47,19 @@ def one_output(
     `shape` is what it must be for one example; a word stands for any number.
     """
     if isinstance(outputs, keras.KerasTensor):
-        given = tuple(outputs.shape)
+        given: Any = tuple(outputs.shape)
         if len(given) == len(shape) + 1 and all(
             n is not None if isinstance(m, str) else n == m
             for n, m in zip(given[1:], shape, strict=True)
         ):
             return given
+        description = str(given)
     else:
         number = f" of {len(outputs)}" if hasattr(outputs, "__len__") else ""
-        given = f"a {type(outputs).__name__}{number}"
+        description = f"a {type(outputs).__name__}{number}"
     wanted = ", ".join(map(str, ("batch", *shape)))
     raise ValueError(
-        f"The {name} must give one tensor of shape ({wanted}); it gives {given}. {advice}"
+        f"The {name} must give one tensor of shape ({wanted}); it gives {description}. {advice}"
     )
 
 

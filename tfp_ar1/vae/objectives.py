@@ -9,12 +9,10 @@ from typing import Any, NamedTuple, Protocol
 
 import keras
 import tensorflow as tf
-import tensorflow_probability as tfp
+from tensorflow_probability import distributions as tfd
 
 from tfp_ar1.vae.batching import checked_count
 from tfp_ar1.vae.mmd import maximum_mean_discrepancy, witness
-
-tfd = tfp.distributions
 
 __all__ = [
     "ELBO",
@@ -115,8 +113,8 @@ class ELBO(Objective):
 
     Args:
       beta: factor of the KL; 1 for the VAE, other values for the β-VAE. At least 0.
-      warmup_steps: in training, the factor grows to `beta` linearly over so many steps of the
-        optimizer; 0 for none. In evaluation the factor is always `beta`.
+      warmup_steps: in training, the factor grows to `beta` linearly over this number of steps of
+        the optimizer; 0 for none. In evaluation the factor is always `beta`.
 
     Raises:
       ValueError: if `beta` is negative or not finite, or `warmup_steps` is not an integer of at

@@ -8,15 +8,13 @@ from typing import Any
 import keras
 import numpy as np
 import tensorflow as tf
-import tensorflow_probability as tfp
+from tensorflow_probability import distributions as tfd
 
 from tfp_ar1 import params as ar1_params
 from tfp_ar1 import priors
 from tfp_ar1.layers.prior import Prior, checked_prior
 from tfp_ar1.vae import data_checks, likelihoods, network_checks, objectives
 from tfp_ar1.vae.base import VAE, distribution_dtype
-
-tfd = tfp.distributions
 
 __all__ = ["RhoVAE"]
 

@@ -2,8 +2,8 @@
 
 Everything is measured on values that were observed, but not shown. What predicts is a function:
 `predict(x, length)` takes series `[N, steps, features]` with NaN for what is not known, and how
-many steps each has, `[N]`, and returns a `Prediction` for every one of the `steps`, those behind
-the length too. `of_model` makes it of a `SequenceVAE`.
+many steps each has, `[N]`, and returns a `Prediction` for every one of the `steps`, those past
+the end too. `of_model` makes it of a `SequenceVAE`.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ def evaluate(
       length: how many steps each has, `[N]`, at least 2; `None` if all have all.
       shares: of the steps of each series that are hidden, at random, and imputed.
       horizons: numbers of steps to forecast. Forecasts start from the first half of each series;
-        those that reach behind its end are not counted.
+        those that reach past its end are not counted.
       seed: integer; decides what is hidden.
 
     Returns:
@@ -117,7 +117,7 @@ def evaluate(
     step = np.arange(steps)
     inside = step < length[:, np.newaxis]
     observed = inside[..., np.newaxis] & ~np.isnan(x)
-    results = {}
+    results: dict[str, float] = {}
     for share in shares:
         hidden = hidden_steps(length, steps, share, seed)
         prediction = predict(_without(x, hidden | ~inside), length)

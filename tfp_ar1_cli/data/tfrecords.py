@@ -124,7 +124,7 @@ def _zeros(level: int) -> np.ndarray:
 
 
 def _of_bytes() -> np.ndarray:
-    crc = np.arange(256, dtype=np.uint32)
+    crc: np.ndarray = np.arange(256, dtype=np.uint32)
     for _ in range(8):
         crc = crc >> 1 ^ np.uint32(_POLYNOMIAL) * (crc & 1)
     return crc

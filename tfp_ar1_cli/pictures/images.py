@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 
+from tfp_ar1_cli.atomic import atomic
 from tfp_ar1_cli.data.images import ImageData
 from tfp_ar1_cli.pictures.style import (
     BLUE,
@@ -23,7 +24,7 @@ from tfp_ar1_cli.pictures.style import (
     save,
 )
 from tfp_ar1_cli.progress import counted
-from tfp_ar1_cli.runs import Run, atomic
+from tfp_ar1_cli.run_folder import Run
 
 _MAX_CATEGORIES = 20
 # More test images than this say nothing more in a picture.
@@ -44,14 +45,14 @@ def draw_run(run: Run, model: Any, data: ImageData) -> list[pathlib.Path]:
     return draw_all(
         run.folder,
         samples=lambda path: samples(
-            path, np.asarray(model.generate(64, seed=options["seed"])), scale
+            path, np.asarray(model.generate(64, seed=options.seed)), scale
         ),
         reconstructions=lambda path: reconstructions(
             path, few, np.asarray(model.reconstruct(few)), scale
         ),
         latent_traversal=lambda path: latent_traversal(path, model, encoded()[0], scale),
         latent_scatter=lambda path: latent_scatter(path, *encoded(), labels),
-        correlations=lambda path: correlations(path, model.correlation(x), options["posterior"]),
+        correlations=lambda path: correlations(path, model.correlation(x), options.posterior),
         learning_curves=lambda path: learning_curves(path, run.history()),
     )
 
@@ -196,7 +197,7 @@ def latent_scatter(
 
 def _scaled(x: np.ndarray, value_range: tuple[float, float]) -> np.ndarray:
     low, high = value_range
-    return (x - low) / max(high - low, np.finfo(np.float32).tiny)
+    return (x - low) / max(high - low, float(np.finfo(np.float32).tiny))
 
 
 def _in_rows(images: np.ndarray, columns: int) -> np.ndarray:

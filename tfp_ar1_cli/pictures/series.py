@@ -25,8 +25,8 @@ from tfp_ar1_cli.pictures.style import (
     save,
 )
 from tfp_ar1_cli.progress import counted
-from tfp_ar1_cli.runs import Run
-from tfp_ar1_cli.training import prior_correlation
+from tfp_ar1_cli.run_folder import Run
+from tfp_ar1_cli.training.model import prior_correlation
 
 _CHANNELS = (BLUE, "#c44e52", "#3c8d5a", "#8064a2", "#937860", "#b8860b")
 # More windows, or more channels of the data, say nothing more in a picture.
@@ -37,7 +37,7 @@ _GAP = 0.2
 
 def draw_run(run: Run, model: Any, data: SeriesData) -> list[pathlib.Path]:
     """Draws every picture of a run with its trained `SequenceVAE`; returns the files in order."""
-    seed = run.options["seed"]
+    seed = run.options.seed
     units, (x, length) = data.units, _choose_windows(data)
     few = {"x": x, "length": length}
 
@@ -60,7 +60,7 @@ def draw_run(run: Run, model: Any, data: SeriesData) -> list[pathlib.Path]:
         )
         latent_paths(path, mean, stddev, length, prior, units.step)
 
-    training = "training, steps hidden" if run.options["hide"] else "training"
+    training = "training, steps hidden" if run.options.hide else "training"
     return draw_all(
         run.folder,
         reconstructions=lambda path: reconstructions(
@@ -233,7 +233,7 @@ def _band(ax: Axes, steps: np.ndarray, draws: np.ndarray, name: str, half: bool 
         # Of a single step there would be nothing to see.
         steps, draws = steps[0] + np.array([-0.3, 0.3]), np.repeat(draws, 2, axis=1)
     low, q1, median, q3, high = np.quantile(draws, (0.05, 0.25, 0.5, 0.75, 0.95), axis=0)
-    style = {"color": BLUE, "linewidth": 0}
+    style: dict[str, Any] = {"color": BLUE, "linewidth": 0}
     ax.fill_between(steps, low, high, alpha=0.2, label="90%", **style)
     if half:
         ax.fill_between(steps, q1, q3, alpha=0.3, label="50%", **style)

@@ -14,9 +14,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
+from tfp_ar1_cli.atomic import atomic
 from tfp_ar1_cli.errors import dispensable
 from tfp_ar1_cli.progress import doing
-from tfp_ar1_cli.runs import atomic
 
 BLUE, ORANGE, BLACK, GRAY = "#1f5fa8", "#e0923a", "#303030", "#a0a0a0"
 # Letters of a name, and of any line.

@@ -17,16 +17,14 @@ from typing import TYPE_CHECKING
 
 import click
 
-from tfp_ar1_cli import runs, startup
+from tfp_ar1_cli import startup
 from tfp_ar1_cli.errors import UserError
 from tfp_ar1_cli.progress import counted
+from tfp_ar1_cli.run_folder import MAY_CHANGE, Position, Run
 
 if TYPE_CHECKING:
     import tensorflow as tf
 
-    from tfp_ar1_cli.runs import Position, Run
-
-CHOICES = ("none", "mirrored", "multiworker")
 _DEFAULT_CPU_REPLICAS = 2
 _EXAMPLE = (
     """TF_CONFIG='{"cluster": {"worker": ["HOST0:PORT", "HOST1:PORT"]}, """
@@ -54,11 +52,6 @@ class Task:
 
     index: int
     addresses: list[str]
-
-    @property
-    def is_chief(self) -> bool:
-        """Whether it is the one that writes."""
-        return self.index == 0
 
     def describe(self) -> str:
         """One line about the workers, for the user."""
@@ -107,8 +100,8 @@ def num_replicas(strategy: str, asked: int | None) -> int:
     """The number of replicas that a run has, before TensorFlow starts its devices.
 
     Args:
-      strategy: One of `CHOICES`.
-      asked: The value of `--replicas`, of which there is none for workers.
+      strategy: One of `options.STRATEGIES`.
+      asked: The value of `--replicas`; that of workers is their number.
 
     Raises:
       UserError: If there are not so many.
@@ -116,14 +109,17 @@ def num_replicas(strategy: str, asked: int | None) -> int:
     if strategy == "none":
         return 1
     if strategy == "multiworker":
-        return len(task().addresses)
+        workers = len(task().addresses)
+        if asked not in (None, workers):
+            raise UserError("--replicas is for --strategy mirrored, not for multiworker.")
+        return workers
 
     def find() -> list:
         import tensorflow as tf
 
         return tf.config.list_physical_devices("GPU")
 
-    gpus = len(startup.import_tensorflow(find))
+    gpus = len(startup.import_tensorflow(find) or [])
     if asked is not None and gpus and asked > gpus:
         raise UserError(f"--replicas {asked} is more than there are: {counted(gpus, 'GPU')}.")
     return asked or gpus or _DEFAULT_CPU_REPLICAS
@@ -169,11 +165,11 @@ def _start_worker() -> "tf.distribute.MultiWorkerMirroredStrategy":
         ) from error
     finally:
         signal.signal(signal.SIGINT, handler)
-        # TensorFlow takes SIGTERM for the notice of a preemption, and goes on.
+        # TensorFlow takes SIGTERM for the notice of a preemption, and continues.
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
-def check_alike(strategy: "tf.distribute.Strategy", run: "Run", position: "Position") -> None:
+def check_alike(strategy: "tf.distribute.Strategy", run: Run, position: Position) -> None:
     """Checks that all workers are at the same place of the same training.
 
     Raises:
@@ -199,15 +195,15 @@ def check_alike(strategy: "tf.distribute.Strategy", run: "Run", position: "Posit
         )
 
 
-def what_is_alike(run: "Run") -> int:
+def what_is_alike(run: Run) -> int:
     """A number that is the same for workers that were started for the same training."""
-    options = {k: v for k, v in run.options.items() if k not in runs.MAY_CHANGE}
-    told = {"options": options, "data": run.config["data"]}
+    options = {k: v for k, v in run.options.as_json().items() if k not in MAY_CHANGE}
+    told = {"options": options, "data": run.data}
     return zlib.crc32(json.dumps(told, sort_keys=True, default=str).encode())
 
 
-def wait_for_last_backup(run: "Run") -> None:
-    """Waits until worker 0 has written the end of the training, from which it can go on alone.
+def wait_for_last_backup(run: Run) -> None:
+    """Waits until worker 0 has written the end of the training, from which it can continue alone.
 
     Raises:
       tf.errors.UnavailableError: If it does not in a minute.
@@ -222,7 +218,7 @@ def wait_for_last_backup(run: "Run") -> None:
 
 
 @contextlib.contextmanager
-def restarting(run: "Run") -> Iterator[None]:
+def restarting(run: Run) -> Iterator[None]:
     """Starts the command again when another worker is lost: it then waits for that one.
 
     Raises:
@@ -240,16 +236,16 @@ def restarting(run: "Run") -> Iterator[None]:
             errors.DeadlineExceededError,
             errors.InternalError,
         )
-        if run.options["strategy"] != "multiworker" or not isinstance(error, lost):
+        if run.options.strategy != "multiworker" or not isinstance(error, lost):
             raise
         _start_again(run.position(), error)
 
 
-def _start_again(done: "Position", error: Exception) -> None:
+def _start_again(done: Position, error: Exception) -> None:
     """Replaces this process by a fresh one: TensorFlow cannot join workers again."""
     here = f"{done.epoch}-{done.step}"
-    before, _, count = os.environ.get(_RESTARTS, "").rpartition("/")
-    count = int(count) + 1 if before == here else 1
+    before, _, number = os.environ.get(_RESTARTS, "").rpartition("/")
+    count = int(number) + 1 if before == here else 1
     if count > _MAX_RESTARTS:
         raise WorkerLost(
             f"the other workers were lost {_MAX_RESTARTS} times without a backup in between; see "

@@ -1,68 +1,26 @@
-"""The training of a run: model, callbacks, checkpoints. Imports Keras, so import it late."""
+"""The training of a run: batches, callbacks, checkpoints."""
 
 import contextlib
 import functools
 import math
 from collections.abc import Callable
+from typing import Any
 
 import click
 import keras
-import numpy as np
 import tensorflow as tf
 
-from tfp_ar1 import RhoVAE, SequenceVAE
-from tfp_ar1.vae import architectures, objectives, sequence_networks
-from tfp_ar1_cli import strategies
-from tfp_ar1_cli.batches import Batches
-from tfp_ar1_cli.checkpoints import Checkpoint, load_state, state_of
+from tfp_ar1_cli import kinds
+from tfp_ar1_cli.atomic import check_space
 from tfp_ar1_cli.data.protocol import Data
-from tfp_ar1_cli.errors import dispensable
+from tfp_ar1_cli.errors import NotFinite, dispensable
 from tfp_ar1_cli.progress import Progress, doing
-from tfp_ar1_cli.runs import Position, Run, check_space
+from tfp_ar1_cli.run_folder import Position, Run
+from tfp_ar1_cli.training import strategies
+from tfp_ar1_cli.training.batches import Batches
+from tfp_ar1_cli.training.checkpoints import Checkpoint, load_state, state_of
 
 _COMPILES = "compiling the first step, which takes some seconds"
-
-
-class NotFinite(click.ClickException):
-    """The loss or a result is NaN or infinite."""
-
-
-def build(options: dict, data_shape: tuple[int, ...]) -> keras.Model:
-    """The model that the options of `train` describe, built and compiled."""
-    of_objective = {"beta": options["beta"]} if options["objective"] == "elbo" else {}
-    arguments = {
-        "posterior": options["posterior"],
-        "likelihood": options["likelihood"],
-        "objective": objectives.get(options["objective"], **of_objective),
-        "seed": options["seed"],
-    }
-    of_sequences = options.get("model") == "sequence"
-    model = (_sequence_vae if of_sequences else _image_vae)(options, data_shape, arguments)
-    model.build((None, *data_shape))
-    model.compile(optimizer=keras.optimizers.Adam(options["learning_rate"]))
-    model.optimizer.build(model.trainable_variables)
-    return model
-
-
-def _image_vae(options: dict, image_shape: tuple[int, ...], arguments: dict) -> RhoVAE:
-    of_network = {"hidden_units": options["hidden_units"]} if options["network"] == "mlp" else {}
-    encoder, decoder = architectures.NETWORKS[options["network"]](
-        image_shape, options["latent_dim"], **of_network
-    )
-    return RhoVAE(encoder, decoder, options["latent_dim"], **arguments)
-
-
-def _sequence_vae(options: dict, data_shape: tuple[int, int], arguments: dict) -> SequenceVAE:
-    channels, steps = options["channels"], data_shape[0]
-    encoder, decoder = sequence_networks.NETWORKS[options["network"]](data_shape, channels)
-    prior = {"ar1": "ar1", "normal": None}[options["prior"]]
-    return SequenceVAE(encoder, decoder, channels, steps, prior=prior, **arguments)
-
-
-def prior_correlation(model: SequenceVAE) -> np.ndarray:
-    """The prior's lag-one correlation for each latent path, `[channels]`; 0 for N(0, I)."""
-    learned = getattr(model.prior, "correlation_parameter", lambda: 0.0)()
-    return np.broadcast_to(np.asarray(learned, np.float64), [model.channels])
 
 
 def train(
@@ -78,7 +36,7 @@ def train(
 
     Args:
       run: A run, new or unfinished.
-      data: Its images, or its series.
+      data: Its data.
       report: Whether to show the progress, and to write TensorBoard's log.
       strategy: How the training is distributed; `None` if it is not.
       backup_steps: See `Checkpoint`.
@@ -92,7 +50,7 @@ def train(
     """
     options = run.options
     strategy = strategy or tf.distribute.get_strategy()
-    batches = Batches(data.train, options["batch_size"], options["seed"], options.get("hide", 0))
+    batches = Batches(data.train, options.batch_size, options.seed, options.hide or 0)
     try:
         with batches.own_errors():
             report = report and run.worker == 0
@@ -104,20 +62,6 @@ def train(
         ) from error
 
 
-def check_finite(metrics: dict) -> None:
-    """Checks the results of a run.
-
-    Raises:
-      NotFinite: If one of them is NaN or infinite.
-    """
-    for name, value in metrics.items():
-        if not math.isfinite(value):
-            raise NotFinite(
-                f"the evaluation gave {name} = {value}; start a new run with a lower "
-                "--learning-rate."
-            )
-
-
 def _train(
     run: Run,
     data: Data,
@@ -127,11 +71,11 @@ def _train(
     backup_steps: int,
 ) -> keras.Model:
     options = run.options
-    epochs, steps = options["epochs"], batches.steps_per_epoch
+    epochs, steps = options.epochs, batches.steps_per_epoch
 
     def new_model() -> keras.Model:
-        keras.utils.set_random_seed(options["seed"])
-        return build(options, data.x_train.shape[1:])
+        keras.utils.set_random_seed(options.seed)
+        return kinds.of(options).build(options, data.data_shape)
 
     with strategy.scope(), doing("Building the model"):
         model = new_model()
@@ -145,9 +89,9 @@ def _train(
         check_space(run.folder, 3 * size)
     strategies.check_alike(strategy, run, position)
     with contextlib.ExitStack() as stack:
-        callbacks = [_StopUnlessFinite(options["learning_rate"])]
-        if run.of_sequences:
-            callbacks.append(_cosine_decay(options["learning_rate"], epochs))
+        callbacks = [_StopUnlessFinite(options.learning_rate)]
+        if options.model == "sequence":
+            callbacks.append(_cosine_decay(options.learning_rate, epochs))
         if report and position.epoch < epochs:
             done = position.epoch * steps + position.step
             progress = Progress("training", total=epochs * steps, done=done, first=_COMPILES)
@@ -163,7 +107,7 @@ def _train(
                 steps_per_epoch=steps - position.step,
                 shuffle=False,
                 validation_data=(data.test,),
-                validation_batch_size=options["batch_size"],
+                validation_batch_size=options.batch_size,
                 verbose=0,
                 callbacks=[*callbacks, checkpoint],
             )
@@ -189,7 +133,7 @@ def _cosine_decay(learning_rate: float, epochs: int) -> keras.callbacks.Callback
 
 
 class _TensorBoard(keras.callbacks.TensorBoard):
-    """Writes TensorBoard's log until that fails, and lets the training go on without it."""
+    """Writes TensorBoard's log until that fails, and lets the training continue without it."""
 
     def __init__(self, *args, **kwargs) -> None:
         super().__init__(*args, **kwargs)
@@ -216,10 +160,10 @@ class _StopUnlessFinite(keras.callbacks.Callback):
     def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
         self._epoch = epoch
 
-    def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         self._check(logs["loss"])
 
-    def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         self._check(logs["val_loss"])
 
     def _check(self, loss: float) -> None:
@@ -241,12 +185,12 @@ class _Report(keras.callbacks.Callback):
     def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
         self._epoch = epoch
 
-    def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         self._done += 1
         self._progress.update(
             self._done,
             f"epoch {self._epoch + 1}/{self._epochs}  loss {logs['loss']:.2f}{self._test}",
         )
 
-    def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         self._test = f"  test {logs['val_loss']:.2f}"

@@ -85,7 +85,7 @@ class Batches:
             raise self._error from error
 
     def _shares(self, first_step: int, replicas: range, num_replicas: int) -> tf.data.Dataset:
-        """The shares of some replicas, in turn."""
+        """The shares of some replicas, interleaved: all of one step, then those of the next."""
 
         def read(number: np.int64) -> list[np.ndarray]:
             step, replica = divmod(int(number), len(replicas))

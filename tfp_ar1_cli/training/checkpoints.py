@@ -1,4 +1,4 @@
-"""What an unfinished run keeps to go on from: written while it trains, read when it is resumed."""
+"""What an unfinished run keeps to resume from: written while it trains, read when it is resumed."""
 
 import time
 import zipfile
@@ -8,8 +8,9 @@ from typing import Any
 import keras
 import numpy as np
 
+from tfp_ar1_cli.atomic import atomic
 from tfp_ar1_cli.errors import UserError
-from tfp_ar1_cli.runs import Position, Run, atomic
+from tfp_ar1_cli.run_folder import Position, Run
 
 _SECONDS = "seconds"
 
@@ -65,9 +66,9 @@ class Checkpoint(keras.callbacks.Callback):
                 with np.load(files[position]) as file:
                     state = dict(file)
             except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-                goes_on = "go on from an earlier state" if len(files) > 1 else "begin anew"
+                then = "resume from an earlier state" if len(files) > 1 else "begin anew"
                 raise UserError(
-                    f"{files[position]}: cannot be read ({error}); delete it to {goes_on}."
+                    f"{files[position]}: cannot be read ({error}); delete it to {then}."
                 ) from error
             self._earlier_seconds = float(state.pop(_SECONDS))
             load_state(self._model, state)
@@ -87,7 +88,7 @@ class Checkpoint(keras.callbacks.Callback):
         else:
             self._earlier_seconds = 0.0
         self._start = time.perf_counter()
-        self._seconds = None
+        self._seconds = 0.0
 
     def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
         """Makes a backup if it is time for one."""
@@ -111,7 +112,7 @@ class Checkpoint(keras.callbacks.Callback):
         return self._earlier_seconds + time.perf_counter() - self._start
 
     def _write(self, position: Position) -> None:
-        state = {_SECONDS: self._elapsed(), **state_of(self._model)}
+        state: dict[str, Any] = {_SECONDS: self._elapsed(), **state_of(self._model)}
         self._run.add_skipped(self._skipped())
         if self._run.worker:
             return
@@ -119,8 +120,8 @@ class Checkpoint(keras.callbacks.Callback):
         self._run.checkpoints.mkdir(exist_ok=True)
         with atomic(self._run.checkpoint_file(position)) as path, path.open("wb") as file:
             np.savez(file, **state)
-        for file in old.values():
-            file.unlink()
+        for path in old.values():
+            path.unlink()
 
 
 def state_of(model: keras.Model) -> dict[str, np.ndarray]:

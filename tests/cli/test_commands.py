@@ -1,0 +1,337 @@
+"""Trainings, and what the commands make of a finished run: images and series alike."""
+
+import dataclasses
+import errno
+import json
+import os
+import pathlib
+import re
+
+import matplotlib.image
+import numpy as np
+import pytest
+from program import OPTIONS, RUNS, TINY, TINY_SERIES, contents
+
+from tfp_ar1_cli import errors, evaluate, kinds, options, run_folder, sample, startup, train
+from tfp_ar1_cli.training import checkpoints, fit
+
+PICTURES = {
+    "image": (
+        *("samples", "reconstructions", "latent_traversal", "latent_scatter", "correlations"),
+        "learning_curves",
+    ),
+    "sequence": (
+        *("reconstructions", "imputations", "forecasts", "samples", "latent_paths"),
+        *("correlations", "learning_curves"),
+    ),
+}
+BOTH = pytest.mark.parametrize("kind", ["image", "sequence"])
+
+
+@pytest.fixture
+def run(request, kind):
+    """A finished run of the kind: the run, and what its training printed."""
+    name = {"image": "finished", "sequence": "finished_series"}[kind]
+    folder, out, err = request.getfixturevalue(name)
+    return run_folder.read_finished(folder), out, err
+
+
+@BOTH
+def test_train_leaves_a_complete_folder(run, kind):
+    run, out, err = run
+    files = {"config.json", "history.json", "logs", "metrics.json", "model.keras"}
+    assert set(os.listdir(run.folder)) == files | {f"{name}.png" for name in PICTURES[kind]}
+    assert any("tfevents" in path.name for path in run.logs.rglob("*"))
+    for name in PICTURES[kind]:
+        assert np.ptp(matplotlib.image.imread(run.folder / f"{name}.png")) > 0.5
+
+    config = json.loads((run.folder / "config.json").read_text())
+    assert config == json.loads(json.dumps(run.config))
+    assert config["format_version"] == 1
+    assert {"python", "tensorflow", "keras", "numpy"} <= config["versions"].keys()
+    sizes = {"image": (40, 12, (6, 6)), "sequence": (20, 6, (12, 2))}[kind]
+    assert (run.data["num_train"], run.data["num_test"], run.data_shape) == sizes
+
+    history, metrics = run.history(), run.metrics()
+    assert {len(values) for values in history.values()} == {3}
+    assert ("prior_correlation" in history) == (kind == "sequence")
+    np.testing.assert_allclose(
+        history["loss"], np.add(history["reconstruction"], history["kl"]), rtol=1e-4
+    )
+    assert (metrics["num_examples"], metrics["num_importance_samples"]) == (sizes[1], 4)
+    np.testing.assert_allclose(metrics["neg_elbo"], metrics["reconstruction"] + metrics["kl"])
+    assert metrics["nll_iw"] <= metrics["neg_elbo"]
+    if kind == "sequence":
+        assert len(metrics["prior_correlation"]) == 2
+        assert all(-1 < rho < 1 and rho != 0 for rho in metrics["prior_correlation"])
+
+    said = {
+        "image": "40 training and 12 test images of 6x6; ar1 posterior over 3 latents; 3 epochs.",
+        "sequence": "20 training and 6 test windows of 12 steps, 2 channels; ar1 posterior and ar1 "
+        "prior over 2 latent paths; 3 epochs.",
+    }[kind]
+    for expected in (
+        f"Training on tiny: {said}",
+        f"nats per {'image' if kind == 'image' else 'window'}",
+        f"{metrics['neg_elbo']:.2f}",
+        "importance-weighted NLL, 4 samples",
+        *(f"  {run.folder / name}.png\n" for name in PICTURES[kind]),
+        f"  tfp-ar1 sample '{run.folder}' --seed 1\n",
+        f"  tensorboard --logdir '{run.folder}/logs'\n",
+    ):
+        assert expected in out
+    # Plain lines where there is no terminal, and nothing of TensorFlow's own.
+    assert not [c for c in out + err if ord(c) < 32 and c != "\n"]
+    # What takes more than a moment is said too, depending on the machine.
+    words = {line.split()[0] for line in err.splitlines()}
+    assert words - {"Starting", "Building", "Drawing"} == {"training", "evaluating"}
+    assert "\ntraining 100%  epoch 3/3  loss " in f"\n{err}"
+
+
+@BOTH
+def test_evaluate(cli, run, kind):
+    run, _, _ = run
+    before = contents(run.folder)
+    code, out, _ = cli("evaluate", run.folder, "--json")
+    assert code == 0
+    metrics, trained = json.loads(out), run.metrics()
+    assert metrics.keys() == trained.keys()
+    for name, value in metrics.items():
+        np.testing.assert_allclose(value, trained[name], rtol=1e-4, atol=1e-6)
+
+    other = 40 + np.random.default_rng(1).normal(size=(5, 9, 2))
+    np.save("x.npy", np.ones((10, 6, 6)) if kind == "image" else other)
+    code, out, err = cli("evaluate", run.folder, "--dataset", "npy:x.npy", "--json")
+    assert code == 0, err
+    assert json.loads(out)["num_examples"] == (10 if kind == "image" else 5)
+    if kind == "sequence":
+        # In the units of the training series: a shift of the data is not standardised away.
+        np.save("shifted.npy", other + 1000)
+        shifted, _ = evaluate.evaluate(options.EvaluateOptions(run.folder, "npy:shifted.npy"))
+        assert shifted["neg_elbo"] > 100 * abs(json.loads(out)["neg_elbo"])
+    else:
+        # A table for people, here with more samples.
+        code, out, _ = cli("evaluate", run.folder, "--num-importance-samples", 9)
+        assert (code, "importance-weighted NLL, 9 samples" in out) == (0, True)
+    assert contents(run.folder) == before
+
+
+def test_evaluate_on_what_cannot_be(refused):
+    image, sequence = RUNS["image"], RUNS["sequence"]
+    np.save("x.npy", np.ones((5, 9)))
+    np.savez("y.npz", x=np.ones((5, 60, 2)))
+    for folder, argv, expected in (
+        (image, "--dataset npy:x.npy", f"have shape (9,), but {image} was trained on (8, 8)"),
+        (image, "--dataset gunpoint", "there is no dataset 'gunpoint'"),
+        (sequence, "--dataset npz:y.npz", "has 2 channels, but the model was trained on 1"),
+        (sequence, "--dataset mnist", "no set of series 'mnist'"),
+        (sequence, "--data-dir .", "--data-dir is for models of images"),
+    ):
+        assert expected in refused("evaluate", folder, *argv.split())
+
+
+@BOTH
+def test_sample(cli, run, kind):
+    run, _, _ = run
+    first = sample.sample(options.SampleOptions(run.folder, 5, seed=1, out=pathlib.Path("a.npy")))
+    code, out, err = cli("sample", run.folder, "-n", 5, "--seed", 1, "--out", "b.npy")
+    assert (code, out, err) == (0, "b.npy\n", "")
+    assert cli("sample", run.folder, "-n", 5, "--seed", 2, "--out", "c.npy")[0] == 0
+    a, b, c = (np.load(name) for name in (first, "b.npy", "c.npy"))
+    assert a.shape == (5, *run.data_shape)
+    np.testing.assert_array_equal(a, b)
+    assert not np.array_equal(a, c)
+    expected = np.asarray(evaluate.load_model(run).generate(5, seed=1))
+    if kind == "sequence":  # In the data's own units.
+        units = run.data["units"]
+        expected = expected * units["scale"] + units["mean"]
+    np.testing.assert_allclose(a, expected, rtol=1e-5)
+
+    code, out, _ = cli("sample", run.folder, "-n", 3, "--seed", 7)
+    picture = run.folder / "samples-seed7.png"
+    assert (code, out) == (0, f"{picture}\n")
+    assert np.ptp(matplotlib.image.imread(picture)) > 0.5
+    picture.unlink()
+
+
+@pytest.mark.parametrize(
+    ("out", "expected"),
+    [
+        ("there.png", "there.png: exists already; choose another --out"),
+        ("nowhere/x.png", "nowhere: no such folder; make it or choose another --out"),
+        ("x.jpg", "x.jpg: --out must end in .png (a picture) or .npy (an array)"),
+    ],
+)
+def test_sample_never_overwrites(refused, out, expected):
+    pathlib.Path("there.png").write_text("precious")
+    assert expected in refused("sample", RUNS["image"], "--out", out)
+
+
+# Trainings that stop half-way
+
+
+@pytest.mark.parametrize(
+    ("kind", "where", "done"),
+    [
+        ("image", "before the second checkpoint", 1),
+        pytest.param("image", "pictures", 3, marks=pytest.mark.slow),
+        pytest.param("sequence", "before the second checkpoint", 1, marks=pytest.mark.slow),
+    ],
+)
+def test_an_interrupted_run_is_resumed_where_it_stood(
+    cli, monkeypatch, tmp_path, run, kind, where, done
+):
+    finished, _, _ = run
+    folder = tmp_path / "run"
+    tiny = TINY if kind == "image" else TINY_SERIES
+    argv = ["train", "--dataset", finished.options.dataset, *tiny, "--out", folder]
+    whole = checkpoints.atomic
+
+    def interrupt(*args):
+        if where == "pictures" or args[0].name == "2-0.npz":
+            raise KeyboardInterrupt
+        return whole(*args)
+
+    with monkeypatch.context() as patch:
+        if where == "pictures":
+            patch.setattr(kinds.ImageKind, "draw", interrupt)
+        else:
+            patch.setattr(checkpoints, "atomic", interrupt)
+        code, _, err = cli(*argv)
+    assert code == 130
+    assert err.splitlines()[-1] == (
+        f"tfp-ar1: interrupted after {done} of 3 epochs; resume with: tfp-ar1 "
+        f"{' '.join(map(str, argv))}"
+    )
+    run = run_folder.read(folder)
+    assert not run.finished
+    assert run.position() == (done, 0)
+    first = run.history()
+    leftover = run.checkpoints / ".tmp-1-2-0.npz"
+    leftover.touch()
+
+    # The state is that after the last whole epoch: neither more nor fewer steps.
+    model = kinds.of(run.options).build(run.options, run.data_shape)
+    assert checkpoints.Checkpoint(run, model, steps_per_epoch=3).restore() == (done, 0)
+    assert model.optimizer.iterations == done * 3
+
+    # A checkpoint that was damaged is no state to begin with.
+    file = run.checkpoint_files()[done, 0]
+    content = file.read_bytes()
+    file.write_bytes(content[:1000])
+    code, _, err = cli(*argv)
+    assert code == 2
+    assert f"{file}: cannot be read (" in err
+    assert "); delete it to begin anew." in err
+    assert not leftover.exists()
+    file.write_bytes(content)
+
+    code, out, _ = cli(*argv)
+    assert code == 0
+    assert f"3 epochs, {done} of them done" in out
+    assert run.finished
+    history, uninterrupted = run.history(), finished.history()
+    for name, values in first.items():
+        assert history[name][:done] == values[:done]
+    # Nor can it be told from a run that was never interrupted.
+    assert history.pop("seconds") != uninterrupted.pop("seconds")
+    assert history == uninterrupted
+    assert run.metrics() == finished.metrics()
+    assert set(os.listdir(folder)) >= {"model.keras", *(f"{x}.png" for x in PICTURES[kind])}
+    assert not run.checkpoints.exists()
+
+
+def test_a_loss_that_is_not_finite_stops_the_training(tiny, tmp_path):
+    chosen = dataclasses.replace(tiny[0], learning_rate=1e30)
+    with pytest.raises(errors.NotFinite) as raised:
+        train.train(chosen, tmp_path / "run")
+    assert "start a new run with a lower --learning-rate than 1e+30" in raised.value.message
+    assert f"{tmp_path / 'run'} stays unfinished" in raised.value.message
+    assert not run_folder.read(tmp_path / "run").finished
+
+
+def test_a_full_disk_stops_the_training(cli, monkeypatch, images):
+    def no_space(start):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "history.json")
+
+    monkeypatch.setattr(startup, "import_tensorflow", no_space)
+    code, _, err = cli("train", "--dataset", f"npz:{images}", *TINY)
+    assert code == 1
+    assert err == (
+        "tfp-ar1: error: history.json: No space left on device. The run is unfinished; resume "
+        f"with: tfp-ar1 train --dataset npz:{images} {OPTIONS} --out runs/tiny-ar1-001\n"
+    )
+
+
+def test_an_interrupted_run_of_one_epoch(cli, monkeypatch, images, tmp_path):
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(fit, "train", interrupt)
+    argv = ["train", "--dataset", f"npz:{images}", "--epochs", 1, "--out", tmp_path / "r"]
+    code, _, err = cli(*argv)
+    assert code == 130
+    assert "interrupted after 0 of 1 epoch; resume with" in err
+
+
+# Other models
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        "--posterior full --likelihood gaussian --latent-dim 3 --hidden-units 8",
+        "--network cnn --objective infovae --posterior isotropic --latent-dim 1",
+        pytest.param("--network dcgan --objective iwae --latent-dim 2", marks=pytest.mark.slow),
+        "--model sequence --posterior diag --prior normal --network recurrent --window 5",
+        "--model sequence --posterior arh1 --objective iwae --channels 1 --likelihood bernoulli",
+    ],
+)
+@pytest.mark.slow
+def test_other_models(cli, argv):
+    from tfp_ar1.vae import objectives
+
+    x = (np.random.default_rng(0).random((30, 10, 6)) > 0.5).astype(float)
+    np.save("x.npy", 10 * x if "gaussian" in argv else x)
+    common = "--epochs 1 --num-importance-samples 2 --out run"
+    code, _, err = cli(*f"train --dataset npy:x.npy {argv} {common}".split())
+    assert code == 0, err
+    run = run_folder.read_finished(pathlib.Path("run"))
+    model = evaluate.load_model(run)
+    metrics = run.metrics()
+    assert type(model.objective) is objectives.OBJECTIVES[run.options.objective]
+    assert (metrics["rho_mean"] == 0) == (run.options.posterior in ("isotropic", "diag"))
+    if "normal" in argv:
+        assert metrics["prior_correlation"] == [0, 0]
+    code, out, _ = cli("evaluate", "run", "--json")
+    assert json.loads(out)["num_examples"] == metrics["num_examples"]
+    assert {f"{name}.png" for name in PICTURES[run.options.model]} <= set(os.listdir("run"))
+
+
+@pytest.mark.slow
+@BOTH
+def test_runs_of_every_format_can_be_used(cli, kind):
+    """Folders that are checked in: see RUNS. This must hold in every later version."""
+    folder = RUNS[kind]
+    trained = json.loads((folder / "metrics.json").read_text())
+    code, out, err = cli("evaluate", folder, "--json")
+    assert code == 0, err
+    metrics = json.loads(out)
+    for name in ("neg_elbo", "reconstruction", "kl"):
+        np.testing.assert_allclose(metrics[name], trained[name], rtol=1e-2, atol=1e-2)
+    code, _, err = cli("sample", folder, "-n", 2, "--out", "new.npy")
+    assert code == 0, err
+    assert np.load("new.npy").shape == (2, *run_folder.read(folder).data_shape)
+    code, _, err = cli("export", folder, "--out", "out")
+    assert code == 0, err
+    assert pathlib.Path("out/saved_model.pb").exists()
+
+
+def test_nobody_is_sent_to_an_index_where_the_project_is_not():
+    root = pathlib.Path(__file__).parents[2]
+    files = [root / "README.md", *(root / "docs").glob("*.md"), *(root / "notebooks").iterdir()]
+    files += [*(root / "tfp_ar1").rglob("*.py"), *(root / "tfp_ar1_cli").rglob("*.py")]
+    for path in files:
+        if path.is_file():
+            text = path.read_text(encoding="utf-8")
+            assert not re.search(r"pip install\s+['\"]?tfp[_-]ar1", text), path

@@ -1,0 +1,194 @@
+"""Files and folders that appear whole or not at all: written under another name, then renamed."""
+
+import contextlib
+import errno
+import glob
+import json
+import os
+import pathlib
+import shutil
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from tfp_ar1_cli.errors import UserError
+
+try:
+    import fcntl
+except ImportError:  # Windows: two processes in one folder are then not noticed.
+    fcntl = None  # type: ignore[assignment]
+
+TEMPORARY = ".tmp-"
+_LEAST_BYTES = 2**16
+
+
+def _temporary(path: pathlib.Path) -> pathlib.Path:
+    return path.with_name(f"{TEMPORARY}{os.getpid()}-{path.name}")
+
+
+def check_writable(path: pathlib.Path) -> None:
+    """Checks, before the work, that a file or folder can be written.
+
+    Args:
+      path: The file, or the folder for `atomic_folder`; what is above it may be missing.
+
+    Raises:
+      UserError: If it cannot, with the reason.
+    """
+    target = path = path if path.name else path.resolve()
+    while not path.parent.exists() and not path.parent.is_symlink():
+        path = path.parent
+    probe = _temporary(path if path == target else path.with_name("probe"))
+    try:
+        with probe.open("xb", buffering=0) as file:
+            file.write(bytes(_LEAST_BYTES))
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise UserError(
+            f"{path}: {error.strerror}: it cannot be written; choose another --out."
+        ) from error
+    finally:
+        with contextlib.suppress(OSError):
+            probe.unlink()
+
+
+def check_new_folder(folder: pathlib.Path) -> None:
+    """Checks that a folder to be written by `atomic_folder` does not exist, or is empty.
+
+    Raises:
+      UserError: If something would be overwritten.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder}: is a file; choose another --out.")
+    if folder.exists() and any(folder.iterdir()):
+        raise UserError(f"{folder}: exists already and is not empty; choose another --out.")
+
+
+def check_space(folder: pathlib.Path, needed: int) -> None:
+    """Checks that so many bytes can be written to a folder.
+
+    Raises:
+      OSError: If not.
+    """
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise OSError(
+            errno.ENOSPC,
+            f"{os.strerror(errno.ENOSPC)}: model and backups take {needed / 2**20:.1f} MiB, "
+            f"{free / 2**20:.1f} MiB are free",
+            str(folder),
+        )
+
+
+@contextlib.contextmanager
+def atomic(path: pathlib.Path) -> Iterator[pathlib.Path]:
+    """Gives a temporary path to write to, which takes the place of `path` if all went well.
+
+    Args:
+      path: The file to write. The temporary name ends in the same suffixes.
+
+    Yields:
+      The temporary path, in the same folder.
+    """
+    temporary = _temporary(path)
+    try:
+        yield temporary
+        # Else a machine that loses its power may keep the new name, but not what was written.
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        # Errors of writing to an open file do not name it, others name one that is gone.
+        if error.filename is not None and str(error.filename) != str(temporary):
+            raise
+        reason = error.strerror or str(error)
+        raise OSError(error.errno or errno.EIO, reason, str(path)) from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+
+
+@contextlib.contextmanager
+def atomic_folder(path: pathlib.Path) -> Iterator[pathlib.Path]:
+    """Like `atomic`, for a folder: gives an empty one, which takes its name if all went well.
+
+    Args:
+      path: The folder to write; what is above it is made. It must not exist, or be empty (see
+        `check_new_folder`).
+
+    Yields:
+      The temporary folder, beside `path`.
+
+    Raises:
+      OSError: If something was put there in the meantime; nothing is overwritten.
+    """
+    path = path.resolve()  # "." has no name that could be changed.
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for leftover in path.parent.glob(f"{TEMPORARY}*-{glob.escape(path.name)}"):
+        if not _is_running(leftover.name.removeprefix(TEMPORARY).partition("-")[0]):
+            shutil.rmtree(leftover, ignore_errors=True)
+    temporary = _temporary(path)
+    temporary.mkdir()
+    try:
+        yield temporary
+        for file in temporary.rglob("*"):
+            if file.is_file():
+                with file.open("rb+") as opened:
+                    os.fsync(opened.fileno())
+        # Windows does not rename to a folder that exists, even an empty one.
+        with contextlib.suppress(FileNotFoundError):
+            path.rmdir()
+        temporary.rename(path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _is_running(pid: str) -> bool:
+    """Whether another process of this machine has that number, or may have it."""
+    if not pid.isdecimal() or fcntl is None:  # Windows has no signal that only asks.
+        return True
+    if int(pid) == os.getpid():
+        return False
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def write_json(path: pathlib.Path, value: Any) -> None:
+    """Writes a JSON file atomically; NaN and infinity, which JSON does not know, are refused."""
+    with atomic(path) as temporary:
+        text = json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False)
+        # Names of files that are no text have half a surrogate; this writes it as JSON does.
+        temporary.write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
+
+
+def read_json(path: pathlib.Path) -> Any:
+    """Reads a JSON file."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: is not valid JSON ({error}).") from error
+
+
+def read_table(path: pathlib.Path, value_is: Callable[[Any], bool]) -> dict[str, Any]:
+    """Reads a JSON file of values by name."""
+    table = read_json(path)
+    if not isinstance(table, dict):
+        raise UserError(
+            f"{path}: is damaged, it holds no results by name; restore it from a copy or train "
+            "again."
+        )
+    for key, value in table.items():
+        if not value_is(value):
+            raise damaged(path, key)
+    return table
+
+
+def damaged(path: pathlib.Path, what: str) -> UserError:
+    """The error for a file of a run in which something is missing, or not of its type."""
+    return UserError(
+        f"{path}: is damaged, it has no valid {what!r}; restore it from a copy or train again."
+    )

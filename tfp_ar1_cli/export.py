@@ -1,0 +1,73 @@
+"""`tfp-ar1 export`: a SavedModel and its model card."""
+
+import pathlib
+from typing import Any
+
+import click
+
+from tfp_ar1_cli import model_card, run_folder
+from tfp_ar1_cli.atomic import atomic_folder, check_new_folder, check_writable, write_json
+from tfp_ar1_cli.errors import dispensable
+from tfp_ar1_cli.evaluate import load_model
+from tfp_ar1_cli.options import ExportOptions, takes
+
+
+def export(options: ExportOptions) -> tuple[pathlib.Path, dict[str, Any] | None]:
+    """Writes the model of a run that is finished for TensorFlow alone, with a model card.
+
+    Returns:
+      The folder, and the card; or None if the card failed, without which the folder is whole.
+
+    Raises:
+      UserError: If the run or its model cannot be used, or the folder is taken.
+    """
+    run = run_folder.read_finished(options.run)
+    out = options.out or run.folder / "export"
+    check_new_folder(out)
+    check_writable(out)
+    metrics = run.metrics()
+    model = load_model(run)
+    dtype = model.distribution_dtype.name
+    card = None
+    with atomic_folder(out) as folder:
+        _write_saved_model(model, folder, out)
+        with dispensable(f"the model card of {out}"):
+            made = model_card.make(run, metrics, dtype, num_skipped=len(run.skipped()))
+            write_json(folder / "model_card.json", made)
+            text = model_card.text(made)
+            (folder / "README.md").write_text(text, encoding="utf-8", errors="backslashreplace")
+            card = made
+    return out, card
+
+
+def _write_saved_model(model: Any, folder: pathlib.Path, out: pathlib.Path) -> None:
+    import tensorflow as tf
+
+    try:
+        model.export(folder, verbose=False)
+    except tf.errors.OpError as error:  # TensorFlow's own, where the disk is full.
+        reason = error.message.rpartition("; ")[2]  # Before it stands a temporary file.
+        raise click.ClickException(f"{out}: cannot be written: {reason}") from error
+
+
+@click.command("export")
+@takes(ExportOptions)
+def command(options: ExportOptions) -> None:
+    """Write the model of RUN for processes that have TensorFlow only, with a model card.
+
+    The folder is a SavedModel, with README.md, what the model is and how to call it, and the same
+    for programs, model_card.json.
+
+    \b
+    Examples:
+      tfp-ar1 export runs/digits-ar1-001
+      tfp-ar1 export runs/digits-ar1-001 --out models/digits
+    """  # noqa: D301
+    out, card = export(options)
+    if card is None:
+        click.echo(f"Wrote {out}: a SavedModel.")
+        return
+    click.echo(f"Wrote {out}: a SavedModel, README.md (model card) and model_card.json.")
+    click.echo("Endpoints, for any number N of examples:")
+    for name in card["signatures"]:
+        click.echo(f"  {model_card.signature(card, name)}")

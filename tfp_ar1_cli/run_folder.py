@@ -1,0 +1,434 @@
+"""The folder of a run: what lies in it, how it is claimed, written and read.
+
+A folder with a `config.json` is a run; it is finished when it has a `metrics.json`, which is there
+before the pictures are, and no state to resume from any more, which goes after them.
+"""
+
+import contextlib
+import dataclasses
+import importlib.metadata
+import itertools
+import pathlib
+import platform
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import click
+
+from tfp_ar1_cli.atomic import TEMPORARY, damaged, fcntl, read_json, read_table, write_json
+from tfp_ar1_cli.errors import UserError
+from tfp_ar1_cli.options import RunOptions, is_count, is_number
+
+FORMAT_VERSION = 1
+_PACKAGES = ("tfp_ar1", "tensorflow", "tensorflow-probability", "keras", "numpy")
+# Options that may change when a run is resumed. Where the same images lie is no part of what a run
+# is; their hash in `data` is. A run that stopped at a corrupt image may be resumed without it.
+MAY_CHANGE = ("dataset", "data_dir", "corrupt")
+
+
+class Position(NamedTuple):
+    """A place in a training: whole epochs, and steps of the one after them."""
+
+    epoch: int
+    step: int
+
+
+class Claimed(UserError):
+    """Another process is at work on the run."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A run folder and the config in it.
+
+    Attributes:
+      folder: The folder.
+      options: What makes the run.
+      data: The fingerprint of its data.
+      versions: Of Python and the packages that wrote it, as far as they are known.
+      worker: Which of several workers this process is; 0 writes the run.
+    """
+
+    folder: pathlib.Path
+    options: RunOptions
+    data: dict[str, Any]
+    versions: dict[str, str] = dataclasses.field(default_factory=lambda: versions())
+    worker: int = 0
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The content of `config.json`."""
+        return {
+            "format_version": FORMAT_VERSION,
+            "options": self.options.as_json(),
+            "data": self.data,
+            "versions": self.versions,
+        }
+
+    @property
+    def data_shape(self) -> tuple[int, ...]:
+        """The shape of one example."""
+        return tuple(self.data.get("image_shape") or self.data["data_shape"])
+
+    @property
+    def finished(self) -> bool:
+        """Whether training and evaluation came to their end, and the pictures were drawn."""
+        return self.metrics_file.is_file() and not self.checkpoint_files()
+
+    @property
+    def trained(self) -> bool:
+        """Whether the training came to its end, and the state at its end is written."""
+        return self.finished or self.position().epoch >= self.options.epochs
+
+    @property
+    def value_range(self) -> tuple[float, float]:
+        """The values that pictures show as black and as white."""
+        low, high = self.data["range"]
+        return (0.0, 1.0) if low >= 0 and high <= 1 else (low, high)
+
+    @property
+    def metrics_file(self) -> pathlib.Path:
+        """Results on the test set."""
+        return self.folder / "metrics.json"
+
+    @property
+    def model_file(self) -> pathlib.Path:
+        """The trained model."""
+        return self.folder / "model.keras"
+
+    @property
+    def skipped_file(self) -> pathlib.Path:
+        """The images that were left out, and why; only runs that left some out have it."""
+        return self.folder / (f"skipped-{self.worker}.json" if self.worker else "skipped.json")
+
+    @property
+    def logs(self) -> pathlib.Path:
+        """TensorBoard's folder."""
+        return self.folder / "logs"
+
+    @property
+    def checkpoints(self) -> pathlib.Path:
+        """The folder of the state to resume from; only unfinished runs have it."""
+        return self.folder / "checkpoint"
+
+    def checkpoint_file(self, position: Position) -> pathlib.Path:
+        """The file of the state at a position."""
+        return self.checkpoints / f"{position.epoch}-{position.step}.npz"
+
+    def checkpoint_files(self) -> dict[Position, pathlib.Path]:
+        """The checkpoints that are there; at most two."""
+        if any(self.checkpoints.glob("[0-9]*.weights.h5")):
+            raise UserError(
+                f"{self.folder}: holds a checkpoint of an earlier version, which cannot be read; "
+                "choose another --out."
+            )
+        files = self.checkpoints.glob("[0-9]*-[0-9]*.npz")
+        found = ((re.fullmatch(r"(\d+)-(\d+)", file.stem), file) for file in files)
+        return {Position(int(m[1]), int(m[2])): file for m, file in found if m}
+
+    def position(self) -> Position:
+        """How far the training is done and need not be done again."""
+        return max(self.checkpoint_files(), default=Position(0, 0))
+
+    def history(self) -> dict[str, list[float]]:
+        """What `fit` reported for every epoch so far, by name."""
+        path = self.folder / "history.json"
+        return read_table(path, _is_list(is_number)) if path.exists() else {}
+
+    def write_history(self, history: dict[str, list[float]]) -> None:
+        """Writes `history.json`."""
+        write_json(self.folder / "history.json", history)
+
+    def add_skipped(self, skipped: dict[str, str]) -> dict[str, str]:
+        """Adds to `skipped.json`, which may be there from before an interruption; returns all.
+
+        Other workers than 0 have a file of their own, until `collect_skipped`.
+        """
+        before = self.skipped()
+        if not skipped.keys() <= before.keys():
+            write_json(self.skipped_file, before | skipped)
+        return before | skipped
+
+    def skipped(self) -> dict[str, str]:
+        """The images that were left out so far, and why; nothing if there are none."""
+        return read_table(self.skipped_file, _is_text) if self.skipped_file.exists() else {}
+
+    def collect_skipped(self) -> dict[str, str]:
+        """Adds what the other workers left out to `skipped.json`; returns all."""
+        others = list(self.folder.glob("skipped-[0-9]*.json"))
+        every = self.add_skipped(
+            {k: v for file in others for k, v in read_table(file, _is_text).items()}
+        )
+        for file in others:
+            file.unlink()
+        return every
+
+    def metrics(self) -> dict[str, Any]:
+        """The results on the test set, of a run that is finished."""
+        is_list = _is_list(is_number)
+        return read_table(self.metrics_file, lambda x: is_number(x) or is_list(x))
+
+    def write_metrics(self, metrics: dict[str, Any]) -> None:
+        """Writes `metrics.json`."""
+        write_json(self.metrics_file, metrics)
+
+    def finish(self) -> None:
+        """Marks the run as finished: there is nothing to resume any more."""
+        shutil.rmtree(self.checkpoints, ignore_errors=True)
+
+
+def versions() -> dict[str, str]:
+    """The versions of Python and of the packages that matter to a model, by name."""
+    found = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[package] = importlib.metadata.version(package)
+    return found
+
+
+def read(folder: pathlib.Path) -> Run:
+    """Reads the run in a folder, finished or not.
+
+    Raises:
+      UserError: If there is none, its config is damaged, or a later version wrote it.
+    """
+    path = folder / "config.json"
+    if not path.is_file():
+        raise UserError(
+            f"{folder}: is not a run folder (it has no config.json); name the folder that "
+            "'tfp-ar1 train' wrote."
+        )
+    config = read_json(path)
+    if not isinstance(config, dict) or "format_version" not in config:
+        raise UserError(f"{path}: was not written by 'tfp-ar1 train'; name the folder of a run.")
+    wrote = config.get("versions") or {}
+    _check_format(path, config["format_version"], wrote)
+    for part in ("options", "data"):
+        if not isinstance(config.get(part), dict):
+            raise damaged(path, part)
+    try:
+        options = RunOptions.from_json(config["options"])
+    except KeyError as error:
+        raise damaged(path, f"options.{error.args[0]}") from error
+    except click.UsageError as error:
+        raise UserError(f"{path}: {error.message}") from error
+    _check_data(path, config["data"], _VALID_DATA[options.model])
+    if not isinstance(wrote, dict) or not all(map(_is_text, wrote.values())):
+        raise damaged(path, "versions")
+    return Run(folder, options, config["data"], wrote)
+
+
+def _check_format(path: pathlib.Path, found: Any, wrote: Any) -> None:
+    """Checks that this version can read what `config.json` says its format is."""
+    if type(found) is not int or found < 1:
+        raise damaged(path, "format_version")
+    if found > FORMAT_VERSION:
+        wrote = wrote.get("tfp_ar1") if isinstance(wrote, dict) else None
+        needed = f"version {wrote} of tfp_ar1, which wrote it," if wrote else "a later tfp_ar1"
+        raise UserError(
+            f"{path}: has format {found}, but this version of tfp_ar1 "
+            f"({versions().get('tfp_ar1', 'unknown')}) reads formats up to {FORMAT_VERSION}; "
+            f"install {needed} to use the run."
+        )
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_list(item: Callable[[Any], bool], *lengths: int) -> Callable[[Any], bool]:
+    """What checks for a list of such items: of any length, or of one of these."""
+    return lambda x: (
+        isinstance(x, list) and (not lengths or len(x) in lengths) and all(map(item, x))
+    )
+
+
+def _is_units(units: Any) -> bool:
+    """Whether it is what undoes the standardisation of series."""
+    if not isinstance(units, dict) or units.keys() != {"names", "step", "mean", "scale"}:
+        return False
+    one_of_each = [units["mean"], units["scale"]]
+    return (
+        _is_text(units["step"])
+        and all(map(_is_list(is_number), one_of_each))
+        and _is_list(_is_text)(units["names"])
+        and len(units["mean"]) == len(units["scale"])
+        and len(units["names"]) in (0, len(units["mean"]))
+    )
+
+
+_COUNTS = {"num_train": is_count, "num_test": is_count}
+# What the config says of the data, of each model.
+_VALID_DATA = {
+    "image": {
+        **_COUNTS,
+        "image_shape": _is_list(is_count, 1, 2, 3),
+        "range": _is_list(is_number, 2),
+    },
+    "sequence": {**_COUNTS, "data_shape": _is_list(is_count, 2), "units": _is_units},
+}
+
+
+def _check_data(
+    path: pathlib.Path, data: dict[str, Any], valid: dict[str, Callable[[Any], bool]]
+) -> None:
+    for key, is_valid in valid.items():
+        if not is_valid(data.get(key)):
+            raise damaged(path, f"data.{key}")
+    if not _is_text(data.get("sha256", "")):
+        raise damaged(path, "data.sha256")
+    if "units" in valid and len(data["units"]["mean"]) != data["data_shape"][1]:
+        raise damaged(path, "data.units")
+
+
+def read_finished(folder: pathlib.Path) -> Run:
+    """Like `read`, for runs that must have come to their end, and have their model."""
+    run = read(folder)
+    if not run.finished:
+        raise UserError(
+            f"{folder}: the run is unfinished; finish it with the same 'tfp-ar1 train' options and "
+            f"--out {folder}."
+        )
+    if not run.model_file.is_file():
+        raise UserError(
+            f"{run.model_file}: is missing, though the run is finished; restore it from a copy or "
+            "train again."
+        )
+    return run
+
+
+def check_out(folder: pathlib.Path) -> None:
+    """Checks that a folder given by `--out` is new, empty, or holds an unfinished run.
+
+    Raises:
+      UserError: If a run would overwrite something.
+    """
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise UserError(f"{folder}: is a file; choose another --out.")
+    if all(path.name.startswith(TEMPORARY) for path in folder.iterdir()):
+        return
+    if not (folder / "config.json").exists():
+        raise UserError(f"{folder}: holds other files; choose another --out.")
+    if read(folder).finished:
+        raise UserError(f"{folder}: already holds a finished run; choose another --out.")
+
+
+@contextlib.contextmanager
+def claim(
+    out: pathlib.Path | None, default_name: str, options: RunOptions, data: dict[str, Any]
+) -> Iterator[Run]:
+    """Makes or reopens the folder of a run, and keeps other processes out of it.
+
+    Args:
+      out: The folder, or None for the first free one of `runs/<default_name>-001`, `-002`, ...
+      default_name: See `out`.
+      options: What makes the run.
+      data: The fingerprint of its data.
+
+    Yields:
+      The `Run`. If `out` holds an unfinished run of the same options and data, it is that one.
+
+    Raises:
+      Claimed: If another process is at work on it.
+      UserError: If the folder is taken, or holds an unfinished run with other options.
+    """
+    if out is None:
+        out = _first_free(pathlib.Path("runs"), default_name)
+    else:
+        check_out(out)
+        out.mkdir(parents=True, exist_ok=True)
+    path = out / "config.json"
+    run = Run(out, options, data)
+    if path.exists():
+        run = read(out)
+        _check_same(run, options, data)
+    else:
+        write_json(path, run.config)
+    with path.open() as lock:
+        if fcntl is not None:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise Claimed(
+                    f"{out}: another process is at work on this run; choose another --out."
+                ) from error
+        for folder in (out, run.checkpoints):
+            for leftover in folder.glob(f"{TEMPORARY}*"):  # Of a process that was killed.
+                if leftover.is_file():
+                    leftover.unlink()
+        yield run
+
+
+def _first_free(parent: pathlib.Path, name: str) -> pathlib.Path:
+    parent.mkdir(parents=True, exist_ok=True)
+    for number in itertools.count(1):
+        folder = parent / f"{name}-{number:03d}"
+        # mkdir is atomic: of two processes only one gets the folder.
+        with contextlib.suppress(FileExistsError):
+            folder.mkdir()
+            return folder
+    raise AssertionError  # There is no end to numbers.
+
+
+def visit(folder: pathlib.Path, options: RunOptions, data: dict[str, Any], worker: int) -> Run:
+    """The run that worker 0 writes into a folder, for another worker.
+
+    Raises:
+      UserError: If there is a finished run of other options.
+    """
+    run = Run(folder, options, data, worker=worker)
+    if run.finished:
+        _check_same(read(folder), options, data)
+    return run
+
+
+def check_data(run: Run, data: dict[str, Any]) -> None:
+    """Checks that the data of a run are still those that it was trained on.
+
+    Args:
+      run: The run.
+      data: The fingerprint of the data as they are now.
+
+    Raises:
+      UserError: If they have changed: then what is set apart for testing is not what was.
+    """
+    dataset, before = run.options.dataset, run.data
+    if any(before.get(key, value) != value for key, value in data.items()):
+        was, now = (f"{x['num_train']} training and {x['num_test']} test" for x in (before, data))
+        kind = "windows" if run.options.model == "sequence" else "images"
+        raise UserError(
+            f"{dataset}: has changed since {run.folder} was trained on it ({was} {kind} then, "
+            f"{now} now), so that its test {kind} are not those that the training left out; "
+            f"restore it, or give --dataset {dataset} to have all of it scored as it is now."
+        )
+
+
+def _check_same(run: Run, now: RunOptions, data: dict[str, Any]) -> None:
+    before = run.options
+    a_run = "a finished run" if run.finished else "an unfinished run"
+    other_data = run.data != data
+    if other_data and before.dataset != now.dataset:
+        what = "series" if before.model == "sequence" else "images"
+        raise UserError(
+            f"{run.folder}: holds {a_run} on other {what} ({before.dataset}) than "
+            f"those of --dataset {now.dataset}; choose another --out."
+        )
+    for key in now.as_json():
+        if key not in MAY_CHANGE and getattr(before, key) != getattr(now, key):
+            was, given = (
+                ",".join(map(str, value)) if isinstance(value, tuple) else value
+                for value in (getattr(before, key), getattr(now, key))
+            )
+            raise UserError(
+                f"{run.folder}: holds {a_run} with --{key.replace('_', '-')} {was}, not {given}; "
+                "resume it with the same options or choose another --out."
+            )
+    if other_data:
+        raise UserError(
+            f"{run.folder}: holds {a_run} on {now.dataset}, which has changed since; restore it "
+            "or choose another --out."
+        )

@@ -1,0 +1,53 @@
+"""The models that the options of a run describe."""
+
+from typing import Any
+
+import keras
+import numpy as np
+
+from tfp_ar1 import RhoVAE, SequenceVAE
+from tfp_ar1.vae import architectures, objectives, sequence_networks
+from tfp_ar1_cli.options import RunOptions
+
+
+def rho_vae(options: RunOptions, image_shape: tuple[int, ...]) -> keras.Model:
+    """The autoencoder of images, built and compiled."""
+    mlp = {"hidden_units": options.hidden_units} if options.network == "mlp" else {}
+    dim = options.latent_dim or 1
+    networks = architectures.NETWORKS[options.network](image_shape, dim, **mlp)
+    model = RhoVAE(*networks, dim, **_arguments(options))
+    return _compiled(model, options, image_shape)
+
+
+def sequence_vae(options: RunOptions, data_shape: tuple[int, ...]) -> keras.Model:
+    """The autoencoder of series, built and compiled."""
+    channels = options.channels or 1
+    make: Any = sequence_networks.NETWORKS[options.network]
+    prior = None if options.prior == "normal" else options.prior
+    model = SequenceVAE(
+        *make(data_shape, channels), channels, data_shape[0], prior=prior, **_arguments(options)
+    )
+    return _compiled(model, options, data_shape)
+
+
+def _arguments(options: RunOptions) -> dict[str, Any]:
+    beta = {"beta": options.beta} if options.objective == "elbo" else {}
+    return {
+        "posterior": options.posterior,
+        "likelihood": options.likelihood,
+        "objective": objectives.get(options.objective, **beta),
+        "seed": options.seed,
+    }
+
+
+def _compiled(model: keras.Model, options: RunOptions, data_shape: tuple[int, ...]) -> keras.Model:
+    model.build((None, *data_shape))
+    model.compile(optimizer=keras.optimizers.Adam(options.learning_rate))
+    model.optimizer.build(model.trainable_variables)
+    return model
+
+
+def prior_correlation(model: SequenceVAE) -> np.ndarray:
+    """The prior's lag-one correlation for each latent path, `[channels]`; 0 for N(0, I)."""
+    learned = getattr(model.prior, "correlation_parameter", lambda: 0.0)()
+    return np.broadcast_to(np.asarray(learned, np.float64), [model.channels])
