@@ -44,7 +44,7 @@ one_of_each = pytest.mark.parametrize("name", ONE_OF_EACH)
 
 def sizes(name):
     """From 129 coordinates on steps that differ are taken in blocks, from 257 on those alike."""
-    return (1, 2, 3, 700) if "AR1" in name else (1, 2, 3, 150)
+    return (1, 2, 3, 300) if "AR" in name else (1, 2, 3, 150)
 
 
 each_size = pytest.mark.parametrize(
@@ -158,11 +158,12 @@ def test_gradients(size, name):
     for method, dtype in itertools.product(methods, oracles.DTYPES):
         given = cast((*parameters, value), dtype)
         actual = oracles.tf_gradients(functools.partial(compute, case.distribution, method), given)
-        # Noise depends on the dtype.
-        noise = noise_like(tf.constant(given[-1]))
-        expected = oracles.tf_gradients(
-            functools.partial(compute, dense, method, noise=noise), oracles.as_float64(*given)
-        )
+        if method == "sample" or dtype == oracles.DTYPES[0]:
+            # Noise depends on the dtype.
+            noise = noise_like(tf.constant(given[-1]))
+            expected = oracles.tf_gradients(
+                functools.partial(compute, dense, method, noise=noise), (*parameters, value)
+            )
         for key, a, e in zip((*case.names, "value"), actual, expected, strict=True):
             assert a.dtype == dtype
             message = f"{method}, {key}, {dtype}"
@@ -197,8 +198,8 @@ def test_second_derivatives(name, quantity):
         return oracles.tf_kl(*(moments if quantity == "kl to AR1" else moments[::-1]))
 
     packed = np.concatenate([np.ravel(a) for a in parameters])
-    actual, expected = (oracles.hessian(f, packed) for f in (ours, dense))
-    oracles.assert_close(actual, expected, "second derivative", event_ndims=2)
+    actual, expected = (oracles.second_derivatives(f, packed) for f in (ours, dense))
+    oracles.assert_close(actual, expected, "second derivative", event_ndims=1)
 
 
 @hypothesis.given(

@@ -43,8 +43,7 @@ def transposed(x):
     ("size", "name"),
     [
         *itertools.product((1, 2, 3), MEMBERS),
-        *((700, name) for name in MEMBERS if "AR" in name),
-        *((150, name) for name in ("ANTE1", "ANTE1 by fisher_z", "OU")),
+        *((300 if "AR" in name else 150, name) for name in MEMBERS),
     ],
 )
 def test_against_dense(size, name):
