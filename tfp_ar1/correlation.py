@@ -260,6 +260,8 @@ def compare(p: LagOneCorrelation, q: LagOneCorrelation) -> tuple[tf.Tensor, tf.T
     e, (_, q_value) = tf.math.expm1(difference), both("value")
     half = 0.5 * e / (1.0 + e)
     near_log_ratio = -2.0 * tf.math.log1p(half * (e + q_value * (2.0 + e)))
+    # Those of the closed form in p and q would be what large numbers leave where ρ is near 0.
+    near_log_ratio = with_derivatives_of(far_log_ratio, near_log_ratio)
     is_near = tf.math.abs(difference) < 1.0
     return (
         tf.where(is_near, near_log_ratio, far_log_ratio),

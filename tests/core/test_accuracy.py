@@ -154,13 +154,6 @@ WEIGHTED = {
 
 def check(name, by, inputs, dtype):
     exact = accuracy.reference(name, by, inputs)
-    if name == "kl_ar1_ar1":
-        # Derivatives in a correlation next to 0 are right to eps of a step's, of order 1, and not
-        # of themselves: that of the ratio of two variances near each other cancels there.
-        slack = np.size(inputs["loc"]) * (1.0 + (inputs["scale"] / inputs["other_scale"]) ** 2)
-        for key in ("corr", "other_corr"):
-            if np.abs(inputs[key]) < 0.1:
-                exact[key] = exact[key]._replace(terms=exact[key].terms + slack)
     double = accuracy.compute(name, by, inputs, "float64")
     compare(name, double, exact)
     if dtype == "float32":
@@ -202,6 +195,18 @@ def test_any_parameters(name, dtype):
         check(name, *drawn, dtype)
 
     run()
+
+
+@pytest.mark.parametrize("by", ["correlation", "fisher_z"])
+@pytest.mark.parametrize("small", [0.0, 7e-8, -1e-3])
+@pytest.mark.parametrize("other_scale", [1.0, 600.0, 0.01])
+def test_kl_derivatives_in_a_correlation_near_zero(by, small, other_scale):
+    """They are near 0, while those of the ratio of two innovation variances are made of ±1."""
+    inputs = {"loc": np.zeros(7), "scale": 1.0, "other_loc": np.zeros(7)}
+    inputs = {k: rounded(v, "float32") for k, v in inputs.items()} | {"other_scale": other_scale}
+    for corr, other_corr in ((small, 0.6), (0.6, small), (small, -small)):
+        pair = {"corr": rounded(corr, "float32"), "other_corr": rounded(other_corr, "float32")}
+        check("kl_ar1_ar1", by, inputs | pair, "float32")
 
 
 @pytest.mark.parametrize(
