@@ -45,6 +45,7 @@ __all__ = [
     "scaled",
     "segmented_recurrence",
     "squared_norm_of_whitened",
+    "step_recurrence",
     "sum_of_squares",
     "unwhiten",
     "whiten",
@@ -90,6 +91,20 @@ def segmented_recurrence(
         )
         zero, one = tf.zeros([], x.dtype), tf.ones([], x.dtype)
         steps = Coefficients(tf.where(linked, size, zero), tf.where(linked, one_minus_abs, one))
+    return step_recurrence(x, steps, reverse)
+
+
+def step_recurrence(x: tf.Tensor, steps: Coefficients, reverse: bool = False) -> tf.Tensor:
+    """Solves `y_t = a_t y_{t-1} + x_t` for any coefficients of size at most 1.
+
+    Args:
+      x: floating-point tensor of shape `[..., d]`.
+      steps: a and `1 - |a|`, of shape `[..., d - 1]`, broadcast against `x.shape[:-1]`.
+      reverse: if `True`, `y_t = a_(t+1) y_{t+1} + x_t`.
+
+    Returns:
+      y: tensor of the broadcast shape `[..., d]`, differentiable to any order in `x` and a.
+    """
     x = broadcast_to_batch(x, ps.shape(steps.value)[:-1])
     return _recurrence(x, steps.value, step_scheme(steps, _size(x)), reverse)
 

@@ -22,6 +22,7 @@ from tfp_ar1.correlation import check_one_given
 from tfp_ar1.distributions import fit
 from tfp_ar1.distributions.conditional import ConditionalMarkov
 from tfp_ar1.distributions.declaration import Parameter
+from tfp_ar1.distributions.noise import MarkovSites, NoisyGaussianMarkovChain
 from tfp_ar1.linear_operators.chain import Chain, widened
 from tfp_ar1.linear_operators.markov_cholesky import (
     LinearOperatorMarkovCholesky,
@@ -64,6 +65,10 @@ class GaussianMarkovChain(tfd.MultivariateNormalLinearOperator):
     """
 
     declaration: ClassVar[tuple[Parameter, ...]] = ()
+    # The member that every posterior is: ANTE(1), the most general one, which names itself here.
+    posterior_class: ClassVar[type[GaussianMarkovChain]]
+    # Of a posterior: the terms of its KL divergence to its prior, and `None` for another argument.
+    _kl_terms_to: Callable[[Any], tf.Tensor | None] = staticmethod(lambda other: None)
 
     def __init_subclass__(cls, **kwargs: Any):
         """Adds what TFP expects of each class, by what it declares."""
@@ -207,6 +212,50 @@ class GaussianMarkovChain(tfd.MultivariateNormalLinearOperator):
             chain=self.scale.chain(),
             batch_shape=self._static_or_dynamic_batch_shape(),
         )
+
+    def with_observation_noise(
+        self, noise_scale: Any, observed: Any = None, validate_args: bool = False
+    ) -> NoisyGaussianMarkovChain:
+        """The distribution of `y = path + noise`: marginal likelihoods, in O(d).
+
+        Args:
+          noise_scale: the standard deviation of the noise: a scalar or `[..., d]`, or `[..., 1]` of
+            one for each member of a batch; infinite where nothing is observed.
+          observed: boolean tensor `[..., d]`, `True` where y is known. Default: all.
+          validate_args: whether `noise_scale` is checked when the graph runs.
+
+        Returns:
+          A `NoisyGaussianMarkovChain`.
+        """
+        return NoisyGaussianMarkovChain(self, noise_scale, observed, validate_args=validate_args)
+
+    def posterior(
+        self, value: Any, noise_scale: Any, observed: Any = None
+    ) -> GaussianMarkovChain:
+        """The distribution of the path given noisy observations of it, in O(d).
+
+        Args:
+          value: floating-point tensor `[..., d]`, the observations y.
+          noise_scale: as of `with_observation_noise`.
+          observed: boolean tensor `[..., d]`, `True` where y is known. Default: all.
+
+        Returns:
+          A `MultivariateNormalANTE1`, which the posterior of any Gaussian Markov chain is. Its
+          `tfd.kl_divergence` to this object is right wherever the posterior is.
+        """
+        return self.with_observation_noise(noise_scale, observed).posterior(value)
+
+    def with_sites(self, information: Any, precision: Any) -> MarkovSites:
+        """The chain times `exp(η_t x_t - ½ λ_t x_t²)` at each coordinate, in O(d).
+
+        Args:
+          information: η, `[..., d]`.
+          precision: λ ≥ 0, `[..., d]` or `[..., 1]`; 0 where nothing is seen.
+
+        Returns:
+          A `MarkovSites`, with the `posterior`, its normalizer, and its KL to this object.
+        """
+        return MarkovSites(self, information, precision)
 
     @classmethod
     def experimental_fit(

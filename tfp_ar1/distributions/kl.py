@@ -227,6 +227,12 @@ def _covariance_terms(p: _Operand, q: _Operand, size: Any) -> _CovarianceTerms:
     )
 
 
+def _terms_from_observations(p: tfd.Distribution, q: tfd.Distribution) -> tf.Tensor | None:
+    """The terms of the KL of a posterior p to its prior; `None` if p is not one of q."""
+    terms = p._kl_terms_to(q) if isinstance(p, GaussianMarkovChain) else None
+    return None if terms is None else tf.cast(terms, p.dtype)
+
+
 def kl_terms(p: tfd.Distribution, q: tfd.Distribution) -> tf.Tensor:
     """The KL divergence along the path, in nats: the terms of its chain rule.
 
@@ -247,6 +253,9 @@ def kl_terms(p: tfd.Distribution, q: tfd.Distribution) -> tf.Tensor:
     """
     with tf.name_scope("kl_terms"), tf.control_dependencies(_check_event_sizes(p, q)):
         p_side, q_side = _checked_operand(p), _checked_operand(q)
+        from_observations = _terms_from_observations(p, q)
+        if from_observations is not None:
+            return from_observations
         size = _event_size(p, q)
         squares = tf.square(q_side.whiten(_difference_of_locs(p_side, q_side, size)))
         terms = 0.5 * (_covariance_terms(p_side, q_side, size).along_operand(size) + squares)
@@ -313,6 +322,9 @@ def _kl_divergence(p: tfd.Distribution, q: tfd.Distribution, name: str | None = 
         if not (_is_operand(p) and _is_operand(q)):
             _check_normal(p, q)
             return _kl_through_factors(p, q)
+        from_observations = _terms_from_observations(p, q)
+        if from_observations is not None:
+            return tf.reduce_sum(from_observations, axis=-1)
         p_side, q_side = _operand(p), _operand(q)
         size = _event_size(p, q)
         of_covariance = _covariance_terms(p_side, q_side, size).total(size)

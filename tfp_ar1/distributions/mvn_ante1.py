@@ -81,3 +81,6 @@ class MultivariateNormalANTE1(GaussianMarkovChain):
     @classmethod
     def _maximum_likelihood_parameters(cls, value: tf.Tensor) -> dict[str, tf.Tensor]:
         return fit.antedependent(value)
+
+
+GaussianMarkovChain.posterior_class = MultivariateNormalANTE1

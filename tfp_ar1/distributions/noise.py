@@ -1,0 +1,323 @@
+"""A Gaussian Markov chain observed with noise: its marginal likelihood and its posterior, in O(d)."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+import tensorflow_probability as tfp
+from tensorflow_probability import distributions as tfd
+from tensorflow_probability.python.distributions.distribution import AutoCompositeTensorDistribution
+from tensorflow_probability.python.internal import parameter_properties, samplers, tensor_util
+from tensorflow_probability.python.internal import prefer_static as ps
+
+from tfp_ar1 import recurrence
+from tfp_ar1.linear_operators.chain import log_abs, widened
+from tfp_ar1.messages import Messages, largest_precision
+
+__all__ = ["MarkovSites", "NoisyGaussianMarkovChain"]
+
+
+class NoisyGaussianMarkovChain(AutoCompositeTensorDistribution):
+    """The distribution of `y = path + noise`, with independent normal noise at each coordinate.
+
+    `log_prob(y)` is the marginal likelihood of noisy observations, of which some may be missing;
+    everything costs O(d), except `covariance`. Made by `GaussianMarkovChain.with_observation_noise`.
+
+    ```python
+    path = tfp_ar1.MultivariateNormalAR1(tf.zeros(100), marginal_scale=1.0, correlation=0.9)
+    noisy = path.with_observation_noise(0.5)
+    y = noisy.sample(seed=1)
+    noisy.log_prob(y)               # the marginal likelihood
+    noisy.posterior(y).mean()       # the path, smoothed
+    ```
+
+    Args:
+      path: the `GaussianMarkovChain` of event shape `[d]`.
+      noise_scale: floating-point tensor, the standard deviation (not the variance) of the noise:
+        a scalar, or `[..., d]`; one number for each member of a batch is `[..., 1]`. Not negative.
+        Where it is infinite nothing is observed, and 0 stands for 1e-15 of the path's own standard
+        deviation (in float32).
+      observed: boolean tensor `[..., d]`, `True` where y is known (the reverse of `mask` and
+        `is_missing` elsewhere in TFP); entries of y that are not are ignored, and may be NaN.
+        Default: all.
+      validate_args: if `True`, `noise_scale` is checked when the graph runs.
+      allow_nan_stats: if `False`, raises where a statistic is undefined. (All are defined here.)
+      name: name prefixed to operations created by this class.
+
+    Raises:
+      ValueError: if the last dimension of an argument is neither 1 nor d, or the noise is known to
+        be negative.
+      TypeError: if `observed` is not boolean.
+    """
+
+    def __init__(
+        self,
+        path: Any,
+        noise_scale: Any,
+        observed: Any = None,
+        validate_args: bool = False,
+        allow_nan_stats: bool = True,
+        name: str = "NoisyGaussianMarkovChain",
+    ):
+        parameters = dict(locals())
+        with tf.name_scope(name) as name:
+            self._path = path
+            self._noise_scale = tensor_util.convert_nonref_to_tensor(
+                noise_scale, dtype=path.dtype, name="noise_scale"
+            )
+            self._observed = tensor_util.convert_nonref_to_tensor(observed, name="observed")
+            if self._observed is not None and self._observed.dtype != tf.bool:
+                raise TypeError(f"`observed` must be boolean; got {self._observed.dtype.name}.")
+            _check_last_dimension(path, noise_scale=self._noise_scale, observed=self._observed)
+            _check_not_negative("noise_scale", self._noise_scale)
+            super().__init__(
+                dtype=path.dtype,
+                reparameterization_type=tfd.FULLY_REPARAMETERIZED,
+                validate_args=validate_args,
+                allow_nan_stats=allow_nan_stats,
+                parameters=parameters,
+                name=name,
+            )
+
+    @classmethod
+    def _parameter_properties(cls, dtype: Any, num_classes: int | None = None) -> dict[str, Any]:
+        return {
+            "path": parameter_properties.BatchedComponentProperties(),
+            "noise_scale": tfp.util.ParameterProperties(
+                event_ndims=1, default_constraining_bijector_fn=tfp.bijectors.Softplus
+            ),
+            "observed": tfp.util.ParameterProperties(
+                event_ndims=1,
+                default_constraining_bijector_fn=parameter_properties.BIJECTOR_NOT_IMPLEMENTED,
+                is_preferred=False,
+            ),
+        }
+
+    @property
+    def path(self) -> Any:
+        """The distribution of what is observed, without the noise."""
+        return self._path
+
+    @property
+    def noise_scale(self) -> Any:
+        """The standard deviation of the noise, as given."""
+        return self._noise_scale
+
+    @property
+    def observed(self) -> Any:
+        """Which coordinates are observed, as given."""
+        return self._observed
+
+    def posterior(self, value: Any, name: str = "posterior") -> Any:
+        """The distribution of the path, given y: a `MultivariateNormalANTE1`, of every member.
+
+        Args:
+          value: y, `[..., d]`.
+          name: name prefixed to operations created by this method.
+
+        Returns:
+          Distribution over the path, of the broadcast batch shape. `tfd.kl_divergence` from it to
+          `path`, the same object, is computed from the observations, and right where the rounded
+          parameters of the two do not tell them apart.
+        """
+        with self._name_and_control_scope(name):
+            messages, seen = self._messages()
+            w, _ = self._standardized(tf.convert_to_tensor(value, self.dtype), messages, seen)
+            return _posterior(self.path, messages, messages.tau * w, w)
+
+    def _messages(self) -> tuple[Messages, tf.Tensor | None]:
+        """Also where there is an observation; `None` for everywhere."""
+        chain = self.path.scale.chain().widened()
+        noise = widened(tf.convert_to_tensor(self._noise_scale))
+        seen, static = self._observed, tf.get_static_value(noise)
+        if static is None or not np.all(np.isfinite(static)):
+            is_finite = tf.math.is_finite(noise)
+            seen = is_finite if seen is None else tf.logical_and(seen, is_finite)
+        if seen is not None:
+            noise = tf.where(seen, noise, tf.ones_like(noise))
+        # A precision beyond the largest is as good as any larger one, and has no gradient.
+        scale = tf.math.abs(chain.scale)
+        tau = tf.square(scale / tf.maximum(noise, scale * largest_precision(scale.dtype) ** -0.5))
+        if seen is not None:
+            tau = tf.where(seen, tau, tf.zeros_like(tau))
+        return Messages(chain, tau), seen
+
+    def _standardized(
+        self, value: tf.Tensor, messages: Messages, seen: tf.Tensor | None
+    ) -> tuple[tf.Tensor, tf.Tensor | None]:
+        """`(y - loc) / σ`, 0 where nothing is seen; and where, of the shape of this."""
+        w = (widened(value) - widened(self.path._loc_or_zero())) / messages.chain.scale
+        w += tf.zeros([messages.chain.size], w.dtype)
+        if seen is None:
+            return w, None
+        seen = tf.broadcast_to(seen, ps.broadcast_shape(ps.shape(seen), ps.shape(w)))
+        return tf.where(seen, w, tf.zeros_like(w)), seen
+
+    def _log_prob(self, y: tf.Tensor) -> tf.Tensor:
+        messages, seen = self._messages()
+        w, seen = self._standardized(y, messages, seen)
+        if seen is not None:
+            w = _filled(messages, w, seen)
+        # 0 where nothing is seen.
+        precision = messages.relative_precision()
+        quadratic = tf.reduce_sum(precision * tf.square(messages.innovations(w)), axis=-1)
+        terms = self._log_normalization_terms(messages, precision)
+        return tf.cast(-0.5 * quadratic - tf.reduce_sum(terms, axis=-1), self.dtype)
+
+    def _log_normalization_terms(self, messages: Messages, precision: tf.Tensor) -> tf.Tensor:
+        """`½ log(2π var[y_t | earlier])` of what is observed, `[..., d]`."""
+        is_seen = precision > 0.0
+        log_precision = tf.math.log(tf.where(is_seen, precision, tf.ones_like(precision)))
+        terms = log_abs(messages.chain.scale) - 0.5 * log_precision + 0.5 * math.log(2.0 * math.pi)
+        return tf.where(is_seen, terms, tf.zeros_like(terms))
+
+    def _entropy(self) -> tf.Tensor:
+        """Of what is observed."""
+        messages, _ = self._messages()
+        precision = messages.relative_precision()
+        half = 0.5 * tf.cast(precision > 0.0, precision.dtype)
+        terms = self._log_normalization_terms(messages, precision) + half
+        entropy = tf.cast(tf.reduce_sum(terms, axis=-1), self.dtype)
+        return tf.broadcast_to(entropy, self.batch_shape_tensor())
+
+    def _sample_n(self, n: Any, seed: Any = None) -> tf.Tensor:
+        of_path, of_noise = samplers.split_seed(seed, salt="noisy_gaussian_markov_chain")
+        shape = ps.concat([[n], self.batch_shape_tensor(), self.event_shape_tensor()], axis=0)
+        path = self.path.scale.chain().matvec(samplers.normal(shape, dtype=self.dtype, seed=of_path))
+        noise = samplers.normal(shape, dtype=self.dtype, seed=of_noise)
+        return self.path._loc_or_zero() + path + self._noise_scale * noise
+
+    def _along_event(self, x: tf.Tensor) -> tf.Tensor:
+        shape = ps.concat([self.batch_shape_tensor(), self.event_shape_tensor()], axis=0)
+        return tf.broadcast_to(x, shape)
+
+    def _mean(self) -> tf.Tensor:
+        return self._along_event(self.path.mean())
+
+    def _mode(self) -> tf.Tensor:
+        return self._mean()
+
+    def _variance(self) -> tf.Tensor:
+        return self._along_event(self.path.variance() + tf.square(self._noise_scale))
+
+    def _covariance(self) -> tf.Tensor:
+        covariance = self.path.covariance()
+        shape = ps.concat([self.batch_shape_tensor(), ps.shape(covariance)[-2:]], axis=0)
+        return tf.linalg.set_diag(tf.broadcast_to(covariance, shape), self._variance())
+
+    def _event_shape(self) -> tf.TensorShape:
+        return self.path.event_shape
+
+    def _event_shape_tensor(self) -> tf.Tensor:
+        return self.path.event_shape_tensor()
+
+    def _default_event_space_bijector(self) -> Any:
+        return tfp.bijectors.Identity(validate_args=self.validate_args)
+
+    def _parameter_control_dependencies(self, is_init: bool) -> list[Any]:
+        if not self.validate_args or is_init == tensor_util.is_ref(self._noise_scale):
+            return []
+        message = "`noise_scale` must not be negative."
+        return [tf.debugging.assert_non_negative(self._noise_scale, message=message)]
+
+
+class MarkovSites:
+    """A Gaussian Markov chain times a Gaussian factor (a site) at each coordinate.
+
+    The product `chain(x) Π_t exp(η_t x_t - ½ λ_t x_t²)`: with λ_t = 1 / r_t² and η_t = y_t / r_t²
+    that of observations y_t with noise of standard deviation r_t; as natural parameters, which
+    encoders put out and variational inference updates, any η, and any λ ≥ 0. λ = η = 0 where
+    nothing is seen. Every method costs O(d). Made by `GaussianMarkovChain.with_sites`.
+
+    Args:
+      path: the `GaussianMarkovChain` of event shape `[d]`.
+      information: floating-point tensor `[..., d]`, η.
+      precision: floating-point tensor `[..., d]` or `[..., 1]`, λ, non-negative and finite.
+
+    Raises:
+      ValueError: if the last dimension of an argument is neither 1 nor d, or a precision is known
+        to be negative.
+    """
+
+    def __init__(self, path: Any, information: Any, precision: Any):
+        self._path, self._dtype = path, path.dtype
+        information = tf.convert_to_tensor(information, path.dtype, name="information")
+        precision = tf.convert_to_tensor(precision, path.dtype, name="precision")
+        _check_last_dimension(path, information=information, precision=precision)
+        _check_not_negative("precision", precision)
+        chain = path.scale.chain().widened()
+        self._information, self._precision = widened(information), widened(precision)
+        tau = self._precision * tf.square(chain.scale)
+        self._messages = Messages(chain, tf.minimum(tau, largest_precision(tau.dtype)))
+        self._loc = widened(path._loc_or_zero())
+        h = (self._information - self._precision * self._loc) * chain.scale
+        self._h = h + tf.zeros([chain.size], h.dtype)
+
+    def posterior(self) -> Any:
+        """The product, normalized: a `MultivariateNormalANTE1`, as of `path.posterior`."""
+        return _posterior(self._path, self._messages, self._h, None)
+
+    def log_normalizer(self) -> tf.Tensor:
+        """`log ∫ chain(x) Π_t exp(η_t x_t - ½ λ_t x_t²) dx`, `[...]`."""
+        at_loc = (self._information - 0.5 * self._precision * self._loc) * self._loc
+        at_loc += tf.zeros([self._messages.chain.size], at_loc.dtype)
+        rest = self._messages.log_normalizer(self._h)
+        return tf.cast(tf.reduce_sum(at_loc, axis=-1) + rest, self._dtype)
+
+    def kl_divergence(self) -> tf.Tensor:
+        """KL(posterior ‖ chain) in nats, `[...]`."""
+        terms = self._messages.kl_terms(self._h)
+        return tf.cast(tf.reduce_sum(terms, axis=-1), self._dtype)
+
+
+def _posterior(path: Any, messages: Messages, h: tf.Tensor, w: tf.Tensor | None) -> Any:
+    mean, stddev, fisher_z = messages.posterior(h, w)
+    scale = messages.chain.scale
+    parameters = {
+        "loc": widened(path._loc_or_zero()) + scale * mean,
+        "scale_diag": tf.math.abs(scale) * stddev,
+        # The path is standardized by σ of either sign.
+        "fisher_z": fisher_z if scale.shape[-1] == 1 else fisher_z * _signs_of_steps(scale),
+    }
+    posterior = path.posterior_class(
+        **{name: tf.cast(x, path.dtype) for name, x in parameters.items()},
+        validate_args=path.validate_args,
+        allow_nan_stats=path.allow_nan_stats,
+    )
+    posterior._kl_terms_to = lambda other: messages.kl_terms(h, w) if other is path else None
+    return posterior
+
+
+def _signs_of_steps(scale: tf.Tensor) -> tf.Tensor:
+    return tf.math.sign(scale[..., 1:]) * tf.math.sign(scale[..., :-1])
+
+
+def _filled(messages: Messages, w: tf.Tensor, seen: tf.Tensor) -> tf.Tensor:
+    """`w` with the last observed value, sign-flipped if ρ < 0, in gaps.
+
+    It changes nothing but rounding errors: differences of neighbours are exact then.
+    """
+    flips = recurrence.pad(tf.math.cumprod(messages.sign, axis=-1), 1, 0, value=1.0)
+    filled = flips * recurrence.segmented_recurrence(flips * w, tf.logical_not(seen[..., 1:]))
+    return tf.where(seen, w, tf.stop_gradient(filled))
+
+
+def _check_last_dimension(path: Any, **arguments: Any) -> None:
+    size = tf.compat.dimension_value(path.event_shape[-1])
+    for name, x in arguments.items():
+        last = None if x is None or not x.shape.rank else x.shape[-1]
+        if None not in (size, last) and last not in (1, size):
+            raise ValueError(
+                f"The last dimension of `{name}` must be the event size {size}, or 1 for one number "
+                f"for all coordinates; got shape {x.shape}."
+                + (f" One for each member of a batch is `{name}[..., tf.newaxis]`.")
+            )
+
+
+def _check_not_negative(name: str, x: Any) -> None:
+    values = None if tensor_util.is_ref(x) else tf.get_static_value(x)
+    if values is not None and np.any(values < 0):
+        raise ValueError(f"`{name}` must not be negative; got {np.min(values)}.")

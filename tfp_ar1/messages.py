@@ -1,0 +1,305 @@
+"""What noisy observations say about a Gaussian Markov chain, passed along it in O(d).
+
+In standardized coordinates w = (x - loc) / σ, a Gaussian site at coordinate t has the precision
+τ_t ≥ 0: for an observation with noise of standard deviation r_t it is σ_t² / r_t². With
+q_t = 1 - ρ_t², the information that all sites before t carry about w_t, as a precision beside the 1
+of the chain itself, is
+
+    l_0 = 0,    l_t = (1 - q_t) m_t / (1 + q_t m_t)    with m_t = l_(t-1) + τ_(t-1),
+
+that of all sites after it, r_t, the same from the other end. The posterior precision of w_t is
+1 + l_t + τ_t + r_t, and with s_t = r_t + τ_t its correlations follow from
+
+    sinh(fisher_z of the posterior) = sinh(fisher_z) / √(1 + m_t + s_t + q_t m_t s_t).
+
+All these numbers are non-negative and nothing is subtracted, so that no digit is lost for any noise
+or correlation. The maps l_(t-1) → l_t compose associatively (Redheffer's star product): they are
+evaluated by recursive doubling, or in blocks, as recurrences are in `_scan_schemes`.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import tensorflow as tf
+from tensorflow_probability.python.internal import dtype_util
+from tensorflow_probability.python.internal import prefer_static as ps
+
+from tfp_ar1 import recurrence
+from tfp_ar1._scan_schemes import Coefficients, shifts_below, step_scheme
+from tfp_ar1.correlation import LagOneCorrelation
+from tfp_ar1.linear_operators.chain import Chain
+
+__all__ = ["Messages", "largest_precision"]
+
+# As for recurrences with a coefficient for each step.
+_LARGEST_SIZE_FOR_DOUBLING = 128
+_BLOCK_SIZE = 16  # a power of 2
+_BIT_REVERSED = [int(f"{i:04b}"[::-1], 2) for i in range(_BLOCK_SIZE)]
+
+
+def largest_precision(dtype: tf.DType) -> float:
+    """The largest relative precision of a site: sums and some products of such do not overflow."""
+    return float(dtype_util.max(dtype)) ** 0.8
+
+
+@tf.custom_gradient
+def _share(a: tf.Tensor, b: tf.Tensor) -> tuple[tf.Tensor, Any]:
+    """`a / (a + b)` of positive numbers, with a gradient in which nothing cancels."""
+    n = 1.0 / (a + b)
+    return a * n, lambda dy: (dy * (b * n) * n, -dy * (a * n) * n)
+
+
+class _Maps(NamedTuple):
+    """The maps `l → b + a² l / (1 + c l)`, with a in [0, 1] and b, c ≥ 0, along the last axis."""
+
+    a: tf.Tensor
+    one_minus_a: tf.Tensor
+    b: tf.Tensor
+    c: tf.Tensor
+
+    def then(self, later: _Maps) -> _Maps:
+        """The maps that follow from these, applied first, and others."""
+        cb = later.c * self.b
+        n = 1.0 / (1.0 + cb)
+        one_minus_a = (later.one_minus_a + later.a * self.one_minus_a + cb) * n
+        return _Maps(
+            tf.where(one_minus_a < 0.5, 1.0 - one_minus_a, self.a * later.a * n),
+            one_minus_a,
+            later.b + tf.square(later.a) * self.b * n,
+            self.c + tf.square(self.a) * later.c * n,
+        )
+
+    def part(self, *index: Any) -> _Maps:
+        return _Maps(*(x[index] for x in self))
+
+
+_IDENTITY = _Maps(a=1.0, one_minus_a=0.0, b=0.0, c=0.0)
+
+
+def _prefixes(maps: _Maps) -> tf.Tensor:
+    """What the first 1, 2, 3, … of the maps together make of 0."""
+    num = tf.compat.dimension_value(maps.b.shape[-1])
+    if num is None:
+        return _prefixes_of_unknown_number(maps)
+    if num > _LARGEST_SIZE_FOR_DOUBLING:
+        return _prefixes_in_blocks(maps, num)
+    for shift in shifts_below(num):
+        later = maps.part(..., slice(-shift)).then(maps.part(..., slice(shift, None)))
+        first = maps.part(..., slice(shift))
+        maps = _Maps(*(tf.concat(parts, axis=-1) for parts in zip(first, later, strict=True)))
+    return maps.b
+
+
+def _prefixes_of_unknown_number(maps: _Maps) -> tf.Tensor:
+    size = tf.shape(maps.b)[-1]
+    positions = tf.range(size)
+
+    def step(shift: tf.Tensor, *state: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        # A gather, because XLA needs every shape in the loop to stay the same.
+        source = tf.maximum(positions - shift, 0)
+        later = _Maps(*(tf.gather(x, source, axis=-1) for x in state)).then(_Maps(*state))
+        inside = positions >= shift
+        return 2 * shift, *(tf.where(inside, x, y) for x, y in zip(later, state, strict=True))
+
+    state = (tf.constant(1), *maps)
+    return tf.while_loop(lambda shift, *_: shift < size, step, state, maximum_iterations=31)[3]
+
+
+def _prefixes_in_blocks(maps: _Maps, num: int) -> tf.Tensor:
+    """Composed within blocks, scanned over these, then applied one after the other within each."""
+    num_blocks = math.ceil(num / _BLOCK_SIZE)
+    padding = num_blocks * _BLOCK_SIZE - num
+    rank = maps.b.shape.rank
+    blocks = ps.concat([ps.shape(maps.b)[:-1], [num_blocks, _BLOCK_SIZE]], axis=0)
+
+    def to_blocks(x: tf.Tensor, end: float) -> tf.Tensor:
+        x = recurrence.pad(x, 0, padding, value=end) if padding else x
+        return tf.transpose(tf.reshape(x, blocks), [rank, *range(rank)])
+
+    parts = _Maps(*(to_blocks(x, end) for x, end in zip(maps, _IDENTITY, strict=True)))
+    # The order of the maps matters: in bit-reversed order, neighbours lie half the axis apart.
+    product = _Maps(*(tf.gather(x, _BIT_REVERSED) for x in parts))
+    for half in reversed(shifts_below(_BLOCK_SIZE)):
+        product = product.part(slice(half)).then(product.part(slice(half, None)))
+    y = recurrence.pad(_prefixes(product.part(0, ..., slice(-1))), 1, 0)
+    ys = []
+    square, b, c = (tf.unstack(x) for x in (tf.square(parts.a), parts.b, parts.c))
+    for j in range(_BLOCK_SIZE):
+        y = b[j] + square[j] * y / (1.0 + c[j] * y)
+        ys.append(y)
+    result = tf.transpose(tf.stack(ys), [*range(1, rank + 1), 0])
+    shape = ps.concat([blocks[:-2], [num_blocks * _BLOCK_SIZE]], axis=0)
+    return tf.reshape(result, shape)[..., :num]
+
+
+def _from_left(
+    tau: tf.Tensor, log_q: tf.Tensor, size: tf.Tensor, one_minus_size: tf.Tensor
+) -> tf.Tensor:
+    """The messages l_t, `[..., d]`; differentiable in τ and log q to any order.
+
+    Args:
+      tau: `[..., d]`, the precisions of the sites.
+      log_q: `[..., d - 1]`, log(1 - ρ²), of the same batch, as the others.
+      size: |ρ|.
+      one_minus_size: 1 - |ρ|.
+    """
+    q = tf.exp(log_q)
+    n = 1.0 / (1.0 + q * tau[..., :-1])
+    maps = _Maps(
+        size * n, (one_minus_size + q * tau[..., :-1]) * n, (1.0 - q) * tau[..., :-1] * n, q * n
+    )
+    left = recurrence.pad(_prefixes(maps), 1, 0)
+
+    # As in `recurrence`: the first derivatives do not pass through the scan, those of the gradient
+    # do. By log q, because a derivative by q has the factor m (1 + m), which overflows.
+    @tf.custom_gradient
+    def with_gradient(left: tf.Tensor, tau: tf.Tensor, log_q: tf.Tensor) -> tuple[tf.Tensor, Any]:
+        def gradient(dleft: tf.Tensor) -> tuple[tf.Tensor | None, ...]:
+            q = tf.exp(log_q)
+            m = left[..., :-1] + tau[..., :-1]
+            n = 1.0 / (1.0 + q * m)
+            slope, one_minus_root = (1.0 - q) * tf.square(n), (one_minus_size + q * m) * n
+            steps = Coefficients(slope, one_minus_root * (1.0 + size * n))
+            scheme = step_scheme(steps, tf.compat.dimension_value(tau.shape[-1]))
+            adjoint = scheme.solve(dleft, reverse=True)[..., 1:]
+            dtau = recurrence.pad(slope * adjoint, 0, 1)
+            return None, dtau, -(q * m * n) * ((1.0 + m) * n) * adjoint
+
+        return tf.identity(left), gradient
+
+    return with_gradient(left, tau, log_q)
+
+
+class Messages:
+    """A chain with a Gaussian site at each coordinate: `chain(w) Π_t exp(h_t w_t - ½ τ_t w_t²)`.
+
+    The precisions τ and the chain's parameters may have fewer batch axes than `h` or w; what
+    depends on them alone is computed once for all.
+
+    Args:
+      chain: the chain; what is said here of w is in its standardized coordinates.
+      tau: `[..., 1 or d]`, non-negative, at most `largest_precision`.
+    """
+
+    def __init__(self, chain: Chain, tau: tf.Tensor):
+        self.chain, rho = chain, chain.rho
+        batch = ps.broadcast_shape(ps.shape(tau)[:-1], rho.batch_shape())
+        steps = ps.concat([batch, [chain.num_steps]], axis=0)
+        self.tau = tf.broadcast_to(tau, ps.concat([batch, [chain.size]], axis=0))
+
+        def along(x: tf.Tensor) -> tf.Tensor:
+            return tf.broadcast_to(rho.along_steps(x), steps)
+
+        self.value, self.sign, self.log_q = along(rho.value), along(rho.sign), along(rho.log1m_rho2)
+        self.signed_one_minus_abs = along(rho.signed_one_minus_abs)
+        self.size, self.one_minus_size = (
+            self.sign * x for x in (self.value, self.signed_one_minus_abs)
+        )
+        self.q = tf.exp(self.log_q)
+        self.left = _from_left(self.tau, self.log_q, self.size, self.one_minus_size)
+        # The share of an observation in what is known of its coordinate, the earlier ones included.
+        self.gain = _share(self.tau, 1.0 + self.left)
+        self.one_minus_gain = _share(1.0 + self.left, self.tau)
+
+    def right(self) -> tf.Tensor:
+        """r_t, `[..., d]`: as `left`, from the other end."""
+        parts = (self.tau, self.log_q, self.size, self.one_minus_size)
+        return _from_left(*(x[..., ::-1] for x in parts))[..., ::-1]
+
+    def innovations(self, w: tf.Tensor) -> tf.Tensor:
+        """`w_t - E[w_t | the sites before t]`, for sites that observe w, `[..., d]`."""
+        # As (w_t - ρ w_(t-1)) + ρ (1 - gain) e_(t-1): the difference of nearly equal neighbours is
+        # exact.
+        before = w[..., :-1]
+        steps = (w[..., 1:] - self.sign * before) + self.signed_one_minus_abs * before
+        first = tf.broadcast_to(w[..., :1], ps.concat([ps.shape(steps)[:-1], [1]], axis=0))
+        gain, one_minus_gain = self.gain[..., :-1], self.one_minus_gain[..., :-1]
+        coefficients = Coefficients(
+            self.value * one_minus_gain, self.one_minus_size + self.size * gain
+        )
+        return recurrence.step_recurrence(tf.concat([first, steps], axis=-1), coefficients)
+
+    def relative_precision(self) -> tf.Tensor:
+        """1 / the variance of an observation of w_t, given the earlier ones: `[..., d]`."""
+        return self.gain * (1.0 + self.left)
+
+    def log_normalizer(self, h: tf.Tensor) -> tf.Tensor:
+        """`log ∫ chain(w) Π_t exp(h_t w_t - ½ τ_t w_t²) dw`, `[...]`."""
+        m = (self.left + self.tau)[..., :-1]
+        known = self._precision_times_mean(self.left + self.tau, h)
+        squares = tf.square(known[..., :-1]) * self.q / (1.0 + self.q * m)
+        last = tf.square(known[..., -1:]) / (1.0 + (self.left + self.tau)[..., -1:])
+        log_det = tf.reduce_sum(tf.math.log1p(self.tau / (1.0 + self.left)), axis=-1)
+        return 0.5 * (tf.reduce_sum(tf.concat([squares, last], axis=-1), axis=-1) - log_det)
+
+    def _precision_times_mean(
+        self, precision: tf.Tensor, h: tf.Tensor, reverse: bool = False
+    ) -> tf.Tensor:
+        """Of what the sites of one side and the coordinate's own say about it."""
+        m = precision[..., 1:] if reverse else precision[..., :-1]
+        n = 1.0 / (1.0 + self.q * m)
+        steps = Coefficients(self.value * n, (self.one_minus_size + self.q * m) * n)
+        return recurrence.step_recurrence(h, steps, reverse)
+
+    def _moments(
+        self, h: tf.Tensor, w: tf.Tensor | None
+    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        """`right`, `_precision_times_mean` from there, and the mean of the posterior."""
+        left, right, tau, q = self.left, self.right(), self.tau, self.q
+        m, s = (left + tau)[..., :-1], (right + tau)[..., 1:]
+        from_left = self._precision_times_mean(left + tau, h)
+        from_right = self._precision_times_mean(right + tau, h, reverse=True)
+        of_others = recurrence.pad(from_left[..., :-1] * self.value / (1.0 + q * m), 1, 0)
+        of_others += recurrence.pad(from_right[..., 1:] * self.value / (1.0 + q * s), 0, 1)
+        rest = 1.0 + left + right
+        mean = (of_others + h) / (rest + tau)
+        if w is not None:
+            # What is known almost exactly, to its last digit.
+            mean = tf.where(tau > rest, w + (of_others - rest * w) / (rest + tau), mean)
+        return right, from_right, mean
+
+    def posterior(
+        self, h: tf.Tensor, w: tf.Tensor | None = None
+    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        """Mean and standard deviation of each w_t, `[..., d]`, and `fisher_z`, `[..., d - 1]`.
+
+        Args:
+          h: `[..., d]`, τ times what each site says about w.
+          w: what it says, if the sites are observations.
+        """
+        right, _, mean = self._moments(h, w)
+        m, s = (self.left + self.tau)[..., :-1], (right + self.tau)[..., 1:]
+        half_log = 0.5 * (tf.math.log1p(m) + tf.math.log1p(s * ((1.0 + self.q * m) / (1.0 + m))))
+        stddev = tf.math.rsqrt(1.0 + self.left + self.tau + right)
+        return mean, stddev, _shrunk_fisher_z(self.chain.rho, half_log)
+
+    def kl_terms(self, h: tf.Tensor, w: tf.Tensor | None = None) -> tf.Tensor:
+        """KL(posterior ‖ chain) along the path, `[..., d]`: right also where ρ rounds to ±1.
+
+        There, what is between two distributions given by their rounded parameters is another one.
+        """
+        right, from_right, mean = self._moments(h, w)
+        s, q = right + self.tau, recurrence.pad(self.q, 1, 0, value=1.0)
+        x, n = q * s, 1.0 / (1.0 + q * s)
+        variance = 1.0 / (1.0 + self.left + s)
+        value = recurrence.pad(self.value, 1, 0)
+        before = recurrence.pad(tf.sqrt(self.q * variance[..., :-1]), 1, 0)
+        mean_before = recurrence.pad(mean[..., :-1], 1, 0)
+        shift = tf.sqrt(q) * (from_right - s * value * mean_before) * n
+        excess = tf.math.log1p(x) - x * n
+        return 0.5 * (excess + tf.square(value * s * before * n) + tf.square(shift))
+
+
+def _shrunk_fisher_z(rho: LagOneCorrelation, half_log: tf.Tensor) -> tf.Tensor:
+    """`asinh(sinh(fisher_z) e^(-half_log))`, also where sinh overflows."""
+    log_sinh = rho.log_abs - 0.5 * rho.log1m_rho2  # of |u|: |ρ| / √(1-ρ²)
+    x = rho.along_steps(log_sinh) - half_log
+    is_large = x > 0.0
+    large = tf.maximum(x, 0.0)
+    large += tf.math.log1p(tf.sqrt(1.0 + tf.exp(-2.0 * large)))
+    sinh = rho.value * tf.exp(tf.minimum(-0.5 * rho.log1m_rho2, 40.0))
+    small = rho.along_steps(sinh) * tf.exp(-half_log)
+    small = tf.math.asinh(tf.where(is_large, tf.zeros_like(small), small))
+    return tf.where(is_large, rho.along_steps(rho.sign) * large, small)
