@@ -643,3 +643,59 @@ def reference_observed_log_prob(by, loc, scale, corr, x, observed):
             _central_difference(log_prob, _decimal(corr)), p.chain * slopes + _SMALLEST_SLOPE
         ),
     }
+
+
+# --- A chain observed with noise ----------------------------------------------------------------
+
+
+class Noisy(NamedTuple):
+    """What is known of a chain from noisy observations, by the Kalman filter and smoother."""
+
+    log_prob: decimal.Decimal
+    mean: list
+    variance: list
+    fisher_z: list  # of neighbours, given the observations
+    kl: decimal.Decimal  # of the posterior to the chain
+
+
+@_exactly
+def noisy(chain: Exact, value: Any, noise: Any, observed: Any) -> Noisy:
+    """Of observations `value` with the standard deviations `noise`, where `observed`."""
+    size = len(chain.mean)
+    loc, scale = chain._entries("mean", size), chain._entries("scale", size)
+    ratios = [(2 * u).exp() for u in chain._entries("fisher_z", size - 1)]
+    # x_t - loc_t = β_t (x_(t-1) - loc_(t-1)) + a normal of variance q_t
+    beta = [decimal.Decimal(0)]
+    beta += [(e - 1) / (e + 1) * scale[t + 1] / scale[t] for t, e in enumerate(ratios)]
+    q = [scale[0] ** 2]
+    q += [4 * e / (e + 1) ** 2 * scale[t + 1] ** 2 for t, e in enumerate(ratios)]
+    log_prob, mean, variance, predicted = decimal.Decimal(0), [], [], []
+    for t in range(size):
+        m, v = (beta[t] * mean[-1], beta[t] ** 2 * variance[-1]) if t else (decimal.Decimal(0),) * 2
+        v += q[t]
+        predicted.append((m, v))
+        if observed[t]:
+            error, r = _decimal(value[t]) - loc[t] - m, _decimal(noise[t]) ** 2
+            log_prob -= (error**2 / (v + r) + (v + r).ln() + _LOG_TWO_PI) / 2
+            m, v = m + v / (v + r) * error, v * r / (v + r)
+        mean.append(m)
+        variance.append(v)
+    fisher_z = []
+    for t in range(size - 2, -1, -1):
+        gain = beta[t + 1] * variance[t] / predicted[t + 1][1]
+        mean[t] += gain * (mean[t + 1] - predicted[t + 1][0])
+        variance[t] += gain**2 * (variance[t + 1] - predicted[t + 1][1])
+        rho = gain * (variance[t + 1] / variance[t]).sqrt()
+        fisher_z.append(((1 + rho) / (1 - rho)).ln() / 2)
+    fisher_z.reverse()
+    kl = decimal.Decimal(0)
+    for t in range(size):
+        if t:
+            rho = ((2 * fisher_z[t - 1]).exp() - 1) / ((2 * fisher_z[t - 1]).exp() + 1)
+            slope = rho * (variance[t] / variance[t - 1]).sqrt() - beta[t]
+            shift = slope**2 * variance[t - 1] + (mean[t] - beta[t] * mean[t - 1]) ** 2
+            ratio = variance[t] * (1 - rho**2) / q[t]
+        else:
+            shift, ratio = mean[0] ** 2, variance[0] / q[0]
+        kl += (ratio - 1 - ratio.ln() + shift / q[t]) / 2
+    return Noisy(log_prob, [m + x for m, x in zip(mean, loc, strict=True)], variance, fisher_z, kl)

@@ -243,9 +243,7 @@ class Messages:
         steps = Coefficients(self.value * n, (self.one_minus_size + self.q * m) * n)
         return recurrence.step_recurrence(h, steps, reverse)
 
-    def _moments(
-        self, h: tf.Tensor, w: tf.Tensor | None
-    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    def _moments(self, h: tf.Tensor, w: tf.Tensor | None) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         """`right`, `_precision_times_mean` from there, and the mean of the posterior."""
         left, right, tau, q = self.left, self.right(), self.tau, self.q
         m, s = (left + tau)[..., :-1], (right + tau)[..., 1:]

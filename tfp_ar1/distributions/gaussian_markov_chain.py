@@ -20,8 +20,10 @@ from tensorflow_probability.python.internal import (
 from tfp_ar1 import recurrence
 from tfp_ar1.correlation import check_one_given
 from tfp_ar1.distributions import fit
+from tfp_ar1.distributions.arguments import check_loc, check_times, num_coordinates
 from tfp_ar1.distributions.conditional import ConditionalMarkov
 from tfp_ar1.distributions.declaration import Parameter
+from tfp_ar1.distributions.marginal import marginal_parameters
 from tfp_ar1.distributions.noise import MarkovSites, NoisyGaussianMarkovChain
 from tfp_ar1.linear_operators.chain import Chain, widened
 from tfp_ar1.linear_operators.markov_cholesky import (
@@ -96,10 +98,10 @@ class GaussianMarkovChain(tfd.MultivariateNormalLinearOperator):
             given = {name: convert(name, x) for name, x in given.items()}
             sized = next((p.name for p in self.declaration if p.per == "coordinate"), None)
             if "times" in given:
-                _check_times(given["times"])
-            scale = self._make_scale(given, _num_coordinates(loc) if sized is None else None)
+                check_times(given["times"])
+            scale = self._make_scale(given, num_coordinates(loc) if sized is None else None)
             if sized is not None:
-                _check_loc(loc, sized, given[sized], scale)
+                check_loc(loc, sized, given[sized], scale)
             super().__init__(
                 loc=loc, scale=scale, validate_args=arguments["validate_args"], name=name
             )
@@ -124,6 +126,36 @@ class GaussianMarkovChain(tfd.MultivariateNormalLinearOperator):
         """
         with self._name_and_control_scope(name):
             return tf.identity(self.scale.chain().rho.value)
+
+    @property
+    def coefficients(self) -> tf.Tensor:
+        """φ_t of the transitions `x_t = φ_t x_(t-1) + innovation_scale_t ε_t` beside the mean.
+
+        `[..., d - 1]`, `ρ_t σ_t / σ_(t-1)`; `[...]` where all steps are alike, as in AR(1).
+        """
+        chain = self.scale.chain()
+        if chain.coordinate_scale is None:
+            return tf.identity(chain.rho.value)
+        scale = chain.coordinate_scale
+        return chain.rho.along_steps(chain.rho.value) * (scale[..., 1:] / scale[..., :-1])
+
+    @property
+    def innovation_scale(self) -> tf.Tensor:
+        """The standard deviation `σ_t √(1 - ρ_t²)` of a coordinate given the one before it.
+
+        `[..., d - 1]`; `[...]` where all steps are alike, as in AR(1).
+        """
+        chain = self.scale.chain()
+        rho, scale = chain.rho, chain.scale
+        if chain.coordinate_scale is None and not rho.per_step:
+            return chain.shared_scale * rho.unit_innovation_scale
+        scale = scale if chain.coordinate_scale is None else scale[..., 1:]
+        return scale * rho.along_steps(rho.unit_innovation_scale)
+
+    @property
+    def initial_scale(self) -> tf.Tensor:
+        """The standard deviation of the first coordinate, `[...]`."""
+        return self.scale.chain().scale[..., 0]
 
     def precision(self, name: str = "precision") -> LinearOperatorMarkovPrecision:
         """The inverse of the covariance, as a tridiagonal operator of shape `[..., d, d]`.
@@ -174,24 +206,10 @@ class GaussianMarkovChain(tfd.MultivariateNormalLinearOperator):
             cls: Any = type(self)
             return cls(
                 loc,
-                **self._marginal_parameters(kept),
+                **marginal_parameters(self, kept),
                 validate_args=self.validate_args,
                 allow_nan_stats=self.allow_nan_stats,
             )
-
-    def _marginal_parameters(self, kept: slice) -> dict[str, Any]:
-        """The parameters, other than `loc`, for the coordinates of a slice with a step."""
-        parameters: dict[str, Any] = {}
-        for parameter in self.declaration:
-            if parameter.name == "correlation":
-                at = _correlation_at_lag if parameter.per == "member" else _correlation_of_steps
-                parameters |= at(self.scale, kept)
-            elif parameter.name != "fisher_z":
-                value = getattr(self, parameter.name)
-                if parameter.per == "coordinate":
-                    value = tf.convert_to_tensor(value)[..., kept]
-                parameters[parameter.name] = value
-        return parameters
 
     def conditional(self, value: Any, observed: Any) -> ConditionalMarkov:
         """The distribution of all coordinates given the observed ones: missing values, in O(d).
@@ -229,9 +247,7 @@ class GaussianMarkovChain(tfd.MultivariateNormalLinearOperator):
         """
         return NoisyGaussianMarkovChain(self, noise_scale, observed, validate_args=validate_args)
 
-    def posterior(
-        self, value: Any, noise_scale: Any, observed: Any = None
-    ) -> GaussianMarkovChain:
+    def posterior(self, value: Any, noise_scale: Any, observed: Any = None) -> GaussianMarkovChain:
         """The distribution of the path given noisy observations of it, in O(d).
 
         Args:
@@ -442,91 +458,3 @@ def _parameter_properties(
 
 def _as_given(parameter: Parameter) -> property:
     return property(lambda self: getattr(self.scale, parameter.name), doc=parameter.doc)
-
-
-def _num_coordinates(loc: Any) -> Any:
-    """The size of `loc` where it counts the coordinates, as a Python integer where it is known.
-
-    Raises:
-      ValueError: if it is a scalar or `None`.
-    """
-    if loc is None or loc.shape.rank == 0:
-        raise ValueError(
-            f"`loc` must have at least one dimension, the coordinates, which it alone counts: for "
-            f"d equal ones write `loc=tf.fill([d], value)`; got {loc!r}."
-        )
-    size = tf.compat.dimension_value(loc.shape[-1]) if loc.shape.rank else None
-    return ps.shape(loc)[-1] if size is None else size
-
-
-def _check_loc(loc: Any, sized: str, parameter: Any, scale: LinearOperatorMarkovCholesky) -> None:
-    """Raises `ValueError` unless `loc` has as many coordinates as the parameter `sized`, or 1."""
-    size: Any = [] if loc is None else loc.shape[-1:]
-    if size in ([], [1]) or size.is_compatible_with(scale.shape[-1:]):
-        return
-    shape = parameter.shape
-    message = (
-        f"`loc` must have {shape[-1]} coordinates along its last axis, as `{sized}` has, or 1 for "
-        f"all of them; got shapes {loc.shape} and {shape}."
-    )
-    if (shape.rank or 0) > 1 and shape[-1] == 1:
-        message += (
-            f" The last axis of `{sized}` runs over the coordinates: an axis of features, as index "
-            f"points of a Gaussian process have, is left out by `{sized}[..., 0]`."
-        )
-    raise ValueError(message)
-
-
-def _correlation_at_lag(scale: Any, kept: slice) -> dict[str, Any]:
-    """The parameter that gives the correlation ρ^step, of an operator with one ρ for all steps."""
-    step = kept.step
-    if step == 1:
-        return {"correlation": scale.correlation, "fisher_z": scale.fisher_z}
-    rho = scale.chain().widened().rho
-    size, remainder = rho.decay(tf.constant(step))
-    # atanh(r) with 1 - r² given: nothing cancels where r is nearly 1.
-    fisher_z = tf.math.log1p(size) - 0.5 * tf.math.log(remainder)
-    return {"fisher_z": tf.cast(rho.sign * fisher_z if step % 2 else fisher_z, scale.dtype)}
-
-
-def _correlation_of_steps(scale: Any, kept: slice) -> dict[str, Any]:
-    """The parameter for neighbours in a slice of coordinates; of an operator with a ρ per step."""
-    given_as_tensors = any(map(tf.is_tensor, (kept.start, kept.stop)))
-    coordinates = (tf if given_as_tensors else ps).range(scale._size())[kept]
-    step = kept.step
-    count = ps.maximum(ps.size(coordinates) - 1, 0)
-    first = ps.reduce_sum(coordinates[:1])
-
-    def taken(x: tf.Tensor) -> tf.Tensor:
-        x = x[..., first : first + count * step]
-        return tf.reshape(x, ps.concat([ps.shape(x)[:-1], [count, step]], axis=0))
-
-    if step == 1:
-        name = "fisher_z" if scale.correlation is None else "correlation"
-        given = tf.convert_to_tensor(getattr(scale, name))
-        return {name: given[..., first : first + count]}
-    rho = scale.chain().rho
-    value, one_minus_abs = recurrence.product_of_steps(
-        taken(rho.value), taken(rho.sign * rho.signed_one_minus_abs), count=step
-    )
-    size = tf.math.abs(value)
-    near_zero = tf.math.atanh(tf.clip_by_value(value, -0.5, 0.5))
-    near_one = 0.5 * tf.math.sign(value) * (tf.math.log1p(size) - tf.math.log(one_minus_abs))
-    return {"fisher_z": tf.where(size < 0.5, near_zero, near_one)}
-
-
-def _check_times(times: Any) -> None:
-    """Raises `ValueError` if times are known, and not strictly increasing."""
-    values = None if tensor_util.is_ref(times) else tf.get_static_value(times)
-    if values is None or values.ndim == 0:
-        return
-    wrong = np.argwhere(~(values[..., 1:] > values[..., :-1]))
-    if len(wrong):
-        *member, i = wrong[0]
-        before, after = values[(*member, i)], values[(*member, i + 1)]
-        raise ValueError(
-            f"`times` must be strictly increasing along the last axis; got {after} after {before} "
-            f"at position {i + 1}, in {values.dtype.name}. Sort the observations by time, and give "
-            f"one for each time. (Times far from 0 may be equal after rounding: subtract the "
-            f"first.)"
-        )

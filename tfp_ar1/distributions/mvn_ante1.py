@@ -7,7 +7,7 @@ from typing import Any
 import tensorflow as tf
 
 from tfp_ar1.distributions import declaration as declare
-from tfp_ar1.distributions import fit
+from tfp_ar1.distributions import fit, transitions
 from tfp_ar1.distributions.gaussian_markov_chain import GaussianMarkovChain
 
 __all__ = ["MultivariateNormalANTE1"]
@@ -77,6 +77,86 @@ class MultivariateNormalANTE1(GaussianMarkovChain):
         name: str = "MultivariateNormalANTE1",
     ):
         super().__init__(dict(locals()))
+
+    @classmethod
+    def from_transitions(
+        cls,
+        loc: Any,
+        coefficients: Any,
+        innovation_scale: Any,
+        initial_scale: Any,
+        **options: Any,
+    ) -> MultivariateNormalANTE1:
+        """The distribution of a path `x_t = φ_t x_(t-1) + q_t ε_t` beside its mean, `x_0 = s ε_0`.
+
+        As of a `tfd.MarkovChain` or `tfd.LinearGaussianStateSpaceModel` with scalar states, and of
+        random walks, which have φ = 1. The inverse: `coefficients`, `innovation_scale` and
+        `initial_scale` of any member. O(d).
+
+        Args:
+          loc: the mean of the path, `[..., d]`, or a scalar or `None` as in the constructor.
+          coefficients: φ, any real numbers, `[..., d - 1]`; a scalar or `[..., 1]` of all steps.
+          innovation_scale: q, positive, of such a shape. One of the two, or `loc`, counts them.
+          initial_scale: s, the standard deviation of the first coordinate, `[...]`. It may be 0,
+            of a known start; the path then has draws, moments and posteriors, but no density.
+          **options: `validate_args`, `allow_nan_stats` and `name`, as in the constructor.
+
+        Raises:
+          ValueError: if the numbers of steps differ, or nothing counts them.
+        """
+        given = transitions.tensors(
+            loc=loc,
+            coefficients=coefficients,
+            innovation_scale=innovation_scale,
+            initial_scale=initial_scale,
+        )
+        loc = given.pop("loc", None)
+        return cls(loc, **transitions.from_transitions(loc=loc, **given), **options)
+
+    @classmethod
+    def from_precision(
+        cls, loc: Any, diagonal: Any, off_diagonal: Any, **options: Any
+    ) -> MultivariateNormalANTE1:
+        """The distribution with a tridiagonal precision matrix, by its Cholesky factor in O(d).
+
+        The inverse: `precision().diagonals` of any member.
+
+        Args:
+          loc: the mean, as in the constructor.
+          diagonal: `[..., d]`, the diagonal of the precision matrix.
+          off_diagonal: `[..., d - 1]`, what is beside it. A matrix that is not positive definite
+            gives NaN, which `validate_args` refuses.
+          **options: `validate_args`, `allow_nan_stats` and `name`, as in the constructor.
+
+        Raises:
+          ValueError: if `off_diagonal` has not one entry less than `diagonal`.
+        """
+        given = transitions.tensors(loc=loc, diagonal=diagonal, off_diagonal=off_diagonal)
+        loc, is_checked = given.pop("loc", None), options.get("validate_args", False)
+        return cls(loc, **transitions.from_precision(**given, validate_args=is_checked), **options)
+
+    @classmethod
+    def from_precision_cholesky(
+        cls, loc: Any, diagonal: Any, off_diagonal: Any, lower: bool = True, **options: Any
+    ) -> MultivariateNormalANTE1:
+        """The distribution with the precision matrix `R Rᵀ`, R bidiagonal: in O(d).
+
+        The inverse: `precision().cholesky().diagonals` of any member, for the lower R.
+
+        Args:
+          loc: the mean, as in the constructor.
+          diagonal: `[..., d]`, the diagonal of R, not 0.
+          off_diagonal: `[..., d - 1]`, what is beside it: `R[t, t - 1]`, or `R[t - 1, t]` of an
+            upper R, as networks for Gaussian processes give it (GP-VAE, arXiv:1907.04155).
+          lower: whether R is lower triangular.
+          **options: `validate_args`, `allow_nan_stats` and `name`, as in the constructor.
+
+        Raises:
+          ValueError: if `off_diagonal` has not one entry less than `diagonal`.
+        """
+        given = transitions.tensors(loc=loc, diagonal=diagonal, off_diagonal=off_diagonal)
+        loc = given.pop("loc", None)
+        return cls(loc, **transitions.from_precision_cholesky(**given, lower=lower), **options)
 
     @classmethod
     def _maximum_likelihood_parameters(cls, value: tf.Tensor) -> dict[str, tf.Tensor]:

@@ -6,9 +6,11 @@ from typing import Any
 
 import tensorflow as tf
 
+from tfp_ar1.correlation import LagOneCorrelation, check_one_given
 from tfp_ar1.distributions import declaration as declare
 from tfp_ar1.distributions import fit
 from tfp_ar1.distributions.gaussian_markov_chain import GaussianMarkovChain
+from tfp_ar1.distributions.transitions import tensors
 from tfp_ar1.linear_operators.ar1_cholesky import LinearOperatorAR1Cholesky
 
 __all__ = ["MultivariateNormalAR1"]
@@ -99,6 +101,38 @@ class MultivariateNormalAR1(GaussianMarkovChain):
         name: str = "MultivariateNormalAR1",
     ):
         super().__init__(dict(locals()))
+
+    @classmethod
+    def from_innovation_scale(
+        cls,
+        loc: Any,
+        innovation_scale: Any,
+        correlation: Any = None,
+        fisher_z: Any = None,
+        **options: Any,
+    ) -> MultivariateNormalAR1:
+        """The distribution whose steps have a given standard deviation, `σ √(1 - ρ²)`.
+
+        As time series models have it: `X_t = ρ X_(t-1) + innovation_scale ε_t`, and stationary. The
+        inverse is the property `innovation_scale`.
+
+        Args:
+          loc: the mean, `[..., d]`.
+          innovation_scale: positive tensor `[...]`.
+          correlation: as in the constructor: ρ, the coefficient of the step.
+          fisher_z: `atanh ρ`, instead.
+          **options: `validate_args`, `allow_nan_stats` and `name`, as in the constructor.
+
+        Raises:
+          ValueError: as the constructor.
+        """
+        check_one_given(correlation, fisher_z)
+        given = tensors(
+            innovation_scale=innovation_scale, correlation=correlation, fisher_z=fisher_z
+        )
+        rho = LagOneCorrelation(given.get("correlation"), given.get("fisher_z"))
+        scale = given["innovation_scale"] * rho.inverse_unit_innovation_scale
+        return cls(loc, scale, correlation, fisher_z, **options)
 
     @classmethod
     def _make_scale(cls, given: dict[str, Any], num_rows: Any) -> LinearOperatorAR1Cholesky:

@@ -1,4 +1,4 @@
-"""A Gaussian Markov chain observed with noise: its marginal likelihood and its posterior, in O(d)."""
+"""A Gaussian Markov chain observed with noise: marginal likelihood and posterior, in O(d)."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class NoisyGaussianMarkovChain(AutoCompositeTensorDistribution):
     """The distribution of `y = path + noise`, with independent normal noise at each coordinate.
 
     `log_prob(y)` is the marginal likelihood of noisy observations, of which some may be missing;
-    everything costs O(d), except `covariance`. Made by `GaussianMarkovChain.with_observation_noise`.
+    all costs O(d), except `covariance`. Made by `GaussianMarkovChain.with_observation_noise`.
 
     ```python
     path = tfp_ar1.MultivariateNormalAR1(tf.zeros(100), marginal_scale=1.0, correlation=0.9)
@@ -186,7 +186,9 @@ class NoisyGaussianMarkovChain(AutoCompositeTensorDistribution):
     def _sample_n(self, n: Any, seed: Any = None) -> tf.Tensor:
         of_path, of_noise = samplers.split_seed(seed, salt="noisy_gaussian_markov_chain")
         shape = ps.concat([[n], self.batch_shape_tensor(), self.event_shape_tensor()], axis=0)
-        path = self.path.scale.chain().matvec(samplers.normal(shape, dtype=self.dtype, seed=of_path))
+        path = self.path.scale.chain().matvec(
+            samplers.normal(shape, dtype=self.dtype, seed=of_path)
+        )
         noise = samplers.normal(shape, dtype=self.dtype, seed=of_noise)
         return self.path._loc_or_zero() + path + self._noise_scale * noise
 
@@ -278,9 +280,8 @@ def _posterior(path: Any, messages: Messages, h: tf.Tensor, w: tf.Tensor | None)
     scale = messages.chain.scale
     parameters = {
         "loc": widened(path._loc_or_zero()) + scale * mean,
-        "scale_diag": tf.math.abs(scale) * stddev,
-        # The path is standardized by σ of either sign.
-        "fisher_z": fisher_z if scale.shape[-1] == 1 else fisher_z * _signs_of_steps(scale),
+        "scale_diag": scale * stddev,
+        "fisher_z": fisher_z,
     }
     posterior = path.posterior_class(
         **{name: tf.cast(x, path.dtype) for name, x in parameters.items()},
@@ -289,10 +290,6 @@ def _posterior(path: Any, messages: Messages, h: tf.Tensor, w: tf.Tensor | None)
     )
     posterior._kl_terms_to = lambda other: messages.kl_terms(h, w) if other is path else None
     return posterior
-
-
-def _signs_of_steps(scale: tf.Tensor) -> tf.Tensor:
-    return tf.math.sign(scale[..., 1:]) * tf.math.sign(scale[..., :-1])
 
 
 def _filled(messages: Messages, w: tf.Tensor, seen: tf.Tensor) -> tf.Tensor:
@@ -311,9 +308,9 @@ def _check_last_dimension(path: Any, **arguments: Any) -> None:
         last = None if x is None or not x.shape.rank else x.shape[-1]
         if None not in (size, last) and last not in (1, size):
             raise ValueError(
-                f"The last dimension of `{name}` must be the event size {size}, or 1 for one number "
-                f"for all coordinates; got shape {x.shape}."
-                + (f" One for each member of a batch is `{name}[..., tf.newaxis]`.")
+                f"The last dimension of `{name}` must be the event size {size}, or 1 for one "
+                f"number for all coordinates; got shape {x.shape}. One for each member of a batch "
+                f"is `{name}[..., tf.newaxis]`."
             )
 
 

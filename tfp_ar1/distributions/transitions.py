@@ -10,43 +10,95 @@ itself loses near ±1. All is computed in O(log d) passes, each of O(d) or less.
 
 from __future__ import annotations
 
+from typing import Any
+
 import tensorflow as tf
 import tensorflow_probability as tfp
 from tensorflow_probability.python.internal import prefer_static as ps
 
-__all__ = ["from_precision", "from_precision_cholesky", "from_transitions"]
+from tfp_ar1.linear_operators.markov_cholesky import common_float_dtype
+
+__all__ = ["from_precision", "from_precision_cholesky", "from_transitions", "tensors"]
 
 Parameters = dict[str, tf.Tensor]
 
 
+def tensors(**arguments: Any) -> dict[str, tf.Tensor]:
+    """The arguments that are given, as tensors of their common floating-point type."""
+    arguments = {name: x for name, x in arguments.items() if x is not None}
+    dtype = common_float_dtype(arguments)
+    return {name: tf.convert_to_tensor(x, dtype, name=name) for name, x in arguments.items()}
+
+
 def from_transitions(
-    coefficients: tf.Tensor, innovation_scale: tf.Tensor, initial_scale: tf.Tensor
+    coefficients: tf.Tensor,
+    innovation_scale: tf.Tensor,
+    initial_scale: tf.Tensor,
+    loc: tf.Tensor | None = None,
 ) -> Parameters:
     """The parameters of an ANTE(1) chain from those of its transitions.
 
     Args:
-      coefficients: φ_1, …, φ_(d-1), `[..., d - 1]`; any real numbers.
-      innovation_scale: q_1, …, q_(d-1), `[..., d - 1]`, positive.
-      initial_scale: s, `[...]`, positive.
+      coefficients: φ_1, …, φ_(d-1), `[..., d - 1]`, or one number for all; any real numbers.
+      innovation_scale: q_1, …, q_(d-1), of such a shape, positive.
+      initial_scale: s, `[...]`, not negative; 0 for a known start.
+      loc: what counts the coordinates where neither of the others does.
 
     Returns:
       `scale_diag` `[..., d]` and `fisher_z` `[..., d - 1]`.
+
+    Raises:
+      ValueError: if the numbers of steps differ, or nothing counts them.
     """
+    num_steps = _num_steps(coefficients, innovation_scale, loc)
+    coefficients = tf.broadcast_to(
+        coefficients, ps.broadcast_shape(ps.shape(coefficients), num_steps)
+    )
     initial = initial_scale[..., tf.newaxis]
     steps = ps.broadcast_shape(ps.shape(coefficients), ps.shape(innovation_scale))
     shape = ps.concat([ps.broadcast_shape(steps[:-1], ps.shape(initial)[:-1]), steps[-1:]], axis=0)
-    coefficients = tf.broadcast_to(coefficients, shape)
-    # In units of the initial scale, so that no square overflows before the scale itself would.
-    innovation_scale = tf.broadcast_to(innovation_scale / initial, shape)
-    first = ps.concat([shape[:-1], [1]], axis=0)
-    factors = tf.concat([tf.zeros(first, initial.dtype), tf.square(coefficients)], axis=-1)
-    terms = tf.concat([tf.ones(first, initial.dtype), tf.square(innovation_scale)], axis=-1)
-    _, variance = tfp.math.scan_associative(_then, (factors, terms), axis=-1)
-    scale = tf.sqrt(variance)
+    coefficients, innovation_scale = (
+        tf.broadcast_to(x, shape) for x in (coefficients, innovation_scale)
+    )
+    initial = tf.broadcast_to(initial, ps.concat([shape[:-1], [1]], axis=0))
+    # In units of the largest, so that no square overflows before the scale itself would.
+    scales = tf.concat([initial, innovation_scale], axis=-1)
+    unit = tf.stop_gradient(tf.reduce_max(scales, axis=-1, keepdims=True))
+    factors = tf.concat([tf.zeros_like(initial), tf.square(coefficients)], axis=-1)
+    _, variance = tfp.math.scan_associative(_then, (factors, tf.square(scales / unit)), axis=-1)
+    # The root of 0, of a known start, has no derivative.
+    later = unit * tf.sqrt(variance[..., 1:])
+    scale = tf.concat([initial, later], axis=-1)
     return {
-        "scale_diag": scale * initial,
+        "scale_diag": scale,
         "fisher_z": tf.math.asinh(coefficients * (scale[..., :-1] / innovation_scale)),
     }
+
+
+def _num_steps(coefficients: tf.Tensor, innovation_scale: tf.Tensor, loc: tf.Tensor | None) -> Any:
+    """The number of steps, as a shape `[d - 1]`."""
+    given = {"coefficients": coefficients, "innovation_scale": innovation_scale, "loc": loc}
+    shapes = {name: x.shape for name, x in given.items() if x is not None}
+    counts = {
+        name: (ps.shape(given[name])[-1:] - (name == "loc"), shape[-1])
+        for name, shape in shapes.items()
+        # One number holds for all steps, or coordinates.
+        if shape.rank != 0 and shape[-1:] != [1]
+    }
+    static = {size - (name == "loc") for name, (_, size) in counts.items() if size is not None}
+    if len(static) > 1:
+        raise ValueError(
+            f"`coefficients` and `innovation_scale` must have one entry less along their last "
+            f"axis than `loc`, or one for all steps; got shapes {shapes}."
+        )
+    if counts:
+        return next(iter(counts.values()))[0]
+    if all(shapes[name].rank == 0 for name in ("coefficients", "innovation_scale")):
+        raise ValueError(
+            f"The number of steps is not known: give `coefficients` or `innovation_scale` an entry "
+            f"for each step, or `loc` one for each coordinate; got shapes {shapes}."
+        )
+    return [1]
 
 
 def _then(
@@ -61,8 +113,8 @@ def from_precision_cholesky(
 ) -> Parameters:
     """The parameters of the chain whose precision matrix is R Rᵀ, for a bidiagonal R.
 
-    Rᵀ x = ε is a chain: for an upper R from the first coordinate to the last, x_t = (ε_t - R[t-1, t]
-    x_(t-1)) / R[t, t], for a lower one from the last to the first.
+    Rᵀ x = ε is a chain: for an upper R from the first coordinate to the last,
+    x_t = (ε_t - R[t-1, t] x_(t-1)) / R[t, t], for a lower one from the last to the first.
 
     Args:
       diagonal: R[t, t], `[..., d]`, not 0.
@@ -72,6 +124,7 @@ def from_precision_cholesky(
     Returns:
       `scale_diag` `[..., d]` and `fisher_z` `[..., d - 1]`.
     """
+    _check_off_diagonal(diagonal, off_diagonal)
     if lower:
         diagonal, off_diagonal = diagonal[..., ::-1], off_diagonal[..., ::-1]
     scale = tf.abs(1.0 / diagonal)
@@ -80,16 +133,23 @@ def from_precision_cholesky(
     return {name: x[..., ::-1] if lower else x for name, x in parameters.items()}
 
 
-def from_precision(diagonal: tf.Tensor, off_diagonal: tf.Tensor) -> Parameters:
+def from_precision(
+    diagonal: tf.Tensor, off_diagonal: tf.Tensor, validate_args: bool = False
+) -> Parameters:
     """The parameters of the chain with a given precision matrix, which is tridiagonal.
 
     Args:
       diagonal: P[t, t], `[..., d]`.
       off_diagonal: P[t, t - 1], `[..., d - 1]`. P must be positive definite; else there are NaNs.
+      validate_args: whether that is checked when the graph runs.
 
     Returns:
       `scale_diag` `[..., d]` and `fisher_z` `[..., d - 1]`.
     """
+    _check_off_diagonal(diagonal, off_diagonal)
+    # Here numbers near each other are subtracted, unlike everywhere else.
+    dtype = diagonal.dtype
+    diagonal, off_diagonal = (tf.cast(x, tf.float64) for x in (diagonal, off_diagonal))
     # The squares of the diagonal of the Cholesky factor are δ_t = P[t, t] - P[t, t-1]² / δ_(t-1).
     # With z_t = δ_t / P[t, t] and κ_t = P[t, t-1]² / (P[t, t] P[t-1, t-1]), the maps
     # z → (z - κ_t) / z are composed as matrices [[1, -κ_t], [1, 0]], up to a factor.
@@ -103,8 +163,13 @@ def from_precision(diagonal: tf.Tensor, off_diagonal: tf.Tensor) -> Parameters:
     a, b, c, e = tfp.math.scan_associative(
         _compose, (one, -kappa, one, tf.zeros_like(kappa)), axis=-1
     )
-    factor = root * tf.math.sqrt((a + b) / (c + e))
-    return from_precision_cholesky(factor, off_diagonal / factor[..., :-1])
+    pivots = (a + b) / (c + e)
+    message = "The precision matrix is not positive definite."
+    checks = [tf.debugging.assert_positive(pivots, message=message)] if validate_args else []
+    with tf.control_dependencies(checks):
+        factor = root * tf.math.sqrt(pivots)
+    parameters = from_precision_cholesky(factor, off_diagonal / factor[..., :-1])
+    return {name: tf.cast(x, dtype) for name, x in parameters.items()}
 
 
 def _compose(earlier: tuple[tf.Tensor, ...], later: tuple[tf.Tensor, ...]) -> tuple[tf.Tensor, ...]:
@@ -114,3 +179,17 @@ def _compose(earlier: tuple[tf.Tensor, ...], later: tuple[tf.Tensor, ...]) -> tu
     # The factor changes nothing, and so has no derivative.
     factor = tf.stop_gradient(1.0 / tf.reduce_max(tf.abs(tf.stack(product)), axis=0))
     return tuple(x * factor for x in product)
+
+
+def _check_off_diagonal(diagonal: tf.Tensor, off_diagonal: tf.Tensor) -> None:
+    """Raises `ValueError` unless it is known to have one entry less, or may have."""
+    shapes = (diagonal.shape, off_diagonal.shape)
+    if 0 in (shape.rank for shape in shapes):
+        sizes = (0, 0)
+    else:
+        sizes = tuple(shape[-1] for shape in shapes)
+    if None not in sizes and sizes[1] != sizes[0] - 1:
+        raise ValueError(
+            f"`off_diagonal` must have one entry less along its last axis than `diagonal`; got "
+            f"shapes {shapes[1]} and {shapes[0]}."
+        )

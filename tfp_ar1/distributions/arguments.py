@@ -1,0 +1,64 @@
+"""Checks of what constructors are given, beyond what one parameter tells by itself."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+from tensorflow_probability.python.internal import prefer_static as ps
+from tensorflow_probability.python.internal import tensor_util
+
+from tfp_ar1.linear_operators.markov_cholesky import LinearOperatorMarkovCholesky
+
+__all__ = ["check_loc", "check_times", "num_coordinates"]
+
+
+def check_times(times: Any) -> None:
+    """Raises `ValueError` if times are known, and not strictly increasing."""
+    values = None if tensor_util.is_ref(times) else tf.get_static_value(times)
+    if values is None or values.ndim == 0:
+        return
+    wrong = np.argwhere(~(values[..., 1:] > values[..., :-1]))
+    if len(wrong):
+        *member, i = wrong[0]
+        before, after = values[(*member, i)], values[(*member, i + 1)]
+        raise ValueError(
+            f"`times` must be strictly increasing along the last axis; got {after} after {before} "
+            f"at position {i + 1}, in {values.dtype.name}. Sort the observations by time, and give "
+            f"one for each time. (Times far from 0 may be equal after rounding: subtract the "
+            f"first.)"
+        )
+
+
+def num_coordinates(loc: Any) -> Any:
+    """The size of `loc` where it counts the coordinates, as a Python integer where it is known.
+
+    Raises:
+      ValueError: if it is a scalar or `None`.
+    """
+    if loc is None or loc.shape.rank == 0:
+        raise ValueError(
+            f"`loc` must have at least one dimension, the coordinates, which it alone counts: for "
+            f"d equal ones write `loc=tf.fill([d], value)`; got {loc!r}."
+        )
+    size = tf.compat.dimension_value(loc.shape[-1]) if loc.shape.rank else None
+    return ps.shape(loc)[-1] if size is None else size
+
+
+def check_loc(loc: Any, sized: str, parameter: Any, scale: LinearOperatorMarkovCholesky) -> None:
+    """Raises `ValueError` unless `loc` has as many coordinates as the parameter `sized`, or 1."""
+    size: Any = [] if loc is None else loc.shape[-1:]
+    if size in ([], [1]) or size.is_compatible_with(scale.shape[-1:]):
+        return
+    shape = parameter.shape
+    message = (
+        f"`loc` must have {shape[-1]} coordinates along its last axis, as `{sized}` has, or 1 for "
+        f"all of them; got shapes {loc.shape} and {shape}."
+    )
+    if (shape.rank or 0) > 1 and shape[-1] == 1:
+        message += (
+            f" The last axis of `{sized}` runs over the coordinates: an axis of features, as index "
+            f"points of a Gaussian process have, is left out by `{sized}[..., 0]`."
+        )
+    raise ValueError(message)
