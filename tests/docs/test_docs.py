@@ -74,6 +74,8 @@ def test_the_sections_are_those_that_are_tested_and_linked():
         "An AR(1) random effect with NUTS",
         "A variational posterior",
         "A scale or a correlation per step",
+        "A Markov chain",
+        "A state-space model",
     ]
     for title in SECTIONS:
         anchor = re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-")
@@ -220,6 +222,21 @@ def test_the_family(run_section):
     # Both are N(0, I), whose KL is 0, whatever is summed.
     assert end["posterior"].batch_shape == (7, 3)
     assert end["layer"].losses[0] == 0
+
+
+def test_markov_chain(run_section):
+    before, after, _ = run_section("A Markov chain")
+    x = before["x"]
+    np.testing.assert_allclose(after["walk"].log_prob(x), before["log_prob"], rtol=1e-5)
+
+
+def test_state_space_model(run_section):
+    before, after, end = run_section("A state-space model")
+    np.testing.assert_allclose(after["likelihood"], before["likelihood"], rtol=1e-5)
+    np.testing.assert_allclose(after["mean"], before["mean"][..., 0], atol=1e-5)
+    variance = np.broadcast_to(before["covariance"][..., 0, 0], (3, 100))
+    np.testing.assert_allclose(after["variance"], variance, rtol=1e-4)
+    np.testing.assert_allclose(end["kl"], end["sites"].kl_divergence(), rtol=1e-5)
 
 
 SCALING = fenced_blocks((ROOT / "docs" / "scaling.md").read_text(encoding="utf-8"))
