@@ -77,21 +77,6 @@ class TestConstruction:
         if cls is MultivariateNormalAR1:
             assert isinstance(p.scale, tfp_ar1.LinearOperatorAR1Cholesky)
 
-    @pytest.mark.parametrize(
-        ("cls", "expected"),
-        [
-            (MultivariateNormalAR1, [[4, 2, 1], [2, 4, 2], [1, 2, 4]]),
-            (MultivariateNormalARH1, [[1, 1, 0.75], [1, 4, 3], [0.75, 3, 9]]),
-            (MultivariateNormalANTE1, [[1, 1, -0.75], [1, 4, -3], [-0.75, -3, 9]]),
-            (
-                MultivariateNormalOU,
-                4 * np.exp(-2.0 * np.array([[0, 1, 5], [1, 0, 4], [5, 4, 0]])),
-            ),
-        ],
-    )
-    def test_covariance_by_hand(self, cls, expected):
-        oracles.assert_close(cls(**valid(cls)).covariance(), expected, event_ndims=2)
-
     @each_correlated
     @pytest.mark.parametrize("validate_args", [True, False])
     def test_neither_or_both_correlations(self, cls, validate_args):

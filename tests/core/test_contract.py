@@ -188,19 +188,6 @@ def test_gradients_of_statistics_and_kls(member, kind):
             )
 
 
-@each_kind
-def test_new_values_of_variables_take_effect(member, kind):
-    given = arguments(member, KINDS[kind])
-    p = MEMBERS[member].cls(**given)
-    in_graph = function(lambda: compute(p, VALUE, FEW))
-    in_graph()
-    for parameter in given.values():
-        source(parameter).assign(0.5 * source(parameter))
-    fresh = MEMBERS[member].cls(**{k: tf.convert_to_tensor(v) for k, v in given.items()})
-    assert_all_close(compute(p, VALUE), compute(fresh, VALUE))
-    assert_all_close(in_graph(), compute(fresh, VALUE, FEW))
-
-
 # --- The arguments themselves are kept, and nothing else ------------------------------------------
 
 

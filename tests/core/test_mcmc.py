@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tensorflow_probability as tfp
-from oracles import Dense, assert_close
+from oracles import Dense
 from scipy import stats
 
 import tfp_ar1
@@ -106,23 +106,3 @@ def test_the_comparison_sees_a_slightly_wrong_prior():
     draws, _ = sample(tf.constant(CORRELATION - 0.01, tf.float64), tf.constant([0, 1]))
     with pytest.raises(AssertionError, match="mean"):
         check_moments(draws.numpy(), exact_posterior())
-
-
-def test_gradient_of_the_target_in_xla_equals_eager_and_is_exact():
-    def value_and_gradients(x, correlation):
-        return tfp.math.value_and_gradient(target_log_prob, [x, correlation])
-
-    x = PRIOR.mean + 2 * np.random.default_rng(1).normal(size=(NUM_CHAINS, D))
-    correlation = np.full([NUM_CHAINS], CORRELATION)
-    eager = value_and_gradients(tf.constant(x), tf.constant(correlation))
-    compiled = tf.function(value_and_gradients, jit_compile=True)(
-        tf.constant(x), tf.constant(correlation)
-    )
-    (_, eager_gradients), (_, compiled_gradients) = eager, compiled
-    assert_close(compiled[0], eager[0], "same computation")
-    assert_close(compiled_gradients[0], eager_gradients[0], "same computation", event_ndims=1)
-    assert_close(compiled_gradients[1], eager_gradients[1], "same computation")
-    # The posterior's log-density is the target up to a constant.
-    posterior = exact_posterior()
-    exact = np.linalg.solve(posterior.covariance, (posterior.mean - x).T).T
-    assert_close(compiled_gradients[0], exact, "gradient", event_ndims=1)
