@@ -33,3 +33,13 @@ def patience(monkeypatch):
 def fixed_seed():
     """A seed for whatever a test draws without one of its own."""
     tf.random.set_seed(20190618)
+
+
+@pytest.fixture
+def set_policy():
+    """Sets the global dtype policy of Keras for one test."""
+    import keras
+
+    before = keras.config.dtype_policy()
+    yield keras.config.set_dtype_policy
+    keras.config.set_dtype_policy(before)

@@ -23,12 +23,10 @@ TOLERANCE = {
     "gradient": {"float64": 1e-8, "float32": 3e-4},
     "second derivative": {"float64": 1e-7, "float32": 3e-3},
     "same computation": {"float64": 1e-12, "float32": 1e-5},  # eager, graph, XLA
-    "without cancellation": {"float32": 1e-5},
     "finite difference": {"float64": 1e-6},
 }
 
 DTYPES = ("float32", "float64")
-SIZES = (1, 2, 3, 5, 17, 64, 700)
 CORRELATIONS = (-0.95, -0.3, 0.0, 0.6, 0.99)
 FLOAT32_MAX = float(np.finfo(np.float32).max)
 

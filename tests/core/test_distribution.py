@@ -33,7 +33,6 @@ from tfp_ar1.distributions.gaussian_markov_chain import GaussianMarkovChain
 
 tfd = tfp.distributions
 
-each_spelling = pytest.mark.parametrize("name", MEMBERS)
 one_of_each = pytest.mark.parametrize("name", ONE_OF_EACH)
 
 

@@ -63,14 +63,6 @@ def saved_and_loaded(model, tmp_path):
     return keras.saving.load_model(tmp_path / "model.keras")
 
 
-@pytest.fixture
-def set_policy():
-    """Sets the global dtype policy for one test."""
-    before = keras.config.dtype_policy()
-    yield keras.config.set_dtype_policy
-    keras.config.set_dtype_policy(before)
-
-
 # --- What the layer computes ------------------------------------------------------------------
 
 
@@ -127,17 +119,6 @@ def test_config_of_a_version_that_averaged():
     oracles.assert_close(layer.losses, [np.mean(kl(params))])
 
 
-def test_prior_of_channels():
-    """Parameters `[batch, channels, size]`, and a correlation for each channel."""
-    fisher_z = np.float32([0.0, 0.5, -1.0])
-    covariance = oracles.ar1_covariance(1.0, np.tanh(np.float64(fisher_z)), D)
-    params = random(5, 3)
-    layer = Layer(D, prior=tfp_ar1.MultivariateNormalAR1(tf.zeros([3, D]), fisher_z=fisher_z))
-    layer(params)
-    kls = packed.dense(params, "ar1", D).kl(oracles.Dense(np.zeros(D), covariance))
-    oracles.assert_close(layer.losses, [np.sum(kls) / 5])
-
-
 def test_axes_that_do_not_fit_the_prior():
     """Nor are three examples three channels."""
     layer = Layer(D, prior=tfd.MultivariateNormalDiag(tf.zeros([3, D])))
@@ -189,15 +170,6 @@ def test_no_loss_without_examples_or_prior():
     layer = Layer(D)
     layer(random(4))
     assert layer.losses == []
-
-
-def test_samples_have_the_moments_of_the_distribution():
-    params = np.float32([1.0, -2.0, 0.5, *np.log([4.0, 1.0, 0.25]), *np.arctanh([-0.6, 0.9])])
-    z = LAYERS["ante1"](D, seed=1)(np.tile(params, [40_000, 1])).numpy()
-    expected = packed.dense(params, "ante1", D)
-    # The largest standard error is that of a variance, 4 √(2 / 40000) = 0.03.
-    np.testing.assert_allclose(np.mean(z, axis=0), expected.mean, atol=0.05)
-    np.testing.assert_allclose(np.cov(z.T), expected.covariance, atol=0.12)
 
 
 @pytest.mark.parametrize("training", [True, False])

@@ -242,18 +242,12 @@ def log_mean_exp(x):
     return np.log(np.mean(np.exp(x), axis=-1))
 
 
-MASK = np.array([[True, False, True], [False, True, True]])
 # The distribution around ours; the shape of its values; what their log-density should be.
 AROUND = {
     "BatchReshape": (
         lambda p: tfd.BatchReshape(p, [6]),
         (6, SIZE),
         lambda dense, x: dense.log_prob(x.reshape(*BATCH_SHAPE, SIZE)).reshape(6),
-    ),
-    "BatchBroadcast": (
-        lambda p: tfd.BatchBroadcast(p, to_shape=[5, *BATCH_SHAPE]),
-        (5, *BATCH_SHAPE, SIZE),
-        lambda dense, x: dense.log_prob(x),
     ),
     "BatchConcat": (
         lambda p: tfd.BatchConcat([p, p], axis=1),
@@ -272,30 +266,15 @@ AROUND = {
         (2, SIZE),
         lambda dense, x: log_mean_exp(dense.log_prob(x[:, np.newaxis])),
     ),
-    "Mixture": (
-        lambda p: tfd.Mixture(tfd.Categorical(logits=np.zeros((2, 2))), [p[:, 0], p[:, 1]]),
-        (2, SIZE),
-        lambda dense, x: log_mean_exp(dense.log_prob(x[:, np.newaxis])[:, :2]),
-    ),
     "Sample": (
         lambda p: tfd.Sample(p, 5),
         (*BATCH_SHAPE, 5, SIZE),
         lambda dense, x: dense.log_prob(np.moveaxis(x, -2, 0)).sum(axis=0),
     ),
-    "Masked": (
-        lambda p: tfd.Masked(p, MASK),
-        (*BATCH_SHAPE, SIZE),
-        lambda dense, x: np.where(MASK, dense.log_prob(x), 0.0),
-    ),
     "TransformedDistribution": (
         lambda p: tfd.TransformedDistribution(p, tfb.Sinh()),
         (*BATCH_SHAPE, SIZE),
         lambda dense, x: dense.log_prob(np.arcsinh(x)) - 0.5 * np.log1p(x**2).sum(axis=-1),
-    ),
-    "Blockwise": (
-        lambda p: tfd.Blockwise([p, p]),
-        (*BATCH_SHAPE, 2 * SIZE),
-        lambda dense, x: dense.log_prob(x[..., :SIZE]) + dense.log_prob(x[..., SIZE:]),
     ),
 }
 

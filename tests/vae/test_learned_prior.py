@@ -7,6 +7,7 @@ import packed
 import pytest
 import tensorflow as tf
 import tensorflow_probability as tfp
+from training import compiled, fitted
 
 import tfp_ar1
 from tfp_ar1.vae import architectures
@@ -141,17 +142,11 @@ def test_channels(tmp_path):
         vae(prior)
 
 
-def test_full_precision_under_a_half_precision_policy():
-    before = keras.config.dtype_policy()
-    try:
-        keras.config.set_dtype_policy("mixed_bfloat16")
-        model = vae(Prior(D, correlation=0.999))
-        model.compile(keras.optimizers.Adam(0.01))
-        model.fit(DATA, verbose=0)
-        assert model.prior.dtype == tf.float32
-        assert all(v.dtype == "float32" for v in model.variables if "prior" in v.path)
-    finally:
-        keras.config.set_dtype_policy(before)
+def test_full_precision_under_a_half_precision_policy(set_policy):
+    set_policy("mixed_bfloat16")
+    model = fitted(compiled(vae(Prior(D, correlation=0.999)), run_eagerly=True), DATA)
+    assert model.prior.dtype == tf.float32
+    assert all(v.dtype == "float32" for v in model.variables if "prior" in v.path)
 
 
 @pytest.mark.parametrize(

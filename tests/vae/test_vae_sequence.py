@@ -1,5 +1,7 @@
 """`SequenceVAE`: values against dense Gaussians, masks, calibration, training, saving, errors."""
 
+import functools
+
 import keras
 import numpy as np
 import oracles
@@ -8,6 +10,8 @@ import scipy.special
 import scipy.stats
 import tensorflow as tf
 import tensorflow_probability as tfp
+import training
+from training import assert_same_weights, compiled
 
 import tfp_ar1
 from tfp_ar1.vae import batching, evaluation, likelihoods, objectives, sequence_networks
@@ -21,6 +25,7 @@ SMALL = {
     "recurrent": {"units": 4, "hidden_units": (5,)},
 }
 LENGTHS = np.array([7, 3, 1, 5, 7, 2])
+fitted = functools.partial(training.fitted, batch_size=3)
 
 
 def series(n=N, steps=T, features=F, missing=0.0, seed=0):
@@ -52,23 +57,6 @@ def make(network="convolutional", steps=T, features=F, randomized=True, seed=0, 
         for v in model.trainable_variables:
             v.assign(0.4 * rng.normal(size=v.shape))
     return model
-
-
-def compiled(model, optimizer=keras.optimizers.Adam, learning_rate=0.01, **options):
-    """Without XLA unless asked for: it costs seconds."""
-    model.compile(optimizer(learning_rate), **{"jit_compile": False, **options})
-    return model
-
-
-def fitted(model, *args, **options):
-    """A few steps in a fixed order."""
-    model.fit(*args, **{"batch_size": 3, "shuffle": False, "verbose": 0, **options})
-    return model
-
-
-def assert_same_weights(first, second, atol=0.0):
-    for a, b in zip(first.get_weights(), second.get_weights(), strict=True):
-        np.testing.assert_allclose(a, b, rtol=0, atol=atol)
 
 
 # --- Values ------------------------------------------------------------------------------------
@@ -296,34 +284,6 @@ def test_what_is_past_the_end_changes_no_loss_and_no_gradient(network, objective
     for other in results[1:]:
         for a, b in zip(results[0], other, strict=True):
             np.testing.assert_array_equal(a, b)
-
-
-@pytest.mark.parametrize("network", sequence_networks.NETWORKS)
-def test_series_of_a_batch_do_not_touch_each_other(network):
-    model, x = make(network), data("missing, lengths")
-    q = model.encode(x)
-    for i, n in enumerate(LENGTHS):
-        alone = {"x": x["x"][i : i + 1], "length": LENGTHS[i : i + 1]}
-        one = model.encode(alone)
-        np.testing.assert_allclose(one.mean()[0, :, :n], q.mean()[i, :, :n], rtol=1e-4, atol=1e-5)
-        oracles.assert_close(model.kl_to_prior(one, alone)[0], model.kl_to_prior(q, x)[i])
-
-
-def test_full_lengths_are_no_lengths():
-    model, x = make(), series(missing=0.3)
-    full = {"x": x, "length": np.full(N, T)}
-    for a, b in zip(
-        model.draw(x, model.encode(x), 2, tf.constant([1, 2])),
-        model.draw(full, model.encode(full), 2, tf.constant([1, 2])),
-        strict=True,
-    ):
-        np.testing.assert_array_equal(a, b)
-    np.testing.assert_array_equal(
-        model.forecast(x, 3, 4, seed=0), model.forecast(full, 3, 4, seed=0)
-    )
-    np.testing.assert_array_equal(
-        model.impute({"x": x}, num_samples=4, seed=0), model.impute(full, num_samples=4, seed=0)
-    )
 
 
 def test_a_mask_is_what_nan_is():
@@ -778,19 +738,14 @@ def test_xla_computes_the_same(network):
     assert np.all(np.isfinite(log_p))
 
 
-def test_full_precision_under_a_half_precision_policy():
-    before = keras.config.dtype_policy()
-    try:
-        keras.config.set_dtype_policy("mixed_bfloat16")
-        model = make()
-        x = data("missing, lengths")
-        fitted(compiled(model, run_eagerly=True), x)
-        q = model.encode(x)
-        assert q.dtype == model.prior.dtype == tf.float32
-        assert model.forecast(x, 2, 3).dtype == np.float32
-        assert all(np.all(np.isfinite(w)) for w in model.get_weights())
-    finally:
-        keras.config.set_dtype_policy(before)
+def test_full_precision_under_a_half_precision_policy(set_policy):
+    set_policy("mixed_bfloat16")
+    x = data("missing, lengths")
+    model = fitted(compiled(make(), run_eagerly=True), x)
+    q = model.encode(x)
+    assert q.dtype == model.prior.dtype == tf.float32
+    assert model.forecast(x, 2, 3).dtype == np.float32
+    assert all(np.all(np.isfinite(w)) for w in model.get_weights())
 
 
 # --- Errors ------------------------------------------------------------------------------------
