@@ -242,9 +242,6 @@ def test_a_hundred_thousand_coordinates(name):
     run()
 
 
-# --- What the docs say ----------------------------------------------------------------------
-
-
 def test_page_shows_what_was_measured():
     page = (ROOT / "docs" / "accuracy.md").read_text(encoding="utf-8")
     results = json.loads(accuracy.RESULTS.read_text(encoding="utf-8"))

@@ -110,25 +110,6 @@ def test_gradients_agree_with_finite_differences(size, name):
         np.testing.assert_allclose(np.sum(gradient * step), slope, rtol=1e-5, atol=1e-7)
 
 
-def test_zero_correlation_has_finite_gradients():
-    observed = SCATTERED
-    with tf.GradientTape() as tape:
-        correlation = tf.Variable(0.0)
-        distribution = tfp_ar1.MultivariateNormalAR1(tf.zeros(D), correlation=correlation)
-        conditional = distribution.conditional(X[0].astype(np.float32), observed)
-        y = tf.reduce_sum(conditional.mean()) + conditional.observed_log_prob()
-    # At ρ = 0 a missing coordinate leans on each observed neighbour by its value times dρ, and
-    # neighbours that are both observed add their product.
-    pairs = sum(X[0][t] * X[0][t - 1] for t in range(1, D) if observed[t] and observed[t - 1])
-    leans = sum(
-        X[0][s]
-        for t in range(D)
-        for s in (t - 1, t + 1)
-        if 0 <= s < D and not observed[t] and observed[s]
-    )
-    np.testing.assert_allclose(tape.gradient(y, correlation), pairs + leans, rtol=1e-4)
-
-
 @one_of_each
 def test_broadcasts_values_and_masks(name):
     case = MEMBERS[name]

@@ -7,13 +7,7 @@ import oracles
 import pytest
 import tensorflow as tf
 import tensorflow_probability as tfp
-from family import (
-    ONE_OF_EACH,
-    SEED,
-    VALUE,
-    distribution,
-    draw,
-)
+from family import ONE_OF_EACH, SEED, VALUE, distribution, draw
 
 import tfp_ar1
 from tfp_ar1 import (
@@ -278,8 +272,6 @@ class TestLoc:
         with pytest.raises(ValueError, match=r"`loc` must have .* write `loc=tf.fill\(\[d\], val"):
             MultivariateNormalAR1(loc, 1.0, 0.5)
 
-
-# --- What TFP asks of the parameters --------------------------------------------------------------
 
 # The event dimensions of each, and its shape for a sample of shape [2, 4].
 MEMBER, COORDINATE, STEP = (0, [2]), (1, [2, 4]), (1, [2, 3])

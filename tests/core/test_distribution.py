@@ -7,24 +7,13 @@ test_operators, correlations next to ±1 in test_extremes, and TFP's contract in
 import functools
 import itertools
 
+import family
 import numpy as np
 import oracles
 import pytest
 import tensorflow as tf
 import tensorflow_probability as tfp
-from family import (
-    MEMBERS,
-    ONE_OF_EACH,
-    SEED,
-    as_dense,
-    as_float32,
-    cast,
-    dense_distribution,
-    draw,
-    log_prob_terms,
-    parameters_of_shapes,
-    random_parameters,
-)
+from family import MEMBERS, SEED, as_dense, cast, draw, log_prob_terms, random_parameters
 
 from tfp_ar1 import (
     MultivariateNormalAR1,
@@ -33,7 +22,7 @@ from tfp_ar1.distributions.gaussian_markov_chain import GaussianMarkovChain
 
 tfd = tfp.distributions
 
-one_of_each = pytest.mark.parametrize("name", ONE_OF_EACH)
+one_of_each = pytest.mark.parametrize("name", family.ONE_OF_EACH)
 
 
 def sizes(name):
@@ -57,15 +46,12 @@ def log_prob_through_precision(p, x):
     return -0.5 * tf.reduce_sum(w * p.precision().matvec(w), axis=-1)
 
 
-# --- Values and gradients -------------------------------------------------------------------------
-
-
 @each_size
 def test_values(size, name):
     case = MEMBERS[name]
     parameters = random_parameters(case, (5,), size)
     dense = as_dense(case, parameters, size)
-    value = as_float32(draw(5, size, seed=1))
+    value = family.as_float32(draw(5, size, seed=1))
     variance = np.diagonal(dense.covariance, axis1=-2, axis2=-1)
     log_prob = dense.log_prob(value)
     for dtype in oracles.DTYPES:
@@ -135,7 +121,7 @@ def test_gradients(size, name):
     """Against automatic differentiation through the dense covariance and its factorization."""
     case = MEMBERS[name]
     parameters = random_parameters(case, (5,), size)
-    value, weights = as_float32(draw(5, size, seed=1)), draw(5, size, seed=3)
+    value, weights = family.as_float32(draw(5, size, seed=1)), draw(5, size, seed=3)
     methods = ("log_prob", "entropy", "sample")
 
     def compute(make, method, *arguments, noise=None):
@@ -148,7 +134,7 @@ def test_gradients(size, name):
         # Connected to all, also where they have no influence.
         return result + 0 * sum(map(tf.reduce_sum, arguments))
 
-    dense = functools.partial(dense_distribution, case)
+    dense = functools.partial(family.dense_distribution, case)
     for method, dtype in itertools.product(methods, oracles.DTYPES):
         given = cast((*parameters, value), dtype)
         actual = oracles.tf_gradients(functools.partial(compute, case.distribution, method), given)
@@ -185,7 +171,7 @@ def test_second_derivatives(name, quantity):
         return tfd.kl_divergence(*((p, q) if quantity == "kl to AR1" else (q, p)))
 
     def dense(packed):
-        p = dense_distribution(case, *unpacked(packed))
+        p = family.dense_distribution(case, *unpacked(packed))
         if quantity == "log_prob":
             return p.log_prob(value)
         moments = [(d.loc, d.covariance()) for d in (p, other)]
@@ -195,8 +181,6 @@ def test_second_derivatives(name, quantity):
     actual, expected = (oracles.second_derivatives(f, packed) for f in (ours, dense))
     oracles.assert_close(actual, expected, "second derivative", event_ndims=1)
 
-
-# --- Shapes ---------------------------------------------------------------------------------------
 
 # Batch shapes of the parameters (of length_scale and times, for OU, the last two) and of a value.
 BROADCASTS = [
@@ -237,7 +221,7 @@ def test_broadcasting(name):
         return everything(case.distribution(*arguments[:-1]), arguments[-1])
 
     for (*batches, value_shape), size in itertools.product(BROADCASTS, (1, 4)):
-        parameters = parameters_of_shapes(case, batches[:count], size)
+        parameters = family.parameters_of_shapes(case, batches[:count], size)
         value = draw(*value_shape, size, seed=5)
         dense = as_dense(case, parameters, size)
         p = case.distribution(*parameters)
@@ -300,9 +284,6 @@ def test_eager_function_and_xla_agree(name):
         for what, ours, theirs in zip(("same computation", "gradient"), eager, graph, strict=True):
             for e, g in zip(ours, theirs, strict=True):
                 oracles.assert_close(g, e, what, e.shape.rank - 1)
-
-
-# --- Draws ----------------------------------------------------------------------------------------
 
 
 @one_of_each

@@ -1,23 +1,13 @@
 """Correlations next to ±1, length scales of any size, and a hundred thousand coordinates."""
 
+import family
 import numpy as np
 import oracles
 import pytest
 import tensorflow as tf
 import tensorflow_probability as tfp
 from exact import Exact
-from family import (
-    CONDITIONAL,
-    DISTRIBUTION,
-    MEMBERS,
-    ONE_OF_EACH,
-    SEED,
-    assert_all_close,
-    cast,
-    compute,
-    draw,
-    random_parameters,
-)
+from family import CONDITIONAL, DISTRIBUTION, MEMBERS, ONE_OF_EACH, SEED, cast, compute, draw
 
 from tfp_ar1 import MultivariateNormalAR1, MultivariateNormalOU
 
@@ -130,9 +120,6 @@ def test_values_and_gradients_next_to_one(name):
                 oracles.assert_close(a, e, "gradient", np.ndim(e), err_msg=message)
 
 
-# --- OU -------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("dtype", "length_scale"), [("float32", 1e-2), ("float32", 1e-38), ("float64", 1e-200)]
 )
@@ -151,7 +138,7 @@ def test_ou_of_times_far_apart_does_not_depend_on_their_distance(dtype, length_s
         }
     independent = MultivariateNormalAR1(loc, 1.3, correlation=0.0)
     expected = compute(independent, x, DISTRIBUTION | CONDITIONAL)
-    assert_all_close({key: results[key] for key in expected}, expected)
+    family.assert_all_close({key: results[key] for key in expected}, expected)
     for key, result in results.items():
         for gradient in tape.gradient(result, [length_scale, times], unconnected_gradients="zero"):
             np.testing.assert_array_equal(gradient, np.zeros(gradient.shape), err_msg=key)
@@ -183,15 +170,12 @@ def test_ou_of_any_length_scale_has_gradients(length_scale):
             )
 
 
-# --- Nothing of shape d × d -----------------------------------------------------------------------
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ONE_OF_EACH)
 def test_a_hundred_thousand_coordinates(name):
     """With gradients; a dense factor takes 40 GB."""
     case, size = MEMBERS[name], 100_000
-    p = case.distribution(*cast(random_parameters(case, (), size), "float32"))
+    p = case.distribution(*cast(family.random_parameters(case, (), size), "float32"))
     x, zeros = p.sample(seed=SEED), tf.zeros(size)
     # The update is one of 2e-5 in norm, which the comparison does not see.
     low_rank = tf.linalg.LinearOperatorLowRankUpdate(

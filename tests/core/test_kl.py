@@ -4,25 +4,14 @@ import itertools
 from collections.abc import Callable
 from typing import NamedTuple
 
+import family
 import numpy as np
 import oracles
 import pytest
 import tensorflow as tf
 import tensorflow_probability as tfp
 from exact import Exact
-from family import (
-    MEMBERS,
-    ONE_OF_EACH,
-    as_dense,
-    cast,
-    function,
-    kl,
-    kl_terms,
-    normal,
-    positive,
-    random_parameters,
-    refuse,
-)
+from family import MEMBERS, as_dense, function, kl, kl_terms, normal, positive, random_parameters
 
 from tfp_ar1 import MultivariateNormalANTE1, MultivariateNormalAR1
 from tfp_ar1.linear_operators.markov_cholesky import LinearOperatorMarkovCholesky
@@ -183,7 +172,7 @@ PAIRS = [
         if name not in ("ARH1", "ANTE1")
     ),
     *itertools.product(
-        ONE_OF_EACH[1:],
+        family.ONE_OF_EACH[1:],
         (
             *("AR1", "ARH1", "ANTE1 by fisher_z", "OU", "Diag", "Independent"),
             *("Independent, shared loc", "Sample", "TriL", "LowRankUpdate"),
@@ -196,7 +185,7 @@ PAIRS = [
     ("size", "ours", "other"),
     [
         *((size, *pair) for pair in PAIRS for size in (1, 4)),
-        *itertools.product((150,), ONE_OF_EACH, ("ANTE1", "Diag", "LowRankUpdate")),
+        *itertools.product((150,), family.ONE_OF_EACH, ("ANTE1", "Diag", "LowRankUpdate")),
     ],
 )
 def test_values_and_gradients(size, ours, other):
@@ -220,13 +209,13 @@ def test_values_and_gradients(size, ours, other):
         # The sum connects what has no influence: at size one, times and correlations.
         return oracles.tf_gradients(
             lambda *a: function(reverse, *a) + 0 * sum(map(tf.reduce_sum, a)),
-            cast(arguments, dtype),
+            family.cast(arguments, dtype),
         )
 
     for reverse in (False, True):
         expected = dense_q.kl(dense_p) if reverse else dense_p.kl(dense_q)
         for dtype in oracles.DTYPES:
-            actual = our_kl(reverse, *cast(arguments, dtype))
+            actual = our_kl(reverse, *family.cast(arguments, dtype))
             assert actual.dtype == dtype
             oracles.assert_close(actual, expected, err_msg=f"{dtype}, reverse={reverse}")
         expected = gradients(dense_kl, reverse, "float64")
@@ -268,7 +257,7 @@ def test_second_derivatives(name, reverse):
     [
         *itertools.product(
             (6,),
-            ONE_OF_EACH,
+            family.ONE_OF_EACH,
             ("AR1", "ANTE1", "OU", "Diag", "Independent, shared loc", "Sample"),
         ),
         # Where no parameter has an entry for each coordinate, the terms have one all the same.
@@ -412,7 +401,7 @@ def test_nothing_is_made_dense(name, monkeypatch):
         tfl.LinearOperatorScaledIdentity,
         tfl.LinearOperatorIdentity,
     ):
-        monkeypatch.setattr(operator, "_to_dense", refuse)
+        monkeypatch.setattr(operator, "_to_dense", family.refuse)
     for reverse in (False, True):
         kl(p, q, reverse)
 

@@ -63,9 +63,6 @@ def saved_and_loaded(model, tmp_path):
     return keras.saving.load_model(tmp_path / "model.keras")
 
 
-# --- What the layer computes ------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("family", "prior"), [*(("ar1", prior) for prior in PRIORS), ("arh1", "ar1"), ("ante1", "tril")]
 )
@@ -207,9 +204,6 @@ def test_gradients_reach_every_parameter():
     assert np.all(gradient[:, D + 1] != 0)
 
 
-# --- In models ---------------------------------------------------------------------------------
-
-
 def sequential(prior="diag", seed=3, family="ar1", **kwargs):
     sampling = LAYERS[family](D, prior=prior and make_prior(prior), seed=seed, **kwargs)
     return keras.Sequential([keras.Input((4,)), keras.layers.Dense(SIZES[family]), sampling])
@@ -293,9 +287,6 @@ def test_eager_training_equals_compiled_training(family, jit_compile, loss):
         oracles.assert_close(eager, compiled, "same computation", event_ndims=eager.ndim)
 
 
-# --- Saving ------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("family", "prior"), [("ar1", None), ("ar1", "sample"), ("arh1", "ar1"), ("ante1", "tril")]
 )
@@ -320,9 +311,6 @@ def test_save_and_load_weights(tmp_path):
     layer = Layer(D, seed=1)
     layer.load_own_variables({})
     np.testing.assert_array_equal(layer(random(4)), Layer(D, seed=1)(random(4)))
-
-
-# --- Precision ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -351,9 +339,6 @@ def test_dtype_policies(family, policy, output, set_policy):
     z = LAYERS[family](D, seed=0)(params)
     exact = LAYERS[family](D, seed=0, dtype=inner)(params)
     np.testing.assert_array_equal(z, tf.cast(exact, output))
-
-
-# --- Errors ------------------------------------------------------------------------------------
 
 
 def variable_prior():

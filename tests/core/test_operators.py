@@ -2,23 +2,12 @@
 
 import itertools
 
+import family
 import numpy as np
 import oracles
 import pytest
 import tensorflow as tf
-from family import (
-    MEMBERS,
-    ONE_OF_EACH,
-    VALUE,
-    as_dense,
-    cast,
-    distribution,
-    draw,
-    function,
-    parameters_of_shapes,
-    random_parameters,
-    refuse,
-)
+from family import MEMBERS, ONE_OF_EACH, VALUE, as_dense, distribution, draw, random_parameters
 from tensorflow.python.ops.linalg import linear_operator_test_util
 
 from tfp_ar1 import LinearOperatorAR1Cholesky, MultivariateNormalAR1
@@ -51,7 +40,10 @@ def test_against_dense(size, name):
     diagonal = np.diagonal(matrix, axis1=-2, axis2=-1)
     log_det = np.sum(np.log(diagonal), axis=-1)
     for dtype in oracles.DTYPES:
-        operator, x = make_operator(case, cast(parameters, dtype)), draw(5, size, 3, dtype=dtype)
+        operator, x = (
+            make_operator(case, family.cast(parameters, dtype)),
+            draw(5, size, 3, dtype=dtype),
+        )
         for adjoint in (False, True):
             m = transposed(matrix) if adjoint else matrix
             for method, of_vector, expected in (
@@ -113,9 +105,11 @@ def test_broadcasting(name):
             "shape": operator.shape_tensor(),
         }
 
-    unknown = function(everything, input_signature=[tf.TensorSpec(None, "float64")] * (count + 1))
+    unknown = family.function(
+        everything, input_signature=[tf.TensorSpec(None, "float64")] * (count + 1)
+    )
     for (*batches, x_shape), size in itertools.product(BROADCASTS, (1, 4)):
-        parameters = parameters_of_shapes(case, batches[:count], size)
+        parameters = family.parameters_of_shapes(case, batches[:count], size)
         matrix = as_dense(case, parameters, size).factor
         assert make_operator(case, parameters).shape == matrix.shape
         x, adjoint = draw(*x_shape, size, 2), transposed(matrix)
@@ -167,9 +161,6 @@ def test_gradients(size, name):
         for key, a, e in zip((*case.names, "x"), actual, expected, strict=True):
             message = f"{method}, adjoint={adjoint}, {key}"
             oracles.assert_close(a, e, "gradient", a.ndim - 1, err_msg=message, at_least=0.1)
-
-
-# --- Among other operators ------------------------------------------------------------------------
 
 
 def block_diagonal(a, b):
@@ -231,7 +222,7 @@ def test_operators_made_of_it(name, monkeypatch):
         x = draw(2, matrix.shape[-1], 3)
         with monkeypatch.context() as patch:
             for cls in (LinearOperatorMarkovCholesky, type(a)):
-                patch.setattr(cls, "_to_dense", refuse)
+                patch.setattr(cls, "_to_dense", family.refuse)
             combined = combine(a, b)
             log_det = combined.log_abs_determinant()
             combined.assert_non_singular()
@@ -247,9 +238,6 @@ def test_operators_made_of_it(name, monkeypatch):
         for key, (actual, expected) in results.items():
             message = f"{combination}, {key}"
             oracles.assert_close(actual, expected, event_ndims=expected.ndim - 1, err_msg=message)
-
-
-# --- Construction ---------------------------------------------------------------------------------
 
 
 @one_of_each

@@ -119,9 +119,6 @@ def test_bad_arguments(network):
         architectures.NETWORKS[network]((8, 8), 0)
 
 
-# --- Training -------------------------------------------------------------------------------------
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("jit_compile", [False, True], ids=["graph", "XLA"])
 @pytest.mark.parametrize("network", CONVOLUTIONAL)

@@ -124,9 +124,6 @@ def test_one_sample_is_a_sample_of_the_elbo():
     oracles.assert_close(estimate, log_p + log_prior - log_q, dtype="float32")
 
 
-# --- Latent vectors -------------------------------------------------------------------------------
-
-
 def test_active_units():
     """Means that vary with standard deviations just below and above 0.1, and widely."""
     noise = np.random.default_rng(1).normal(size=(400, D))
@@ -201,9 +198,6 @@ def test_scale_and_correlation(posterior):
         np.testing.assert_allclose(figures[key], value, rtol=1e-4, atol=1e-7, err_msg=key)
 
 
-# --- Portions and batches -------------------------------------------------------------------------
-
-
 @pytest.fixture
 def calls(monkeypatch):
     """The model "ar1" and a list of what its `importance_terms` is called with."""
@@ -260,9 +254,6 @@ def test_progress():
     done = []
     evaluation.evaluate(make("ar1"), data(10), 2, batch_size=4, progress=lambda *n: done.append(n))
     assert done == [(4, 10), (8, 10), (10, 10)]
-
-
-# --- Correlation and errors -----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("posterior", COVARIANCES)

@@ -27,9 +27,6 @@ def make(posterior="ar1", seed=0, **kwargs):
     return tfp_ar1.RhoVAE(*parts, D, posterior=posterior, seed=seed, **kwargs)
 
 
-# --- Training ----------------------------------------------------------------------------------
-
-
 def test_eager_training_equals_graph_training():
     eager = fitted(compiled(make(), run_eagerly=True), X, epochs=2)
     both_steps = fitted(compiled(make(), steps_per_execution=2), X, epochs=2)
@@ -100,9 +97,6 @@ def test_one_step_follows_the_gradient(monkeypatch):
     model.fit(X, batch_size=len(X), shuffle=False, verbose=0)
     for old, new, gradient in zip(before, model.trainable_variables, gradients, strict=True):
         np.testing.assert_allclose(new, old - 1e-3 * gradient, atol=1e-6)
-
-
-# --- A network of one's own --------------------------------------------------------------------
 
 
 def convolutional(regularizer=None, dropout=0.5, **kwargs):
@@ -183,9 +177,6 @@ def test_subclassed_encoder():
     fitted(model, X)
 
 
-# --- Distributions -----------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("posterior", ["ar1", "diag", "isotropic", "full"])
 def test_the_start(posterior):
     """The first covariance is I; the usual spellings of the prior suit every posterior."""
@@ -224,8 +215,6 @@ def test_generate():
         assert np.any(other != images)
     assert np.any(drawn[1] != drawn[2])
 
-
-# --- Saving ------------------------------------------------------------------------------------
 
 VARIANTS = {
     "default": {},
@@ -287,9 +276,6 @@ def test_training_resumes_exactly_in_a_graph(tmp_path):
     np.testing.assert_array_equal(other.generate(3), model.generate(3))
 
 
-# --- Precision ---------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     "policy", ["mixed_float16", pytest.param("mixed_bfloat16", marks=pytest.mark.slow)]
 )
@@ -315,9 +301,6 @@ def test_mixed_precision(policy, set_policy):
     oracles.assert_close(posterior.mean(), (np.float64(features) @ kernel + bias)[:, :D])
     assert model.decode(posterior.mean()).dtype == tf.float32
     assert model.predict(X, verbose=0).dtype == policy.removeprefix("mixed_")
-
-
-# --- Errors ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -102,9 +102,6 @@ def test_gaussian_reconstruction(scale, monkeypatch):
     oracles.assert_close(terms.reconstruction, expected)
 
 
-# --- Warm-up ------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     "options",
     [{"run_eagerly": True}, pytest.param({"jit_compile": True}, marks=pytest.mark.slow)],
@@ -132,9 +129,6 @@ def test_warmup_without_an_optimizer(monkeypatch):
     oracles.assert_close(terms.loss - terms.reconstruction, 1.5 * np.float64(terms.kl))
     with pytest.raises(ValueError, match=r"`warmup_steps=5` counts .*; compile the model"):
         objective(model, tf.constant(X), training=True)
-
-
-# --- Maximum mean discrepancy and InfoVAE -------------------------------------------------------
 
 
 def mmd_by_hand(x, y):
@@ -191,9 +185,6 @@ def test_infovae(posterior, prior, monkeypatch):
     oracles.assert_close(terms.loss, expected)
 
 
-# --- Importance weighting -----------------------------------------------------------------------
-
-
 def log_weights_by_hand(model, prior, num_samples):
     """log p(x | z) + log p(z) - log q(z | x), `[K, batch]`, and the first of the three."""
     posterior, _ = posterior_by_hand(model, X)
@@ -245,8 +236,6 @@ def test_gradient_of_the_importance_weighted_bound(monkeypatch):
         np.testing.assert_allclose(gradient[index], difference, rtol=1e-2, atol=1e-3)
         bias.assign(before)
 
-
-# --- Every objective, with every posterior -------------------------------------------------------
 
 CASES = {
     "elbo": {"beta": 2.0, "warmup_steps": 4},
@@ -320,9 +309,6 @@ def test_precision(name, policy, set_policy):
         assert losses[1].dtype == tf.float64
     else:
         np.testing.assert_allclose(losses[1], losses[0], rtol=0.02)
-
-
-# --- Arguments ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
