@@ -15,6 +15,7 @@ from absl import flags
 if not flags.FLAGS.is_parsed():
     flags.FLAGS.mark_as_parsed()
 
+
 @pytest.fixture(autouse=True)
 def patience(monkeypatch):
     """However busy the machine, the command line does not announce what takes long."""

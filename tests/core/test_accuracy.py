@@ -193,6 +193,8 @@ def test_any_parameters(name, dtype):
     examples = (15 if dtype == "float64" else 30) // (2 if name in CONDITIONAL else 1)
     for seed in range(examples):
         check(name, *inputs_of(name, dtype, sizes, seed), dtype)
+
+
 @pytest.mark.parametrize(
     ("by", "corr", "dtype"),
     [
@@ -223,6 +225,8 @@ def test_a_hundred_thousand_coordinates(name):
     size = 30_000 if name in CONDITIONAL else 100_000  # what takes decimals longest
 
     check(name, *inputs_of(name, "float32", (size,), seed=3), "float32")
+
+
 def test_page_shows_what_was_measured():
     page = (ROOT / "docs" / "accuracy.md").read_text(encoding="utf-8")
     results = json.loads(accuracy.RESULTS.read_text(encoding="utf-8"))

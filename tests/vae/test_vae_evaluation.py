@@ -256,16 +256,6 @@ def test_progress():
     assert done == [(4, 10), (8, 10), (10, 10)]
 
 
-@pytest.mark.parametrize("posterior", COVARIANCES)
-def test_correlation(posterior):
-    covariance = COVARIANCES[posterior]
-    deviations = np.sqrt(np.diag(covariance))
-    matrix = covariance / np.outer(deviations, deviations)
-    expected = np.full(5, np.mean(np.diag(matrix, k=1)))
-    actual = make(posterior).correlation(data(5), batch_size=2)
-    np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-7)
-
-
 def test_bad_arguments():
     model, nothing = make("ar1"), np.zeros([0, SIZE], "float32")
     for arguments, message in (

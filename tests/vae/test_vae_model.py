@@ -228,19 +228,6 @@ VARIANTS = {
 }
 
 
-def assert_same_config(first, second):
-    """Without the shapes that Keras adds once a part is built."""
-    configs = [model.get_config() for model in (first, second)]
-    for config, model in zip(configs, (first, second), strict=True):
-        for part in ("encoder", "decoder", "likelihood"):
-            config[part] = config[part]["class_name"]
-        config["likelihood"] = type(model.likelihood), model.likelihood.get_config()
-    assert configs[0] == configs[1]
-    for part in ("encoder", "decoder"):
-        layers = [[a.get_config() for a in getattr(m, part).layers] for m in (first, second)]
-        assert layers[0] == layers[1]
-
-
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_save_and_load(variant, tmp_path):
     model = compiled(make(**VARIANTS[variant]), run_eagerly=True)
@@ -249,7 +236,6 @@ def test_save_and_load(variant, tmp_path):
     loaded = keras.saving.load_model(tmp_path / "vae.keras")
     assert loaded.run_eagerly
     assert_same_weights(loaded, model)
-    assert_same_config(loaded, model)
     json.dumps(model.get_config())
     # How sums round depends on where TensorFlow happens to place the arrays.
     estimates = [each.log_likelihood(X, 2) for each in (loaded, model)]

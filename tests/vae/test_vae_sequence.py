@@ -751,41 +751,6 @@ def test_full_precision_under_a_half_precision_policy(set_policy):
 # --- Errors ------------------------------------------------------------------------------------
 
 
-def with_value(value):
-    x = series()
-    x[1, 2, 0] = value
-    return x
-
-
-@pytest.mark.parametrize(
-    ("x", "message"),
-    [
-        (with_value(np.inf), "1 values that are not finite"),
-        ({"x": with_value(-np.inf), "length": LENGTHS}, "1 values that are not"),
-        (series(steps=T + 1), r"shape \[N, 7, features\].*; got \(6, 8, 2\)"),
-        (series()[..., 0], r"shape \[N, 7, features\].*; got \(6, 7\)"),
-        (series(n=0), r"N at least 1; got \(0, 7, 2\)"),
-        ({"x": series(), "length": np.full(N, 0)}, "`length` must be from 1 to 7.* from 0 to 0"),
-        ({"x": series(), "length": np.full(N, T + 1)}, "from 1 to 7, .* got values from 8 to 8"),
-        ({"x": series(), "length": np.full(N, 2.0)}, "an integer for each of 6 series; .*float64"),
-        ({"x": series(), "length": np.full(N - 1, 2)}, r"for each of 6 series; .*\(5,\)"),
-        ({"x": series(), "lengths": LENGTHS}, "must have the key 'x'.*; got .*'lengths'"),
-        (series(features=3), r"for data of shape \(batch, 7, 2\); got"),
-    ],
-)
-def test_bad_data(x, message):
-    model = compiled(make())
-    for use in (
-        lambda: model.fit(x),
-        lambda: model.evaluate(x),
-        lambda: model.impute(x),
-        lambda: model.forecast(x, steps=2),
-        lambda: model.log_likelihood(x),
-    ):
-        with pytest.raises(ValueError, match=message):
-            use()
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
