@@ -3,8 +3,8 @@
 Two of them. `Exact` is one Gaussian Markov chain by its dense covariance, with 200 digits: slow,
 and without care for rounding, because the digits do it. The functions `reference_*`, of AR(1), run
 along the path in O(d), with 120 digits, and give besides each result the *terms* that are added up
-to get it: what the rounding errors of an implementation are measured by. The tests compare the
-second with the first.
+to get it: what the rounding errors of an implementation are measured by. An error in either shows
+as a disagreement with the package, which the dense matrices of `oracles.py` confirm.
 
 Both take floating-point numbers as they are; what is meant in float32 must be rounded before.
 """

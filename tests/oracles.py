@@ -71,7 +71,7 @@ def ar1_covariance(scale, correlation, size):
 
 
 def ar1_cholesky(scale, correlation, size):
-    """The closed form of the Cholesky factor; `test_oracles` compares it with LAPACK's."""
+    """The closed form of the Cholesky factor."""
     i, j = np.indices((size, size))
     scale, correlation = (np.asarray(a, np.float64)[..., None, None] for a in (scale, correlation))
     factor = scale * correlation ** np.maximum(i - j, 0)

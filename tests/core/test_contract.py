@@ -256,7 +256,7 @@ def test_static_shapes_are_known_where_they_can_be(member, known):
 
     @function(input_signature=[tf.TensorSpec(shape, "float64") for shape in shapes])
     def in_graph(*arguments):
-        *parameters, x = family.arguments
+        *parameters, x = arguments
         p = MEMBERS[member].distribution(*parameters)
         assert p.batch_shape.is_subtype_of(batch_shape)
         assert p.event_shape.is_subtype_of(event_shape)
@@ -277,7 +277,7 @@ def test_a_conditional_of_unknown_rank(member):
     """The rank of the mask too, on which the search for neighbours depends."""
 
     def results(*arguments):
-        *parameters, x, observed = family.arguments
+        *parameters, x, observed = arguments
         conditional = MEMBERS[member].distribution(*parameters).conditional(x, observed)
         return (
             conditional.mean(),

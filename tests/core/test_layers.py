@@ -213,26 +213,6 @@ def no_loss(y, z):
     return 0.0 * z[:, 0]
 
 
-def test_subclassed_model():
-    class Subclassed(keras.Model):
-        def __init__(self):
-            super().__init__()
-            self.dense = keras.layers.Dense(D + 2)
-            self.sampling = Layer(D, prior=make_prior("diag"))
-
-        def call(self, x):
-            return self.sampling(self.dense(x))
-
-    model = Subclassed()
-    assert model(INPUTS).shape == (6, D)
-    params = model.dense(INPUTS)
-    oracles.assert_close(model.losses, [np.mean(kl(params))])
-    model.compile(optimizer=keras.optimizers.SGD(0.0), loss=no_loss)
-    history = model.fit(INPUTS, INPUTS, verbose=0).history
-    oracles.assert_close(history["loss"], [np.mean(kl(params))], dtype="float32")
-    assert model.predict(INPUTS, verbose=0).shape == (6, D)
-
-
 def test_kl_weight_that_is_set_while_training(tmp_path):
     model = sequential()
     model(INPUTS)

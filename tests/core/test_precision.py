@@ -77,7 +77,7 @@ def test_factors_form_no_matrix(name):
     )
 
 
-@one_of_each
+@pytest.mark.parametrize("name", ["AR1", "ANTE1"])
 def test_passes_through_functions_and_slicing(name):
     operator, matrix = precision_and_matrix(name, 5)
     x = np.ones(5)

@@ -113,10 +113,10 @@ def everything(family, params, event_size):
     }
 
 
-@pytest.mark.parametrize("event_size", [1, 2, 64])
-@every_family
+@pytest.mark.parametrize("event_size", [1, 64])
+@pytest.mark.parametrize("family", ["ar1", "diag", "isotropic", "full"])
 def test_extreme_parameters(family, event_size):
-    """Every finite float32 vector is a valid distribution."""
+    """Every finite float32 vector is a valid distribution; test_params has the other chains."""
     params = tf.constant(extreme_params(posteriors.get(family).params_size(event_size)), tf.float32)
     results = everything(family, params, event_size)
     for name, value in results.items():

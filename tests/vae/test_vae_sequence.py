@@ -71,11 +71,8 @@ def dense(distribution, index, channel, length):
         rho = rho[which] if rho.ndim else rho
     else:
         rho = 0.0
-    # The correlation of two coordinates is the product of those of the pairs between them.
-    rho = np.broadcast_to(rho, T - 1)
-    correlation = np.array(
-        [[np.prod(rho[min(i, j) : max(i, j)]) for j in range(length)] for i in range(length)]
-    )
+    rho = tf.constant(np.broadcast_to(rho, T - 1)[: length - 1])
+    correlation = oracles.tf_antedependent_correlations(rho).numpy()
     mean = np.float64(distribution.mean())[which][:length]
     return oracles.Dense(mean, scale[:, None] * correlation * scale)
 
@@ -379,8 +376,11 @@ def test_wrong_data_after_right_ones():
 
 
 def test_mistakes_in_the_arguments_of_draws():
-    model, x = make(), series()
+    model, x, mask = make(), series(), np.ones((N, T), bool)
     for arguments, message in (
+        ({"x": {"x": x, "mask": mask}, "mask": mask}, "Pass `mask` either as an argument or in"),
+        ({"x": {"x": x, "masks": mask}}, "may have 'length' and 'mask'; got"),
+        ({"x": x.astype(object)}, "The data must be numbers; got dtype object"),
         ({"mask": 4}, r"`mask` must hold booleans, .*\(6, 7\) or \(6, 7, 2\); got dtype int64"),
         ({"mask": np.ones((N, T))}, "`mask` must hold booleans, .*got dtype float64"),
         ({"mask": np.ones((N, T + 1), bool)}, r"`mask` .*got dtype bool and shape \(6, 8\)"),
@@ -390,25 +390,15 @@ def test_mistakes_in_the_arguments_of_draws():
         ({"seed": 1.5}, "`seed` must be an integer of 32 bits, or None; got 1.5"),
     ):
         with pytest.raises(ValueError, match=message):
-            model.impute(x, **arguments)
-
-
-def test_mistakes_with_masks():
-    x, mask = series(), np.ones((N, T), bool)
-    model = make()
-    with pytest.raises(ValueError, match="Pass `mask` either as an argument or in the dictionary"):
-        model.impute({"x": x, "mask": mask}, mask)
-    with pytest.raises(ValueError, match="may have 'length' and 'mask'; got"):
-        model.impute({"x": x, "masks": mask})
-    with pytest.raises(ValueError, match="The data must be numbers; got dtype object"):
-        model.impute(x.astype(object))
+            model.impute(**{"x": x, **arguments})
     # In a pipeline, where arrays are not checked.
-    batches = tf.data.Dataset.from_tensor_slices({"x": x, "mask": mask.astype("int32")}).batch(3)
-    with pytest.raises(ValueError, match=r"`mask` must hold booleans .*got dtype int32"):
-        compiled(model).evaluate(batches, verbose=0)
-    batches = tf.data.Dataset.from_tensor_slices({"x": x, "length": LENGTHS[:, None]}).batch(3)
-    with pytest.raises(ValueError, match=r"`length` must be of shape \[N\]"):
-        compiled(model).evaluate(batches, verbose=0)
+    for part, message in (
+        ({"mask": mask.astype("int32")}, r"`mask` must hold booleans .*got dtype int32"),
+        ({"length": LENGTHS[:, None]}, r"`length` must be of shape \[N\]"),
+    ):
+        batches = tf.data.Dataset.from_tensor_slices({"x": x, **part}).batch(3)
+        with pytest.raises(ValueError, match=message):
+            compiled(model).evaluate(batches, verbose=0)
 
 
 def test_nothing_observed():
@@ -783,18 +773,16 @@ def test_bad_arguments(arguments, message):
 
 
 def test_bad_networks():
-    for make_network, arguments, message in (
-        (sequence_networks.convolutional, {"data_shape": (T,)}, "`data_shape` must be .*; got"),
-        (sequence_networks.convolutional, {"filters": ()}, "at least one"),
-        (sequence_networks.convolutional, {"kernel_size": 0}, "`kernel_size` must"),
-        (sequence_networks.recurrent, {"channels": 0}, "`channels` must be positive"),
-        (sequence_networks.recurrent, {"units": 0}, "`units` must be positive"),
+    for name, arguments, message in (
+        ("convolutional", {"data_shape": (T,)}, "`data_shape` must be .*; got"),
+        ("convolutional", {"filters": ()}, "at least one"),
+        ("convolutional", {"kernel_size": 0}, "`kernel_size` must"),
+        ("recurrent", {"channels": 0}, "`channels` must be positive"),
+        ("recurrent", {"units": 0}, "`units` must be positive"),
     ):
         with pytest.raises(ValueError, match=message):
-            make_network(**{"data_shape": (T, F), "channels": C, **arguments})
-
-
-def test_networks_that_do_not_fit():
+            sequence_networks.NETWORKS[name](**{"data_shape": (T, F), "channels": C, **arguments})
+    # And those that do not fit the model.
     encoder, decoder = sequence_networks.convolutional((T, F), C)
     inputs = encoder.inputs
     pooled = keras.layers.GlobalAveragePooling1D()(encoder.outputs[0])
