@@ -427,7 +427,7 @@ def test_nothing_observed():
     loss, gradient = loss_and_gradients()
     np.testing.assert_allclose(loss, np.zeros(N), atol=1e-5)
     assert gradient < 1e-4
-    for other in (best + np.float32([0.1, 0, 0, 0]), best - np.float32([0, 0, 0, 0.1]), 0 * best):
+    for other in (best + np.float32([0.1, 0, 0, 0]), best - np.float32([0, 0, 0, 0.1])):
         bias.assign(other)
         loss, gradient = loss_and_gradients()
         assert np.all(loss.numpy() > 1e-3)
@@ -702,6 +702,7 @@ def test_save_and_load(network, prior, posterior, tmp_path):
     assert_same_weights(model, loaded)
 
 
+@pytest.mark.slow
 def test_export(tmp_path):
     model, x = make(), series(missing=0.2)
     model.export(tmp_path / "exported", verbose=False)
