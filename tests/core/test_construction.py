@@ -212,6 +212,15 @@ class TestConstruction:
         if name != "times":
             cls(**(given | {name: bad}))  # is not checked unless asked
 
+    @each_class
+    def test_the_sign_of_all_scales_makes_no_difference(self, cls):
+        p, (_, scale, *_) = cls(**valid(cls)), valid(cls)
+        q = p.copy(**{scale: -getattr(p, scale)})
+        assert tfd.kl_divergence(p, q) == tfd.kl_divergence(q, p) == 0
+        for method in ("stddev", "variance", "covariance", "entropy"):
+            np.testing.assert_array_equal(getattr(p, method)(), getattr(q, method)())
+        np.testing.assert_array_equal(p.log_prob([0.3, 2.0, 1.0]), q.log_prob([0.3, 2.0, 1.0]))
+
     @each_correlated
     def test_validate_args_of_fisher_z(self, cls):
         bad = np.full_like(np.float32(CORRELATION[cls]), np.inf)
