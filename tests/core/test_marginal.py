@@ -22,9 +22,10 @@ tfd = tfp.distributions
 def test_marginal_is_the_submatrix(name, where):
     case, kept = MEMBERS[name], slice(*where)
     parameters = random_parameters(case, (3,), 9)
-    distribution, dense = case.distribution(*parameters), as_dense(case, parameters, 9)
-    marginal = distribution.marginal(*where)
+    distribution = case.distribution(*parameters, validate_args=True, allow_nan_stats=False)
+    dense, marginal = as_dense(case, parameters, 9), distribution.marginal(*where)
     assert type(marginal) is type(distribution)
+    assert (marginal.validate_args, marginal.allow_nan_stats) == (True, False)
     oracles.assert_close(marginal.mean(), dense.mean[:, kept], event_ndims=1)
     oracles.assert_close(marginal.covariance(), dense.covariance[:, kept, kept], event_ndims=2)
 

@@ -250,6 +250,16 @@ def test_figures_are_reproducible():
     assert evaluation.evaluate(model, x, num_importance_samples=5) == first
 
 
+def test_every_batch_has_noise_of_its_own(monkeypatch):
+    model, seeds = make("ar1"), set()
+    compute = model.posterior_summary
+    monkeypatch.setattr(
+        model, "posterior_summary", lambda x, seed: seeds.add((*seed.numpy(),)) or compute(x, seed)
+    )
+    evaluation.evaluate(model, data(10), 1, batch_size=4)
+    assert len(seeds) == 3
+
+
 def test_progress():
     done = []
     evaluation.evaluate(make("ar1"), data(10), 2, batch_size=4, progress=lambda *n: done.append(n))

@@ -582,6 +582,10 @@ def test_draws(monkeypatch):
     many = model.impute(x, num_samples=5, seed=3, batch_size=1)
     assert many.shape == (5, N, T, F)
     assert len({many[k, 1, 0, 0].item() for k in range(5)}) in (1, 5)
+    # Every batch and every portion has noise of its own.
+    twice = {"x": x["x"][[0, 0]], "length": LENGTHS[[0, 0]]}
+    ahead = model.forecast(twice, steps=2, num_samples=5, seed=3, batch_size=1)
+    assert np.unique(ahead).size == ahead.size
     assert model.forecast(x, steps=20, num_samples=3, batch_size=4).shape == (3, N, 20, F)
 
 
