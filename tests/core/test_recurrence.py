@@ -97,13 +97,16 @@ def test_values(size, kind, name):
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_unknown_size(name, reverse, kind):
-    """And unknown rank; the gradients as those of a known size."""
+    """And unknown rank; the gradients, and theirs in ρ, as those of a known size."""
 
     def values_and_gradients(x, rho):
-        with tf.GradientTape() as tape:
-            tape.watch([x, rho])
+        with tf.GradientTape() as outer, tf.GradientTape() as tape:
+            for each in (outer, tape):
+                each.watch([x, rho])
             y = FUNCTIONS[name](x, correlation(kind, rho), reverse=reverse)
-        return y, *tape.gradient(y, [x, rho], unconnected_gradients="zero")
+            dx, drho = tape.gradient(y, [x, rho], unconnected_gradients="zero")
+            weighted = dx * x
+        return y, dx, drho, outer.gradient(weighted, rho, unconnected_gradients="zero")
 
     unknown = tf.function(values_and_gradients, [tf.TensorSpec(None, "float64")] * 2)
     for size in (1, 2, 3, 33, 300):
