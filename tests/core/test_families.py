@@ -126,3 +126,11 @@ def test_operators_of_earlier_files():
     read = spec(specs, {"correlation": None, "is_square": True}, ())._from_components(parameters)
     p = families.PACKED["ante1"](None, **parameters)
     np.testing.assert_array_equal(read.to_dense(), p.scale.to_dense())
+
+
+def test_estimate():
+    """By optimization; the other tests of that are slow."""
+    draws = MultivariateNormalToy(tf.zeros(D), 2.0, [0.9, 0.0, -0.9]).sample(4000, seed=[1, 2])
+    fitted = MultivariateNormalToy.experimental_fit(draws)
+    np.testing.assert_allclose(fitted.marginal_scale, 2.0, rtol=0.05)
+    np.testing.assert_allclose(fitted.correlation_parameter(), [0.9, 0.0, -0.9], atol=0.05)
