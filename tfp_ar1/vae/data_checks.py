@@ -1,9 +1,8 @@
 """What `RhoVAE` and `SequenceVAE` take as data: one form of it, and checks before it is used.
 
-Arrays in memory are checked as a whole when they are handed over, by `checked_data` of the model.
-Of what comes batch by batch, each batch is checked where it is read or by assertions in the graph.
-XLA leaves assertions out; a `tf.data.Dataset` is then checked in its own pipeline, and of a
-`keras.utils.PyDataset` the first batch alone.
+Arrays in memory are checked as a whole, by `checked_data` of the model. Of what comes batch by
+batch, each batch is checked where it is read or by assertions in the graph. XLA leaves these out; a
+`tf.data.Dataset` is then checked in its own pipeline, and of a `PyDataset` the first batch alone.
 """
 
 from __future__ import annotations
@@ -21,24 +20,15 @@ import tensorflow as tf
 
 from tfp_ar1._typing import MixinBase
 
-__all__ = [
-    "CheckedDataMixin",
-    "as_array",
-    "assert_all",
-    "check_values",
-    "checked_arrays",
-    "checked_examples",
-    "nan_where_masked",
-    "not_symbolic",
-    "unmasked",
-]
+SHAPE = "[N, *data_shape], N at least 1"
+_WEIGHTS = "`sample_weight` must be finite and not negative"
 
 
 def as_array(name: str, x: Any) -> np.ndarray | tf.Tensor:
     """Data as one array of numbers: masked arrays stay masked, tensors stay tensors.
 
-    Takes what can be converted to one, such as a tensor, a `DataFrame` or nested lists of numbers;
-    or a list or a tuple of one such.
+    Takes what can be converted to one, such as a `DataFrame` or nested lists of numbers; or a list
+    or a tuple of one such.
     """
     if isinstance(x, list | tuple):
         leaves = keras.tree.flatten(x)
@@ -56,9 +46,9 @@ def as_array(name: str, x: Any) -> np.ndarray | tf.Tensor:
         except ValueError as error:
             raise ValueError(f"`{name}` holds lists of unequal lengths; pad them first.") from error
     if isinstance(x, tf.RaggedTensor):
+        series = f"{{'x': {name}.to_tensor(), 'length': {name}.row_lengths()}}"
         raise ValueError(
-            f"`{name}` is a RaggedTensor; give {name}.to_tensor(), and for series {{'x': "
-            f"{name}.to_tensor(), 'length': {name}.row_lengths()}}."
+            f"`{name}` is a RaggedTensor; give {name}.to_tensor(), and for series {series}."
         )
     if isinstance(x, tf.SparseTensor):
         raise ValueError(f"`{name}` is a SparseTensor; give tf.sparse.to_dense({name}).")
@@ -135,9 +125,7 @@ def checked_examples(model: Any, x: Any) -> Any:
     x = model.checked_data(x)
     shape = (x["x"] if isinstance(x, Mapping) else x).shape
     if 0 in tuple(shape):
-        raise ValueError(
-            f"Expected data of shape [N, *data_shape], N at least 1; got {tuple(shape)}."
-        )
+        raise ValueError(f"Expected data of shape {SHAPE}; got {tuple(shape)}.")
     return x
 
 
@@ -164,9 +152,6 @@ def _checked_weight(sample_weight: Any, x: Any) -> np.ndarray | tf.Tensor | None
     return weight
 
 
-_WEIGHTS = "`sample_weight` must be finite and not negative"
-
-
 def _weights_allowed(weight: Any) -> Any:
     # NaN is not below infinity either.
     return (weight >= 0) & (weight < np.inf)
@@ -189,8 +174,8 @@ def _is_stream(x: Any) -> bool:
 class CheckedDataMixin(MixinBase):
     """The entry points of `keras.Model` for data, which check them.
 
-    For models with the methods `checked_data(x)`, which gives data in memory in the form that the
-    model works with, or raises, and `assertions(x)` for a batch in the graph.
+    By `checked_data(x)` of the model, which gives data in memory in the form that it works with, or
+    raises; and by its `assertions(x)` for a batch in the graph.
     """
 
     def _checked(self, x: Any, y: Any, sample_weight: Any) -> tuple[Any, Any, Any]:
@@ -264,20 +249,12 @@ class CheckedDataMixin(MixinBase):
     def fit(
         self, x: Any = None, y: Any = None, *args: Any, **kwargs: Any
     ) -> keras.callbacks.History:
-        """Trains the model: as `keras.Model.fit`, where targets `y` are ignored.
+        """Trains the model: as `keras.Model.fit`; x may be all that Keras takes, y is ignored.
 
         With sample weights, what is minimized is the sum of weight times loss, divided by the
         number of examples, as everywhere in Keras. The figures that are reported, `loss` too, are
-        weighted means: divided by the sum of the weights.
-
-        Of the figures, watch `val_loss` to stop early or to lower the learning rate: `kl` is no
-        measure of success, since it rises as the model learns to use its latents.
-
-        Args:
-          x: array `[N, *data_shape]`, `tf.data.Dataset`, or anything else that Keras takes.
-          y: not needed.
-          *args: as in Keras.
-          **kwargs: as in Keras; `validation_data` may be `(x_test,)`.
+        divided by the sum of the weights. Watch `val_loss` to stop early or to lower the learning
+        rate: `kl` rises as the model learns to use its latents. `validation_data` may be `(x,)`.
 
         Raises:
           ValueError: if x, `validation_data` or `sample_weight` are not what the model is for, in
@@ -288,8 +265,7 @@ class CheckedDataMixin(MixinBase):
         if bound.get("class_weight") is not None and y is None and not _is_stream(x):
             raise ValueError("`class_weight` needs the classes, as targets `y`.")
         _warn_of_monitors(bound.get("callbacks"))
-        data = (bound.get("x"), bound.get("y"), bound.get("sample_weight"))
-        bound["x"], bound["y"], bound["sample_weight"] = self._checked(*data)
+        self._check_arguments(bound)
         validation = bound.get("validation_data")
         if validation is not None:
             if isinstance(validation, list | tuple) and len(validation) > 3:
@@ -301,17 +277,16 @@ class CheckedDataMixin(MixinBase):
             bound["validation_data"] = self._checked(*parts)
         return super().fit(**bound)
 
-    def evaluate(self, x: Any = None, y: Any = None, *args: Any, **kwargs: Any) -> Any:
-        """Evaluates the model: as `keras.Model.evaluate`, where targets `y` are ignored.
+    def _check_arguments(self, bound: dict[str, Any]) -> None:
+        names = ("x", "y", "sample_weight")
+        bound.update(zip(names, self._checked(*map(bound.get, names)), strict=True))
 
-        Raises:
-          ValueError: if x is not what the model is for, in shape or in values.
-        """
+    def evaluate(self, x: Any = None, y: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """Evaluates the model: as `keras.Model.evaluate`; arguments and errors as for `fit`."""
         bound = _bound(super().evaluate, x, y, *args, **kwargs)
         # In `fit`, Keras has the data already.
         if not bound.get("kwargs", {}).get("_use_cached_eval_dataset"):
-            data = (bound.get("x"), bound.get("y"), bound.get("sample_weight"))
-            bound["x"], bound["y"], bound["sample_weight"] = self._checked(*data)
+            self._check_arguments(bound)
         bound.update(bound.pop("kwargs", {}))
         return super().evaluate(**bound)
 

@@ -58,15 +58,13 @@ def evaluate(
       and `num_importance_samples` and `num_examples`.
 
     Raises:
-      ValueError: if a number is less than 1, there are no data, or the likelihood does not allow
-        their values.
+      ValueError: if a number is less than 1, or the data are not what the model is for.
     """
     x = data_checks.checked_arrays(model, x)
-    reconstruction, kl, log_likelihoods = batching.concatenated(
-        batching.importance_estimates(
-            model.importance_terms, x, num_importance_samples, batch_size, seed, progress
-        )
+    estimates = batching.importance_estimates(
+        model.importance_terms, x, num_importance_samples, batch_size, seed, progress
     )
+    reconstruction, kl, log_likelihoods = batching.concatenated(estimates)
     mean, z, scale, rho = batching.concatenated(_posterior_summaries(model, x, batch_size, seed))
     return {
         "neg_elbo": float(np.mean(reconstruction + kl)),
@@ -89,9 +87,7 @@ def log_likelihood(
 ) -> np.ndarray:
     """Importance-weighted estimate of log p(x) for each example; see `RhoVAE.log_likelihood`."""
     x = data_checks.checked_arrays(model, x)
-    return batching.concatenated(
-        batching.importance_estimates(model.importance_terms, x, num_samples, batch_size, seed)
-    )[2]
+    return batching.log_likelihood(model.importance_terms, x, num_samples, batch_size, seed)
 
 
 def correlation(model: VAE, x: Any, batch_size: int = 128) -> np.ndarray:

@@ -36,11 +36,10 @@ class RhoVAE(VAE):
     ```
 
     `fit` and `evaluate` report, in nats per example: `loss`, what is minimized; `reconstruction`,
-    -E_q[log p(x | z)] from one sample; `kl`, KL(q ‖ prior), exact and summed over dimensions; and
-    `correlation`, the mean lag-one correlation of the posteriors. The negative ELBO is
-    `reconstruction + kl`. Where the prior learns a correlation, `prior_correlation` is its mean.
-
-    Distributions are computed in float32 (float64 under that policy), also under mixed precision.
+    -E_q[log p(x | z)] from one sample; `kl`, KL(q ‖ prior), exact; and `correlation`, the mean
+    lag-one correlation of the posteriors. The negative ELBO is `reconstruction + kl`. Where the
+    prior learns a correlation, `prior_correlation` is its mean. Distributions are computed in
+    float32 (float64 under that policy), also under mixed precision.
 
     Args:
       encoder: Keras model from data `[batch, *data_shape]` to features `[batch, units]`.
@@ -60,9 +59,8 @@ class RhoVAE(VAE):
 
     Raises:
       TypeError: if the prior is not a distribution, or encoder or decoder not a Keras 3 model.
-      ValueError: if a name is unknown, `latent_dim` is not a positive integer, the prior does not
-        fit, or encoder and decoder have unfit shapes (for an encoder that does not know the shape
-        of its data yet: when the model is built).
+      ValueError: if another argument is not what is described, or parts do not fit together (for an
+        encoder that does not know the shape of its data yet: when the model is built).
     """
 
     def __init__(
@@ -103,14 +101,7 @@ class RhoVAE(VAE):
         self.build_for(inputs[0][1:] if inputs else None)
 
     def build(self, input_shape: Any) -> None:
-        """Builds the parts for data of this shape, and checks that they fit together.
-
-        Args:
-          input_shape: `(batch or None, *data_shape)`.
-
-        Raises:
-          ValueError: if the encoder does not give vectors, or the decoder not the data's shape.
-        """
+        """Builds the parts for `(batch or None, *data_shape)`; `ValueError` if they do not fit."""
         data_shape = tuple(input_shape[1:])
         if not network_checks.takes(self.decoder, self.latent_shape):
             raise ValueError(
@@ -134,12 +125,7 @@ class RhoVAE(VAE):
         return tf.concat([loc, tf.zeros((units, size - self.latent_dim), loc.dtype)], axis=-1)
 
     def encode(self, x: Any, training: bool = False) -> tfd.Distribution:
-        """The posterior q(z | x): batch shape `[batch]`, event shape `[latent_dim]`.
-
-        Args:
-          x: data `[batch, *data_shape]`.
-          training: passed on to the encoder.
-        """
+        """The posterior q(z | x) of data `[batch, *data_shape]`: of event shape `[latent_dim]`."""
         x = keras.ops.convert_to_tensor(self.checked_data(x))
         if not self.built:
             self.build(tuple(x.shape))
@@ -163,14 +149,9 @@ class RhoVAE(VAE):
         seed: tf.Tensor,
         training: bool = False,
     ) -> objectives.Draws:
-        """Draws K latent vectors for each example, and weighs them.
+        """Draws K latent vectors for each example x from its posterior, and weighs them.
 
-        Args:
-          x: data `[batch, *data_shape]`.
-          posterior: q(z | x), from `encode`.
-          num_samples: K.
-          seed: int32 tensor `[2]`.
-          training: passed on to the decoder.
+        With an int32 seed `[2]`.
         """
         # The density of a draw from the noise that made it, not from its rounded coordinates.
         z, log_q = posterior.experimental_sample_and_log_prob(num_samples, seed=seed)
@@ -186,9 +167,8 @@ class RhoVAE(VAE):
     ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]:
         """What the posteriors of a batch look like.
 
-        Returns:
-          The mean and one draw of q(z | x), both `[batch, *latent_shape]`; the root mean square of
-          its standard deviations and its mean lag-one correlation, both `[batch]`.
+        The mean and one draw of q(z | x), both `[batch, *latent_shape]`; the root mean square of
+        its standard deviations and its mean lag-one correlation, both `[batch]`.
         """
         posterior = self.encode(x)
         return (
@@ -199,22 +179,17 @@ class RhoVAE(VAE):
         )
 
     def checked_data(self, x: Any) -> np.ndarray | tf.Tensor:
-        """Data in memory, or a batch in a graph, as one array.
+        """Data in memory, or a batch in a graph, as one array; an error if they are not right.
 
-        Raises:
-          ValueError: if they are not what the model is for, in shape or, outside a graph, values.
-          TypeError: if they are no data.
+        That is, not of the model's shape, outside a graph of values that it is not for, or no data.
         """
         if isinstance(x, Mapping):
             raise ValueError(
                 f"`{type(self).__name__}` takes one array, not a dictionary, here with the keys "
                 f"{list(x)}; give the array of the data alone."
             )
-        x = data_checks.unmasked(
-            "x",
-            data_checks.as_array("x", x),
-            "fill them in, or use `SequenceVAE`, which allows gaps",
-        )
+        advice = "fill them in, or use `SequenceVAE`, which allows gaps"
+        x = data_checks.unmasked("x", data_checks.as_array("x", x), advice)
         self.check_shape(x.shape)
         if not tf.is_symbolic_tensor(x):
             data_checks.check_values(self, keras.ops.convert_to_numpy(x))

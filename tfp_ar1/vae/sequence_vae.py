@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import keras
@@ -70,9 +70,8 @@ class SequenceVAE(VAE):
       posterior: any family of `RhoVAE` but `"full"`: the distribution of each channel's path, the
         channels being independent of each other.
       prior: `"ar1"`, one learned correlation for each channel, which starts as N(0, I); `None` for
-        N(0, I); or a `MultivariateNormalAR1` of batch shape `[channels]` and event shape `[steps]`
-        with constant parameters; or a layer that learns one,
-        `MultivariateNormalAR1Prior(steps, channels=channels)`.
+        N(0, I); a `MultivariateNormalAR1` of batch shape `[channels]` and event shape `[steps]`
+        with constant parameters; or a layer that learns one, `MultivariateNormalAR1Prior`.
       objective: what to minimize, as for `RhoVAE`; default `ELBO()`.
       likelihood: `"gaussian"`, `"bernoulli"`, or a `tfp_ar1.vae.likelihoods.Likelihood` whose
         values are independent.
@@ -80,9 +79,7 @@ class SequenceVAE(VAE):
       **kwargs: arguments of `keras.Model`, such as `name` and `dtype`.
 
     Raises:
-      TypeError: if the prior is not a distribution.
-      ValueError: if a name is unknown, a size is not a positive integer, the prior does not fit, or
-        encoder and decoder have unfit shapes.
+      TypeError, ValueError: as `RhoVAE`.
     """
 
     def __init__(
@@ -123,13 +120,9 @@ class SequenceVAE(VAE):
             self.build_for((num_timesteps, None if width is None else width // 2))
 
     def build(self, input_shape: Any) -> None:
-        """Builds the parts for data of this shape, and checks that they fit together.
+        """Builds the parts for `(batch or None, steps, features)`, or a dictionary with it as "x".
 
-        Args:
-          input_shape: `(batch or None, steps, features)`, or a dictionary with it at `"x"`.
-
-        Raises:
-          ValueError: if shapes do not fit.
+        Raises `ValueError` if they do not fit.
         """
         shape = tuple(input_shape["x"] if isinstance(input_shape, Mapping) else input_shape)
         if len(shape) != 3 or shape[1] != self.steps or shape[2] is None:
@@ -148,8 +141,7 @@ class SequenceVAE(VAE):
         if not network_checks.takes(self.decoder, (*times, self.channels)):
             raise ValueError(
                 f"The decoder must take the latents of a step, (batch, {self.channels}), or of a "
-                f"path, (batch, {self.steps}, {self.channels}); it takes inputs of shape "
-                f"{decoded}."
+                f"path, (batch, {self.steps}, {self.channels}); it takes inputs of shape {decoded}."
             )
         self.build_parts(
             (self.steps, features),
@@ -163,23 +155,17 @@ class SequenceVAE(VAE):
     def checked_data(self, x: Any) -> np.ndarray | tf.Tensor | dict[str, np.ndarray | tf.Tensor]:
         """Data in memory, or a batch in a graph: one array, or a dictionary with lengths or a mask.
 
-        What is masked in an `np.ma.MaskedArray` was not observed: it becomes NaN.
-
-        Raises:
-          ValueError: if data, lengths or a mask are not what the model is for, in shape or, outside
-            a graph, in values.
-          TypeError: if they are no data.
+        Errors as for `RhoVAE`. What is masked in an `np.ma.MaskedArray` becomes NaN: not observed.
         """
         while isinstance(x, list | tuple) and len(x) == 1 and isinstance(x[0], Mapping):
             (x,) = x
         data = Parts.of(x).given()
         for name, part in data.items():
             part = data_checks.as_array(name, part)
-            data[name] = (
-                data_checks.nan_where_masked(part)
-                if name == "x"
-                else data_checks.unmasked(name, part, "fill them in")
-            )
+            if name == "x":
+                data[name] = data_checks.nan_where_masked(part)
+            else:
+                data[name] = data_checks.unmasked(name, part, "fill them in")
         if any(tf.is_symbolic_tensor(part) for part in data.values()):
             self.check_shape(data["x"].shape)
         else:
@@ -223,10 +209,6 @@ class SequenceVAE(VAE):
         """The posterior q(z | x): batch shape `[batch, channels]`, event shape `[steps]`.
 
         Coordinates past the end of a series mean nothing.
-
-        Args:
-          x: data `[batch, steps, features]`, or a dictionary with lengths.
-          training: passed on to the encoder.
         """
         series = self._series(self.checked_data(x))
         indicator = tf.cast(series.observed, series.values.dtype)
@@ -279,8 +261,7 @@ class SequenceVAE(VAE):
     ) -> objectives.Draws:
         """Draws K paths for each series, and weighs them by what they say about its own timesteps.
 
-        Arguments as for `RhoVAE.draw`. Past the end of a series, the paths that are returned follow
-        the prior.
+        As `RhoVAE.draw`. Past the end of a series, the paths that are returned follow the prior.
         """
         series = self._series(x)
         z_seed, path_seed = samplers.split_seed(seed)
@@ -297,20 +278,12 @@ class SequenceVAE(VAE):
         return objectives.Draws(z, log_p, log_weight)
 
     def _continued(self, z: tf.Tensor, series: Series, more: int, seed: Any) -> tf.Tensor:
-        """Paths that continue past the end of each series, as the prior has it.
+        """Paths `[K, batch, channels, steps]` that continue past the end of each series.
 
-        Given its last coordinate, what follows in a Markov chain is independent of what was before.
-        So it is drawn as `u_t + ρ^(t-l) (z_l - u_l)` for a path u of the prior that is independent
-        of z, where l is the last timestep: of mean and covariance as given z_l.
-
-        Args:
-          z: paths `[K, batch, channels, steps]`.
-          series: the data.
-          more: how many timesteps to add, where the prior has the mean of its last timestep.
-          seed: for `tfd.Distribution.sample`; `None` for the mean of what follows.
-
-        Returns:
-          Tensor `[K, batch, channels, steps + more]`.
+        By `more` timesteps, where the prior has the mean of its last one. Given its last
+        coordinate, what follows in a Markov chain is independent of what was before. So it is drawn
+        as `u_t + ρ^(t-l) (z_l - u_l)` for a path u of the prior that is independent of z, where l
+        is the last timestep: of mean and covariance as given z_l. Without a seed u is the mean.
         """
         prior = self.prior
         loc = tf.concat([prior.loc, tf.repeat(prior.loc[..., -1:], more, axis=-1)], axis=-1)
@@ -355,8 +328,7 @@ class SequenceVAE(VAE):
 
         Args:
           x: data `[N, steps, features]` with NaN where nothing was observed, or a dictionary.
-          mask: booleans `[N, steps]` or `[N, steps, features]`, true where x was observed. What x
-            holds elsewhere is not used, and may be NaN or not.
+          mask: as in a dictionary, which then must have none.
           num_samples: number S of draws of each series.
           seed: integer for the same draws each time, or `None` for the model's own.
           batch_size: series at a time. Draws are made in portions, so that memory stays bounded.
@@ -366,14 +338,14 @@ class SequenceVAE(VAE):
           a series is its forecast.
 
         Raises:
-          ValueError: if the data are not what the model is for, or have a mask already.
+          ValueError: if the data are not what the model is for.
         """
         if mask is not None:
             parts = Parts.of(x)
             if parts.mask is not None:
                 raise ValueError("Pass `mask` either as an argument or in the dictionary.")
             x = parts._replace(mask=mask).given()
-        return self._draws(self._impute, x, self.steps, num_samples, seed, batch_size)
+        return self._draws(self._impute, x, 0, num_samples, seed, batch_size)
 
     def forecast(
         self,
@@ -383,21 +355,10 @@ class SequenceVAE(VAE):
         seed: int | None = None,
         batch_size: int = 128,
     ) -> np.ndarray:
-        """Draws of what follows each series.
+        """Draws `[S, N, h, features]` of what follows each series, h = `steps`.
 
         From their last timestep the latent paths follow the prior: k timesteps later they are
-        `ρ^k z_last + √(1 - ρ^2k) ε` for a prior of mean 0 and variance 1. Draws include the noise
-        of observation: quantiles over them are prediction intervals.
-
-        Args:
-          x: data `[N, T, features]`, or a dictionary with lengths.
-          steps: number h of timesteps to forecast, after the last one of each series.
-          num_samples: number S of draws of each series.
-          seed: integer for the same draws each time, or `None` for the model's own.
-          batch_size: series at a time. Draws are made in portions, so that memory stays bounded.
-
-        Returns:
-          Array `[S, N, h, features]`.
+        `ρ^k z_last + √(1 - ρ^2k) ε` for a prior of mean 0 and variance 1. The rest as for `impute`.
 
         Raises:
           ValueError: if the data are not what the model is for, or the decoder takes whole paths.
@@ -408,39 +369,29 @@ class SequenceVAE(VAE):
                 f"A decoder of whole paths of {self.steps} steps cannot decode what follows them; "
                 f"`forecast` needs one of single steps, from [batch, {self.channels}]."
             )
-
-        def draw(x: Any, num_samples: int, seed: tf.Tensor) -> tf.Tensor:
-            return self._forecast(x, steps, num_samples, seed)
-
-        return self._draws(draw, x, self.steps + steps, num_samples, seed, batch_size)
+        return self._draws(self._forecast, x, steps, num_samples, seed, batch_size)
 
     def _draws(
-        self,
-        draw: Callable[[Any, int, tf.Tensor], tf.Tensor],
-        x: Any,
-        num_timesteps: int,
-        num_samples: int,
-        seed: int | None,
-        batch_size: int,
+        self, draw: Any, x: Any, more: int, num_samples: int, seed: int | None, batch_size: int
     ) -> np.ndarray:
-        """Calls `draw(x, num_samples, seed)`, which decodes `num_timesteps`, in portions."""
+        """Calls `draw(x, more, num_samples, seed)`, for `more` timesteps than in x, in portions."""
         x = data_checks.checked_arrays(self, x)
         num_samples = batching.checked_count("num_samples", num_samples, at_least=1)
         batch_size = batching.checked_count("batch_size", batch_size, at_least=1)
         seed = self.next_seed() if seed is None else batching.checked_seed(seed)
-        size = num_timesteps * self.data_shape[-1]
+        size = (self.steps + more) * self.data_shape[-1]
         batches = []
         for index, batch in enumerate(batching.batches(x, batch_size)):
             portions = [
-                draw(batch, n, samplers.fold_in(seed, index * num_samples + start)).numpy()
+                draw(batch, more, n, samplers.fold_in(seed, index * num_samples + start)).numpy()
                 for start, n in batching.portions(num_samples, batch_size, size)
             ]
             batches.append(np.concatenate(portions))
         return np.concatenate(batches, axis=1)
 
     @tf.function(reduce_retracing=True)
-    def _impute(self, x: Any, num_samples: int, seed: tf.Tensor) -> tf.Tensor:
-        series, (z, noise_seed) = self._series(x), self._draw_continued(x, 0, num_samples, seed)
+    def _impute(self, x: Any, more: int, num_samples: int, seed: tf.Tensor) -> tf.Tensor:
+        series, (z, noise_seed) = self._series(x), self._draw_continued(x, more, num_samples, seed)
         draws = self._observations(z, noise_seed)
         return tf.where(series.observed, series.values, draws)
 
