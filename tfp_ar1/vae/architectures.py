@@ -65,9 +65,7 @@ def cnn(data_shape: Sequence[int], latent_dim: int) -> tuple[keras.Model, keras.
       latent_dim: size d of the latent vectors.
 
     Returns:
-      The encoder `[batch, *data_shape]` to `[batch, features]` (`RhoVAE` adds the layer that makes
-      the posterior's parameters), and the decoder `[batch, latent_dim]` to `[batch, *data_shape]`,
-      linear at the end.
+      Encoder and decoder, as `mlp` does.
 
     Raises:
       ValueError: if the shape is not that of an image, or a size is too small.
@@ -83,15 +81,7 @@ def dcgan(data_shape: Sequence[int], latent_dim: int) -> tuple[keras.Model, kera
     512. Batch normalization after all but the first and the decoder's last; leaky relu in the
     encoder, relu in the decoder. The only dense layer is the decoder's projection of z.
 
-    Args:
-      data_shape: as for `cnn`.
-      latent_dim: size d of the latent vectors.
-
-    Returns:
-      The encoder and the decoder, as `cnn` does.
-
-    Raises:
-      ValueError: if the shape is not that of an image, or a size is too small.
+    Arguments, results and errors are those of `cnn`.
     """
     side, filters = min(_image_shape(data_shape)[:2]), [64]
     while _halved(side, len(filters) + 1) >= 4:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import keras
@@ -39,19 +39,12 @@ class VAE(SeededMixin, MultiWorkerMixin, Keras3Mixin, data_checks.CheckedDataMix
     """A variational autoencoder: the base of `RhoVAE`, for vectors, and `SequenceVAE`, for paths.
 
     A subclass makes its prior and calls this constructor, whose arguments and errors are those of
-    `RhoVAE`; then it makes `posterior_head`, from features to the posterior's parameters, and calls
-    `build_for` with the shape of its data.
+    `RhoVAE`; then it makes `posterior_head`, from features to the posterior's parameters, and the
+    `latent_shape` of one example, and calls `build_for` with the shape of its data. It defines
+    `encode`, `draw`, `kl_to_prior`, `posterior_correlation`, `posterior_summary`, `checked_data`
+    and `assertions`, as `RhoVAE` does.
     """
 
-    # What a subclass makes and defines; `RhoVAE` says what each does.
-    posterior_head: keras.layers.Layer
-    latent_shape: tuple[int, ...]
-    encode: Callable[..., tfd.Distribution]
-    draw: Callable[..., objectives.Draws]
-    kl_to_prior: Callable[..., tf.Tensor]
-    posterior_correlation: Callable[..., tf.Tensor]
-    posterior_summary: Callable[..., tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]]
-    checked_data: Callable[..., Any]
     data_shape: tuple[int, ...]  # of one example, known when the model is built
 
     def __init__(
@@ -130,8 +123,7 @@ class VAE(SeededMixin, MultiWorkerMixin, Keras3Mixin, data_checks.CheckedDataMix
     def decoder_outputs(self, z: Any, training: bool = False) -> tf.Tensor:
         """What the decoder gives for latent vectors `[batch, latent_dim]`, in full precision."""
         if not self.built:
-            advice = "call it on data, or `build` it, before it decodes"
-            raise ValueError(f"The model is not built yet; {advice}.")
+            raise ValueError("The model is not built yet; call it on data, or `build` it, first.")
         outputs = self.decoder(tf.cast(z, self.compute_dtype), training=training)
         return tf.cast(outputs, self.distribution_dtype)
 
@@ -179,13 +171,11 @@ class VAE(SeededMixin, MultiWorkerMixin, Keras3Mixin, data_checks.CheckedDataMix
         return batching.log_likelihood(self.importance_terms, x, num_samples, batch_size)
 
     @tf.function(reduce_retracing=True)
-    def importance_terms(
-        self, x: tf.Tensor, seed: tf.Tensor, num_samples: int
-    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    def importance_terms(self, x: Any, seed: tf.Tensor, num_samples: int) -> tuple[tf.Tensor, ...]:
         """`[K, batch]`: log p(x | z), log p(x | z) p(z) / q(z | x); `[batch]`: KL(q ‖ prior)."""
         posterior = self.encode(x)
-        draws = self.draw(x, posterior, num_samples, seed)
-        return draws.log_p, draws.log_weight, self.kl_to_prior(posterior, x)
+        _, log_p, log_weight = self.draw(x, posterior, num_samples, seed)
+        return log_p, log_weight, self.kl_to_prior(posterior, x)
 
     @tf.function(reduce_retracing=True)
     def mean_correlation(self, x: tf.Tensor) -> tf.Tensor:
@@ -236,9 +226,9 @@ class VAE(SeededMixin, MultiWorkerMixin, Keras3Mixin, data_checks.CheckedDataMix
         if self.distribute_strategy.num_replicas_in_sync > 1:
             # Keras fails with either, a single Dense layer too, and says nothing of the reason.
             harmless = {"jit_compile": (None, False, "auto"), "steps_per_execution": (None, 1)}
-            for name, values in harmless.items():
-                if kwargs.get(name) not in values:
-                    option = f"`{name}={kwargs[name]}`"
+            for name, allowed in harmless.items():
+                if (value := kwargs.get(name)) not in allowed:
+                    option = f"`{name}={value}`"
                     raise ValueError(
                         f"Keras cannot train several replicas with {option}; leave it out."
                     )

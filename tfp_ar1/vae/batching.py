@@ -80,7 +80,7 @@ def importance_estimates(
             progress(done, num_examples(x))
 
 
-def log_likelihood(importance_terms: Callable[..., Any], x: Data, *args: int) -> np.ndarray:
+def log_likelihood(importance_terms: Callable[..., Any], x: Data, *args: Any) -> np.ndarray:
     """The importance-weighted log-likelihoods `[N]`; arguments as for `importance_estimates`."""
     return concatenated(importance_estimates(importance_terms, x, *args))[2]
 

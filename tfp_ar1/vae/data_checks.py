@@ -45,15 +45,14 @@ def as_array(name: str, x: Any) -> np.ndarray | tf.Tensor:
             x = np.asarray(x)
         except ValueError as error:
             raise ValueError(f"`{name}` holds lists of unequal lengths; pad them first.") from error
+    instead = f"{name}.toarray()" if hasattr(x, "toarray") else ""
     if isinstance(x, tf.RaggedTensor):
         series = f"{{'x': {name}.to_tensor(), 'length': {name}.row_lengths()}}"
-        raise ValueError(
-            f"`{name}` is a RaggedTensor; give {name}.to_tensor(), and for series {series}."
-        )
-    if isinstance(x, tf.SparseTensor):
-        raise ValueError(f"`{name}` is a SparseTensor; give tf.sparse.to_dense({name}).")
-    if hasattr(x, "toarray"):
-        raise ValueError(f"`{name}` is sparse, {type(x).__name__}; give {name}.toarray().")
+        instead = f"{name}.to_tensor(), and for series {series}"
+    elif isinstance(x, tf.SparseTensor):
+        instead = f"tf.sparse.to_dense({name})"
+    if instead:
+        raise ValueError(f"`{name}` is a {type(x).__name__}; give {instead}.")
     not_symbolic(x)
     if isinstance(x, tf.Variable | keras.Variable):
         x = tf.convert_to_tensor(x)
@@ -140,12 +139,10 @@ def _checked_weight(sample_weight: Any, x: Any) -> np.ndarray | tf.Tensor | None
         return None
     weight = as_array("sample_weight", sample_weight)
     weight = unmasked("sample_weight", weight, "give the weight 0 to what is not to count")
-    number = keras.tree.flatten(x)[0].shape[0]
-    if tuple(weight.shape) not in ((number,), (number, 1)):
-        raise ValueError(
-            f"`sample_weight` must hold one number for each of {number} examples; got shape "
-            f"{tuple(weight.shape)}."
-        )
+    number, shape = keras.tree.flatten(x)[0].shape[0], tuple(weight.shape)
+    if shape not in ((number,), (number, 1)):
+        wanted = f"one number for each of {number} examples"
+        raise ValueError(f"`sample_weight` must hold {wanted}; got shape {shape}.")
     weight = keras.ops.convert_to_numpy(weight).reshape(-1)
     if not np.all(_weights_allowed(weight)):
         raise ValueError(f"{_WEIGHTS}; got values from {weight.min():g} to {weight.max():g}.")
@@ -208,19 +205,18 @@ class CheckedDataMixin(MixinBase):
             for part in keras.tree.flatten(batch):
                 unmasked("the first batch", part, "put NaN where something is missing")
             self._checked_batch(tuple(batch) if isinstance(batch, list) else batch)
-        if isinstance(x, tf.data.Dataset):
-            spec = keras.utils.unpack_x_y_sample_weight(x.element_spec)[0]
-            spec = spec.get("x") if isinstance(spec, Mapping) else spec
-            if isinstance(spec, tf.TensorSpec):
-                self.check_shape(spec.shape)
-        if isinstance(x, tf.data.Dataset) and self.jit_compile:
+        if not isinstance(x, tf.data.Dataset):
+            return x
+        spec = keras.utils.unpack_x_y_sample_weight(x.element_spec)[0]
+        spec = spec.get("x") if isinstance(spec, Mapping) else spec
+        if isinstance(spec, tf.TensorSpec):
+            self.check_shape(spec.shape)
 
-            def check(*batch: Any) -> Any:
-                data = batch if isinstance(x.element_spec, tuple) else batch[0]
-                return keras.utils.pack_x_y_sample_weight(*self._asserted(data))
+        def check(*batch: Any) -> Any:
+            data = batch if isinstance(x.element_spec, tuple) else batch[0]
+            return keras.utils.pack_x_y_sample_weight(*self._asserted(data))
 
-            return x.map(check)
-        return x
+        return x.map(check) if self.jit_compile else x
 
     def _asserted(self, data: Any) -> tuple[Any, Any, tf.Tensor | None]:
         """Data, targets and weights `[batch]` of a batch, which in a graph stop what is wrong."""
@@ -232,23 +228,19 @@ class CheckedDataMixin(MixinBase):
             if weight.shape.rank == 2 and weight.shape[1] == 1:
                 weight = tf.squeeze(weight, 1)
             if weight.shape.rank not in (None, 1):
-                raise ValueError(
-                    "`sample_weight` must hold one number for each example; got shape "
-                    f"{weight.shape}."
-                )
+                wanted = "one number for each example"
+                raise ValueError(f"`sample_weight` must hold {wanted}; got shape {weight.shape}.")
             checks.append(assert_all(_weights_allowed(weight), _WEIGHTS))
         with tf.control_dependencies(checks):
             return keras.tree.map_structure(tf.identity, x), y, weight
 
-    def __call__(self, x: Any, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, x: Any, *args, **kwargs) -> Any:
         """The reconstructions: as for `keras.Model`, which would drop the mask of an array."""
         if not any(isinstance(part, keras.KerasTensor) for part in keras.tree.flatten(x)):
             x = self.checked_data(x)
         return super().__call__(x, *args, **kwargs)
 
-    def fit(
-        self, x: Any = None, y: Any = None, *args: Any, **kwargs: Any
-    ) -> keras.callbacks.History:
+    def fit(self, x: Any = None, y: Any = None, *args, **kwargs) -> keras.callbacks.History:
         """Trains the model: as `keras.Model.fit`; x may be all that Keras takes, y is ignored.
 
         With sample weights, what is minimized is the sum of weight times loss, divided by the
@@ -281,7 +273,7 @@ class CheckedDataMixin(MixinBase):
         names = ("x", "y", "sample_weight")
         bound.update(zip(names, self._checked(*map(bound.get, names)), strict=True))
 
-    def evaluate(self, x: Any = None, y: Any = None, *args: Any, **kwargs: Any) -> Any:
+    def evaluate(self, x: Any = None, y: Any = None, *args, **kwargs) -> Any:
         """Evaluates the model: as `keras.Model.evaluate`; arguments and errors as for `fit`."""
         bound = _bound(super().evaluate, x, y, *args, **kwargs)
         # In `fit`, Keras has the data already.
@@ -290,7 +282,7 @@ class CheckedDataMixin(MixinBase):
         bound.update(bound.pop("kwargs", {}))
         return super().evaluate(**bound)
 
-    def predict(self, x: Any, *args: Any, **kwargs: Any) -> np.ndarray:
+    def predict(self, x: Any, *args, **kwargs) -> np.ndarray:
         """The reconstructions of data: as `keras.Model.predict`; errors as for `fit`."""
         return super().predict(self._checked(x, None, None)[0], *args, **kwargs)
 
@@ -299,13 +291,13 @@ class CheckedDataMixin(MixinBase):
         return super().predict_step(self._asserted(data)[0])
 
     def train_on_batch(
-        self, x: Any, y: Any = None, sample_weight: Any = None, *args: Any, **kwargs: Any
+        self, x: Any, y: Any = None, sample_weight: Any = None, *args, **kwargs
     ) -> Any:
         """One step on one batch: as `keras.Model.train_on_batch`; errors as for `fit`."""
         return super().train_on_batch(*self._checked(x, y, sample_weight), *args, **kwargs)
 
     def test_on_batch(
-        self, x: Any, y: Any = None, sample_weight: Any = None, *args: Any, **kwargs: Any
+        self, x: Any, y: Any = None, sample_weight: Any = None, *args, **kwargs
     ) -> Any:
         """Evaluates one batch: as `keras.Model.test_on_batch`; errors as for `fit`."""
         return super().test_on_batch(*self._checked(x, y, sample_weight), *args, **kwargs)
@@ -326,6 +318,6 @@ def _warn_of_monitors(callbacks: Any) -> None:
             )
 
 
-def _bound(function: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
+def _bound(function: Any, *args, **kwargs) -> dict[str, Any]:
     """Arguments by name, as the function takes them."""
     return dict(inspect.signature(function).bind(*args, **kwargs).arguments)

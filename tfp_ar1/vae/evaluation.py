@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -65,7 +65,12 @@ def evaluate(
         model.importance_terms, x, num_importance_samples, batch_size, seed, progress
     )
     reconstruction, kl, log_likelihoods = batching.concatenated(estimates)
-    mean, z, scale, rho = batching.concatenated(_posterior_summaries(model, x, batch_size, seed))
+    summaries = (
+        # The seeds of `importance_estimates` have no negative numbers.
+        model.posterior_summary(batch, tf.constant([seed, -2 - index], tf.int32))
+        for index, batch in enumerate(batching.batches(x, batch_size))
+    )
+    mean, z, scale, rho = (part.astype(np.float64) for part in batching.concatenated(summaries))
     return {
         "neg_elbo": float(np.mean(reconstruction + kl)),
         "reconstruction": float(np.mean(reconstruction)),
@@ -93,16 +98,6 @@ def log_likelihood(
 def correlation(model: VAE, x: Any, batch_size: int = 128) -> np.ndarray:
     """The mean lag-one correlation of each example's posterior, an array `[N]`."""
     return model.correlation(x, batch_size)
-
-
-def _posterior_summaries(
-    model: VAE, x: batching.Data, batch_size: int, seed: int
-) -> Iterator[tuple[np.ndarray, ...]]:
-    """Yields mean, a draw, scale and ρ of the posteriors of each batch, in float64."""
-    for index, batch in enumerate(batching.batches(x, batch_size)):
-        # The seeds of `importance_estimates` have no negative numbers.
-        seeds = tf.constant([seed, -2 - index], tf.int32)
-        yield tuple(np.asarray(part, np.float64) for part in model.posterior_summary(batch, seeds))
 
 
 def _mmd_to_prior(model: VAE, z: np.ndarray, seed: int) -> float:

@@ -13,8 +13,6 @@ import tensorflow as tf
 
 from tfp_ar1._typing import MixinBase
 
-__all__ = ["MultiWorkerMixin"]
-
 
 class MultiWorkerMixin(MixinBase):
     """The overrides, for a `keras.Model` with a `train_step` of its own."""

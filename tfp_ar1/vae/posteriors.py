@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Protocol
-
 import tensorflow as tf
 import tensorflow_probability as tfp
 from tensorflow_probability import distributions as tfd
@@ -15,7 +13,7 @@ from tfp_ar1.families import PACKED
 __all__ = ["POSTERIORS", "Posterior", "get", "num_covariance_parameters"]
 
 
-class Posterior(Protocol):
+class Posterior:
     """A family of normals over vectors, and how a network's output chooses one of them.
 
     `parameters` says what each packed parameter is one number for, where coordinates have an order:
@@ -27,24 +25,31 @@ class Posterior(Protocol):
 
     def params_size(self, event_size: int) -> int:
         """The number of outputs that the network needs."""
+        d = ar1_params.checked_event_size(event_size)
+        size = {"member": 1, "coordinate": d, "step": d - 1}
+        return sum(size[per] for per in self.parameters or ())
 
     def new(self, params: tf.Tensor, event_size: int) -> tfd.Distribution:
         """The distribution for outputs `[..., params_size(event_size)]`."""
+        params = ar1_params.checked_params(params, self.params_size(event_size), event_size)
+        loc = ar1_params.bounded(params[..., :event_size], ar1_params.LOC_BOUND)
+        return self._around(loc, params[..., event_size:], event_size)
+
+    def _around(self, loc: tf.Tensor, rest: tf.Tensor, d: int) -> tfd.Distribution:
+        raise NotImplementedError
 
     def correlation(self, distribution: tfd.Distribution) -> tf.Tensor:
         """The mean correlation `[...]` of neighbouring coordinates."""
+        raise NotImplementedError
 
 
-class _MarkovChain:
+class _MarkovChain(Posterior):
     """A member of this package: `"ar1"` is that of the ρ-VAE (equation 4 of the paper)."""
 
     def __init__(self, family: str):
         self.family = family
         declared = (p.per for p in PACKED[family].declaration if p.packed is not None)
         self.parameters = ("coordinate", *declared)
-
-    def params_size(self, event_size: int) -> int:
-        return ar1_params.params_size(event_size, self.family)
 
     def new(self, params: tf.Tensor, event_size: int) -> tfd.Distribution:
         return ar1_params.new(params, event_size, family=self.family)
@@ -61,25 +66,13 @@ def _mean_over_steps(rho: tf.Tensor) -> tf.Tensor:
     return tf.reduce_sum(rho, axis=-1) / tf.cast(tf.maximum(tf.shape(rho)[-1], 1), rho.dtype)
 
 
-def _loc_and_rest(
-    posterior: Posterior, params: tf.Tensor, event_size: int
-) -> tuple[tf.Tensor, tf.Tensor]:
-    params = ar1_params.checked_params(params, posterior.params_size(event_size), event_size)
-    loc = ar1_params.bounded(params[..., :event_size], ar1_params.LOC_BOUND)
-    return loc, params[..., event_size:]
-
-
-class _Diagonal:
+class _Diagonal(Posterior):
     """A variance for each coordinate: the standard VAE (equation 3). Packed `[loc, log s]`."""
 
     parameters = ("coordinate", "coordinate")
 
-    def params_size(self, event_size: int) -> int:
-        return 2 * ar1_params.checked_event_size(event_size)
-
-    def new(self, params: tf.Tensor, event_size: int) -> tfd.Distribution:
-        loc, log_s = _loc_and_rest(self, params, event_size)
-        scale = tf.broadcast_to(ar1_params.scale_from_log_variance(log_s), tf.shape(loc))
+    def _around(self, loc: tf.Tensor, rest: tf.Tensor, d: int) -> tfd.Distribution:
+        scale = tf.broadcast_to(ar1_params.scale_from_log_variance(rest), tf.shape(loc))
         return tfd.MultivariateNormalDiag(loc, scale)
 
     def correlation(self, distribution: tfd.Distribution) -> tf.Tensor:
@@ -91,11 +84,8 @@ class _Isotropic(_Diagonal):
 
     parameters = ("coordinate", "member")
 
-    def params_size(self, event_size: int) -> int:
-        return ar1_params.checked_event_size(event_size) + 1
 
-
-class _Full:
+class _Full(Posterior):
     """Any covariance, by its Cholesky factor: O(d²) parameters.
 
     Packed `[loc (d), factor (d (d+1)/2)]`, the factor as `tfp.math.fill_triangular` takes it, with
@@ -108,12 +98,11 @@ class _Full:
         d = ar1_params.checked_event_size(event_size)
         return d + d * (d + 1) // 2
 
-    def new(self, params: tf.Tensor, event_size: int) -> tfd.Distribution:
-        loc, factor = _loc_and_rest(self, params, event_size)
-        factor = tfp.math.fill_triangular(factor)
+    def _around(self, loc: tf.Tensor, rest: tf.Tensor, d: int) -> tfd.Distribution:
+        factor = tfp.math.fill_triangular(rest)
         # Not tf.linalg.set_diag, whose gradient XLA cannot compile for an unknown batch size.
         scale_tril = tf.where(
-            tf.eye(event_size, dtype=tf.bool),
+            tf.eye(d, dtype=tf.bool),
             ar1_params.scale_from_log_variance(factor),
             ar1_params.bounded(factor, ar1_params.LOC_BOUND),
         )

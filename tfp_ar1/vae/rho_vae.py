@@ -47,8 +47,8 @@ class RhoVAE(VAE):
         logits for a Bernoulli likelihood, means for a Gaussian one.
       latent_dim: size d of the latent vectors, at least 1.
       posterior: `"ar1"` (one variance and one correlation, the ρ-VAE), `"diag"` (a variance for
-        each dimension, the standard VAE), `"isotropic"` (one variance) or `"full"` (any covariance,
-        by its Cholesky factor).
+        each dimension, the standard VAE), `"isotropic"` (one variance), `"full"` (any covariance,
+        by its Cholesky factor), or another key of `tfp_ar1.vae.posteriors.POSTERIORS`.
       prior: distribution over vectors of size d, with constant parameters, or a layer that learns
         one (`tfp_ar1.layers.MultivariateNormalAR1Prior`); default N(0, I).
       objective: what to minimize: `"elbo"`, `"infovae"`, `"iwae"`, or one of
@@ -142,12 +142,7 @@ class RhoVAE(VAE):
         return self.posterior.correlation(posterior)
 
     def draw(
-        self,
-        x: tf.Tensor,
-        posterior: tfd.Distribution,
-        num_samples: int,
-        seed: tf.Tensor,
-        training: bool = False,
+        self, x: Any, posterior: Any, num_samples: int, seed: tf.Tensor, training: bool = False
     ) -> objectives.Draws:
         """Draws K latent vectors for each example x from its posterior, and weighs them.
 
@@ -162,9 +157,7 @@ class RhoVAE(VAE):
         return objectives.Draws(z, log_p, log_weight=log_p + self.prior.log_prob(z) - log_q)
 
     @tf.function(reduce_retracing=True)
-    def posterior_summary(
-        self, x: tf.Tensor, seed: tf.Tensor
-    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]:
+    def posterior_summary(self, x: tf.Tensor, seed: tf.Tensor) -> tuple[tf.Tensor, ...]:
         """What the posteriors of a batch look like.
 
         The mean and one draw of q(z | x), both `[batch, *latent_shape]`; the root mean square of
@@ -179,9 +172,9 @@ class RhoVAE(VAE):
         )
 
     def checked_data(self, x: Any) -> np.ndarray | tf.Tensor:
-        """Data in memory, or a batch in a graph, as one array; an error if they are not right.
+        """Data in memory, or a batch in a graph, as one array.
 
-        That is, not of the model's shape, outside a graph of values that it is not for, or no data.
+        Raises an error if they are not of the model's shape, or outside a graph not of its values.
         """
         if isinstance(x, Mapping):
             raise ValueError(

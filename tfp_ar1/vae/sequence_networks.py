@@ -72,10 +72,7 @@ def recurrent(
       hidden_units: width of each hidden layer of the decoder.
 
     Returns:
-      The encoder and the decoder, as `SequenceVAE` takes them.
-
-    Raises:
-      ValueError: if a size is not positive, or `data_shape` is not of length 2.
+      Encoder and decoder; errors as for `convolutional`.
     """
     _check_sizes(data_shape, channels=[channels], units=[units])
     inputs, valid = _encoder_inputs(data_shape)

@@ -50,11 +50,9 @@ class SequenceVAE(VAE):
       Keras's masks are. What x holds elsewhere changes no result.
 
     `fit` and `evaluate` also take `tf.data.Dataset`s of either, whose batches may have fewer
-    timesteps, such as those of `padded_batch`. Values and lengths there are checked as they come.
-
-    Training, metrics, objectives, sample weights, saving and `export` (for series of full length)
-    are those of `RhoVAE`. The metric `correlation` is the posteriors' mean over the channels,
-    `prior_correlation` that of a prior that is learned.
+    timesteps, such as those of `padded_batch`. Training, metrics (correlations are means over the
+    channels), objectives, sample weights, saving and `export` (for series of full length) are those
+    of `RhoVAE`.
 
     Args:
       encoder: Keras model of two inputs, `[batch, steps, 2 * features]` and boolean
@@ -64,19 +62,17 @@ class SequenceVAE(VAE):
         second says which timesteps there are: the features of these must not depend on the others.
       decoder: Keras model from `[batch, channels]` to `[batch, features]`, which is applied to each
         timestep; or one from whole paths, `[batch, steps, channels]` to `[batch, steps, features]`,
-        which cannot forecast. Logits for a Bernoulli likelihood, means for a Gaussian one.
+        which cannot forecast. Gives what `RhoVAE`'s does.
       channels: number of latent channels, at least 1.
       steps: number of timesteps T of the longest series, at least 1.
-      posterior: any family of `RhoVAE` but `"full"`: the distribution of each channel's path, the
-        channels being independent of each other.
+      posterior: any family of `RhoVAE` but `"full"`, for the path of each channel, independently.
       prior: `"ar1"`, one learned correlation for each channel, which starts as N(0, I); `None` for
         N(0, I); a `MultivariateNormalAR1` of batch shape `[channels]` and event shape `[steps]`
         with constant parameters; or a layer that learns one, `MultivariateNormalAR1Prior`.
-      objective: what to minimize, as for `RhoVAE`; default `ELBO()`.
-      likelihood: `"gaussian"`, `"bernoulli"`, or a `tfp_ar1.vae.likelihoods.Likelihood` whose
-        values are independent.
-      seed: integer seed of the noise, or `None` for a random one.
-      **kwargs: arguments of `keras.Model`, such as `name` and `dtype`.
+      objective: as for `RhoVAE`.
+      likelihood: as for `RhoVAE`, of independent values.
+      seed: as for `RhoVAE`.
+      **kwargs: as for `RhoVAE`.
 
     Raises:
       TypeError, ValueError: as `RhoVAE`.
@@ -98,10 +94,9 @@ class SequenceVAE(VAE):
         channels = batching.checked_count("channels", channels, at_least=1)
         steps = batching.checked_count("steps", steps, at_least=1)
         dtype = distribution_dtype(kwargs.get("dtype"))
-        prior = _checked_prior(prior, (channels, steps), dtype)
+        prior = _checked_prior(prior, channels, steps, dtype)
         super().__init__(encoder, decoder, posterior, prior, objective, likelihood, seed, **kwargs)
-        self.channels = channels
-        self.steps = steps
+        self.channels, self.steps = channels, steps
         self.latent_shape = (channels, steps)  # of the latents z of one series
         self.posterior_head = SequencePosteriorHead(
             posterior, channels, dtype=dtype.name, name="posterior_parameters"
@@ -218,10 +213,7 @@ class SequenceVAE(VAE):
         return self.posterior.new(params, self.steps)
 
     def decoder_outputs(self, z: Any, training: bool = False) -> tf.Tensor:
-        """What the decoder gives for paths `[batch, channels, steps]`, `[batch, steps, features]`.
-
-        A decoder of single timesteps takes paths of any number of them.
-        """
+        """What the decoder gives for paths `[batch, channels, T]`: `[batch, T, features]`."""
         z = tf.linalg.matrix_transpose(z)
         if not self._decodes_steps:
             return super().decoder_outputs(z, training=training)
@@ -229,11 +221,9 @@ class SequenceVAE(VAE):
         return tf.reshape(outputs, [-1, tf.shape(z)[1], self.data_shape[-1]])
 
     def kl_to_prior(self, posterior: tfd.Distribution, x: Any = None) -> tf.Tensor:
-        """KL(q(z | x) ‖ p(z)), exact, in nats per series, over its own timesteps.
-
-        The marginals of a Markov chain are Markov chains, so that the KL over the first timesteps
-        is the sum of the first terms of the chain rule.
-        """
+        """KL(q(z | x) ‖ p(z)), exact, in nats per series, over its own timesteps."""
+        # The marginals of a Markov chain are Markov chains, so that the KL over the first timesteps
+        # is the sum of the first terms of the chain rule.
         terms = kl_terms(posterior, self.prior)
         if x is None:
             return tf.reduce_sum(terms, axis=[-2, -1])
@@ -252,12 +242,7 @@ class SequenceVAE(VAE):
         return tf.reduce_sum(rho * counted, axis=[-2, -1]) / tf.maximum(number, 1)
 
     def draw(
-        self,
-        x: Any,
-        posterior: tfd.Distribution,
-        num_samples: int,
-        seed: tf.Tensor,
-        training: bool = False,
+        self, x: Any, posterior: Any, num_samples: int, seed: tf.Tensor, training: bool = False
     ) -> objectives.Draws:
         """Draws K paths for each series, and weighs them by what they say about its own timesteps.
 
@@ -302,9 +287,7 @@ class SequenceVAE(VAE):
         return tf.where(step <= last, z, u + tf.pow(rho, distance) * offset)
 
     @tf.function(reduce_retracing=True)
-    def posterior_summary(
-        self, x: Any, seed: tf.Tensor
-    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]:
+    def posterior_summary(self, x: Any, seed: tf.Tensor) -> tuple[tf.Tensor, ...]:
         """As `RhoVAE.posterior_summary`; past the end of a series both paths follow the prior."""
         series, posterior = self._series(x), self.encode(x)
         z_seed, path_seed = samplers.split_seed(seed)
@@ -420,23 +403,20 @@ class SequenceVAE(VAE):
         return {**super().get_config(), "channels": self.channels, "steps": self.steps}
 
 
-def _checked_prior(
-    prior: Prior | Mapping[str, Any] | str | None, latent_shape: tuple[int, int], dtype: tf.DType
-) -> Prior:
+def _checked_prior(prior: Any, channels: int, num_timesteps: int, dtype: tf.DType) -> Prior:
     """The prior that is given or named: AR(1), of which N(0, I) has ρ = 0."""
-    channels, num_timesteps = latent_shape
     if isinstance(prior, str):
         if prior != "ar1":
             raise ValueError(
                 f"Unknown prior {prior!r}; expected 'ar1', `None` for N(0, I), a "
                 f"`MultivariateNormalAR1`, or a layer that learns one."
             )
-        prior = MultivariateNormalAR1Prior(
-            num_timesteps, channels=channels, dtype=dtype.name, name="prior"
-        )
+        options = {"channels": channels, "dtype": dtype.name, "name": "prior"}
+        prior = MultivariateNormalAR1Prior(num_timesteps, **options)
     prior = checked_prior(prior, num_timesteps, dtype, batch_shape=(channels,))
     if prior is None:
-        return MultivariateNormalAR1(tf.zeros(latent_shape, dtype), correlation=tf.zeros([], dtype))
+        loc = tf.zeros([channels, num_timesteps], dtype)
+        return MultivariateNormalAR1(loc, correlation=tf.zeros([], dtype))
     if not isinstance(current_prior(prior), MultivariateNormalAR1):
         raise ValueError(
             f"The prior over sequences must be a `MultivariateNormalAR1` (ρ = 0 for white noise), "
