@@ -75,13 +75,13 @@ class TFKerasMixin(_OneKerasMixin):
         return state is not None and state.get_global_attribute("current_call_ctx") is not None
 
 
-def mean_over_examples(kl: tf.Tensor, reinterpreted_batch_ndims: int | None = None) -> tf.Tensor:
+def mean_over_examples(kl: tf.Tensor, ndims: int | None) -> tf.Tensor:
     """The KL divergence of one example, averaged over the examples; 0 where there are none.
 
-    `kl` has the posterior's batch shape. The last `reinterpreted_batch_ndims` axes, by default all
-    but the first, are parts of one example: over these it is summed, as in `tfd.Independent`.
+    `kl` has the posterior's batch shape. Its last `ndims` axes, by default all but the first, are
+    parts of one example, over which it is summed: the `reinterpreted_batch_ndims` of the layers.
     """
-    rank, ndims = ps.rank(kl), reinterpreted_batch_ndims
+    rank = ps.rank(kl)
     first = ps.minimum(1, rank) if ndims is None else rank - ndims
     kl = tf.reduce_sum(kl, axis=ps.range(first, rank))
     return tf.math.divide_no_nan(tf.reduce_sum(kl), tf.cast(tf.size(kl), kl.dtype))
@@ -90,17 +90,11 @@ def mean_over_examples(kl: tf.Tensor, reinterpreted_batch_ndims: int | None = No
 def check_batch_axes(
     posterior: tfd.Distribution, prior: tfd.Distribution, ndims: int | None
 ) -> None:
-    """Checks, as far as shapes are known, that a KL divergence is one of each example to one prior.
-
-    Raises `ValueError` if the posterior of all examples has fewer batch axes than `ndims`, the
-    `reinterpreted_batch_ndims`, or the prior has batch axes that are not those of one example.
-    """
+    """Raises `ValueError` if the prior is known not to be for one example of `ndims` batch axes."""
     shape = posterior.batch_shape
     if ndims is not None and shape.rank is not None and shape.rank < ndims:
-        raise ValueError(
-            f"`reinterpreted_batch_ndims={ndims}` needs a distribution with as many batch axes; "
-            f"got batch shape {shape}."
-        )
+        needed = f"`reinterpreted_batch_ndims={ndims}` needs a distribution with as many batch axes"
+        raise ValueError(f"{needed}; got batch shape {shape}.")
     # The first axis counts examples, unless all of them are parts of one.
     one = shape if shape.rank == ndims else tf.TensorShape([1]).concatenate(shape[1:])
     try:

@@ -25,6 +25,8 @@ from tfp_ar1.vae import (
 )
 from tfp_ar1.vae.multiworker import MultiWorkerMixin
 
+Shape = tuple[Any, ...]
+
 # The arguments that Keras serializes as objects.
 _PARTS = ("encoder", "decoder", "objective", "likelihood")
 
@@ -45,7 +47,7 @@ class VAE(SeededMixin, MultiWorkerMixin, Keras3Mixin, data_checks.CheckedDataMix
     and `assertions`, as `RhoVAE` does.
     """
 
-    data_shape: tuple[int, ...]  # of one example, known when the model is built
+    data_shape: Shape  # of one example, known when the model is built
 
     def __init__(
         self,
@@ -68,8 +70,7 @@ class VAE(SeededMixin, MultiWorkerMixin, Keras3Mixin, data_checks.CheckedDataMix
         for part in (encoder, decoder):
             if not isinstance(part, keras.layers.Layer):
                 raise TypeError(f"Encoder and decoder must be Keras 3 models; got {part!r}.")
-        self.encoder = encoder
-        self.decoder = decoder
+        self.encoder, self.decoder = encoder, decoder
         self.likelihood = likelihoods.get(likelihood)
         self.seed = seed
         self.seed_generator = keras.random.SeedGenerator(seed)
@@ -87,32 +88,25 @@ class VAE(SeededMixin, MultiWorkerMixin, Keras3Mixin, data_checks.CheckedDataMix
             self._tracker.unlock()
 
     def build_parts(
-        self,
-        data_shape: tuple[int, ...],
-        inputs: Any,
-        features_shape: tuple[int | str, ...],
-        latents_shape: tuple[int, ...],
-        outputs_shape: tuple[int, ...],
-        advice: str,
+        self, data: Shape, inputs: Any, features: Shape, latents: Shape, outputs: Shape, advice: str
     ) -> None:
         """Builds encoder, head, decoder and likelihood, and checks that they fit together.
 
-        From symbolic `inputs` the encoder must make features of `features_shape`, or there is
-        `advice`; from `latents_shape` the decoder must make `outputs_shape`. All are shapes for one
-        example, and a word in them stands for any number.
+        From symbolic `inputs` the encoder must make `features`, or there is `advice`; from
+        `latents` the decoder must make `outputs`. All are shapes for one example, and a word in
+        them stands for any number.
         """
         # Symbolic calls, since a subclassed model need not know how to compute its output's shape.
-        outputs = self.encoder(inputs)
-        features = network_checks.one_output("encoder", outputs, features_shape, advice)
+        given = network_checks.one_output("encoder", self.encoder(inputs), features, advice)
         if not self.posterior_head.built:
-            self.posterior_head.build(features)
-        outputs = self.decoder(keras.KerasTensor((None, *latents_shape)))
+            self.posterior_head.build(given)
+        given = self.decoder(keras.KerasTensor((None, *latents)))
         advice = "Give what the likelihood takes, logits or means, in the data's shape."
-        network_checks.one_output("decoder", outputs, outputs_shape, advice)
+        network_checks.one_output("decoder", given, outputs, advice)
         self.likelihood.check_decoder(self.decoder)
         if not self.likelihood.built:
-            self.likelihood.build((None, *data_shape))
-        self.data_shape = data_shape
+            self.likelihood.build((None, *data))
+        self.data_shape = data
         self.built = True
 
     @property

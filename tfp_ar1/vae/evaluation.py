@@ -13,10 +13,6 @@ from tfp_ar1.vae.base import VAE
 
 __all__ = ["correlation", "evaluate", "log_likelihood"]
 
-# Burda et al. (arXiv:1509.00519) call a latent coordinate active if the variance over the data of
-# its posterior mean is above this.
-_ACTIVE_VARIANCE = 0.01
-
 
 def evaluate(
     model: VAE,
@@ -46,8 +42,8 @@ def evaluate(
 
       and, about the latent vectors:
 
-      * `active_units`: the number of coordinates whose posterior mean varies with the data, with a
-        variance above 0.01 (Burda et al., arXiv:1509.00519).
+      * `active_units`: the number of coordinates whose posterior mean has a variance above 0.01
+        over the data (Burda et al., arXiv:1509.00519).
       * `mmd`: squared maximum mean discrepancy between one draw of each posterior and as many of
         the prior; see `objectives.maximum_mean_discrepancy`. It takes time O(N²).
       * `rho_mean` and `rho_std`: mean and standard deviation over the examples of the posterior's
@@ -77,7 +73,7 @@ def evaluate(
         "kl": float(np.mean(kl)),
         "nll_iw": float(-np.mean(log_likelihoods)),
         "num_importance_samples": num_importance_samples,
-        "active_units": int(np.sum(np.var(mean, axis=0) > _ACTIVE_VARIANCE)),
+        "active_units": int(np.sum(np.var(mean, axis=0) > 0.01)),
         "mmd": _mmd_to_prior(model, z, seed),
         "rho_mean": float(np.mean(rho)),
         "rho_std": float(np.std(rho)),

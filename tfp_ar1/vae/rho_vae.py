@@ -108,15 +108,12 @@ class RhoVAE(VAE):
                 f"The decoder must take latent vectors of size {self.latent_dim}; it takes inputs "
                 f"of shape {self.decoder.input_shape}."
             )
-        self.build_parts(
-            data_shape,
-            inputs=keras.KerasTensor((None, *data_shape)),
-            features_shape=("units",),
-            latents_shape=self.latent_shape,
-            outputs_shape=data_shape,
-            advice="Give the features alone, and end with a Flatten or a pooling layer; the model "
-            "makes mean and covariance of them.",
+        inputs = keras.KerasTensor((None, *data_shape))
+        advice = (
+            "Give the features alone, and end with a Flatten or a pooling layer; the model makes "
+            "mean and covariance of them."
         )
+        self.build_parts(data_shape, inputs, ("units",), self.latent_shape, data_shape, advice)
 
     def _initial_head_kernel(self, shape: tuple[int, int], dtype: Any = None) -> tf.Tensor:
         """Random for the mean, which all families have first; 0 for the covariance: I at first."""

@@ -90,8 +90,9 @@ def _mask_of_values(mask: Any, shape: Any) -> Any:
     return mask if given.rank == 3 else mask[..., np.newaxis]
 
 
-def unpacked(parts: Parts, num_timesteps: int, num_features: int, dtype: tf.DType) -> Series:
+def unpacked(parts: Parts, data_shape: Any, dtype: tf.DType) -> Series:
     """The batch as tensors of all timesteps; `ValueError` for lengths or masks of no such shape."""
+    num_timesteps, num_features = data_shape
     x = tf.ensure_shape(tf.cast(parts.x, dtype), [None, None, num_features])
     x = _with_all_timesteps(x, num_timesteps, np.nan)
     length, mask = parts.length, parts.mask

@@ -69,13 +69,9 @@ class SequenceVAE(VAE):
       prior: `"ar1"`, one learned correlation for each channel, which starts as N(0, I); `None` for
         N(0, I); a `MultivariateNormalAR1` of batch shape `[channels]` and event shape `[steps]`
         with constant parameters; or a layer that learns one, `MultivariateNormalAR1Prior`.
-      objective: as for `RhoVAE`.
-      likelihood: as for `RhoVAE`, of independent values.
-      seed: as for `RhoVAE`.
-      **kwargs: as for `RhoVAE`.
 
-    Raises:
-      TypeError, ValueError: as `RhoVAE`.
+    The other arguments, and errors, are those of `RhoVAE`; a likelihood must be of independent
+    values.
     """
 
     def __init__(
@@ -121,9 +117,8 @@ class SequenceVAE(VAE):
         """
         shape = tuple(input_shape["x"] if isinstance(input_shape, Mapping) else input_shape)
         if len(shape) != 3 or shape[1] != self.steps or shape[2] is None:
-            raise ValueError(
-                f"The data must be of shape (batch, {self.steps}, features); got {shape}."
-            )
+            expected = f"(batch, {self.steps}, features)"
+            raise ValueError(f"The data must be of shape {expected}; got {shape}.")
         features = shape[2]
         inputs = [
             keras.KerasTensor((None, self.steps, 2 * features)),
@@ -138,14 +133,9 @@ class SequenceVAE(VAE):
                 f"The decoder must take the latents of a step, (batch, {self.channels}), or of a "
                 f"path, (batch, {self.steps}, {self.channels}); it takes inputs of shape {decoded}."
             )
-        self.build_parts(
-            (self.steps, features),
-            inputs,
-            features_shape=(self.steps, "units"),
-            latents_shape=(*times, self.channels),
-            outputs_shape=(*times, features),
-            advice="Give features for each step; the model makes mean and covariance of them.",
-        )
+        latents, outputs = (*times, self.channels), (*times, features)
+        advice = "Give features for each step; the model makes mean and covariance of them."
+        self.build_parts(shape[1:], inputs, (self.steps, "units"), latents, outputs, advice)
 
     def checked_data(self, x: Any) -> np.ndarray | tf.Tensor | dict[str, np.ndarray | tf.Tensor]:
         """Data in memory, or a batch in a graph: one array, or a dictionary with lengths or a mask.
@@ -172,9 +162,8 @@ class SequenceVAE(VAE):
 
     def _check_values(self, x: np.ndarray, **parts: np.ndarray) -> None:
         if x.ndim != 3 or x.shape[1] != self.steps:
-            raise ValueError(
-                f"Expected data of shape [N, {self.steps}, features], N at least 1; got {x.shape}."
-            )
+            expected = f"[N, {self.steps}, features], N at least 1"
+            raise ValueError(f"Expected data of shape {expected}; got {x.shape}.")
         self.check_shape(x.shape)
         data_checks.check_values(self, x[check_parts(x, **parts)])
 
@@ -196,9 +185,7 @@ class SequenceVAE(VAE):
         if not self.built:
             self.build(tuple(x.shape))
         self.check_shape(x.shape)
-        num_timesteps, num_features = self.data_shape
-        parts = parts._replace(x=x)
-        return unpacked(parts, num_timesteps, num_features, self.distribution_dtype)
+        return unpacked(parts._replace(x=x), self.data_shape, self.distribution_dtype)
 
     def encode(self, x: Any, training: bool = False) -> tfd.Distribution:
         """The posterior q(z | x): batch shape `[batch, channels]`, event shape `[steps]`.
