@@ -86,12 +86,8 @@ class Objective:
     ) -> tf.Tensor:
         """What is minimized, `[batch]`.
 
-        Args:
-          model: the model.
-          draws: draws of the posteriors.
-          reconstruction: the mean of -log p(x | z) over the draws, `[batch]`.
-          kl: KL(q ‖ prior), `[batch]`.
-          training: whether it is for a step of the optimizer.
+        From `draws` of the posteriors of the model, the mean of -log p(x | z) over these, and the
+        KL(q ‖ prior), both `[batch]`; `training` is for a step of the optimizer.
         """
         raise NotImplementedError(f"`{type(self).__name__}` must define `loss`.")
 
@@ -200,10 +196,10 @@ class ImportanceWeighted(Objective):
     estimated from the draw.
 
     Args:
-      num_samples: K. Time and memory grow with it.
+      num_samples: K, an integer of at least 1. Time and memory grow with it.
 
     Raises:
-      ValueError: if `num_samples` is not an integer of at least 1.
+      ValueError: if it is not.
     """
 
     num_samples: int = 5

@@ -55,10 +55,7 @@ def convolutional(
 
 
 def recurrent(
-    data_shape: Sequence[int],
-    channels: int,
-    units: int = 32,
-    hidden_units: Sequence[int] = (32,),
+    data_shape: Sequence[int], channels: int, units: int = 32, hidden_units: Sequence[int] = (32,)
 ) -> tuple[keras.Model, keras.Model]:
     """A bidirectional GRU, and a decoder that sees one timestep at a time.
 
