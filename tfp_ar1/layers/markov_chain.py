@@ -15,8 +15,6 @@ from tfp_ar1 import params as ar1_params
 from tfp_ar1.layers.prior import Prior, checked_prior, current_prior, prior_to_config
 from tfp_ar1.layers.seeding import SeededMixin
 
-__all__ = ["MarkovChainLayer", "layer_class"]
-
 
 class MarkovChainLayer(SeededMixin, _keras_common.Keras3Mixin, keras.layers.Layer):
     """Base of the layers, each of which has a `family`.

@@ -14,14 +14,6 @@ from tfp_ar1 import _keras_common, priors
 from tfp_ar1 import params as ar1_params
 from tfp_ar1._checks import checked_count
 
-__all__ = [
-    "MultivariateNormalAR1Prior",
-    "Prior",
-    "checked_prior",
-    "current_prior",
-    "prior_to_config",
-]
-
 
 @keras.saving.register_keras_serializable(package="tfp_ar1")
 class MultivariateNormalAR1Prior(keras.layers.Layer):

@@ -10,8 +10,6 @@ from tensorflow_probability.python.internal import samplers
 
 from tfp_ar1._typing import MixinBase
 
-__all__ = ["SeededMixin"]
-
 
 class SeededMixin(MixinBase):
     """For a Keras layer or model that draws noise: its seed, saved and loaded with its weights.

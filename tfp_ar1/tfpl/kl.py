@@ -12,8 +12,6 @@ from tf_keras.src.engine import base_layer_utils
 
 from tfp_ar1 import _keras_common, priors
 
-__all__ = ["KLDivergenceAddLoss", "KLDivergenceRegularizer"]
-
 
 @tf_keras.saving.register_keras_serializable(package="tfp_ar1")
 class KLDivergenceRegularizer(tf_keras.regularizers.Regularizer):

@@ -16,8 +16,6 @@ from tfp_ar1 import _keras_common
 from tfp_ar1 import params as ar1_params
 from tfp_ar1.tfpl.kl import KLDivergenceRegularizer
 
-__all__ = ["MarkovChainLayer", "layer_class"]
-
 _CONVERSIONS = ("sample", "mean", "mode", "stddev", "variance")
 
 

@@ -8,8 +8,6 @@ import tensorflow as tf
 
 from tfp_ar1.recurrence import matmul
 
-__all__ = ["maximum_mean_discrepancy", "witness"]
-
 
 def maximum_mean_discrepancy(x: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
     """The squared maximum mean discrepancy (MMD) of two samples, with a Gaussian kernel.

@@ -16,8 +16,6 @@ from tfp_ar1.layers.prior import Prior, checked_prior
 from tfp_ar1.vae import data_checks, likelihoods, network_checks, objectives
 from tfp_ar1.vae.base import VAE, distribution_dtype
 
-__all__ = ["RhoVAE"]
-
 
 @keras.saving.register_keras_serializable(package="tfp_ar1")
 class RhoVAE(VAE):

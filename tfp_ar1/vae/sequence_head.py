@@ -10,8 +10,6 @@ import tensorflow as tf
 from tfp_ar1.families import PACKED
 from tfp_ar1.vae import posteriors
 
-__all__ = ["SequencePosteriorHead", "parameters_of"]
-
 
 def parameters_of(posterior: str) -> tuple[str, ...]:
     """What each of the packed parameters of a family is one number for, in their order.

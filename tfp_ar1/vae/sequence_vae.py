@@ -19,8 +19,6 @@ from tfp_ar1.vae.base import VAE, distribution_dtype
 from tfp_ar1.vae.sequence_data import Parts, Series, check_parts, interpolated, unpacked
 from tfp_ar1.vae.sequence_head import SequencePosteriorHead
 
-__all__ = ["SequenceVAE"]
-
 
 @keras.saving.register_keras_serializable(package="tfp_ar1")
 class SequenceVAE(VAE):
