@@ -149,21 +149,19 @@ class SequenceVAE(VAE):
                 data[name] = data_checks.nan_where_masked(part)
             else:
                 data[name] = data_checks.unmasked(name, part, "fill them in")
-        if any(tf.is_symbolic_tensor(part) for part in data.values()):
-            self.check_shape(data["x"].shape)
-        else:
-            self._check_values(**{k: keras.ops.convert_to_numpy(v) for k, v in data.items()})
+        symbolic = any(tf.is_symbolic_tensor(part) for part in data.values())
+        shape = data["x"].shape
+        if not symbolic and (len(shape) != 3 or shape[1] != self.steps):
+            expected = f"[N, {self.steps}, features], N at least 1"
+            raise ValueError(f"Expected data of shape {expected}; got {tuple(shape)}.")
+        self.check_shape(shape)
+        if not symbolic:
+            arrays = {name: keras.ops.convert_to_numpy(part) for name, part in data.items()}
+            data_checks.check_values(self, arrays["x"][check_parts(**arrays)])
             if "mask" in data and data["mask"].ndim == 2:
                 # Of one rank, or a function that was traced for the other would not take it.
                 data["mask"] = data["mask"][..., np.newaxis]
         return data if isinstance(x, Mapping) else data["x"]
-
-    def _check_values(self, x: np.ndarray, **parts: np.ndarray) -> None:
-        if x.ndim != 3 or x.shape[1] != self.steps:
-            expected = f"[N, {self.steps}, features], N at least 1"
-            raise ValueError(f"Expected data of shape {expected}; got {x.shape}.")
-        self.check_shape(x.shape)
-        data_checks.check_values(self, x[check_parts(x, **parts)])
 
     def assertions(self, x: Any) -> list[tf.Operation]:
         """What must hold for a batch in a graph, where values are not known when it is made."""
