@@ -444,7 +444,7 @@ def test_mistakes_with_masks():
         model.impute(x.astype(object))
     # In a pipeline, where arrays are not checked.
     batches = tf.data.Dataset.from_tensor_slices({"x": x, "mask": mask.astype("int32")}).batch(3)
-    with pytest.raises(ValueError, match=r"`mask` must hold booleans .*got dtype int32"):
+    with pytest.raises(ValueError, match=r"`mask` must hold booleans, .*got dtype int32"):
         compiled(model).evaluate(batches, verbose=0)
     batches = tf.data.Dataset.from_tensor_slices({"x": x, "length": LENGTHS[:, None]}).batch(3)
     with pytest.raises(ValueError, match=r"`length` must be of shape \[N\]"):
