@@ -131,10 +131,7 @@ class VAE(SeededMixin, MultiWorkerMixin, Keras3Mixin, data_checks.CheckedDataMix
         return self.decode(self.encode(x).mean()).mean()
 
     def generate(self, n: int, seed: int | None = None) -> tf.Tensor:
-        """New data `[n, *data_shape]`: the mean of p(x | z) for n draws z of the prior.
-
-        The same for the same integer seed; `None` for the model's own.
-        """
+        """New data `[n, *data_shape]`: means of p(x | z) for n draws of the prior, by the seed."""
         seed = self.next_seed() if seed is None else batching.checked_seed(seed)
         return self.decode(self.prior.sample(n, seed=seed)).mean()
 
@@ -348,10 +345,7 @@ class VAE(SeededMixin, MultiWorkerMixin, Keras3Mixin, data_checks.CheckedDataMix
 
 
 def _never_empty(x: Any, sample_weight: Any) -> tuple[Any, tf.Tensor]:
-    """A share of a batch; where it is empty, one example of ones and with the weight 0.
-
-    TensorFlow's dilated convolutions fail on nothing.
-    """
+    """A share of a batch; if empty, on which dilated convolutions fail, one example of weight 0."""
     number = tf.shape(keras.tree.flatten(x)[0])[0]
     missing = tf.cast(tf.equal(number, 0), tf.int32)
 

@@ -46,10 +46,8 @@ def evaluate(
         over the data (Burda et al., arXiv:1509.00519).
       * `mmd`: squared maximum mean discrepancy between one draw of each posterior and as many of
         the prior; see `objectives.maximum_mean_discrepancy`. It takes time O(N²).
-      * `rho_mean` and `rho_std`: mean and standard deviation over the examples of the posterior's
-        mean lag-one correlation.
-      * `scale_mean` and `scale_std`: the same of the posterior's scale √s, the root mean square of
-        its standard deviations.
+      * `rho_mean`, `rho_std`: mean and standard deviation over the examples of the posterior's mean
+        lag-one correlation; `scale_mean`, `scale_std`: of the root mean square of its deviations.
 
       and `num_importance_samples` and `num_examples`.
 

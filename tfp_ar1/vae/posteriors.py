@@ -16,9 +16,8 @@ __all__ = ["POSTERIORS", "Posterior", "get", "num_covariance_parameters"]
 class Posterior:
     """A family of normals over vectors, and how a network's output chooses one of them.
 
-    `parameters` says what each packed parameter is one number for, where coordinates have an order:
-    "coordinate", "step" (from one coordinate to the next), or "member" of the batch. The first is
-    always the mean.
+    `parameters` says what there is one number for, of the mean and of each packed parameter after
+    it: a "coordinate", a "step" to the next, or a "member" of the batch; `None` without an order.
     """
 
     parameters: tuple[str, ...] | None
@@ -132,7 +131,6 @@ def get(name: str) -> Posterior:
 def num_covariance_parameters(name: str, latent_dim: int) -> int:
     """How many numbers the covariance of the family of that name takes, besides the d of the mean.
 
-    For d = `latent_dim`, a positive integer: 2 for `"ar1"`, d for `"diag"`, 1 for `"isotropic"`,
-    d (d + 1) / 2 for `"full"`, and so on. Raises `ValueError` for other names or sizes.
+    For d = `latent_dim`: 2 for `"ar1"`, d for `"diag"`, 1 for `"isotropic"`, and so on.
     """
     return get(name).params_size(latent_dim) - latent_dim

@@ -139,10 +139,7 @@ class RhoVAE(VAE):
     def draw(
         self, x: Any, posterior: Any, num_samples: int, seed: tf.Tensor, training: bool = False
     ) -> objectives.Draws:
-        """Draws K latent vectors for each example x from its posterior, and weighs them.
-
-        With an int32 seed `[2]`.
-        """
+        """Draws K latent vectors for each example from its posterior, and weighs them."""
         # The density of a draw from the noise that made it, not from its rounded coordinates.
         z, log_q = posterior.experimental_sample_and_log_prob(num_samples, seed=seed)
         outputs = self.decoder_outputs(tf.reshape(z, [-1, *self.latent_shape]), training=training)
