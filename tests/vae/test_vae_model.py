@@ -229,7 +229,7 @@ VARIANTS = {
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_save_and_load(variant, tmp_path):
+def test_save_and_load(variant, tmp_path, monkeypatch):
     model = compiled(make(**VARIANTS[variant]), run_eagerly=True)
     fitted(model, X)
     model.save(tmp_path / "vae.keras")
@@ -237,9 +237,15 @@ def test_save_and_load(variant, tmp_path):
     assert loaded.run_eagerly
     assert_same_weights(loaded, model)
     json.dumps(model.get_config())
-    # How sums round depends on where TensorFlow happens to place the arrays.
+    np.testing.assert_array_equal(loaded.reconstruct(X), model.reconstruct(X))
+    # Eagerly exact. In a graph, Grappler makes an AddN of the three terms of an AR(1) prior's
+    # normalization, and AddN starts from whichever of its inputs' buffers is free at that moment:
+    # now and then all log-weights of a call, of one and the same model, are off by an ulp of it.
+    monkeypatch.setattr(
+        type(model), "importance_terms", type(model).importance_terms.python_function
+    )
     estimates = [each.log_likelihood(X, 2) for each in (loaded, model)]
-    np.testing.assert_allclose(*estimates, rtol=1e-6)
+    np.testing.assert_array_equal(*estimates)
     np.testing.assert_array_equal(loaded.generate(3), model.generate(3))  # the seed's state
     # The objective, the prior and the likelihood are the same too; and training continues exactly.
     for each in (model, loaded):

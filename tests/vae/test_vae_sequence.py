@@ -393,7 +393,7 @@ def test_mistakes_in_the_arguments_of_draws():
             model.impute(**{"x": x, **arguments})
     # In a pipeline, where arrays are not checked.
     for part, message in (
-        ({"mask": mask.astype("int32")}, r"`mask` must hold booleans .*got dtype int32"),
+        ({"mask": mask.astype("int32")}, r"`mask` must hold booleans, .*got dtype int32"),
         ({"length": LENGTHS[:, None]}, r"`length` must be of shape \[N\]"),
     ):
         batches = tf.data.Dataset.from_tensor_slices({"x": x, **part}).batch(3)
