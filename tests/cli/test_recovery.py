@@ -8,6 +8,7 @@ import contextlib
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -76,6 +77,7 @@ def test_killed_at_any_moment(tmp_path):
     reference = workers.start([*command, str(tmp_path / "uninterrupted")])
     output, _ = reference.communicate(timeout=SECONDS)
     assert reference.returncode == 0, output
+    assert not re.search(r"^[WEF]\d{4} ", output, re.MULTILINE)  # Notices of TensorFlow.
     rng = random.Random(0)
     folder, kills = tmp_path / "killed", 0
     while True:
