@@ -614,7 +614,7 @@ def test_batches_of_which_nothing_is_left(tmp_path, cli, monkeypatch):
 )
 def test_names_of_runs(spec, name):
     assert loading.short_name(spec) == name
-    assert loading.short_name(datasets.resolve(spec)) == name
+    assert loading.short_name(loading.resolve(spec, "image")) == name
     assert loading.is_stream(spec)
 
 

@@ -15,7 +15,7 @@ def check_array(shape: tuple[int, ...], dtype: np.dtype, what: str, at_least: in
     """Checks that an array can hold images: `[N, H, W]`, `[N, H, W, C]` or `[N, D]` real numbers.
 
     Raises:
-      UserError: If it cannot, or holds fewer than `at_least`; `what` says which array it is.
+      UserError: If not, or if there are fewer than `at_least`; `what` says which array it is.
     """
     if dtype.kind not in "buif":
         raise UserError(
@@ -24,8 +24,7 @@ def check_array(shape: tuple[int, ...], dtype: np.dtype, what: str, at_least: in
     what += f" has shape {shape}"
     if len(shape) not in (2, 3, 4):
         raise UserError(f"{what}; expected [N, H, W], [N, H, W, C] or [N, D].")
-    if shape[0] < at_least:
-        raise UserError(f"{what}; at least {needed(at_least)} needed.")
+    check_count(shape[0], what, at_least)
     if 0 in shape:
         raise UserError(f"{what}; images must have at least 1 pixel.")
     if len(shape) == 4 and shape[1] in (1, 3, 4) and shape[3] > 4:
@@ -35,9 +34,12 @@ def check_array(shape: tuple[int, ...], dtype: np.dtype, what: str, at_least: in
         )
 
 
-def needed(at_least: int) -> str:
-    """`2 images are`."""
-    return f"{at_least} image{'s are' if at_least > 1 else ' is'}"
+def check_count(count: int, what: str, at_least: int) -> None:
+    """Raises a `UserError`, which begins with `what`, if there are too few images."""
+    if count < at_least:
+        raise UserError(
+            f"{what}; at least {at_least} image{'s are' if at_least > 1 else ' is'} needed."
+        )
 
 
 def is_binary(arrays: Iterable[np.ndarray]) -> bool:
