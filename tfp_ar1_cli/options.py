@@ -112,8 +112,7 @@ def _option(
     Args:
       kind: Its click type.
       help_text: For `--help`.
-      default: What it is if it is not given; or a dictionary with that of each model: an option
-        that a model does not have is not in it.
+      default: What it is if it is not given; or a dictionary with that of each model that has it.
       *names: Other names than that of the field.
       later: Whether runs of the first version do not have it; they did what its default says.
       **click_args: Of `click.option`.
@@ -129,14 +128,13 @@ def _option(
         "help": help_text,
         **click_args,
     }
-    metadata = {"names": names, "click": click_args, "later": later}
-    metadata["defaults"] = default if depends else dict.fromkeys(MODELS, default)
+    defaults = default if depends else dict.fromkeys(MODELS, default)
+    metadata = {"names": names, "click": click_args, "later": later, "defaults": defaults}
     return dataclasses.field(default=click_args["default"], metadata=metadata)
 
 
 def _run() -> Any:
-    metadata = {"click": {"metavar": "RUN", "type": _PATH}}
-    return dataclasses.field(metadata=metadata)
+    return dataclasses.field(metadata={"click": {"metavar": "RUN", "type": _PATH}})
 
 
 def takes(options: type) -> Callable[[Callable], Callable]:
@@ -267,9 +265,7 @@ class RunOptions:
         f"{_EPOCHS_OWN_DATA}",
     )
     batch_size: int = _option(
-        _COUNT,
-        "Images, or windows of series, per gradient step.",
-        {"image": 128, "sequence": 32},
+        _COUNT, "Images, or windows of series, per gradient step.", {"image": 128, "sequence": 32}
     )
     learning_rate: float = _option(
         _Finite(min=0, min_open=True),
@@ -311,9 +307,8 @@ class RunOptions:
                     f"--{name} {getattr(self, name)} is not for --model {self.model}; choose "
                     f"{', '.join(choices[self.model])}."
                 )
-        if self.model == "image" and (
-            self.dataset in series.SHIPPED or self.dataset.startswith("csv:")
-        ):
+        of_series = self.dataset in series.SHIPPED or self.dataset.startswith("csv:")
+        if of_series and self.model == "image":
             kind = "is a file of" if ":" in self.dataset else "holds"
             raise click.UsageError(f"{self.dataset} {kind} series; give --model sequence too.")
         self._set("dataset", loading.resolve(self.dataset, self.model))

@@ -18,17 +18,7 @@ import PIL.Image
 import pytest
 from program import RUNS, TINY, options_of
 
-from tfp_ar1_cli import (
-    app,
-    atomic,
-    export,
-    kinds,
-    model_card,
-    progress,
-    run_folder,
-    startup,
-    train,
-)
+from tfp_ar1_cli import app, atomic, export, kinds, model_card, progress, run_folder, startup, train
 from tfp_ar1_cli.data import loading, series
 from tfp_ar1_cli.pictures import images as plots
 from tfp_ar1_cli.pictures import series as series_plots
@@ -69,10 +59,10 @@ def test_any_text_can_be_a_label(tmp_path):
     means = np.random.default_rng(0).normal(size=(30, 2))
     labels = np.resize(np.array(NAMES), 30)
     drawn = []
-    save = plots.save
+    save = style.save
     with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
         warnings.simplefilter("error")
-        patch.setattr(plots, "save", lambda fig, path: (drawn.append(fig), save(fig, path)))
+        patch.setattr(style, "save", lambda fig, path: (drawn.append(fig), save(fig, path)))
         plots.latent_scatter(tmp_path / "x.png", means, np.exp(means), labels)
         texts = [text.get_text() for text in drawn[0].legends[0].get_texts()]
         assert {"$", "_hidden", "a_b^c {}"} <= set(texts)
@@ -89,7 +79,7 @@ def quick(monkeypatch):
 
     def fast(run, data, **_):
         names = ("loss", "reconstruction", "kl", "val_reconstruction", "val_kl")
-        run.write_history({name: [1.0] for name in names})
+        atomic.write_json(run.history_file, {name: [1.0] for name in names})
         return kinds.of(run.options).build(run.options, data.data_shape)
 
     names = ("neg_elbo", "reconstruction", "kl", "nll_iw", "rho_mean")
@@ -145,7 +135,7 @@ def test_a_model_card_that_fails_costs_no_export(cli, monkeypatch, tmp_path):
 
 
 def test_a_picture_of_samples_that_fails_has_one_line(cli, monkeypatch, tmp_path):
-    monkeypatch.setattr(plots, "save", fail)
+    monkeypatch.setattr(style, "save", fail)
     code, out, err = cli("sample", RUNS["image"], "--out", tmp_path / "x.png")
     assert (code, out) == (1, "")
     assert err == (

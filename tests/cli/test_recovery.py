@@ -35,12 +35,6 @@ def kill(process):
     process.wait()
 
 
-@contextlib.contextmanager
-def log(path):
-    with path.open("a") as file:
-        yield file
-
-
 def wait_for_change(folder, processes, seconds):
     """Until there is another checkpoint than now, or a process has ended."""
 
@@ -81,7 +75,7 @@ def test_killed_at_any_moment(tmp_path):
     rng = random.Random(0)
     folder, kills = tmp_path / "killed", 0
     while True:
-        with log(tmp_path / "log") as file:
+        with (tmp_path / "log").open("a") as file:
             process = workers.start([*command, str(folder)], stdout=file)
         if kills < KILLS:
             # Every third kill comes while the process starts; the others after a new checkpoint.
@@ -107,7 +101,7 @@ def test_one_of_two_workers_killed(tmp_path):
     """The one that is left starts again by itself; the other is started again, as it was."""
 
     def start(index):
-        with log(tmp_path / f"log{index}") as file:
+        with (tmp_path / f"log{index}").open("a") as file:
             return workers.start([*command, str(folder)], tf_configs[index], stdout=file)
 
     command = [*COMMAND, "--strategy", "multiworker", "--out"]

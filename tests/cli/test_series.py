@@ -241,10 +241,7 @@ def test_one_long_series_is_tested_at_its_end(tmp_path):
             "training series have 2 channels but test series 1",
         ),
         ({"x": np.ones((3, 4)), "x_test": [[NAN] * 4]}, "x_test: 1 of 1 series have no value"),
-        (
-            {"x": np.ones((3, 4)), "length": [4, 4]},
-            "length has shape (2,) and dtype int64",
-        ),
+        ({"x": np.ones((3, 4)), "length": [4, 4]}, "length has shape (2,) and dtype int64"),
         ({"x": np.ones((3, 4)), "length": [4.0, 4, 3]}, "dtype float64; expected a whole numbe"),
         (
             {"x": np.ones((3, 4)), "length": [5, 4, 1]},
@@ -313,10 +310,7 @@ def test_how_missing_values_are_written(tmp_path, missing):
     ("content", "expected"),
     [
         ("", "is empty; expected a row for each series"),
-        (
-            "t0,t1\n1,2\n",
-            "row 1, column 1: 't0' is not a number; expected a row for ea",
-        ),
+        ("t0,t1\n1,2\n", "row 1, column 1: 't0' is not a number; expected a row for ea"),
         ("1,2\n3\n", "length: 1 of 2 lengths lie outside 2 to 2"),
         ("1,2\n,\n", "1 of 2 series have no value"),
         ("1,inf\n1,2\n", "1 of 4 values are infinite"),

@@ -111,9 +111,9 @@ def _load_in_memory(
     for name, array in x.items():
         at_least = 2 if trained is None else 1
         pixels.check_array(array.shape, array.dtype, f"{source}: {name}", at_least)
-    white = 1 if pixels.is_binary(x.values()) else 255
-    of_bytes = [array.max() for array in x.values() if array.dtype == np.uint8]
-    notes += pixels.of_bytes(white, max(of_bytes, default=0))
+    greatest = max((array.max() for array in x.values() if array.dtype == np.uint8), default=0)
+    white = pixels.white_of(greatest)
+    notes += pixels.of_bytes(white, greatest)
     for name, array in x.items():
         x[name] = pixels.to_float32(array, white)
         if problem := pixels.wrong_values(x[name], likelihood):

@@ -43,16 +43,13 @@ def is_stream(spec: str) -> bool:
 
 
 def load(options: DataOptions, trained: dict[str, Any] | None = None, whole: bool = False) -> Data:
-    """Reads data and checks that a model can be trained, or tested, on them.
+    """Reads data and checks that a model can be trained, or tested, on them; a `UserError` if not.
 
     Args:
       options: Which data.
       trained: To test a trained model: the fingerprint of the data that it was trained on.
       whole: With `trained`: all examples are test examples then, unless they come with a test set,
         or are the data of the training.
-
-    Raises:
-      UserError: If something is wrong with the data.
     """
     if options.model == "sequence":
         return series.load(options.dataset, options.window, options.likelihood, trained, whole)

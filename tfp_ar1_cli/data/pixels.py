@@ -1,7 +1,5 @@
 """What images must be wherever they come from, what they are scaled to, and how they are split."""
 
-from collections.abc import Iterable
-
 import numpy as np
 
 from tfp_ar1_cli.errors import UserError
@@ -42,9 +40,9 @@ def check_count(count: int, what: str, at_least: int) -> None:
         )
 
 
-def is_binary(arrays: Iterable[np.ndarray]) -> bool:
-    """Whether the bytes among these arrays are 0 and 1: then 1 is white, not 255."""
-    return max((x.max(initial=0) for x in arrays if x.dtype == np.uint8), default=0) == 1
+def white_of(greatest: int) -> int:
+    """What is white in images of bytes up to `greatest`: 1 if all are 0 and 1, else 255."""
+    return 1 if greatest == 1 else 255
 
 
 def of_bytes(white: int, greatest: int) -> list[str]:

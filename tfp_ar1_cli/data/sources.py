@@ -116,7 +116,7 @@ class NpyFile:
                 f"values of {self._dtype}, found {found}; write or copy it again."
             )
         greatest = self._greatest_byte() if self._dtype == np.uint8 else 0
-        self._white = 1 if greatest == 1 else 255
+        self._white = pixels.white_of(greatest)
         self.notes = pixels.of_bytes(self._white, greatest)
 
     def __len__(self) -> int:

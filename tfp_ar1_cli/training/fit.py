@@ -20,15 +20,9 @@ from tfp_ar1_cli.training import strategies
 from tfp_ar1_cli.training.batches import Batches
 from tfp_ar1_cli.training.checkpoints import Checkpoint, load_state, state_of
 
-_COMPILES = "compiling the first step, which takes some seconds"
-
 
 def train(
-    run: Run,
-    data: Data,
-    report: bool = True,
-    strategy: tf.distribute.Strategy | None = None,
-    backup_steps: int = 0,
+    run: Run, data: Data, strategy: tf.distribute.Strategy | None = None, backup_steps: int = 0
 ) -> keras.Model:
     """Trains the model of a run from where it stands, and leaves `history.json`.
 
@@ -37,7 +31,6 @@ def train(
     Args:
       run: A run, new or unfinished.
       data: Its data.
-      report: Whether to show the progress, and to write TensorBoard's log.
       strategy: How the training is distributed; `None` if it is not.
       backup_steps: See `Checkpoint`.
 
@@ -45,16 +38,14 @@ def train(
       The trained model. It is no part of the strategy.
 
     Raises:
-      NotFinite: If the loss is no longer finite.
-      click.ClickException: If the memory is not enough.
+      click.ClickException: If the memory is not enough, or the loss not finite (`NotFinite`).
     """
     options = run.options
     strategy = strategy or tf.distribute.get_strategy()
     batches = Batches(data.train, options.batch_size, options.seed, options.hide or 0)
     try:
         with batches.own_errors():
-            report = report and run.worker == 0
-            return _train(run, data, batches, report, strategy, backup_steps)
+            return _train(run, data, batches, strategy, backup_steps)
     except (MemoryError, tf.errors.ResourceExhaustedError) as error:
         raise click.ClickException(
             "not enough memory; start a new run with a smaller --batch-size, --latent-dim or "
@@ -63,12 +54,7 @@ def train(
 
 
 def _train(
-    run: Run,
-    data: Data,
-    batches: Batches,
-    report: bool,
-    strategy: tf.distribute.Strategy,
-    backup_steps: int,
+    run: Run, data: Data, batches: Batches, strategy: tf.distribute.Strategy, backup_steps: int
 ) -> keras.Model:
     options = run.options
     epochs, steps = options.epochs, batches.steps_per_epoch
@@ -89,13 +75,20 @@ def _train(
         check_space(run.folder, 3 * size)
     strategies.check_alike(strategy, run, position)
     with contextlib.ExitStack() as stack:
-        callbacks = [_StopUnlessFinite(options.learning_rate)]
+        rate = options.learning_rate
+        callbacks = [_StopUnlessFinite(rate)]
         if options.model == "sequence":
-            callbacks.append(_cosine_decay(options.learning_rate, epochs))
-        if report and position.epoch < epochs:
+            # Half a cosine (arXiv:1608.03983, no restarts): the likelihood of series that are
+            # reproduced closely has a steep optimum, where with steps of one size the loss jumps
+            # by some ten nats from epoch to epoch to the end.
+            decay = keras.callbacks.LearningRateScheduler
+            callbacks.append(
+                decay(lambda epoch: rate * (1 + math.cos(math.pi * epoch / epochs)) / 2)
+            )
+        if run.worker == 0 and position.epoch < epochs:
             done = position.epoch * steps + position.step
-            progress = Progress("training", total=epochs * steps, done=done, first=_COMPILES)
-            callbacks.append(_Report(stack.enter_context(progress), epochs, done))
+            progress = stack.enter_context(Progress("training", epochs * steps, done))
+            callbacks.append(_Report(progress, epochs, done))
             callbacks.append(_TensorBoard(run.logs, write_graph=False))
         while position.epoch < epochs:
             # Keras begins at the first step of an epoch, so the rest of one is a `fit` of its own.
@@ -119,17 +112,6 @@ def _train(
     model = new_model()
     load_state(model, state)
     return model
-
-
-def _cosine_decay(learning_rate: float, epochs: int) -> keras.callbacks.Callback:
-    """Lowers the step size to 0 over the epochs: half a cosine (arXiv:1608.03983, no restarts).
-
-    The likelihood of series that are reproduced closely has a steep optimum: with steps of one size
-    the loss jumps by some ten nats from epoch to epoch to the end.
-    """
-    return keras.callbacks.LearningRateScheduler(
-        lambda epoch: learning_rate * (1 + math.cos(math.pi * epoch / epochs)) / 2
-    )
 
 
 class _TensorBoard(keras.callbacks.TensorBoard):
