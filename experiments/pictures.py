@@ -16,14 +16,8 @@ from experiments.results import BOUNDS, Setting, baseline_of, difference, groups
 from tfp_ar1_cli.errors import dispensable
 from tfp_ar1_cli.progress import counted
 
-_COLOURS = {
-    "ar1": "#c8442b",
-    "diag": "#1f5fa8",
-    "isotropic": "#4f9d69",
-    "full": "#7b5ea7",
-    "arh1": "#b58900",
-    "ante1": "#7b5ea7",
-}
+_COLOURS = {"ar1": "#c8442b", "diag": "#1f5fa8", "isotropic": "#4f9d69"}
+_COLOURS |= {"full": "#7b5ea7", "arh1": "#b58900", "ante1": "#7b5ea7"}
 _TICKS = sorted([0, *(sign * t for sign in (-1, 1) for t in (0.5, 1, 2, 5, 10, 20, 50, 100, 1000))])
 _MOST_TICKS = 12
 _STRETCH = 1.3  # of the limits of that axis
@@ -97,16 +91,10 @@ def _differences(paired: pd.DataFrame) -> Figure:
     for ax, field in zip(axes, ("neg_elbo", "nll_iw"), strict=True):
         for row, ((_, variant), runs) in enumerate(rows):
             mean, low, high = difference(runs, field)
-            ax.errorbar(
-                mean,
-                row,
-                xerr=None if math.isnan(low) else (high - low) / 2,
-                color=_colour(variant),
-                markerfacecolor="white" if variant.endswith("/normal") else None,
-                marker="o",
-                markersize=5,
-                capsize=3,
-            )
+            half, colour = None if math.isnan(low) else (high - low) / 2, _colour(variant)
+            face = "white" if variant.endswith("/normal") else None
+            dot = {"marker": "o", "markersize": 5, "capsize": 3, "markerfacecolor": face}
+            ax.errorbar(mean, row, xerr=half, color=colour, **dot)
         ax.axvline(0, color="black", linewidth=0.8)
         # One large difference would hide all small ones.
         ax.set_xscale("symlog", linthresh=1)

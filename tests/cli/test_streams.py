@@ -33,7 +33,6 @@ from tfp_ar1_cli import kinds
 from tfp_ar1_cli.data import image_files, loading, pixels, sources, streams, tfrecords
 from tfp_ar1_cli.data import images as datasets
 from tfp_ar1_cli.errors import UserError
-from tfp_ar1_cli.training.batches import Batches
 
 KINDS = pytest.mark.parametrize("kind", streams.KINDS)
 
@@ -559,15 +558,6 @@ def test_a_file_that_gets_shorter_is_an_error_with_its_position(tmp_path):
     path.unlink()
     with pytest.raises(FileNotFoundError, match=r"own\.npy"):
         stream[:]
-
-
-def test_errors_of_a_pipeline_are_those_of_the_stream(tmp_path, monkeypatch):
-    spec, _ = corrupt_npy(tmp_path)
-    monkeypatch.setattr(pixels, "split", lambda *_: (np.arange(35), np.arange(35, 40)))
-    batches = Batches(datasets.load(spec).x_train, 7, seed=0)
-    pipeline = batches.dataset(0, tf.distribute.get_strategy())
-    with pytest.raises(streams.Corrupt, match=r"row \d+ \(byte"), batches.own_errors():
-        list(pipeline.take(5))
 
 
 def test_batches_of_which_nothing_is_left(tmp_path, cli, monkeypatch):
