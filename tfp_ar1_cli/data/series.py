@@ -41,9 +41,10 @@ class _Shipped(NamedTuple):
     window: int | None = None
 
 
-_CVP, _LOAD_CVP = "central venous pressure", "load_pig_central_venous_pressure"
 SHIPPED = {
-    "pig_cvp": _Shipped(_LOAD_CVP, [_CVP], window=100),
+    "pig_cvp": _Shipped(
+        "load_pig_central_venous_pressure", ["central venous pressure"], window=100
+    ),
     "basic_motions": _Shipped("load_basic_motions", _MOTIONS, step="step (0.1 s)"),
     "gunpoint": _Shipped("load_gunpoint", ["hand position"]),
 }
