@@ -14,6 +14,7 @@ from tfp_ar1_cli import kinds
 from tfp_ar1_cli.atomic import check_space
 from tfp_ar1_cli.data.protocol import Data
 from tfp_ar1_cli.errors import NotFinite, dispensable
+from tfp_ar1_cli.options import RunOptions
 from tfp_ar1_cli.progress import Progress, doing
 from tfp_ar1_cli.run_folder import Position, Run
 from tfp_ar1_cli.training import strategies
@@ -75,8 +76,11 @@ def _train(
         check_space(run.folder, 3 * size)
     strategies.check_alike(strategy, run, position)
     with contextlib.ExitStack() as stack:
-        rate = options.learning_rate
-        callbacks = [_StopUnlessFinite(rate)]
+        rate, done = options.learning_rate, position.epoch * steps + position.step
+        progress = None
+        if run.worker == 0 and position.epoch < epochs:
+            progress = stack.enter_context(Progress("training", epochs * steps, done))
+        callbacks = [_Watch(options, done, progress)]
         if options.model == "sequence":
             # Half a cosine (arXiv:1608.03983, no restarts): the likelihood of series that are
             # reproduced closely has a steep optimum, where with steps of one size the loss jumps
@@ -85,10 +89,7 @@ def _train(
             callbacks.append(
                 decay(lambda epoch: rate * (1 + math.cos(math.pi * epoch / epochs)) / 2)
             )
-        if run.worker == 0 and position.epoch < epochs:
-            done = position.epoch * steps + position.step
-            progress = stack.enter_context(Progress("training", epochs * steps, done))
-            callbacks.append(_Report(progress, epochs, done))
+        if progress is not None:
             callbacks.append(_TensorBoard(run.logs, write_graph=False))
         while position.epoch < epochs:
             # Keras begins at the first step of an epoch, so the rest of one is a `fit` of its own.
@@ -132,47 +133,31 @@ class _TensorBoard(keras.callbacks.TensorBoard):
             self._failed = False
 
 
-class _StopUnlessFinite(keras.callbacks.Callback):
-    """Stops the training when the loss is no longer finite."""
+class _Watch(keras.callbacks.Callback):
+    """Shows the progress, and stops the training when the loss is no longer finite."""
 
-    def __init__(self, learning_rate: float) -> None:
+    def __init__(self, options: RunOptions, done: int, progress: Progress | None) -> None:
         super().__init__()
-        self._learning_rate = learning_rate
-
-    def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
-        self._epoch = epoch
-
-    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        self._check(logs["loss"])
-
-    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        self._check(logs["val_loss"])
-
-    def _check(self, loss: float) -> None:
-        if not math.isfinite(loss):
-            raise NotFinite(
-                f"the loss became {loss} in epoch {self._epoch + 1}; start a new run with a lower "
-                f"--learning-rate than {self._learning_rate:g}."
-            )
-
-
-class _Report(keras.callbacks.Callback):
-    """Shows the progress."""
-
-    def __init__(self, progress: Progress, epochs: int, done: int) -> None:
-        super().__init__()
-        self._progress, self._epochs, self._done = progress, epochs, done
+        self._options, self._done, self._progress = options, done, progress
         self._epoch, self._test = 0, ""
 
     def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
         self._epoch = epoch
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        self._check(logs["loss"])
         self._done += 1
-        self._progress.update(
-            self._done,
-            f"epoch {self._epoch + 1}/{self._epochs}  loss {logs['loss']:.2f}{self._test}",
-        )
+        if self._progress is not None:
+            epoch = f"epoch {self._epoch + 1}/{self._options.epochs}"
+            self._progress.update(self._done, f"{epoch}  loss {logs['loss']:.2f}{self._test}")
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        self._check(logs["val_loss"])
         self._test = f"  test {logs['val_loss']:.2f}"
+
+    def _check(self, loss: float) -> None:
+        if not math.isfinite(loss):
+            raise NotFinite(
+                f"the loss became {loss} in epoch {self._epoch + 1}; start a new run with a lower "
+                f"--learning-rate than {self._options.learning_rate:g}."
+            )
