@@ -60,12 +60,8 @@ def check_space(folder: pathlib.Path, needed: int) -> None:
     """An `OSError` unless so many bytes can be written to a folder."""
     free = shutil.disk_usage(folder).free
     if free < needed:
-        raise OSError(
-            errno.ENOSPC,
-            f"{os.strerror(errno.ENOSPC)}: model and backups take {needed / 2**20:.1f} MiB, "
-            f"{free / 2**20:.1f} MiB are free",
-            str(folder),
-        )
+        sizes = f"model and backups take {needed / 2**20:.1f} MiB, {free / 2**20:.1f} MiB are free"
+        raise OSError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)}: {sizes}", str(folder))
 
 
 @contextlib.contextmanager

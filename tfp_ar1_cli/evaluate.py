@@ -122,10 +122,7 @@ def evaluate_model(model: Any, data: Data, run: Run, num_importance_samples: int
 
     with Progress("evaluating", len(data.x_test)) as progress:
         metrics = evaluation.evaluate(
-            model,
-            data.test,
-            num_importance_samples=num_importance_samples,
-            progress=lambda done, total: progress.update(done),
+            model, data.test, num_importance_samples, progress=lambda done, _: progress.update(done)
         )
     for name, value in metrics.items():
         if not math.isfinite(value):

@@ -59,14 +59,8 @@ POSTERIORS_OF = {
 PRIORS = ("ar1", "normal")
 STRATEGIES = ("none", "mirrored", "multiworker")
 MODELS = tuple(NETWORKS)
-_EPOCHS = {
-    "digits": 200,
-    "mnist": 15,
-    "fashion_mnist": 15,
-    "pig_cvp": 40,
-    "basic_motions": 300,
-    "gunpoint": 300,
-}
+_EPOCHS = {"digits": 200, "mnist": 15, "fashion_mnist": 15}
+_EPOCHS |= {"pig_cvp": 40, "basic_motions": 300, "gunpoint": 300}
 _EPOCHS_OWN_DATA = 50
 _COUNT = click.IntRange(min=1)
 _SEED = click.IntRange(0, 2**31 - 1)

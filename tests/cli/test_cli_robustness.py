@@ -26,16 +26,8 @@ from tfp_ar1_cli.pictures import style
 from tfp_ar1_cli.training import fit
 
 NAMES = (
-    "$",
-    "$x_1",
-    r"\frac{1}{2}$\bad$",
-    "a_b^c {}",
-    "_hidden",
-    "two\nlines",
-    "",
-    "é 温度 😀",
-    "\x00\udce9",
-    "long " * 2000,
+    *("$", "$x_1", r"\frac{1}{2}$\bad$", "a_b^c {}", "_hidden", "two\nlines", "", "é 温度 😀"),
+    *("\x00\udce9", "long " * 2000),
 )
 
 

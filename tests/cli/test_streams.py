@@ -14,18 +14,7 @@ import data_files
 import numpy as np
 import pytest
 import tensorflow as tf
-from data_files import (
-    COLOUR,
-    GRAY,
-    STREAMS,
-    all_images,
-    damage,
-    encode,
-    example,
-    in_order,
-    refusal,
-    write_records,
-)
+from data_files import COLOUR, GRAY, STREAMS, all_images, damage, encode, in_order, refusal
 from PIL import Image
 from program import TINY, contents
 
@@ -52,15 +41,8 @@ def test_the_values_of_each_source(tmp_path, kind, x):
 
     expected = x[train].astype(np.float32) / 255
     shuffled = np.random.default_rng(1).permutation(32)
-    for index in (
-        slice(None),
-        slice(3, 20, 4),
-        slice(5, 5),
-        shuffled,
-        shuffled[:7],
-        np.array([4, 5, 6, 4, -1]),
-        np.array([], int),
-    ):
+    slices = (slice(None), slice(3, 20, 4), slice(5, 5))
+    for index in (*slices, shuffled, shuffled[:7], np.array([4, 5, 6, 4, -1]), np.array([], int)):
         read = stream[index]
         assert read.dtype == np.float32
         np.testing.assert_array_equal(read, expected[index])
@@ -308,7 +290,7 @@ def test_crc32c():
 def test_records_as_tensorflow_writes_them(tmp_path, size):
     rng = np.random.default_rng(size)
     records = [rng.bytes(size), b"", rng.bytes(17), rng.bytes(size // 2)]
-    offsets = write_records(tmp_path / "x", records)
+    offsets = data_files.write_records(tmp_path / "x", records)
     found, lengths, problem = tfrecords.index(tmp_path / "x")
     assert problem is None
     np.testing.assert_array_equal(found, offsets)
@@ -413,21 +395,27 @@ def test_patterns_and_shards_that_are_refused(tmp_path):
     path = tmp_path / "x-0"
     path.touch()
     refuse("1 files hold 0 records; at least 2 images are needed")
-    records = [example(encode(image)) for image in GRAY[:8]]
+    records = [data_files.example(encode(image)) for image in GRAY[:8]]
     for options in ("stop", "skip"):
-        write_records(path, records, "GZIP")
+        data_files.write_records(path, records, "GZIP")
         refuse("x-0: is compressed by gzip", corrupt=options)
         path.write_bytes(gzip.compress(b""))
         refuse("x-0: is compressed by gzip", corrupt=options)
-    write_records(path, records, "ZLIB")
+    data_files.write_records(path, records, "ZLIB")
     refuse("x-0: record 0 (byte 0): the length of the record does not have its CRC (no TFRecord")
     for record, expected in (
         (b"\x07nonsense", "is not a tf.train.Example"),
-        (example(encode(GRAY[0]), "picture"), "has no feature image or image/encoded of one bytes"),
-        (example(b"nonsense"), "is no PNG, JPEG, BMP, GIF, WEBP, TIFF, PPM image (8 bytes)"),
+        (
+            data_files.example(encode(GRAY[0]), "picture"),
+            "has no feature image or image/encoded of one bytes",
+        ),
+        (
+            data_files.example(b"nonsense"),
+            "is no PNG, JPEG, BMP, GIF, WEBP, TIFF, PPM image (8 bytes)",
+        ),
         (b"", "has no feature image or image/encoded of one bytes value, but none"),
     ):
-        write_records(path, [record, *records])
+        data_files.write_records(path, [record, *records])
         refuse(f"x-0: record 0 (byte 0): {expected}", error=streams.Corrupt)
 
 
@@ -453,10 +441,10 @@ def corrupt_folder(folder):
 
 
 def corrupt_records(folder):
-    contents, bad = [example(encode(image)) for image in GRAY], set()
+    contents, bad = [data_files.example(encode(image)) for image in GRAY], set()
     for shard, damaged in enumerate([(3, 4), (10,)]):
         path = folder / f"s{shard}.tfrecord"
-        offsets = write_records(path, contents[20 * shard : 20 * shard + 20])
+        offsets = data_files.write_records(path, contents[20 * shard : 20 * shard + 20])
         for record in damaged:
             damage(path, offsets[record] + 12 + 30, b"\1")
             bad.add(f"{path}: record {record} (byte {offsets[record]})")
@@ -532,7 +520,7 @@ def test_shards_that_cannot_be_followed(tmp_path, how):
 
 def test_every_bit_of_a_record_counts(tmp_path):
     path = tmp_path / "x"
-    write_records(path, [b"abc", b"defg" * 5, b"hi"])
+    data_files.write_records(path, [b"abc", b"defg" * 5, b"hi"])
     content = path.read_bytes()
     offset, length = 19, 20
     for bit in range(8 * (12 + length + 4)):
@@ -695,12 +683,8 @@ def test_data_of_four_times_the_memory(tmp_path, large_file, kind):
     argv += ["--num-importance-samples", "1", "--out", str(tmp_path / "run")]
     # Each thread has a stack and a heap, and a large machine has many.
     threads = {"TF_NUM_INTRAOP_THREADS": "2", "TF_NUM_INTEROP_THREADS": "2"}
-    done = subprocess.run(
-        [sys.executable, "-c", program, *argv],
-        env=dict(os.environ) | threads,
-        capture_output=True,
-        text=True,
-    )
+    command = [sys.executable, "-c", program, *argv]
+    done = subprocess.run(command, env=os.environ | threads, capture_output=True, text=True)
     if kind == "stream":
         assert done.returncode == 0, done.stderr
         assert f"{4 * LIMIT // 8192 - 10_000} training and 10000 test images" in done.stdout

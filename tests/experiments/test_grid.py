@@ -58,12 +58,9 @@ def test_options_that_are_for_one_objective_or_network(images):
     experiments = make(images, posterior="ar1", **given)
     keys = ("network", "hidden_units", "objective", "beta")
     assert [tuple(experiment.settings[key] for key in keys) for experiment in experiments] == [
-        ("mlp", [3], "elbo", 1.0),
-        ("mlp", [3], "elbo", 4.0),
-        ("mlp", [3], "iwae", 1.0),
-        ("cnn", None, "elbo", 1.0),
-        ("cnn", None, "elbo", 4.0),
-        ("cnn", None, "iwae", 1.0),
+        (network, hidden_units, *objective)
+        for network, hidden_units in (("mlp", [3]), ("cnn", None))
+        for objective in (("elbo", 1.0), ("elbo", 4.0), ("iwae", 1.0))
     ]
 
 

@@ -193,16 +193,9 @@ def _image_figure(cells: np.ndarray, value_range: tuple[float, float]) -> tuple[
         canvas = _canvas(cells)
         if canvas.shape[-1] == 1:
             canvas = canvas[..., 0]
-        height, width = canvas.shape[0] / rows, canvas.shape[1] / columns
-        ax.imshow(
-            canvas,
-            cmap="gray",
-            vmin=0,
-            vmax=1,
-            interpolation="nearest",
-            extent=(0, columns, rows, 0),
-            aspect=height / width,
-        )
+        aspect = canvas.shape[0] / rows / (canvas.shape[1] / columns)
+        unit_cells = {"extent": (0, columns, rows, 0), "aspect": aspect}
+        ax.imshow(canvas, cmap="gray", vmin=0, vmax=1, interpolation="nearest", **unit_cells)
     ax.set_xticks([])
     ax.set_yticks([])
     ax.tick_params(length=0)

@@ -178,13 +178,9 @@ def correlations(path: pathlib.Path, correlation: np.ndarray, steps: int, step: 
     fig, ((ax,),) = style.panels(6.8, 3.8)
     lag = np.arange(steps + 1)
     for channel, rho in enumerate(correlation):
-        ax.plot(
-            lag,
-            rho**lag,
-            color=_CHANNELS[channel % len(_CHANNELS)],
-            linewidth=1.4,
-            label=f"{style.latent_name(channel)}: ρ = {_rho(rho)}",
-        )
+        colour = _CHANNELS[channel % len(_CHANNELS)]
+        text = f"{style.latent_name(channel)}: ρ = {_rho(rho)}"
+        ax.plot(lag, rho**lag, color=colour, linewidth=1.4, label=text)
     ax.axhline(0, color=GRAY, linewidth=0.8, zorder=0)
     ax.set_xlim(0, steps)
     ax.set_ylim(min(-0.02, 1.05 * correlation.min()), 1.02)
