@@ -438,11 +438,8 @@ def test_wrong_types_in_a_config(copied):
     check("options.model", options=config["options"] | {"model": "12"})
     if units := config["data"].get("units"):
         wrongs = ({"mean": [0, 1]}, {"mean": ["0"]}, {"names": "a"}, {"more": 1})
-        two = {
-            "names": [],
-            "mean": [0, 1],
-            "scale": [1, 1],
-        }  # Channels, of which the data have one.
+        # Of two channels, where the data have one.
+        two = {"names": [], "mean": [0, 1], "scale": [1, 1]}
         for wrong in (*wrongs, {"scale": [], "mean": []}, two):
             check("data.units", data=config["data"] | {"units": units | wrong})
 
