@@ -5,7 +5,6 @@ import itertools
 import math
 import pathlib
 
-import matplotlib as mpl
 import matplotlib.image
 import numpy as np
 import pandas as pd
@@ -14,16 +13,11 @@ from matplotlib.figure import Figure
 from experiments import results
 from experiments.results import BOUNDS, Setting, baseline_of, difference, groups, pairs
 from tfp_ar1_cli.errors import dispensable
+from tfp_ar1_cli.pictures import style
 from tfp_ar1_cli.progress import counted
 
-_COLOURS = {
-    "ar1": "#c8442b",
-    "diag": "#1f5fa8",
-    "isotropic": "#4f9d69",
-    "full": "#7b5ea7",
-    "arh1": "#b58900",
-    "ante1": "#7b5ea7",
-}
+_COLOURS = {"ar1": "#c8442b", "diag": "#1f5fa8", "isotropic": "#4f9d69"}
+_COLOURS |= {"full": "#7b5ea7", "arh1": "#b58900", "ante1": "#7b5ea7"}
 _TICKS = sorted([0, *(sign * t for sign in (-1, 1) for t in (0.5, 1, 2, 5, 10, 20, 50, 100, 1000))])
 _MOST_TICKS = 12
 _STRETCH = 1.3  # of the limits of that axis
@@ -44,14 +38,10 @@ def draw(path: pathlib.Path, frame: pd.DataFrame, out: pathlib.Path) -> list[pat
     if len(paired := pairs(frame)):
         drawn["differences"] = functools.partial(_differences, paired)
     files = []
-    # Data may be called anything, `$x_1` too; the version of Matplotlib would be in the metadata.
-    with mpl.rc_context({"text.parse_math": False, "text.usetex": False}):
-        for name, figure in drawn.items():
-            with dispensable(file := out / f"{name}.png"):
-                figure().savefig(
-                    file, dpi=150, bbox_inches="tight", pad_inches=0.15, metadata={"Software": None}
-                )
-                files.append(file)
+    for name, figure in drawn.items():
+        with dispensable(file := out / f"{name}.png"):
+            style.save(figure(), file)
+            files.append(file)
     return files
 
 
@@ -59,16 +49,15 @@ def _curves(frame: pd.DataFrame) -> Figure:
     """−ELBO of the test data against the epoch, a panel for each data set."""
     unit = "window" if "prior" in frame else "image"
     panels = list(frame.groupby("setting", sort=False))
-    fig = Figure(figsize=(1 + 5 * len(panels), 4), layout="constrained")
-    axes = fig.subplots(1, len(panels), squeeze=False)[0]
+    fig, (axes,) = style.panels(1 + 5 * len(panels), 4, columns=len(panels))
     for ax, (setting, rows) in zip(axes, panels, strict=True):
         lowest, highest = math.inf, -math.inf
         for (_, variant), runs in groups(rows):
             curves = np.array([history["val_neg_elbo"] for history in runs.history])
             epochs, colour = np.arange(1, curves.shape[1] + 1), _colour(variant)
             label = f"{variant} ({counted(len(runs), 'run')})"
-            style = "--" if variant.endswith("/normal") else "-"
-            ax.plot(epochs, curves.mean(axis=0), style, color=colour, linewidth=1.4, label=label)
+            line = "--" if variant.endswith("/normal") else "-"
+            ax.plot(epochs, curves.mean(axis=0), line, color=colour, linewidth=1.4, label=label)
             low, high = curves.min(axis=0), curves.max(axis=0)
             ax.fill_between(epochs, low, high, color=colour, alpha=0.2, linewidth=0)
             lowest = min(lowest, low.min())
@@ -81,7 +70,6 @@ def _curves(frame: pd.DataFrame) -> Figure:
         ax.set_ylabel(f"−ELBO of the test {unit}s (nats per {unit})")
         ax.xaxis.get_major_locator().set_params(integer=True)
         ax.legend(frameon=False, title="mean; range over runs shaded")
-        ax.spines[["top", "right"]].set_visible(False)
     return fig
 
 
@@ -89,24 +77,17 @@ def _differences(paired: pd.DataFrame) -> Figure:
     """The differences of −ELBO and NLL as dots, with whiskers for their intervals."""
     unit = "window" if "prior" in paired else "image"
     rows, baseline = list(groups(paired)), baseline_of(paired)
-    fig = Figure(figsize=(11, 1.6 + 0.32 * len(rows)), layout="constrained")
-    axes = fig.subplots(1, 2, sharey=True)
+    fig, (axes,) = style.panels(11, 1.6 + 0.32 * len(rows), columns=2, sharey=True)
     labels = [f"{setting.dataset}: {variant}" for (setting, variant), _ in rows]
     if len(set(labels)) < len(labels):
         labels = [f"{one.dataset}, {one.title()}: {variant}" for (one, variant), _ in rows]
     for ax, field in zip(axes, ("neg_elbo", "nll_iw"), strict=True):
         for row, ((_, variant), runs) in enumerate(rows):
             mean, low, high = difference(runs, field)
-            ax.errorbar(
-                mean,
-                row,
-                xerr=None if math.isnan(low) else (high - low) / 2,
-                color=_colour(variant),
-                markerfacecolor="white" if variant.endswith("/normal") else None,
-                marker="o",
-                markersize=5,
-                capsize=3,
-            )
+            half, colour = None if math.isnan(low) else (high - low) / 2, _colour(variant)
+            face = "white" if variant.endswith("/normal") else None
+            dot = {"marker": "o", "markersize": 5, "capsize": 3, "markerfacecolor": face}
+            ax.errorbar(mean, row, xerr=half, color=colour, **dot)
         ax.axvline(0, color="black", linewidth=0.8)
         # One large difference would hide all small ones.
         ax.set_xscale("symlog", linthresh=1)
@@ -120,7 +101,6 @@ def _differences(paired: pd.DataFrame) -> Figure:
         ax.minorticks_off()
         ax.set_xlabel(f"nats per {unit}, logarithmic beyond ±1")
         ax.set_title(f"{BOUNDS[field].label}: difference to {baseline}")
-        ax.spines[["top", "right"]].set_visible(False)
     axes[0].set_yticks(range(len(rows)), labels)
     axes[0].set_ylim(len(rows) - 0.5, -0.5)
     return fig
@@ -130,9 +110,8 @@ def _samples(files: dict[tuple[Setting, str], pathlib.Path]) -> Figure:
     """Samples side by side, a row for each data set and a column for each variant."""
     settings = list(dict.fromkeys(setting for setting, _ in files))
     variants = list(dict.fromkeys(variant for _, variant in files))
-    size = (0.5 + 4 * len(variants), 0.6 + 2.2 * len(settings))
-    fig = Figure(figsize=size, layout="constrained")
-    axes = fig.subplots(len(settings), len(variants), squeeze=False)
+    columns, rows = len(variants), len(settings)
+    fig, axes = style.panels(0.5 + 4 * columns, 0.6 + 2.2 * rows, rows, columns)
     for ax, key in zip(axes.flat, itertools.product(settings, variants), strict=True):
         ax.set_axis_off()
         if key in files:

@@ -38,14 +38,8 @@ tfd = tfp.distributions
 RESULTS = pathlib.Path(__file__).parent / "results" / "published_curves.json"
 DATASETS = ("fashion_mnist", "mnist")
 SETTINGS = {
-    "network": "784-400-10-400-784",
-    "latent_dim": 10,
-    "likelihood": "bernoulli",
-    "optimizer": "Adam",
-    "learning_rate": 1e-3,
-    "batch_size": 128,
-    "epochs": 15,
-    "seed": 0,
+    **{"network": "784-400-10-400-784", "latent_dim": 10, "likelihood": "bernoulli"},
+    **{"optimizer": "Adam", "learning_rate": 1e-3, "batch_size": 128, "epochs": 15, "seed": 0},
     "num_importance_samples": 100,
 }
 
@@ -213,10 +207,8 @@ def _fit(
     x_train, x_test = tf.constant(x_train), tf.constant(x_test)
     order = tf.data.Dataset.range(len(x_train)).shuffle(len(x_train), SETTINGS["seed"])
     test = batches(x_test, tf.data.Dataset.range(len(x_test)))
-    train = batches(x_train, order)
-    history = model.fit(
-        train, epochs=epochs, shuffle=False, validation_data=test, verbose=2
-    ).history
+    data = {"x": batches(x_train, order), "validation_data": test}
+    history = model.fit(**data, epochs=epochs, shuffle=False, verbose=2).history
     return {name: [float(value) for value in values] for name, values in history.items()}
 
 
@@ -247,16 +239,11 @@ def main(data_dir: str, names: tuple[str, ...], out: pathlib.Path) -> None:
             click.echo(f"{name}: sampler {sampler}, loss {loss}")
             start = time.perf_counter()
             result = train(sampler, loss, data.x_train, data.x_test, SETTINGS["epochs"])
-            entry = {
-                "dataset": name,
-                "sampler": sampler,
-                "loss": loss,
-                **result,
-                "seconds": round(time.perf_counter() - start, 1),
-                "data_sha256": data.fingerprint()["sha256"],
-                "environment": environment(),
-            }
-            entries.append(entry)
+            entries.append(
+                {"dataset": name, "sampler": sampler, "loss": loss, **result}
+                | {"seconds": round(time.perf_counter() - start, 1)}
+                | {"data_sha256": data.fingerprint()["sha256"], "environment": environment()}
+            )
             command = "python -m experiments.published_curves --data-dir FOLDER"
             write_json(out, {"command": command, "settings": SETTINGS, "results": entries})
             loss_as_published = result["curves"]["val_reference_loss"][-1]

@@ -87,17 +87,14 @@ class Page:
             return _table(self._choose_pairs(settings), "pairs", fields, _difference_text)
         if name != "baselines":
             return _table(self._choose(settings), "runs", fields, _mean_text)
-        return _markdown(
-            [
-                {"dataset": dataset, "baseline": baseline.replace("_", " ")}
-                | {
-                    MEASURES[field].label: self.baseline(baseline, field, dataset=dataset)
-                    for field in fields
-                }
-                for dataset in sorted(set(self._choose(settings).dataset))
-                for baseline in results.BASELINES
-            ]
-        )
+        rows = []
+        for dataset in sorted(set(self._choose(settings).dataset)):
+            for baseline in results.BASELINES:
+                row = {"dataset": dataset, "baseline": baseline.replace("_", " ")}
+                for field in fields:
+                    row[MEASURES[field].label] = self.baseline(baseline, field, dataset=dataset)
+                rows.append(row)
+        return _markdown(rows)
 
     def mean(self, field: str, **settings: Any) -> str:
         """Mean ± standard error of one variant in one setting."""
@@ -115,9 +112,7 @@ class Page:
         if len(datasets) > 1:
             raise ValueError(f"{len(datasets)} data sets fit ({', '.join(datasets)}); name one.")
         value = chosen.iloc[0].get(column, math.nan)
-        return (
-            "–" if math.isnan(value) else _number(value, MEASURES[_known(field, MEASURES)].digits)
-        )
+        return "–" if math.isnan(value) else _number(value, MEASURES[field].digits)
 
     def _choose(self, settings: dict[str, Any]) -> pd.DataFrame:
         """The runs with these settings."""

@@ -1,4 +1,4 @@
-"""What every test needs: quiet TensorFlow, parsed flags, a fixed seed, reproducible hypothesis."""
+"""What every test needs: quiet TensorFlow, parsed flags, a fixed seed."""
 
 import os
 
@@ -7,7 +7,6 @@ import os
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
-import hypothesis
 import pytest
 import tensorflow as tf
 from absl import flags
@@ -15,12 +14,6 @@ from absl import flags
 # TensorFlow's own test classes read absl flags, which nobody parses under pytest.
 if not flags.FLAGS.is_parsed():
     flags.FLAGS.mark_as_parsed()
-
-# The same examples on every run; no deadline, because an example may trace a TensorFlow graph.
-hypothesis.settings.register_profile(
-    "reproducible", derandomize=True, database=None, deadline=None, max_examples=40
-)
-hypothesis.settings.load_profile("reproducible")
 
 
 @pytest.fixture(autouse=True)
@@ -33,3 +26,13 @@ def patience(monkeypatch):
 def fixed_seed():
     """A seed for whatever a test draws without one of its own."""
     tf.random.set_seed(20190618)
+
+
+@pytest.fixture
+def set_policy():
+    """Sets the global dtype policy of Keras for one test."""
+    import keras
+
+    before = keras.config.dtype_policy()
+    yield keras.config.set_dtype_policy
+    keras.config.set_dtype_policy(before)

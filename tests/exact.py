@@ -3,8 +3,8 @@
 Two of them. `Exact` is one Gaussian Markov chain by its dense covariance, with 200 digits: slow,
 and without care for rounding, because the digits do it. The functions `reference_*`, of AR(1), run
 along the path in O(d), with 120 digits, and give besides each result the *terms* that are added up
-to get it: what the rounding errors of an implementation are measured by. The tests compare the
-second with the first.
+to get it: what the rounding errors of an implementation are measured by. An error in either shows
+as a disagreement with the package, which the dense matrices of `oracles.py` confirm.
 
 Both take floating-point numbers as they are; what is meant in float32 must be rounded before.
 """
@@ -505,52 +505,29 @@ def reference_marginal(by, corr, step):
     }
 
 
-class _Gaps(NamedTuple):
-    """What the observed coordinates say about each other, and about what is missing."""
+def _given_observed(p: Path, w: np.ndarray, observed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and variance, from the nearest observed coordinate on either side."""
+    where, mean, variance = np.flatnonzero(observed), w.copy(), np.full_like(w, decimal.Decimal(0))
+    for t in np.flatnonzero(~observed):
+        before, after = where[where < t][-1:], where[where > t][:1]
+        # What is left of either: nothing of one that is not there.
+        a, b = (
+            sum((p.rho ** int(abs(t - s)) for s in side), 0 * p.rho) for side in (before, after)
+        )
+        rest = 1 - (a * b) ** 2
+        mean[t] = (a * (1 - b**2) * sum(w[before]) + b * (1 - a**2) * sum(w[after])) / rest
+        variance[t] = p.scale**2 * (1 - a**2) * (1 - b**2) / rest
+    return mean, variance
 
-    mean: np.ndarray
-    variance: np.ndarray
-    squares: Any  # Mahalanobis, of the observed
-    log_prob: Any
 
-
-def _eliminate(p: Path, w: np.ndarray, observed: np.ndarray) -> _Gaps:
-    """By elimination in the tridiagonal precision matrix, as for any Gaussian."""
-    size, missing = len(w), ~observed
-    inverse = 1 / p.step**2
-    off = -p.rho * inverse
-    diagonal = [inverse * (1 + p.rho**2 * (0 < t < size - 1)) for t in range(size)]
-    if size == 1:
-        diagonal = [decimal.Decimal(1)]
-    # Forwards: pivots of the missing block, and the right-hand side of its mean.
-    forward, rhs = list(diagonal), [decimal.Decimal(0)] * size
-    for t in range(size):
-        for s in (t - 1, t + 1):
-            if 0 <= s < size and observed[s]:
-                rhs[t] -= off * w[s]
-        if t and missing[t - 1]:
-            ratio = off / forward[t - 1]
-            forward[t] -= off * ratio
-            rhs[t] -= ratio * rhs[t - 1]
-    # Backwards: the mean, and the pivots in the other order, which give the inverse's diagonal.
-    backward, mean = list(diagonal), list(w)
-    variance = np.full(size, decimal.Decimal(0))
-    for t in reversed(range(size)):
-        beyond = 0
-        if t + 1 < size and missing[t + 1]:
-            backward[t] -= off**2 / backward[t + 1]
-            beyond = mean[t + 1]
-        if missing[t]:
-            mean[t] = (rhs[t] - off * beyond) / forward[t]
-            variance[t] = p.scale**2 / (forward[t] + backward[t] - diagonal[t])
-    # log p(observed) = log p(all) - log p(missing | observed), at the conditional mean.
-    mean = np.array(mean)
-    e, *_ = p.whiten(mean)
-    log_det = sum(_ln(forward[t]) - 2 * _ln(p.scale) for t in np.flatnonzero(missing))
-    squares = (e**2).sum()
-    log_prob = -squares / 2 - size * p.scale.ln() - (size - 1) * p.step.ln()
-    log_prob -= (observed.sum() * _LOG_TWO_PI + log_det) / 2
-    return _Gaps(mean, variance, squares, log_prob if observed.any() else 0)
+def _log_prob_of(p: Path, w: np.ndarray, where: np.ndarray) -> tuple[Any, Any]:
+    """Log-density of the coordinates `where`, each given the one before; and their squares."""
+    first = (w[where[:1]] / p.scale) ** 2
+    powers = np.array([p.rho ** int(gap) for gap in np.diff(where)], object)
+    rest = 1 - powers**2
+    squares = sum(first) + sum((w[where[1:]] - powers * w[where[:-1]]) ** 2 / rest) / p.scale**2
+    logs = len(where) * (p.scale.ln() + _LOG_TWO_PI / 2) + sum(_log(rest), 0 * p.rho) / 2
+    return -decimal.Decimal(squares) / 2 - logs, squares
 
 
 # A finite difference of numbers near one says nothing below this.
@@ -572,19 +549,17 @@ def _conditional_inputs(by, loc, scale, corr, x, observed):
 def reference_conditional_mean(by, loc, scale, corr, x, observed, weights=None):
     """The conditional mean. Terms: `loc` and the nearest observed on either side."""
     p, loc, w, observed = _conditional_inputs(by, loc, scale, corr, x, observed)
-    g = _weights(w, weights)
-    neighbours = np.full(len(w), decimal.Decimal(0))
-    for order in (range(len(w)), reversed(range(len(w)))):
-        last = decimal.Decimal(0)
-        for t in order:
-            last = abs(w[t]) + abs(loc[t]) if observed[t] else last
-            neighbours[t] += last
+    g, sizes = _weights(w, weights), abs(w) + abs(loc)
+    where, neighbours = np.flatnonzero(observed), np.full(len(w), decimal.Decimal(0))
+    for t in range(len(w)):
+        for side in (where[where <= t][-1:], where[where >= t][:1]):
+            neighbours[t] += sum(sizes[side])
 
     def weighted(given):
-        return (g * _eliminate(Path(by, scale, given), w, observed).mean).sum()
+        return (g * _given_observed(Path(by, scale, given), w, observed)[0]).sum()
 
     return {
-        "value": _exact(loc + _eliminate(p, w, observed).mean, abs(loc) + neighbours),
+        "value": _exact(loc + _given_observed(p, w, observed)[0], abs(loc) + neighbours),
         "corr": _exact(
             _central_difference(weighted, _decimal(corr)),
             p.chain * (abs(g) * neighbours)[~observed].sum() + _SMALLEST_SLOPE,
@@ -595,10 +570,10 @@ def reference_conditional_mean(by, loc, scale, corr, x, observed, weights=None):
 def reference_conditional_variance(by, loc, scale, corr, x, observed, weights=None):
     """The conditional variance. Terms: itself."""
     p, _, w, observed = _conditional_inputs(by, loc, scale, corr, x, observed)
-    g, variance = _weights(w, weights), _eliminate(p, w, observed).variance
+    g, variance = _weights(w, weights), _given_observed(p, w, observed)[1]
 
     def weighted(given):
-        return (g * _eliminate(Path(by, scale, given), w, observed).variance).sum()
+        return (g * _given_observed(Path(by, scale, given), w, observed)[1]).sum()
 
     total = (abs(g) * variance).sum()
     return {
@@ -619,7 +594,7 @@ def reference_observed_log_prob(by, loc, scale, corr, x, observed):
     slopes = decimal.Decimal(0)
     for t, s in zip(where[1:], where, strict=False):
         gap = int(t - s)
-        power = p.rho**gap if p.rho else decimal.Decimal(0)
+        power = p.rho**gap
         d_power = gap * (p.rho ** (gap - 1) if gap > 1 else 1) * p.step**2
         rest = 1 - power**2
         difference = abs(w[t] - p.sign**gap * w[s])
@@ -633,12 +608,12 @@ def reference_observed_log_prob(by, loc, scale, corr, x, observed):
         slopes += e * slope + abs(d_power * power) / rest
 
     def log_prob(given):
-        return _eliminate(Path(by, scale, given), w, observed).log_prob
+        return _log_prob_of(Path(by, scale, given), w, where)[0]
 
-    at = _eliminate(p, w, observed)
+    value, exact_squares = _log_prob_of(p, w, where)
     return {
-        "value": _exact(at.log_prob, squares / 2 + logs),
-        "scale": _exact((at.squares - len(where)) / p.scale, (squares + len(where)) / p.scale),
+        "value": _exact(value, squares / 2 + logs),
+        "scale": _exact((exact_squares - len(where)) / p.scale, (squares + len(where)) / p.scale),
         "corr": _exact(
             _central_difference(log_prob, _decimal(corr)), p.chain * slopes + _SMALLEST_SLOPE
         ),

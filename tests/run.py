@@ -24,15 +24,18 @@ def run(files: list[pathlib.Path]) -> int:
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     if done.returncode == NO_TESTS_COLLECTED:
         return 0
-    print(f"{files[0]} … {files[-1].name}\n{done.stdout}", flush=True)
+    print(*files, done.stdout, sep="\n", flush=True)
     return done.returncode
 
 
 def main() -> int:
     """Returns 1 if a group failed, else 0."""
     folders = map(pathlib.Path, FOLDERS or ["tests"])
-    files = sorted(file for folder in folders for file in folder.rglob("test_*.py"))
-    groups = [files[i : i + FILES_PER_GROUP] for i in range(0, len(files), FILES_PER_GROUP)]
+    files = [file for folder in folders for file in folder.rglob("test_*.py")]
+    # Long files and short ones in each group, so that none of them takes much longer than others.
+    files.sort(key=lambda file: (-file.stat().st_size, file))
+    number = -(-len(files) // FILES_PER_GROUP)
+    groups = [files[i::number] for i in range(number)]
     # One thread for each library: the groups that run side by side would take the cores from each
     # other.
     for name in ("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS"):

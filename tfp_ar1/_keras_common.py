@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import numbers
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -12,6 +11,7 @@ import tensorflow as tf
 from tensorflow_probability import distributions as tfd
 from tensorflow_probability.python.internal import prefer_static as ps
 
+from tfp_ar1._checks import checked_count
 from tfp_ar1._typing import MixinBase
 from tfp_ar1.families import PACKED
 
@@ -20,10 +20,9 @@ def member_layer(base: Any, family: str, package: str) -> Any:
     """The layer class of a member of the family: `base` with its name, for its parameters."""
     name = PACKED[family].__name__
     shared = inspect.cleandoc(base.__doc__).split("\n", 1)[1]
-    doc = (
-        f"Layer for the distribution `tfp_ar1.{name}`, `{family!r}` in `tfp_ar1.params`.\n{shared}"
-    )
-    return type(name, (base,), {"family": family, "__doc__": doc, "__module__": package})
+    first = f"Layer for the distribution `tfp_ar1.{name}`, `{family!r}` in `tfp_ar1.params`."
+    attributes = {"family": family, "__doc__": f"{first}\n{shared}", "__module__": package}
+    return type(name, (base,), attributes)
 
 
 def layer_named(name: str, layer_class: Callable[[str], Any], package: str) -> Any:
@@ -76,44 +75,26 @@ class TFKerasMixin(_OneKerasMixin):
         return state is not None and state.get_global_attribute("current_call_ctx") is not None
 
 
-def mean_over_examples(kl: tf.Tensor, reinterpreted_batch_ndims: int | None = None) -> tf.Tensor:
+def mean_over_examples(kl: tf.Tensor, ndims: int | None) -> tf.Tensor:
     """The KL divergence of one example, averaged over the examples; 0 where there are none.
 
-    Args:
-      kl: KL divergences, of the batch shape of the posterior.
-      reinterpreted_batch_ndims: how many of the last axes are parts of one example, over which the
-        KL is summed, as in `tfd.Independent`; `None` for all but the first.
-
-    Returns:
-      Scalar tensor.
+    `kl` has the posterior's batch shape. Its last `ndims` axes, by default all but the first, are
+    parts of one example, over which it is summed: the `reinterpreted_batch_ndims` of the layers.
     """
     rank = ps.rank(kl)
-    none = reinterpreted_batch_ndims is None
-    first = ps.minimum(1, rank) if none else rank - reinterpreted_batch_ndims
+    first = ps.minimum(1, rank) if ndims is None else rank - ndims
     kl = tf.reduce_sum(kl, axis=ps.range(first, rank))
     return tf.math.divide_no_nan(tf.reduce_sum(kl), tf.cast(tf.size(kl), kl.dtype))
 
 
 def check_batch_axes(
-    posterior: tfd.Distribution, prior: tfd.Distribution, reinterpreted_batch_ndims: int | None
+    posterior: tfd.Distribution, prior: tfd.Distribution, ndims: int | None
 ) -> None:
-    """Checks, as far as shapes are known, that a KL divergence is one of each example to one prior.
-
-    Args:
-      posterior: the distribution of all examples.
-      prior: the prior; its batch axes, if it has any, are those of one example.
-      reinterpreted_batch_ndims: as in `mean_over_examples`.
-
-    Raises:
-      ValueError: if the posterior has fewer batch axes than that, or the prior has batch axes that
-        are not those of one example.
-    """
-    shape, ndims = posterior.batch_shape, reinterpreted_batch_ndims
+    """Raises `ValueError` if the prior is known not to be for one example of `ndims` batch axes."""
+    shape = posterior.batch_shape
     if ndims is not None and shape.rank is not None and shape.rank < ndims:
-        raise ValueError(
-            f"`reinterpreted_batch_ndims={ndims}` needs a distribution with as many batch axes; "
-            f"got batch shape {shape}."
-        )
+        needed = f"`reinterpreted_batch_ndims={ndims}` needs a distribution with as many batch axes"
+        raise ValueError(f"{needed}; got batch shape {shape}.")
     # The first axis counts examples, unless all of them are parts of one.
     one = shape if shape.rank == ndims else tf.TensorShape([1]).concatenate(shape[1:])
     try:
@@ -138,14 +119,8 @@ def check_dtype(prior: tfd.Distribution, dtype: tf.DType) -> None:
 
 def checked_reinterpreted_batch_ndims(ndims: Any) -> int | None:
     """Returns it, or raises `ValueError` if it is neither a non-negative integer nor `None`."""
-    if ndims is None:
-        return None
-    whole = isinstance(ndims, numbers.Real) and float(ndims).is_integer()
-    if not whole or ndims < 0:
-        raise ValueError(
-            f"`reinterpreted_batch_ndims` must be a non-negative integer or `None`; got {ndims!r}."
-        )
-    return int(ndims)
+    wanted = "a non-negative integer or `None`"
+    return ndims if ndims is None else checked_count("reinterpreted_batch_ndims", ndims, 0, wanted)
 
 
 def checked_weight(weight: Any, name: str) -> Any:

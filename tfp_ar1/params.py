@@ -1,8 +1,8 @@
 """The one mapping from packed parameters, as a network outputs them, to the distribution.
 
-For d coordinates the last axis holds `loc` (d numbers) and then, in the order in which a member of
-the family declares its parameters, the logarithm of the marginal variance, of all coordinates or of
-each, and the Fisher z-transform `atanh ρ` of the correlation, of all steps or of each:
+For d coordinates the last axis holds `loc` (d numbers), then, as the member declares them, the
+logarithm of the marginal variance, of all coordinates or of each, and the Fisher z-transform
+`atanh ρ` of the correlation, of all steps or of each:
 
 * `MultivariateNormalAR1`: `[loc (d), log s, fisher_z]`;
 * `MultivariateNormalARH1`: `[loc (d), log s (d), fisher_z]`;
@@ -13,11 +13,11 @@ A vector of zeros is the standard normal.
 
 from __future__ import annotations
 
-import numbers
 from typing import Any
 
 import tensorflow as tf
 
+from tfp_ar1._checks import checked_count, named
 from tfp_ar1.distributions.gaussian_markov_chain import GaussianMarkovChain
 from tfp_ar1.families import PACKED
 
@@ -46,9 +46,8 @@ def params_size(event_size: int, family: str = "ar1") -> int:
       ValueError: if `event_size` is not a positive integer, or the family is unknown.
     """
     d = checked_event_size(event_size)
-    if family not in PACKED:
-        raise ValueError(f"Unknown family {family!r}; expected one of {list(PACKED)}.")
-    return d + sum(parameter.num_packed(d) for parameter in PACKED[family].declaration)
+    declaration = named("family", family, PACKED).declaration
+    return d + sum(parameter.num_packed(d) for parameter in declaration)
 
 
 def new(
@@ -57,9 +56,9 @@ def new(
     """Makes the distribution from packed parameters.
 
     Args:
-      params: floating-point tensor `[..., params_size(event_size, family)]`; any finite values.
-        `loc` is clipped to ±`LOC_BOUND`, `log s` to ±`LOG_S_BOUND` and `fisher_z` to
-        ±`FISHER_Z_BOUND`; in float16 to ±32, ±7 and ±5.
+      params: floating-point tensor `[..., params_size(event_size, family)]`; any finite values,
+        which are clipped to ±`LOC_BOUND`, ±`LOG_S_BOUND` and ±`FISHER_Z_BOUND`; in float16 to
+        ±32, ±7 and ±5.
       event_size: number of coordinates d, at least 1.
       validate_args: passed on to the distribution.
       family: the name of a member in `tfp_ar1.families.PACKED`.
@@ -68,8 +67,7 @@ def new(
       Distribution of the member's class, of batch shape `[...]` and event shape `[event_size]`.
 
     Raises:
-      ValueError: if `event_size` is not a positive integer, the family is unknown, or the last
-        dimension of `params` is not `params_size(event_size, family)`.
+      ValueError: as `params_size`, or if the last dimension of `params` is of another size.
     """
     d = event_size
     params = checked_params(params, params_size(d, family), d)
@@ -80,11 +78,9 @@ def new(
             continue
         stop = start + parameter.num_packed(d)
         x = params[..., start] if parameter.per == "member" else params[..., start:stop]
-        if parameter.packed == "log_variance":
-            unpacked[parameter.name] = scale_from_log_variance(x)
-        else:
-            unpacked[parameter.name] = bounded(x, FISHER_Z_BOUND)
-        start = stop
+        is_scale, start = parameter.packed == "log_variance", stop
+        value = scale_from_log_variance(x) if is_scale else bounded(x, FISHER_Z_BOUND)
+        unpacked[parameter.name] = value
     return member(**unpacked, validate_args=validate_args)
 
 
@@ -102,10 +98,7 @@ def scale_from_log_variance(log_variance: tf.Tensor) -> tf.Tensor:
 
 def checked_event_size(event_size: int) -> int:
     """Returns `event_size`, or raises `ValueError` if it is not a positive integer."""
-    whole = isinstance(event_size, numbers.Real) and int(event_size) == event_size
-    if not whole or event_size < 1:
-        raise ValueError(f"`event_size` must be a positive integer; got {event_size!r}.")
-    return int(event_size)
+    return checked_count("event_size", event_size, 1, "a positive integer")
 
 
 def checked_params(params: Any, size: int, event_size: int) -> tf.Tensor:

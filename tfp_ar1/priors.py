@@ -12,6 +12,7 @@ from tensorflow_probability import distributions as tfd
 from tensorflow_probability.python.distributions.independent import _Independent
 from tensorflow_probability.python.distributions.sample import _Sample
 
+from tfp_ar1._checks import named
 from tfp_ar1.families import members
 
 __all__ = ["check_can_be_saved", "from_config", "kl_divergence", "standard_normal", "to_config"]
@@ -29,7 +30,7 @@ _OF_TFP = (
 
 def _classes() -> dict[str, type[tfd.Distribution]]:
     """The classes that can be saved, by name."""
-    return {cls.__name__: cls for cls in (*members(), *_OF_TFP)}
+    return {c.__name__: c for c in sorted((*members(), *_OF_TFP), key=lambda c: c.__name__)}
 
 
 def standard_normal(event_size: int, dtype: Any = tf.float32) -> tfd.MultivariateNormalDiag:
@@ -41,17 +42,8 @@ def kl_divergence(posterior: tfd.Distribution, prior: tfd.Distribution) -> tf.Te
     """KL(posterior ‖ prior) in nats, analytic, for every pair of normals over vectors.
 
     TFP has KL divergences between multivariate normals, but none between these and an `Independent`
-    or a `Sample`, which are usual spellings of a prior.
-
-    Args:
-      posterior: distribution of batch shape `[...]`.
-      prior: distribution over the same events.
-
-    Returns:
-      Tensor `[...]`.
-
-    Raises:
-      NotImplementedError: if no KL divergence is known for the two.
+    or a `Sample`, which are usual spellings of a prior. Raises `NotImplementedError` for other
+    pairs of which no KL divergence is known.
     """
     return tfd.kl_divergence(_as_multivariate_normal(posterior), _as_multivariate_normal(prior))
 
@@ -68,17 +60,10 @@ def _as_multivariate_normal(distribution: tfd.Distribution) -> tfd.Distribution:
 def to_config(distribution: tfd.Distribution) -> dict[str, Any]:
     """The class and the parameters of a distribution, as dictionaries, lists, numbers and strings.
 
-    Args:
-      distribution: a distribution of this package, or one of `tfd.MultivariateNormalDiag`,
-        `MultivariateNormalDiagPlusLowRank`, `MultivariateNormalFullCovariance`,
-        `MultivariateNormalTriL`, `Normal`, `Independent` and `Sample`, nested or not.
-
-    Returns:
-      A configuration for `from_config`. A `tf.Variable` is stored by its present value, and as a
-      variable.
-
-    Raises:
-      ValueError: as `check_can_be_saved`.
+    For `from_config`. Takes a distribution of this package, or one of `tfd.MultivariateNormalDiag`,
+    `MultivariateNormalDiagPlusLowRank`, `MultivariateNormalFullCovariance`,
+    `MultivariateNormalTriL`, `Normal`, `Independent` and `Sample`, nested or not; errors as
+    `check_can_be_saved`. A `tf.Variable` is stored by its present value, and as a variable.
     """
     check_can_be_saved(distribution)
     return {
@@ -90,15 +75,11 @@ def to_config(distribution: tfd.Distribution) -> dict[str, Any]:
 def check_can_be_saved(distribution: tfd.Distribution) -> None:
     """Refuses what `to_config` cannot write, without reading a parameter: before any training.
 
-    Raises:
-      ValueError: if the distribution, or one inside it, is of a class that `to_config` does not
-        know, or a parameter is a transformed variable.
+    Raises `ValueError` for a class that `to_config` does not know, or a transformed variable.
     """
     name, classes = type(distribution).__name__, _classes()
     if type(distribution) is not classes.get(name):
-        raise ValueError(
-            f"A prior of class `{name}` cannot be saved; use one of {sorted(classes)}."
-        )
+        raise ValueError(f"A prior of class `{name}` cannot be saved; use one of {list(classes)}.")
     for value in distribution.parameters.values():
         if isinstance(value, tfd.Distribution):
             check_can_be_saved(value)
@@ -112,14 +93,10 @@ def check_can_be_saved(distribution: tfd.Distribution) -> None:
 def from_config(config: Mapping[str, Any]) -> tfd.Distribution:
     """Makes the distribution again from what `to_config` returned.
 
-    Raises:
-      ValueError: if the configuration names a class that is not known.
+    Raises `ValueError` if the configuration names a class that is not known.
     """
-    name, classes = config.get("distribution"), _classes()
-    if name not in classes:
-        raise ValueError(f"Unknown prior {name!r}; expected one of {sorted(classes)}.")
-    parameters = {k: _value_from_config(v) for k, v in config["parameters"].items()}
-    return classes[name](**parameters)
+    cls = named("prior", config.get("distribution"), _classes())
+    return cls(**{k: _value_from_config(v) for k, v in config["parameters"].items()})
 
 
 def _value_to_config(value: Any) -> Any:

@@ -26,13 +26,10 @@ def _temporary(path: pathlib.Path) -> pathlib.Path:
 
 
 def check_writable(path: pathlib.Path) -> None:
-    """Checks, before the work, that a file or folder can be written.
+    """A `UserError` with the reason, before the work, unless a file or folder can be written.
 
     Args:
       path: The file, or the folder for `atomic_folder`; what is above it may be missing.
-
-    Raises:
-      UserError: If it cannot, with the reason.
     """
     target = path = path if path.name else path.resolve()
     while not path.parent.exists() and not path.parent.is_symlink():
@@ -52,11 +49,7 @@ def check_writable(path: pathlib.Path) -> None:
 
 
 def check_new_folder(folder: pathlib.Path) -> None:
-    """Checks that a folder to be written by `atomic_folder` does not exist, or is empty.
-
-    Raises:
-      UserError: If something would be overwritten.
-    """
+    """A `UserError` unless a folder to be written by `atomic_folder` is new or empty."""
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder}: is a file; choose another --out.")
     if folder.exists() and any(folder.iterdir()):
@@ -64,30 +57,19 @@ def check_new_folder(folder: pathlib.Path) -> None:
 
 
 def check_space(folder: pathlib.Path, needed: int) -> None:
-    """Checks that so many bytes can be written to a folder.
-
-    Raises:
-      OSError: If not.
-    """
+    """An `OSError` unless so many bytes can be written to a folder."""
     free = shutil.disk_usage(folder).free
     if free < needed:
-        raise OSError(
-            errno.ENOSPC,
-            f"{os.strerror(errno.ENOSPC)}: model and backups take {needed / 2**20:.1f} MiB, "
-            f"{free / 2**20:.1f} MiB are free",
-            str(folder),
-        )
+        sizes = f"model and backups take {needed / 2**20:.1f} MiB, {free / 2**20:.1f} MiB are free"
+        raise OSError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)}: {sizes}", str(folder))
 
 
 @contextlib.contextmanager
 def atomic(path: pathlib.Path) -> Iterator[pathlib.Path]:
-    """Gives a temporary path to write to, which takes the place of `path` if all went well.
+    """Gives a temporary path, in the same folder, which takes the place of `path` if all went well.
 
     Args:
       path: The file to write. The temporary name ends in the same suffixes.
-
-    Yields:
-      The temporary path, in the same folder.
     """
     temporary = _temporary(path)
     try:
@@ -113,13 +95,7 @@ def atomic_folder(path: pathlib.Path) -> Iterator[pathlib.Path]:
 
     Args:
       path: The folder to write; what is above it is made. It must not exist, or be empty (see
-        `check_new_folder`).
-
-    Yields:
-      The temporary folder, beside `path`.
-
-    Raises:
-      OSError: If something was put there in the meantime; nothing is overwritten.
+        `check_new_folder`): nothing is overwritten that was put there in the meantime.
     """
     path = path.resolve()  # "." has no name that could be changed.
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -26,11 +26,7 @@ class NotFinite(click.ClickException):
 
 @contextlib.contextmanager
 def dispensable(what: object) -> Iterator[None]:
-    """Turns an error of something that a run is whole without into a warning of one line.
-
-    Args:
-      what: What is then missing, such as the file of a picture.
-    """
+    """Turns an error of `what`, such as a picture, without which a run is whole, into a warning."""
     try:
         yield
     except Exception as error:  # Whatever it is: the hours of training are worth more.

@@ -21,8 +21,6 @@ from tfp_ar1_cli.options import EvaluateOptions, takes
 from tfp_ar1_cli.progress import Progress, counted, doing
 from tfp_ar1_cli.run_folder import Run
 
-_COMPILES = "compiling the first step, which takes some seconds"
-
 
 def evaluate(options: EvaluateOptions) -> tuple[dict[str, Any], Data]:
     """Evaluates the model of a run that is finished.
@@ -36,23 +34,18 @@ def evaluate(options: EvaluateOptions) -> tuple[dict[str, Any], Data]:
     """
     run = run_folder.read_finished(options.run)
     data = _load_data(run, options)
-    metrics = evaluate_model(
-        load_model(run),
-        data,
-        run,
-        options.num_importance_samples or run.options.num_importance_samples,
-    )
-    return metrics, data
+    number = options.num_importance_samples or run.options.num_importance_samples
+    return evaluate_model(load_model(run), data, run, number), data
 
 
 def _load_data(run: Run, options: EvaluateOptions) -> Data:
     """The data of the run, or others."""
     if options.data_dir is not None and run.options.model != "image":
         raise UserError(f"--data-dir is for models of images, not for {run.folder}; leave it out.")
-    own = options.dataset is None
-    dataset = run.options.dataset
-    data_dir = options.data_dir or (run.options.data_dir if own else None)
-    if options.dataset is not None:
+    own, dataset, data_dir = options.dataset is None, run.options.dataset, options.data_dir
+    if options.dataset is None:
+        data_dir = data_dir or run.options.data_dir
+    else:
         dataset = loading.resolve(options.dataset, run.options.model)
     wanted = dataclasses.replace(run.options.data, dataset=dataset, data_dir=data_dir)
     try:
@@ -87,11 +80,7 @@ def _place(dataset: str) -> str:
 
 
 def load_model(run: Run) -> Any:
-    """The model of a run that is finished.
-
-    Raises:
-      UserError: If it cannot be loaded, with what to do about it.
-    """
+    """The model of a run that is finished; a `UserError` that says what to do if it is damaged."""
     startup.import_tensorflow()
     import keras
 
@@ -128,19 +117,12 @@ def _is_whole(archive: pathlib.Path) -> bool:
 
 
 def evaluate_model(model: Any, data: Data, run: Run, num_importance_samples: int) -> dict[str, Any]:
-    """Evaluates a model on test data.
-
-    Raises:
-      NotFinite: If a result is not finite.
-    """
+    """Evaluates a model on test data; `NotFinite` if a result is not finite."""
     from tfp_ar1.vae import evaluation
 
-    with Progress("evaluating", len(data.x_test), first=_COMPILES) as progress:
+    with Progress("evaluating", len(data.x_test)) as progress:
         metrics = evaluation.evaluate(
-            model,
-            data.test,
-            num_importance_samples=num_importance_samples,
-            progress=lambda done, total: progress.update(done),
+            model, data.test, num_importance_samples, progress=lambda done, _: progress.update(done)
         )
     for name, value in metrics.items():
         if not math.isfinite(value):
@@ -157,12 +139,8 @@ def print_table(metrics: dict[str, Any], noun: str) -> None:
     table = rich.table.Table("", f"nats per {noun}", title=title)
     table.columns[1].justify = "right"
     samples = counted(metrics["num_importance_samples"], "sample")
-    for name, key in (
-        ("-ELBO", "neg_elbo"),
-        ("reconstruction", "reconstruction"),
-        ("KL", "kl"),
-        (f"importance-weighted NLL, {samples}", "nll_iw"),
-    ):
+    names = {"neg_elbo": "-ELBO", "reconstruction": "reconstruction", "kl": "KL"}
+    for key, name in (names | {"nll_iw": f"importance-weighted NLL, {samples}"}).items():
         table.add_row(name, f"{metrics[key]:.2f}")
     table.add_section()
     table.add_row("mean posterior correlation rho (no unit)", f"{metrics['rho_mean']:+.3f}")

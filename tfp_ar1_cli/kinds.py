@@ -5,7 +5,7 @@ they are needed.
 """
 
 import pathlib
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -17,64 +17,46 @@ from tfp_ar1_cli.progress import counted
 from tfp_ar1_cli.run_folder import Run
 
 
-class Kind(Protocol):
-    """A kind of model."""
-
-    def describe_latents(self, options: RunOptions) -> str:
-        """The latents in words, after those for the posterior."""
-
-    def check(self, options: RunOptions, data: Data) -> None:
-        """Checks that a model can take the data; a `UserError` if not."""
-
-    def build(self, options: RunOptions, data_shape: tuple[int, ...]) -> Any:
-        """The model, built and compiled."""
-
-    def measures(self, model: Any) -> dict[str, Any]:
-        """Results that the model has beside those on the test data."""
-
-    def draw(self, run: Run, model: Any, data: Any) -> list[pathlib.Path]:
-        """Draws every picture of a trained run; returns the files in their order."""
-
-    def draw_samples(self, run: Run, path: pathlib.Path, new: np.ndarray) -> None:
-        """Draws what the model generated."""
-
-    def restore(self, run: Run, new: np.ndarray) -> np.ndarray:
-        """What the model generated, in the unit of the data."""
-
-
 class ImageKind:
     """An autoencoder of images, whose latents are a vector."""
 
-    def describe_latents(self, options: RunOptions) -> str:  # noqa: D102
+    def describe_latents(self, options: RunOptions) -> str:
+        """The latents in words, after those for the posterior."""
         return f"over {counted(options.latent_dim or 0, 'latent')}"
 
-    def check(self, options: RunOptions, data: Data) -> None:  # noqa: D102
+    def check(self, options: RunOptions, data: Data) -> None:
+        """Checks that a model can take the data; a `UserError` if not."""
         check_network(options.network, options.dataset, data.data_shape)
 
-    def build(self, options: RunOptions, data_shape: tuple[int, ...]) -> Any:  # noqa: D102
+    def build(self, options: RunOptions, data_shape: tuple[int, ...]) -> Any:
+        """The model, built and compiled."""
         from tfp_ar1_cli.training import model
 
         return model.rho_vae(options, data_shape)
 
-    def measures(self, model: Any) -> dict[str, Any]:  # noqa: D102
+    def measures(self, model: Any) -> dict[str, Any]:
+        """Results that the model has beside those on the test data."""
         return {}
 
-    def draw(self, run: Run, model: Any, data: Any) -> list[pathlib.Path]:  # noqa: D102
+    def draw(self, run: Run, model: Any, data: Any) -> list[pathlib.Path]:
+        """Draws every picture of a trained run; returns the files in their order."""
         from tfp_ar1_cli.pictures import images
 
         return images.draw_run(run, model, data)
 
-    def draw_samples(self, run: Run, path: pathlib.Path, new: np.ndarray) -> None:  # noqa: D102
+    def draw_samples(self, run: Run, path: pathlib.Path, new: np.ndarray) -> None:
+        """Draws what the model generated."""
         from tfp_ar1_cli.pictures import images
 
         images.samples(path, new, run.value_range)
 
-    def restore(self, run: Run, new: np.ndarray) -> np.ndarray:  # noqa: D102
+    def restore(self, run: Run, new: np.ndarray) -> np.ndarray:
+        """What the model generated, in the unit of the data."""
         return new
 
 
 class SequenceKind:
-    """An autoencoder of series, whose latents are paths."""
+    """An autoencoder of series, whose latents are paths; the methods are those of `ImageKind`."""
 
     def describe_latents(self, options: RunOptions) -> str:  # noqa: D102
         return f"and {options.prior} prior over {counted(options.channels or 0, 'latent path')}"
@@ -106,9 +88,9 @@ class SequenceKind:
         return Units(**run.data["units"]).restore(new)
 
 
-_KINDS: dict[str, Kind] = {"image": ImageKind(), "sequence": SequenceKind()}
+_KINDS: dict[str, ImageKind | SequenceKind] = {"image": ImageKind(), "sequence": SequenceKind()}
 
 
-def of(options: RunOptions) -> Kind:
+def of(options: RunOptions) -> ImageKind | SequenceKind:
     """The kind of model that options describe."""
     return _KINDS[options.model]

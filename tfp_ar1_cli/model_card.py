@@ -55,10 +55,10 @@ def make(
       num_skipped: How many images of both sets were left out as corrupt.
 
     Returns:
-      The card, with the keys `format_version`, `model`, `data`, `training`, `metrics`, `versions`
-      and `signatures`. It names no files: the dataset is called by its short name.
+      The card. It names no files: the dataset is called by its short name.
     """
     options, shape = run.options, list(run.data_shape)
+    prior = "AR(1) of mean 0 and variance 1, with a learned correlation for each path"
     data = {k: v for k, v in run.data.items() if k not in ("data_shape", "image_shape")}
     if options.model == "sequence":
         one, things, latent_shape = "window", "series", [options.channels or 1, shape[0]]
@@ -66,15 +66,17 @@ def make(
         one, things, latent_shape = "image", "images", [options.latent_dim or 1]
     if loading.is_stream(options.dataset):
         data |= {"num_skipped": num_skipped, "sampled": True}
+    measures = {}
+    for name, value in metrics.items():
+        unit, meaning = _MEASURES.get(name, ("", ""))
+        measures[name] = {"value": value, "unit": unit.format(one=one), "meaning": meaning}
     beta = f" = {options.beta:g}" if options.objective == "elbo" else ""
     return {
         "format_version": FORMAT_VERSION,
         "model": {
             "type": f"variational autoencoder of {things}",
             "posterior": f"Gaussian. {POSTERIORS[options.posterior]}",
-            "prior": "AR(1) of mean 0 and variance 1, with a learned correlation for each path"
-            if options.prior == "ar1"
-            else "N(0, I)",
+            "prior": prior if options.prior == "ar1" else "N(0, I)",
             "likelihood": LIKELIHOODS[options.likelihood],
             "network": NETWORKS[options.model][options.network],
             "latent_shape": latent_shape,
@@ -82,15 +84,10 @@ def make(
         },
         "data": {"name": loading.short_name(options.dataset), "shape": shape, **data},
         "training": {k: v for k, v in options.as_json().items() if k not in run_folder.MAY_CHANGE},
-        "metrics": {name: _measure(name, value, one) for name, value in metrics.items()},
+        "metrics": measures,
         "versions": {"trained": run.versions, "exported": run_folder.versions()},
         "signatures": _signatures(shape, latent_shape, dtype),
     }
-
-
-def _measure(name: str, value: Any, one: str) -> dict[str, Any]:
-    unit, meaning = _MEASURES.get(name, ("", ""))
-    return {"value": value, "unit": unit.format(one=one), "meaning": meaning}
 
 
 def _signatures(shape: list[int], latent_shape: list[int], dtype: str) -> dict[str, dict]:
@@ -154,7 +151,11 @@ def text(card: dict[str, Any]) -> str:
     import jinja2  # Not before it is needed: `--help` would wait for it.
 
     model, data, training = card["model"], card["data"], card["training"]
-    units = data.get("units")
+    units, channels = data.get("units"), []
+    if units:
+        names = units["names"] or [str(i + 1) for i in range(len(units["mean"]))]
+        scaling = (map(_value, units["mean"]), map(_value, units["scale"]))
+        channels = list(zip(names, *scaling, strict=True))
     trained, exported = card["versions"]["trained"], card["versions"]["exported"]
     one = "window" if units else "image"
     environment = jinja2.Environment(
@@ -181,12 +182,7 @@ def text(card: dict[str, Any]) -> str:
             for name in {**trained, **exported}
         ],
         data_rows=_data_rows(data, one),
-        channels=[
-            (units["names"][i] if units["names"] else str(i + 1), _value(mean), _value(scale))
-            for i, (mean, scale) in enumerate(zip(units["mean"], units["scale"], strict=True))
-        ]
-        if units
-        else [],
+        channels=channels,
         options=[(f"`{k}`", _value(v)) for k, v in training.items()],
         measures=[
             (f"`{name}`", _value(entry["value"]), entry["unit"], entry["meaning"])

@@ -59,14 +59,8 @@ POSTERIORS_OF = {
 PRIORS = ("ar1", "normal")
 STRATEGIES = ("none", "mirrored", "multiworker")
 MODELS = tuple(NETWORKS)
-_EPOCHS = {
-    "digits": 200,
-    "mnist": 15,
-    "fashion_mnist": 15,
-    "pig_cvp": 40,
-    "basic_motions": 300,
-    "gunpoint": 300,
-}
+_EPOCHS = {"digits": 200, "mnist": 15, "fashion_mnist": 15}
+_EPOCHS |= {"pig_cvp": 40, "basic_motions": 300, "gunpoint": 300}
 _EPOCHS_OWN_DATA = 50
 _COUNT = click.IntRange(min=1)
 _SEED = click.IntRange(0, 2**31 - 1)
@@ -112,8 +106,7 @@ def _option(
     Args:
       kind: Its click type.
       help_text: For `--help`.
-      default: What it is if it is not given; or a dictionary with that of each model: an option
-        that a model does not have is not in it.
+      default: What it is if it is not given; or a dictionary with that of each model that has it.
       *names: Other names than that of the field.
       later: Whether runs of the first version do not have it; they did what its default says.
       **click_args: Of `click.option`.
@@ -129,14 +122,13 @@ def _option(
         "help": help_text,
         **click_args,
     }
-    metadata = {"names": names, "click": click_args, "later": later}
-    metadata["defaults"] = default if depends else dict.fromkeys(MODELS, default)
+    defaults = default if depends else dict.fromkeys(MODELS, default)
+    metadata = {"names": names, "click": click_args, "later": later, "defaults": defaults}
     return dataclasses.field(default=click_args["default"], metadata=metadata)
 
 
 def _run() -> Any:
-    metadata = {"click": {"metavar": "RUN", "type": _PATH}}
-    return dataclasses.field(metadata=metadata)
+    return dataclasses.field(metadata={"click": {"metavar": "RUN", "type": _PATH}})
 
 
 def takes(options: type) -> Callable[[Callable], Callable]:
@@ -267,9 +259,7 @@ class RunOptions:
         f"{_EPOCHS_OWN_DATA}",
     )
     batch_size: int = _option(
-        _COUNT,
-        "Images, or windows of series, per gradient step.",
-        {"image": 128, "sequence": 32},
+        _COUNT, "Images, or windows of series, per gradient step.", {"image": 128, "sequence": 32}
     )
     learning_rate: float = _option(
         _Finite(min=0, min_open=True),
@@ -311,9 +301,8 @@ class RunOptions:
                     f"--{name} {getattr(self, name)} is not for --model {self.model}; choose "
                     f"{', '.join(choices[self.model])}."
                 )
-        if self.model == "image" and (
-            self.dataset in series.SHIPPED or self.dataset.startswith("csv:")
-        ):
+        of_series = self.dataset in series.SHIPPED or self.dataset.startswith("csv:")
+        if of_series and self.model == "image":
             kind = "is a file of" if ":" in self.dataset else "holds"
             raise click.UsageError(f"{self.dataset} {kind} series; give --model sequence too.")
         self._set("dataset", loading.resolve(self.dataset, self.model))

@@ -15,6 +15,7 @@ import rich.progress
 
 _SECONDS_BETWEEN_LINES = 5.0
 _SECONDS_OF_SILENCE = 4.0
+_COMPILES = "compiling the first step, which takes some seconds"
 
 
 def counted(number: int, noun: str) -> str:
@@ -24,11 +25,7 @@ def counted(number: int, noun: str) -> str:
 
 @contextlib.contextmanager
 def doing(what: str) -> Iterator[None]:
-    """Says on stderr what is being done, if it takes more than a moment.
-
-    Args:
-      what: Such as `Reading x.csv`.
-    """
+    """Says on stderr what is being done (`Reading x.csv`), if it takes more than a moment."""
     with contextlib.ExitStack() as stack:
         stream = sys.stderr
         with contextlib.suppress(OSError, ValueError, AttributeError):
@@ -66,7 +63,7 @@ class Progress:
       first: What the first step begins with, in which TensorFlow compiles the others.
     """
 
-    def __init__(self, name: str, total: int, done: int = 0, first: str = "") -> None:
+    def __init__(self, name: str, total: int, done: int = 0, first: str = _COMPILES) -> None:
         self._name, self._total = name, total
         self._silence = contextlib.ExitStack()
         self._line = f"{name} {done / total:4.0%}  {first}"

@@ -89,6 +89,11 @@ class Run:
         return (0.0, 1.0) if low >= 0 and high <= 1 else (low, high)
 
     @property
+    def history_file(self) -> pathlib.Path:
+        """What `fit` reported for every epoch so far."""
+        return self.folder / "history.json"
+
+    @property
     def metrics_file(self) -> pathlib.Path:
         """Results on the test set."""
         return self.folder / "metrics.json"
@@ -100,7 +105,7 @@ class Run:
 
     @property
     def skipped_file(self) -> pathlib.Path:
-        """The images that were left out, and why; only runs that left some out have it."""
+        """The images that were left out, and why; other workers' until `collect_skipped`."""
         return self.folder / (f"skipped-{self.worker}.json" if self.worker else "skipped.json")
 
     @property
@@ -112,10 +117,6 @@ class Run:
     def checkpoints(self) -> pathlib.Path:
         """The folder of the state to resume from; only unfinished runs have it."""
         return self.folder / "checkpoint"
-
-    def checkpoint_file(self, position: Position) -> pathlib.Path:
-        """The file of the state at a position."""
-        return self.checkpoints / f"{position.epoch}-{position.step}.npz"
 
     def checkpoint_files(self) -> dict[Position, pathlib.Path]:
         """The checkpoints that are there; at most two."""
@@ -133,19 +134,12 @@ class Run:
         return max(self.checkpoint_files(), default=Position(0, 0))
 
     def history(self) -> dict[str, list[float]]:
-        """What `fit` reported for every epoch so far, by name."""
-        path = self.folder / "history.json"
+        """The content of `history_file`: a list for each name."""
+        path = self.history_file
         return read_table(path, _is_list(is_number)) if path.exists() else {}
 
-    def write_history(self, history: dict[str, list[float]]) -> None:
-        """Writes `history.json`."""
-        write_json(self.folder / "history.json", history)
-
     def add_skipped(self, skipped: dict[str, str]) -> dict[str, str]:
-        """Adds to `skipped.json`, which may be there from before an interruption; returns all.
-
-        Other workers than 0 have a file of their own, until `collect_skipped`.
-        """
+        """Adds to `skipped_file`, which may be there from before an interruption; returns all."""
         before = self.skipped()
         if not skipped.keys() <= before.keys():
             write_json(self.skipped_file, before | skipped)
@@ -169,10 +163,6 @@ class Run:
         """The results on the test set, of a run that is finished."""
         is_list = _is_list(is_number)
         return read_table(self.metrics_file, lambda x: is_number(x) or is_list(x))
-
-    def write_metrics(self, metrics: dict[str, Any]) -> None:
-        """Writes `metrics.json`."""
-        write_json(self.metrics_file, metrics)
 
     def finish(self) -> None:
         """Marks the run as finished: there is nothing to resume any more."""
@@ -204,7 +194,17 @@ def read(folder: pathlib.Path) -> Run:
     if not isinstance(config, dict) or "format_version" not in config:
         raise UserError(f"{path}: was not written by 'tfp-ar1 train'; name the folder of a run.")
     wrote = config.get("versions") or {}
-    _check_format(path, config["format_version"], wrote)
+    found = config["format_version"]
+    if type(found) is not int or found < 1:
+        raise damaged(path, "format_version")
+    if found > FORMAT_VERSION:
+        writer = wrote.get("tfp_ar1") if isinstance(wrote, dict) else None
+        needed = f"version {writer} of tfp_ar1, which wrote it," if writer else "a later tfp_ar1"
+        raise UserError(
+            f"{path}: has format {found}, but this version of tfp_ar1 "
+            f"({versions().get('tfp_ar1', 'unknown')}) reads formats up to {FORMAT_VERSION}; "
+            f"install {needed} to use the run."
+        )
     for part in ("options", "data"):
         if not isinstance(config.get(part), dict):
             raise damaged(path, part)
@@ -214,24 +214,17 @@ def read(folder: pathlib.Path) -> Run:
         raise damaged(path, f"options.{error.args[0]}") from error
     except click.UsageError as error:
         raise UserError(f"{path}: {error.message}") from error
-    _check_data(path, config["data"], _VALID_DATA[options.model])
+    data = config["data"]
+    for key, is_valid in _VALID_DATA[options.model].items():
+        if not is_valid(data.get(key)):
+            raise damaged(path, f"data.{key}")
+    if not _is_text(data.get("sha256", "")):
+        raise damaged(path, "data.sha256")
+    if options.model == "sequence" and len(data["units"]["mean"]) != data["data_shape"][1]:
+        raise damaged(path, "data.units")
     if not isinstance(wrote, dict) or not all(map(_is_text, wrote.values())):
         raise damaged(path, "versions")
-    return Run(folder, options, config["data"], wrote)
-
-
-def _check_format(path: pathlib.Path, found: Any, wrote: Any) -> None:
-    """Checks that this version can read what `config.json` says its format is."""
-    if type(found) is not int or found < 1:
-        raise damaged(path, "format_version")
-    if found > FORMAT_VERSION:
-        wrote = wrote.get("tfp_ar1") if isinstance(wrote, dict) else None
-        needed = f"version {wrote} of tfp_ar1, which wrote it," if wrote else "a later tfp_ar1"
-        raise UserError(
-            f"{path}: has format {found}, but this version of tfp_ar1 "
-            f"({versions().get('tfp_ar1', 'unknown')}) reads formats up to {FORMAT_VERSION}; "
-            f"install {needed} to use the run."
-        )
+    return Run(folder, options, data, wrote)
 
 
 def _is_text(value: Any) -> bool:
@@ -249,38 +242,23 @@ def _is_units(units: Any) -> bool:
     """Whether it is what undoes the standardisation of series."""
     if not isinstance(units, dict) or units.keys() != {"names", "step", "mean", "scale"}:
         return False
-    one_of_each = [units["mean"], units["scale"]]
+    names, mean, scale = units["names"], units["mean"], units["scale"]
     return (
         _is_text(units["step"])
-        and all(map(_is_list(is_number), one_of_each))
-        and _is_list(_is_text)(units["names"])
-        and len(units["mean"]) == len(units["scale"])
-        and len(units["names"]) in (0, len(units["mean"]))
+        and all(map(_is_list(is_number), (mean, scale)))
+        and _is_list(_is_text)(names)
+        and len(mean) == len(scale)
+        and len(names) in (0, len(mean))
     )
 
 
 _COUNTS = {"num_train": is_count, "num_test": is_count}
 # What the config says of the data, of each model.
 _VALID_DATA = {
-    "image": {
-        **_COUNTS,
-        "image_shape": _is_list(is_count, 1, 2, 3),
-        "range": _is_list(is_number, 2),
-    },
-    "sequence": {**_COUNTS, "data_shape": _is_list(is_count, 2), "units": _is_units},
+    "image": {"image_shape": _is_list(is_count, 1, 2, 3), "range": _is_list(is_number, 2)}
+    | _COUNTS,
+    "sequence": {"data_shape": _is_list(is_count, 2), "units": _is_units} | _COUNTS,
 }
-
-
-def _check_data(
-    path: pathlib.Path, data: dict[str, Any], valid: dict[str, Callable[[Any], bool]]
-) -> None:
-    for key, is_valid in valid.items():
-        if not is_valid(data.get(key)):
-            raise damaged(path, f"data.{key}")
-    if not _is_text(data.get("sha256", "")):
-        raise damaged(path, "data.sha256")
-    if "units" in valid and len(data["units"]["mean"]) != data["data_shape"][1]:
-        raise damaged(path, "data.units")
 
 
 def read_finished(folder: pathlib.Path) -> Run:
@@ -300,11 +278,7 @@ def read_finished(folder: pathlib.Path) -> Run:
 
 
 def check_out(folder: pathlib.Path) -> None:
-    """Checks that a folder given by `--out` is new, empty, or holds an unfinished run.
-
-    Raises:
-      UserError: If a run would overwrite something.
-    """
+    """A `UserError` unless a folder given by `--out` is new, empty, or holds an unfinished run."""
     if not folder.exists():
         return
     if not folder.is_dir():
@@ -333,8 +307,8 @@ def claim(
       The `Run`. If `out` holds an unfinished run of the same options and data, it is that one.
 
     Raises:
-      Claimed: If another process is at work on it.
-      UserError: If the folder is taken, or holds an unfinished run with other options.
+      UserError: If the folder is taken, holds an unfinished run with other options, or one that
+        another process is at work on (`Claimed`).
     """
     if out is None:
         out = _first_free(pathlib.Path("runs"), default_name)
@@ -377,8 +351,7 @@ def _first_free(parent: pathlib.Path, name: str) -> pathlib.Path:
 def visit(folder: pathlib.Path, options: RunOptions, data: dict[str, Any], worker: int) -> Run:
     """The run that worker 0 writes into a folder, for another worker.
 
-    Raises:
-      UserError: If there is a finished run of other options.
+    A `UserError` if there is a finished run of other options.
     """
     run = Run(folder, options, data, worker=worker)
     if run.finished:
@@ -387,14 +360,9 @@ def visit(folder: pathlib.Path, options: RunOptions, data: dict[str, Any], worke
 
 
 def check_data(run: Run, data: dict[str, Any]) -> None:
-    """Checks that the data of a run are still those that it was trained on.
+    """A `UserError` unless the data of a run still have the fingerprint that they had.
 
-    Args:
-      run: The run.
-      data: The fingerprint of the data as they are now.
-
-    Raises:
-      UserError: If they have changed: then what is set apart for testing is not what was.
+    If they have changed, what is set apart for testing is not what was.
     """
     dataset, before = run.options.dataset, run.data
     if any(before.get(key, value) != value for key, value in data.items()):
@@ -419,10 +387,8 @@ def _check_same(run: Run, now: RunOptions, data: dict[str, Any]) -> None:
         )
     for key in now.as_json():
         if key not in MAY_CHANGE and getattr(before, key) != getattr(now, key):
-            was, given = (
-                ",".join(map(str, value)) if isinstance(value, tuple) else value
-                for value in (getattr(before, key), getattr(now, key))
-            )
+            values = (getattr(before, key), getattr(now, key))
+            was, given = (",".join(map(str, x)) if isinstance(x, tuple) else x for x in values)
             raise UserError(
                 f"{run.folder}: holds {a_run} with --{key.replace('_', '-')} {was}, not {given}; "
                 "resume it with the same options or choose another --out."

@@ -23,11 +23,7 @@ def set_environment() -> None:
 
 
 def check_backend() -> None:
-    """Checks that the user has not chosen a Keras backend that the models cannot use.
-
-    Raises:
-      UserError: If so.
-    """
+    """A `UserError` if the user has chosen a Keras backend that the models cannot use."""
     from tfp_ar1_cli.errors import UserError
 
     backend = os.environ.get("KERAS_BACKEND", "tensorflow")
@@ -39,10 +35,10 @@ def check_backend() -> None:
 
 
 def import_tensorflow(start: Callable[[], _T] | None = None, announce: bool = True) -> _T | None:
-    """Imports TensorFlow and starts its devices without the notices that it prints.
+    """Imports TensorFlow without the notices that it prints; returns what `start` returns.
 
     Args:
-      start: What starts the devices; returns its result.
+      start: What starts the devices.
       announce: Whether it is said what is going on, if it takes a while.
     """
     from tfp_ar1_cli.progress import doing

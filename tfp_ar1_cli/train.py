@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import click
 
 from tfp_ar1_cli import kinds, run_folder, startup
-from tfp_ar1_cli.atomic import atomic, check_writable
+from tfp_ar1_cli.atomic import atomic, check_writable, write_json
 from tfp_ar1_cli.data import loading, sources
 from tfp_ar1_cli.data.protocol import Data
 from tfp_ar1_cli.errors import Interrupted, NotFinite, UserError, describe
@@ -26,8 +26,7 @@ from tfp_ar1_cli.training import strategies
 def prepare(options: RunOptions) -> tuple[RunOptions, Data]:
     """Reads the data, and gives the options what follows from them and from the machine.
 
-    Raises:
-      UserError: If the data cannot be read, or there are not so many devices.
+    A `UserError` if the data cannot be read, or there are not so many devices.
     """
     replicas = strategies.num_replicas(options.strategy, options.replicas)
     if options.batch_size < replicas:
@@ -72,12 +71,12 @@ def train(
             run_folder.check_out(out)
         check_writable((out or pathlib.Path("runs")) / "config.json")
     options, data = prepare(options)
-    name = f"{loading.short_name(options.dataset)}-{options.posterior}"
     fingerprint = data.fingerprint()
     claimed: contextlib.AbstractContextManager[Run]
     if worker and out is not None:
         claimed = contextlib.nullcontext(run_folder.visit(out, options, fingerprint, worker))
     else:
+        name = f"{loading.short_name(options.dataset)}-{options.posterior}"
         claimed = run_folder.claim(out, name, options, fingerprint)
     with claimed as run:
         resume_with += () if out else ("--out", str(run.folder))
@@ -148,7 +147,7 @@ def _train(run: Run, data: Data, backup_steps: int) -> None:
     run.add_skipped(data.skipped)
     skipped = run.collect_skipped()
     # Before anything that the run can do without.
-    run.write_metrics(metrics)
+    write_json(run.metrics_file, metrics)
     pictures = kind.draw(run, model, data)
     run.finish()
 

@@ -38,15 +38,15 @@ def test_help_and_version(cli, argv, expected):
     assert expected in out
 
 
-@pytest.mark.parametrize("command", ["train", "export"])
-def test_examples_in_help_stand_on_lines_of_their_own(cli, monkeypatch, command):
+def test_examples_in_help_stand_on_lines_of_their_own(cli, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
-    lines = cli(command, "--help")[1].splitlines()
-    assert max(map(len, lines)) <= 80
-    start = lines.index("  Examples:") + 1
-    examples = lines[start : lines.index("", start)]
-    assert len(examples) >= 2
-    assert all(line.startswith(f"    tfp-ar1 {command} ") for line in examples[1:])
+    for command in ("train", "export"):
+        lines = cli(command, "--help")[1].splitlines()
+        assert max(map(len, lines)) <= 80
+        start = lines.index("  Examples:") + 1
+        others = lines[start + 1 : lines.index("", start)]
+        assert others
+        assert all(line.startswith(f"    tfp-ar1 {command} ") for line in others)
 
 
 def test_help_and_mistakes_do_not_wait_for_tensorflow():
@@ -143,6 +143,11 @@ def test_the_next_commands_can_be_called_where_the_program_is_not_on_the_path(mo
         ("train --network recurrent", "--network recurrent is not for --model image; choose mlp"),
         ("train --channels 3", "--channels is for --model sequence, not for image; leave it out"),
         ("train --window 9", "--window is for --model sequence, not for image"),
+        ("train --corrupt x", "'x' is not one of 'stop', 'skip'"),
+        ("train --corrupt skip", "--corrupt is for stream:FILE.npy, images:FOLDER or tfrecord:G"),
+        ("train --replicas 2", "--replicas is for --strategy mirrored, not for none"),
+        ("train --strategy mirrored --replicas 0", "0 is not in the range"),
+        ("train --strategy tpu", "is not one of"),
         ("train --hide 0.2", "--hide is for --model sequence, not for image"),
         ("train --prior ar1", "--prior is for --model sequence, not for image"),
         ("sequence --dataset digits", "there is no set of series 'digits'; choose pig_cvp"),
@@ -151,6 +156,7 @@ def test_the_next_commands_can_be_called_where_the_program_is_not_on_the_path(mo
         ("sequence --data-dir .", "--data-dir is for --model image, not for sequence"),
         ("sequence --network mlp", "--network mlp is not for --model sequence; choose convol"),
         ("sequence --posterior full", "--posterior full is not for --model sequence; choose"),
+        ("sequence --corrupt skip", "--corrupt is for --model image, not for sequence"),
         ("sequence --hide 1.5", "1.5 is not in the range 0<=x<=1"),
         ("sequence --window 1", "1 is not in the range x>=2"),
         ("sequence --dataset csv:nowhere.csv", "nowhere.csv: No such file or directory"),
@@ -158,6 +164,7 @@ def test_the_next_commands_can_be_called_where_the_program_is_not_on_the_path(mo
         ("evaluate", "Missing argument 'RUN'"),
         ("evaluate nowhere", "nowhere: is not a run folder (it has no config.json)"),
         ("sample . -n 0", "0 is not in the range x>=1"),
+        ("export", "Missing argument 'RUN'"),
     ],
 )
 def test_mistakes_in_options(refused, argv, expected):
@@ -342,14 +349,15 @@ def test_runs_that_cannot_be_used(cli, refused, copied, monkeypatch, command):
     assert expected in refused(command, copied)
     (copied / "model.keras").write_bytes(content[:-9])
     for change, expected in (
-        # Nothing else in a later format need be as it is now.
         (
-            {"format_version": 2, "options": None, "versions": {"tfp_ar1": "7.1"}},
-            "reads formats up to 1; install version 7.1 of tfp_ar1, which wrote it",
+            {"versions": {"tfp_ar1": "7.1"}},
+            "up to 1; install version 7.1 of tfp_ar1, which wrote it",
         ),
         ({"versions": None}, "install a later tfp_ar1 to use the run"),
     ):
-        change_config(copied, lambda config, change=change: config.update(change))
+        # Nothing else in a later format need be as it is now.
+        later = {"format_version": 2, "options": None, **change}
+        change_config(copied, lambda config, later=later: config.update(later))
         assert expected in refused(command, copied)
     (copied / "config.json").write_bytes(b'{"format_version": 1, "opt')
     assert "config.json: is not valid JSON" in refused(command, copied)
@@ -396,60 +404,44 @@ def test_a_model_of_other_versions(monkeypatch, copied, versions, expected):
     assert "much more" not in raised.value.message
 
 
-WRONG = (None, [1], {"a": 1}, "12", -3, 2.5, True, [[1]], [], 1e400, 10**400)
-TEXT = {"posterior", "likelihood", "objective", "network", "prior", "dataset", "strategy"}
-NUMBERS = {"beta", "learning_rate", "hide"}
-
-
-def is_right(key, value):
-    if key in TEXT:
-        return isinstance(value, str)
-    return (
-        (key in NUMBERS and value in (-3, 2.5) and value is not True)
-        or (key in ("hidden_units", "image_shape") and value == [1])
-        or (key in ("hidden_units", "data_dir") and value is None)
-        or (key == "data_dir" and isinstance(value, str))
-    )
-
-
 def test_wrong_types_in_a_config(copied):
     """Whatever is in it, it is one line that names what is damaged."""
     path = copied / "config.json"
     config = json.loads(path.read_text())
-    broken = [{**config, "format_version": wrong} for wrong in ("1", None, 0)]
-    named = ["format_version"] * 3
-    for part in ("options", "data"):
-        broken += [{**config, part: wrong} for wrong in (None, [])]
-        named += [part] * 2
-        for key in config[part]:
-            wrongs = [wrong for wrong in WRONG if not is_right(key, wrong)]
-            if key == "sha256":
-                wrongs = [3]
-            broken += [{**config, part: {**config[part], key: wrong}} for wrong in wrongs]
-            named += [f"{part}.{key}"] * len(wrongs)
-            if key not in ("sha256", "model", "network", "objective", "data_dir"):
-                less = {k: v for k, v in config[part].items() if k != key}
-                broken.append({**config, part: less})
-                named.append(f"{part}.{key}")
-    broken.append({**config, "versions": {"keras": 3}})
-    named.append("versions")
-    for units in (
-        {"mean": [0, 1]},
-        {"mean": ["0"]},
-        {"names": "a"},
-        {"more": 1},
-        {"scale": [], "mean": []},
-    ):
-        if "units" in config["data"]:
-            data = {**config["data"], "units": {**config["data"]["units"], **units}}
-            broken.append({**config, "data": data})
-            named.append("data.units")
-    for changed, name in zip(broken, named, strict=True):
-        path.write_text(json.dumps(changed))
+
+    def check(name, **changes):
+        path.write_text(json.dumps(config | changes))
         with pytest.raises(UserError) as raised:
             run_folder.read(copied)
         message = raised.value.message
-        assert f"{path}: is damaged, it has no valid {name!r}; restore it" in message, changed
+        assert f"{path}: is damaged, it has no valid {name!r}; restore it" in message, changes
+
+    for wrong in ("1", None, 0):
+        check("format_version", format_version=wrong)
+    check("versions", versions={"keras": 3})
+    for part in ("options", "data"):
+        check(part, **{part: None})
+        check(part, **{part: []})
+        for key, right in config[part].items():
+            wrongs = [{"a": 1}, [[1]], 3 if isinstance(right, str) else "12"]
+            if isinstance(right, int | float):
+                wrongs += [None, [1], True, 1e400, 10**400]
+            if isinstance(right, int):
+                wrongs += [-3, 2.5]
+            if isinstance(right, list):
+                wrongs += [[], -3]
+            for wrong in wrongs[: 2 if key == "data_dir" else None]:
+                check(f"{part}.{key}", **{part: config[part] | {key: wrong}})
+            if key not in ("sha256", "model", "network", "objective", "data_dir"):
+                less = {k: v for k, v in config[part].items() if k != key}
+                check(f"{part}.{key}", **{part: less})
+    check("options.model", options=config["options"] | {"model": "12"})
+    if units := config["data"].get("units"):
+        wrongs = ({"mean": [0, 1]}, {"mean": ["0"]}, {"names": "a"}, {"more": 1})
+        # Of two channels, where the data have one.
+        two = {"names": [], "mean": [0, 1], "scale": [1, 1]}
+        for wrong in (*wrongs, {"scale": [], "mean": []}, two):
+            check("data.units", data=config["data"] | {"units": units | wrong})
 
 
 def test_wrong_types_in_other_files_of_a_run(unfinished):

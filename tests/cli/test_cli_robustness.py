@@ -4,7 +4,9 @@ import collections
 import contextlib
 import dataclasses
 import errno
+import json
 import os
+import pathlib
 import signal
 import subprocess
 import sys
@@ -14,35 +16,18 @@ import warnings
 import numpy as np
 import PIL.Image
 import pytest
-from program import RUNS, TINY
+from program import RUNS, TINY, options_of
 
-from tfp_ar1_cli import (
-    app,
-    atomic,
-    export,
-    kinds,
-    model_card,
-    progress,
-    run_folder,
-    startup,
-    train,
-)
+from tfp_ar1_cli import app, atomic, export, kinds, model_card, progress, run_folder, startup, train
 from tfp_ar1_cli.data import loading, series
 from tfp_ar1_cli.pictures import images as plots
 from tfp_ar1_cli.pictures import series as series_plots
+from tfp_ar1_cli.pictures import style
 from tfp_ar1_cli.training import fit
 
 NAMES = (
-    "$",
-    "$x_1",
-    r"\frac{1}{2}$\bad$",
-    "a_b^c {}",
-    "_hidden",
-    "two\nlines",
-    "",
-    "é 温度 😀",
-    "\x00\udce9",
-    "long " * 2000,
+    *("$", "$x_1", r"\frac{1}{2}$\bad$", "a_b^c {}", "_hidden", "two\nlines", "", "é 温度 😀"),
+    *("\x00\udce9", "long " * 2000),
 )
 
 
@@ -66,10 +51,10 @@ def test_any_text_can_be_a_label(tmp_path):
     means = np.random.default_rng(0).normal(size=(30, 2))
     labels = np.resize(np.array(NAMES), 30)
     drawn = []
-    save = plots.save
+    save = style.save
     with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
         warnings.simplefilter("error")
-        patch.setattr(plots, "save", lambda fig, path: (drawn.append(fig), save(fig, path)))
+        patch.setattr(style, "save", lambda fig, path: (drawn.append(fig), save(fig, path)))
         plots.latent_scatter(tmp_path / "x.png", means, np.exp(means), labels)
         texts = [text.get_text() for text in drawn[0].legends[0].get_texts()]
         assert {"$", "_hidden", "a_b^c {}"} <= set(texts)
@@ -86,7 +71,7 @@ def quick(monkeypatch):
 
     def fast(run, data, **_):
         names = ("loss", "reconstruction", "kl", "val_reconstruction", "val_kl")
-        run.write_history({name: [1.0] for name in names})
+        atomic.write_json(run.history_file, {name: [1.0] for name in names})
         return kinds.of(run.options).build(run.options, data.data_shape)
 
     names = ("neg_elbo", "reconstruction", "kl", "nll_iw", "rho_mean")
@@ -100,32 +85,24 @@ def test_a_picture_that_fails_costs_neither_the_run_nor_the_others(
     cli, monkeypatch, quick, images, tmp_path
 ):
     folder = tmp_path / "run"
-    monkeypatch.setattr(plots, "samples", fail)
+
+    def fail_late(*_):  # Metrics are written before the pictures.
+        assert (folder / "model.keras").exists()
+        assert json.loads((folder / "metrics.json").read_text()) == quick
+        fail()
+
+    monkeypatch.setattr(plots, "samples", fail_late)
     code, out, err = cli("train", "--dataset", f"npz:{images}", *TINY, "--out", folder)
     assert code == 0
-    warning = [line for line in err.splitlines() if "warning" in line]
-    assert warning == [
+    assert [line for line in err.splitlines() if "warning" in line] == [
         f"tfp-ar1: warning: {folder}/samples.png: left out, because it failed: no such. All else "
         "is written."
     ]
-    run = run_folder.read_finished(folder)
-    assert run.metrics() == quick
+    assert run_folder.read_finished(folder).metrics() == quick
     written = {path.name for path in folder.iterdir()}
     assert written >= {"model.keras", "history.json", "reconstructions.png", "correlations.png"}
     assert "reconstructions.png" in out
     assert "samples.png" not in out
-
-
-def test_metrics_are_written_before_the_pictures(cli, monkeypatch, quick, images, tmp_path):
-    def draw(kind, run, *_):
-        assert run.model_file.exists()
-        assert run.metrics() == quick
-        return []
-
-    monkeypatch.setattr(kinds.ImageKind, "draw", draw)
-    code, out, err = cli("train", "--dataset", f"npz:{images}", *TINY, "--out", tmp_path / "run")
-    assert code == 0, err
-    assert "none could be drawn" in out
 
 
 def test_a_log_of_tensorboard_that_fails_stops_no_training(cli, tmp_path, tiny, capfd):
@@ -150,7 +127,7 @@ def test_a_model_card_that_fails_costs_no_export(cli, monkeypatch, tmp_path):
 
 
 def test_a_picture_of_samples_that_fails_has_one_line(cli, monkeypatch, tmp_path):
-    monkeypatch.setattr(plots, "save", fail)
+    monkeypatch.setattr(style, "save", fail)
     code, out, err = cli("sample", RUNS["image"], "--out", tmp_path / "x.png")
     assert (code, out) == (1, "")
     assert err == (
@@ -236,12 +213,12 @@ def test_ctrl_c_while_tensorflow_is_imported_is_not_lost():
     def swallow():
         with contextlib.suppress(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
-            time.sleep(1)
+            time.sleep(0.2)
 
     def other():
         try:
             os.kill(os.getpid(), signal.SIGINT)
-            time.sleep(1)
+            time.sleep(0.2)
         except KeyboardInterrupt:
             raise ImportError("no runtime") from None
 
@@ -330,68 +307,52 @@ def test_too_little_space_is_found_before_the_training(cli, monkeypatch, images,
 # Words
 
 
-def test_one_of_a_thing_is_no_plural(cli, monkeypatch, quick, tmp_path):
-    np.savez(
-        "x.npz",
-        x_train=np.eye(4).reshape(1, 4, 4).repeat(3, 0),
-        x_test=np.eye(4)[None].repeat(2, 0),
-    )
-    options = ["--epochs", "1", "--latent-dim", "1", "--hidden-units", "2", "--batch-size", "2"]
+def test_one_of_a_thing_is_no_plural(cli, monkeypatch, quick):
+    x = np.eye(4)[None].repeat(5, 0)
+    np.savez("x.npz", x_train=x[:3], x_test=x[3:])
+    options = "--epochs 1 --latent-dim 1 --hidden-units 2 --batch-size 2 --out r"
     quick["num_importance_samples"] = 1
     monkeypatch.setattr(kinds.ImageKind, "draw", lambda *_: [])
-    code, out, err = cli("train", "--dataset", "npz:x.npz", *options, "--out", "r")
+    code, out, err = cli("train", "--dataset", "npz:x.npz", *options.split())
     assert code == 0, err
     assert "3 training and 2 test images of 4x4; ar1 posterior over 1 latent; 1 epoch.\n" in out
     assert "NLL, 1 sample " in out
+    assert "Pictures: none could be drawn." in out
     # What comes next is not what is there already.
     assert "  tfp-ar1 sample r --seed 1\n" in out
     assert "  tfp-ar1 evaluate r --num-importance-samples 500\n" in out
 
 
-def test_long_silences_say_what_is_going_on(cli, monkeypatch, quick, images, tmp_path):
-    def slowly(function):
-        return lambda *args, **kwargs: (time.sleep(0.3), function(*args, **kwargs))[1]
+def test_long_silences_say_what_is_going_on(monkeypatch, capfd, images):
+    def slowly(*_):
+        time.sleep(0.3)
+        return data
 
     monkeypatch.setattr(progress, "_SECONDS_OF_SILENCE", 0.1)
-    monkeypatch.setattr(loading, "load", slowly(loading.load))
-    monkeypatch.setattr(plots, "samples", slowly(plots.samples))
-    code, _, err = cli("train", "--dataset", f"npz:{images}", *TINY, "--out", tmp_path / "run")
-    assert code == 0
-    assert err.splitlines()[0] == f"Reading npz:{images} ..."
-    assert "Drawing the pictures ..." in err.splitlines()
-    with progress.Progress("training", 10, first="compiling") as shown:
-        time.sleep(0.3)
-        shown.update(1)
-    with progress.Progress("training", 10, first="compiling") as shown:
-        shown.update(1)
-        time.sleep(0.3)
-    assert cli("--version")[0] == 0
-
-
-def test_the_first_step_is_announced_once(monkeypatch, capfd):
-    monkeypatch.setattr(progress, "_SECONDS_OF_SILENCE", 0.1)
-    for wait in (0.3, 0):
+    chosen = options_of("--dataset", f"npz:{images}")
+    data = loading.load(chosen.data)
+    monkeypatch.setattr(loading, "load", slowly)
+    train.prepare(chosen)
+    style.draw_all(pathlib.Path(), samples=slowly)
+    for wait in (0.3, 0):  # The first step is announced once.
         with progress.Progress("training", 10, first="compiling") as shown:
             time.sleep(wait)
             shown.update(1)
             time.sleep(0.2)
-    assert capfd.readouterr().err == "training   0%  compiling\n"
+    assert capfd.readouterr().err.splitlines() == [
+        *(f"Reading npz:{images} ...", "Drawing the pictures ...", "training   0%  compiling")
+    ]
 
 
-def test_notices_of_tensorflow_are_not_shown():
-    program = (
-        "import os\n"
-        "from tfp_ar1_cli import startup\n"
-        "startup.set_environment()\n"
-        "def start():\n"
-        "    os.write(2, b'E0000 00:00:1.2 3 util.cc:131] oneDNN supports DT_INT32 only on\\n')\n"
-        "    os.write(2, b'E0000 00:00:1.2 3 x.cc:1] Unable to register cuFFT factory\\n')\n"
-        "    os.write(2, b'E0000 00:00:1.2 3 x.cc:1] An error\\n')\n"
-        "startup.import_tensorflow(start)\n"
-        "assert os.environ['TF_CPP_MIN_LOG_LEVEL'] == '3'\n"
-    )
-    env = {key: value for key, value in os.environ.items() if not key.startswith("TF_CPP")}
-    command = [sys.executable, "-c", program]
-    done = subprocess.run(command, capture_output=True, check=True, env=env)
-    lines = [line for line in done.stderr.splitlines() if not line.startswith(b"Starting")]
-    assert lines == [b"E0000 00:00:1.2 3 x.cc:1] An error"]
+def test_notices_of_tensorflow_are_not_shown(monkeypatch, capfd):
+    lines = [
+        b"E0000 00:00:1.2 3 util.cc:131] oneDNN supports DT_INT32 only on",
+        b"E0000 00:00:1.2 3 x.cc:1] Unable to register cuFFT factory",
+        b"W0000 00:00:1.2 3 x.cc:1] A warning",
+        b"E0000 00:00:1.2 3 x.cc:1] An error",
+    ]
+    monkeypatch.delenv("TF_CPP_MIN_LOG_LEVEL")
+    startup.set_environment()
+    startup.import_tensorflow(lambda: os.write(2, b"\n".join([*lines, b""])))
+    assert os.environ["TF_CPP_MIN_LOG_LEVEL"] == "3"
+    assert capfd.readouterr().err == f"{lines[-1].decode()}\n"

@@ -62,22 +62,12 @@ def test_bad_tf_config(monkeypatch, config, message):
     assert message in str(raised.value)
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (("--replicas", "2"), "--replicas is for --strategy mirrored, not for none"),
-        (("--strategy", "multiworker"), "needs --out, a folder that all workers share"),
-        (("--strategy", "mirrored", "--replicas", "0"), "0 is not in the range"),
-        (
-            ("--strategy", "multiworker", "--out", "new", "--batch-size", "1"),
-            "--batch-size 1 is too small for 2 replicas",
-        ),
-        (("--strategy", "tpu"), "is not one of"),
-    ],
-)
-def test_bad_options(monkeypatch, refused, arguments, message):
+def test_bad_options(monkeypatch, refused):
     monkeypatch.setenv("TF_CONFIG", tf_config())
-    assert message in refused("train", *arguments)
+    train = ("train", "--strategy", "multiworker")
+    assert "needs --out, a folder that all workers share" in refused(*train)
+    message = refused(*train, "--out", "new", "--batch-size", "1")
+    assert "--batch-size 1 is too small for 2 replicas" in message
 
 
 def test_a_worker_that_gets_nowhere_gives_up(monkeypatch):
@@ -96,10 +86,7 @@ def test_a_worker_that_gets_nowhere_gives_up(monkeypatch):
 
 @pytest.mark.slow
 def test_what_is_left_after_the_last_epoch_needs_no_other_worker(
-    cli,
-    monkeypatch,
-    images,
-    tmp_path,
+    cli, monkeypatch, images, tmp_path
 ):
     """Worker 0 was killed while it drew pictures, and the others had left."""
     folder = tmp_path / "run"

@@ -2,97 +2,36 @@
 
 import concurrent.futures
 import gzip
-import io
 import json
 import os
 import pathlib
-import pickle
+import struct
 import subprocess
 import sys
+import zlib
 
+import data_files
 import numpy as np
 import pytest
 import tensorflow as tf
+from data_files import COLOUR, GRAY, STREAMS, all_images, damage, encode, in_order, refusal
 from PIL import Image
 from program import TINY, contents
 
+from tfp_ar1_cli import kinds
 from tfp_ar1_cli.data import image_files, loading, pixels, sources, streams, tfrecords
 from tfp_ar1_cli.data import images as datasets
 from tfp_ar1_cli.errors import UserError
-from tfp_ar1_cli.training.batches import Batches
 
-RNG = np.random.default_rng(7)
-GRAY = RNG.integers(0, 256, (40, 6, 5), dtype=np.uint8)
-COLOUR = RNG.integers(0, 256, (40, 6, 5, 3), dtype=np.uint8)
-
-
-def encode(image, form="PNG"):
-    buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, form)
-    return buffer.getvalue()
-
-
-def example(content, feature="image"):
-    """A serialized `tf.train.Example` with a bytes feature, and another one that is not read."""
-    one = {
-        feature: tf.train.Feature(bytes_list=tf.train.BytesList(value=[content])),
-        "label": tf.train.Feature(int64_list=tf.train.Int64List(value=[3])),
-    }
-    return tf.train.Example(features=tf.train.Features(feature=one)).SerializeToString()
-
-
-def write_records(path, records, options=None):
-    """Writes a TFRecord file, and returns the offset of each record."""
-    with tf.io.TFRecordWriter(str(path), options) as writer:
-        for record in records:
-            writer.write(record)
-    return np.cumsum([0, *(len(record) + 16 for record in records)])[:-1]
-
-
-def write_shards(folder, x, num_shards=3, feature="image", name="t"):
-    """Writes images as shards with the first images in the first shard; returns the pattern."""
-    parts = np.array_split(np.arange(len(x)), num_shards)
-    for number, part in enumerate(parts):
-        records = [example(encode(x[i]), feature) for i in part]
-        write_records(folder / f"{name}-{number}-of-{num_shards}.tfrecord", records)
-    return f"tfrecord:{folder}/{name}-*.tfrecord"
-
-
-def write_folder(folder, x, suffixes=(".png",)):
-    """Writes images, in two folders below, so that the order of their paths is that of `x`."""
-    for name in ("a", "b"):
-        (folder / name).mkdir(parents=True, exist_ok=True)
-    for i, image in enumerate(x):
-        suffix = suffixes[i % len(suffixes)]
-        form = {".png": "PNG", ".bmp": "BMP", ".gif": "GIF", ".jpg": "JPEG"}[suffix.lower()]
-        path = folder / ("a" if i < len(x) // 2 else "b") / f"{i:03}{suffix}"
-        path.write_bytes(encode(image, form))
-    return f"images:{folder}"
-
-
-def write_npy(folder, x):
-    np.save(folder / "x.npy", x)
-    return f"stream:{folder / 'x.npy'}"
-
-
-def damage(path, offset, change=b"\xff"):
-    """Inverts, where `change` has ones, bits of a file from byte `offset` on."""
-    content = bytearray(path.read_bytes())
-    for i, mask in enumerate(change):
-        content[offset + i] ^= mask
-    path.write_bytes(content)
-
-
-WRITERS = {"stream": write_npy, "images": write_folder, "tfrecord": write_shards}
-
+KINDS = pytest.mark.parametrize("kind", streams.KINDS)
 
 # What is read
 
 
 @pytest.mark.parametrize("x", [GRAY, COLOUR], ids=["gray", "colour"])
-@pytest.mark.parametrize("kind", streams.KINDS)
+@KINDS
 def test_the_values_of_each_source(tmp_path, kind, x):
-    data = datasets.load(WRITERS[kind](tmp_path, x))
+    data = datasets.load(STREAMS[kind](tmp_path, x))
     train, test = pixels.split(len(x))
     stream = data.x_train
     assert isinstance(stream, streams.Stream)
@@ -102,15 +41,8 @@ def test_the_values_of_each_source(tmp_path, kind, x):
 
     expected = x[train].astype(np.float32) / 255
     shuffled = np.random.default_rng(1).permutation(32)
-    for index in (
-        slice(None),
-        slice(3, 20, 4),
-        slice(5, 5),
-        shuffled,
-        shuffled[:7],
-        np.array([4, 5, 6, 4, -1]),
-        np.array([], int),
-    ):
+    slices = (slice(None), slice(3, 20, 4), slice(5, 5))
+    for index in (*slices, shuffled, shuffled[:7], np.array([4, 5, 6, 4, -1]), np.array([], int)):
         read = stream[index]
         assert read.dtype == np.float32
         np.testing.assert_array_equal(read, expected[index])
@@ -131,59 +63,109 @@ def test_the_same_as_in_memory(tmp_path, dtype, shape):
     assert streamed.fingerprint().keys() == in_memory.fingerprint().keys()
 
 
-def test_headers_of_version_2(tmp_path):
+def test_headers_of_version_2_and_the_other_feature(tmp_path):
     with (tmp_path / "x.npy").open("wb") as file:
         np.lib.format.write_array(file, GRAY, version=(2, 0))
-    train, _ = pixels.split(len(GRAY))
-    read = datasets.load(f"stream:{tmp_path / 'x.npy'}").x_train[:]
-    np.testing.assert_array_equal(read, np.float32(GRAY[train]) / 255)
+    shards = data_files.shards(tmp_path, GRAY, 1, "image/encoded")
+    for spec in (f"stream:{tmp_path / 'x.npy'}", shards):
+        np.testing.assert_array_equal(
+            all_images(datasets.load(spec)), in_order(np.float32(GRAY) / 255)
+        )
 
 
-def test_jpeg_palettes_and_bits(tmp_path):
-    smooth = np.add.outer(np.arange(16), np.arange(16)).astype(np.uint8) * 8
+SMOOTH = np.add.outer(np.arange(16), np.arange(16)).astype(np.uint8) * 8
+PALETTE = Image.fromarray(np.stack([SMOOTH, SMOOTH // 2, SMOOTH], -1)).quantize(16)
+
+
+@pytest.mark.parametrize("suffix", [".webp", ".TIF", ".pgm", ".jfif", ".BMP", ".gif", ".jpeg"])
+def test_other_endings_are_read(tmp_path, suffix):
+    gray = Image.fromarray(SMOOTH)
+    pictures = [gray.convert("RGB")] * 2 if suffix == ".webp" else [gray, gray]  # It has no gray.
+    pictures[0].save(tmp_path / "00.png")
+    form = {".webp": "WEBP", ".TIF": "TIFF"}.get(suffix)
+    pictures[1].save(tmp_path / f"y{suffix}", form, lossless=True)
+    data = datasets.load(f"images:{tmp_path}")
+    both = np.concatenate([data.x_train[:], data.x_test]) * 255
+    expected = np.stack([np.asarray(picture) for picture in pictures])
+    np.testing.assert_allclose(both, expected, atol=9 if suffix in (".jfif", ".jpeg") else 1e-4)
+    assert not data.notes
+
+
+def test_palettes_and_bits(tmp_path):
     bits = Image.fromarray(np.eye(16, dtype=np.uint8) * 255).convert("1")
-    palette = Image.fromarray(np.stack([smooth, smooth // 2, smooth], -1)).quantize(16)
-    for name, pictures in {
-        "jpeg": {"0.jpeg": Image.fromarray(smooth), "1.jpg": Image.fromarray(smooth)},
-        "bits": {"0.png": bits, "1.png": Image.fromarray(smooth)},
-        "palette": {"0.png": palette, "1.png": palette.convert("RGB")},
-        "gray palette": {"0.gif": Image.fromarray(smooth), "1.png": Image.fromarray(smooth)},
-    }.items():
-        folder = tmp_path / name
-        folder.mkdir()
-        for file, picture in pictures.items():
-            picture.save(folder / file)
-    first = datasets.load(f"images:{tmp_path / 'gray palette'}")
-    np.testing.assert_array_equal(first.x_train[:], np.float32(smooth[None]) / 255)
-    np.testing.assert_array_equal(first.x_test, np.float32(smooth[None]) / 255)
-    assert np.abs(datasets.load(f"images:{tmp_path / 'jpeg'}").x_train[:] * 255 - smooth).max() < 9
-    first = datasets.load(f"images:{tmp_path / 'bits'}")
-    both = np.concatenate([first.x_train[:], first.x_test])
-    assert any(np.array_equal(image, np.eye(16)) for image in both)
-    both = datasets.load(f"images:{tmp_path / 'palette'}")
-    assert both.data_shape == (16, 16, 3)
-    np.testing.assert_array_equal(both.x_train[:], both.x_test)
+    for name, pictures in {"b": (bits, bits), "p": (PALETTE, PALETTE.convert("RGB"))}.items():
+        (tmp_path / name).mkdir()
+        for number, picture in enumerate(pictures):
+            picture.save(tmp_path / name / f"{number}.png")
+    np.testing.assert_array_equal(datasets.load(f"images:{tmp_path / 'b'}").x_test[0], np.eye(16))
+    data = datasets.load(f"images:{tmp_path / 'p'}")
+    assert data.data_shape == (16, 16, 3)
+    np.testing.assert_array_equal(data.x_train[:], data.x_test)
 
 
-def test_folders_for_training_and_testing(tmp_path):
-    write_folder(tmp_path / "train", GRAY[:10])
-    write_folder(tmp_path / "test", GRAY[10:13])
-    write_folder(tmp_path / "other", COLOUR[:3])
+@pytest.mark.parametrize(
+    ("train", "test"), [("train", "test"), ("Train", "TEST"), ("training", "val")]
+)
+def test_folders_for_training_and_testing(tmp_path, train, test):
+    data_files.images(tmp_path / train, GRAY[:10])
+    data_files.images(tmp_path / test, GRAY[10:13])
+    data_files.images(tmp_path / "other", COLOUR[:3])
+    (tmp_path / "README").write_text("beside them")
     data = datasets.load(f"images:{tmp_path}")
     np.testing.assert_array_equal(data.x_train[:], np.float32(GRAY[:10]) / 255)
     np.testing.assert_array_equal(data.x_test, np.float32(GRAY[10:13]) / 255)
+    assert f"Of {tmp_path} only {train} and {test} are read, not README, other." in data.notes
     before = data.fingerprint()
-    (tmp_path / "test" / "a" / "000.png").write_bytes(encode(GRAY[20]))
+    (tmp_path / test / "a" / "000.png").write_bytes(encode(GRAY[20]))
     assert datasets.load(f"images:{tmp_path}").fingerprint()["sha256"] != before["sha256"]
     # Another shape than that of the training images.
-    write_folder(tmp_path / "test", COLOUR[:1])
-    with pytest.raises(streams.Corrupt, match=r"test/b/000\.png: has shape 6x5x3, the others 6x5"):
+    data_files.images(tmp_path / test, COLOUR[:1])
+    with pytest.raises(streams.Corrupt, match=r"/b/000\.png: has shape 6x5x3, the others 6x5"):
         datasets.load(f"images:{tmp_path}")
 
 
-@pytest.mark.parametrize("kind", streams.KINDS)
+def test_splits_further_below_are_not_pooled(tmp_path):
+    below = tmp_path / "own" / "data"
+    for part in ("train", "test"):
+        data_files.images(below / part, GRAY[:3])
+    message = refusal(datasets.load, f"images:{tmp_path / 'own'}")
+    assert "holds the folders train and test, whose images would become one set" in message
+    assert f"give images:{below}" in message
+    # A folder of that name alone may be a class: there are images of trains. So may be any other.
+    (below / "test").rename(below / "bus.png")
+    assert len(datasets.load(f"images:{tmp_path / 'own'}").x_train) == 5
+
+
+def test_hidden_and_other_files_are_left_out_and_counted(tmp_path):
+    folder = tmp_path / "x"
+    spec = data_files.images(folder, GRAY[:10])
+    before = datasets.load(spec)
+    for name in (".ipynb_checkpoints", "__MACOSX", "a/.cache"):
+        data_files.images(folder / name, GRAY[10:12])
+    for name in ("._00.png", ".DS_Store", "a.heic", "b.HEIC", "labels.csv", "README"):
+        (folder / name).write_bytes(b"no image")
+    (folder / "loop").symlink_to(folder)
+    data = datasets.load(spec)
+    np.testing.assert_array_equal(data.x_train[:], before.x_train[:])
+    assert data.notes == (
+        f"Left out of {folder}: 1 .csv, 2 .heic, 1 hidden file, 3 hidden folders, 1 linked "
+        "folder, 1 other file.",
+    )
+
+
+def test_notes_of_dark_images_and_of_shards_of_two_sets(tmp_path):
+    (note,) = datasets.load(data_files.images(tmp_path / "dark", GRAY % 2)).notes
+    assert "The images are bytes of at most 1, which are divided by 255; if 1 is white" in note
+    for name in ("train", "test"):
+        spec = data_files.shards(tmp_path, GRAY, name=name)
+    assert not datasets.load(spec).notes
+    (note,) = datasets.load(f"tfrecord:{tmp_path}/*").notes
+    assert "3 of 6 files are named test-0-of-3.tfrecord or the like, and become one set" in note
+
+
+@KINDS
 def test_the_test_images_are_limited(tmp_path, kind, monkeypatch):
-    spec = WRITERS[kind](tmp_path, GRAY)
+    spec = STREAMS[kind](tmp_path, GRAY)
     monkeypatch.setattr(streams, "MAX_TEST_IMAGES", 5)
     data = datasets.load(spec)
     assert (len(data.x_train), len(data.x_test)) == (35, 5)
@@ -191,16 +173,14 @@ def test_the_test_images_are_limited(tmp_path, kind, monkeypatch):
     data = datasets.load(spec)
     assert (len(data.x_train), len(data.x_test)) == (37, 3)
     # Each image is in one of the two parts, and in one only.
-    both = np.concatenate([data.x_train[:], data.x_test]).reshape(40, -1)
-    expected = np.float32(GRAY.reshape(40, -1)) / 255
-    np.testing.assert_array_equal(both[np.lexsort(both.T)], expected[np.lexsort(expected.T)])
+    np.testing.assert_array_equal(all_images(data), in_order(np.float32(GRAY) / 255))
     monkeypatch.setattr(streams, "MAX_TEST_BYTES", 1)
     assert len(datasets.load(spec).x_test) == 1
 
 
 def test_given_test_images_are_limited(tmp_path, monkeypatch):
-    write_folder(tmp_path / "train", GRAY[:4])
-    write_folder(tmp_path / "test", GRAY)
+    data_files.images(tmp_path / "train", GRAY[:4])
+    data_files.images(tmp_path / "test", GRAY)
     monkeypatch.setattr(streams, "MAX_TEST_IMAGES", 8)
     data = datasets.load(f"images:{tmp_path}")
     assert len(data.x_test) == 8
@@ -212,7 +192,7 @@ def test_given_test_images_are_limited(tmp_path, monkeypatch):
 
 
 def test_a_stream_does_not_become_an_array(tmp_path):
-    stream = datasets.load(write_npy(tmp_path, GRAY)).x_train
+    stream = datasets.load(data_files.stream(tmp_path, GRAY)).x_train
     for convert in (np.asarray, np.array, tf.convert_to_tensor, np.mean):
         with pytest.raises((TypeError, ValueError), match=r"stay on disk|not by 0"):
             convert(stream)
@@ -223,9 +203,9 @@ def test_a_stream_does_not_become_an_array(tmp_path):
         stream[np.array([32])]
 
 
-@pytest.mark.parametrize("kind", streams.KINDS)
+@KINDS
 def test_many_threads(tmp_path, kind):
-    stream = datasets.load(WRITERS[kind](tmp_path, GRAY)).x_train
+    stream = datasets.load(STREAMS[kind](tmp_path, GRAY)).x_train
     expected = stream[:]
     rng = np.random.default_rng(0)
     chosen = [rng.permutation(32)[:9] for _ in range(200)]
@@ -237,10 +217,10 @@ def test_many_threads(tmp_path, kind):
 # The fingerprint
 
 
-@pytest.mark.parametrize("kind", streams.KINDS)
+@KINDS
 def test_the_fingerprint_is_that_of_the_files(tmp_path, kind):
     (tmp_path / "here").mkdir()
-    spec = WRITERS[kind](tmp_path / "here", GRAY)
+    spec = STREAMS[kind](tmp_path / "here", GRAY)
     before = datasets.load(spec).fingerprint()
     assert before == datasets.load(spec).fingerprint()
     assert (before["image_shape"], before["num_train"], before["num_test"]) == ([6, 5], 32, 8)
@@ -252,12 +232,12 @@ def test_the_fingerprint_is_that_of_the_files(tmp_path, kind):
     # Another image is.
     other = GRAY.copy()
     other[17] //= 2
-    WRITERS[kind](tmp_path / "there", other)
+    STREAMS[kind](tmp_path / "there", other)
     assert datasets.load(moved).fingerprint()["sha256"] != before["sha256"]
 
 
 def test_the_fingerprint_does_not_depend_on_the_listing(tmp_path, monkeypatch):
-    spec = write_folder(tmp_path, GRAY)
+    spec = data_files.images(tmp_path, GRAY)
     before = datasets.load(spec).fingerprint()
     list_images = image_files.list_images
     monkeypatch.setattr(image_files, "list_images", lambda *x: reversed(list(list_images(*x))))
@@ -291,30 +271,26 @@ def test_the_fingerprint_reads_samples_of_a_large_file(tmp_path):
 # TFRecord files
 
 
-@pytest.mark.parametrize("n", [0, 1, 3, 8, 16, 17, 63, 64, 65, 127, 128, 129, 1000, 4096])
-def test_crc32c(n):
-    data = np.random.default_rng(n).bytes(n)
-    crc = 0xFFFFFFFF
-    for byte in data:
-        crc ^= byte
-        for _ in range(8):
-            crc = crc >> 1 ^ 0x82F63B78 * (crc & 1)
-    assert tfrecords.crc32c(data) == crc ^ 0xFFFFFFFF
-
-
-def test_crc32c_of_the_standard():
-    # RFC 3720, B.4, and the check value of the catalogue of CRCs.
-    assert tfrecords.crc32c(b"123456789") == 0xE3069283
-    assert tfrecords.crc32c(bytes(32)) == 0x8A9136AA
-    assert tfrecords.crc32c(b"\xff" * 32) == 0x62A8AB43
-    assert tfrecords.crc32c(bytes(range(32))) == 0x46DD794E
+def test_crc32c():
+    """By single bits; RFC 3720, B.4; and the check value of the catalogue of CRCs."""
+    for n in (0, 1, 3, 8, 16, 17, 63, 64, 65, 127, 128, 129, 1000, 4096):
+        data = np.random.default_rng(n).bytes(n)
+        crc = 0xFFFFFFFF
+        for byte in data:
+            crc ^= byte
+            for _ in range(8):
+                crc = crc >> 1 ^ 0x82F63B78 * (crc & 1)
+        assert tfrecords.crc32c(data) == crc ^ 0xFFFFFFFF
+    known = {b"123456789": 0xE3069283, bytes(32): 0x8A9136AA, b"\xff" * 32: 0x62A8AB43}
+    for data, crc in (known | {bytes(range(32)): 0x46DD794E}).items():
+        assert tfrecords.crc32c(data) == crc
 
 
 @pytest.mark.parametrize("size", [0, 1, 100, 70_000, 3_000_001])
 def test_records_as_tensorflow_writes_them(tmp_path, size):
     rng = np.random.default_rng(size)
     records = [rng.bytes(size), b"", rng.bytes(17), rng.bytes(size // 2)]
-    offsets = write_records(tmp_path / "x", records)
+    offsets = data_files.write_records(tmp_path / "x", records)
     found, lengths, problem = tfrecords.index(tmp_path / "x")
     assert problem is None
     np.testing.assert_array_equal(found, offsets)
@@ -323,92 +299,80 @@ def test_records_as_tensorflow_writes_them(tmp_path, size):
     )
 
 
-def test_the_other_feature(tmp_path):
-    data = datasets.load(write_shards(tmp_path, COLOUR, 1, "image/encoded"))
-    train, _ = pixels.split(len(COLOUR))
-    np.testing.assert_array_equal(data.x_train[:], np.float32(COLOUR[train]) / 255)
-
-
 # Mistakes that are found at the start
-
-
-@pytest.mark.parametrize(
-    ("x", "expected"),
-    [
-        (np.asfortranarray(GRAY), "x.npy: is in Fortran order, so that no image lies in one piece"),
-        (np.zeros(4), "x.npy has shape (4,); expected [N, H, W], [N, H, W, C] or [N, D]"),
-        (np.zeros((1, 2, 2)), "x.npy has shape (1, 2, 2); at least 2 images are needed"),
-        (np.zeros((4, 0, 2)), "x.npy has shape (4, 0, 2); images must have at least 1 pixel"),
-        (np.zeros((4, 2), complex), "x.npy has dtype complex128; images must be uint8"),
-        (np.full((4, 2), None), "x.npy has dtype object; images must be uint8"),
-        (np.zeros((4, 2), [("ρ", "f4")]), "is an .npy file of version 3.0"),
-    ],
-)
-def test_npy_files_that_are_refused(refused, x, expected):
-    np.save("x.npy", x, allow_pickle=True)
-    assert expected in refused("train", "--dataset", "stream:x.npy")
-
-
-def test_npy_files_that_are_truncated_or_something_else(refused):
-    path = pathlib.Path("x.npy")
-    np.save(path, GRAY)
-    content = path.read_bytes()
-    path.write_bytes(content[:-1])
-    message = refused("train", "--dataset", "stream:x.npy")
-    assert "truncated: expected 1328 bytes for 40x6x5 values of uint8, found 1327" in message
-    path.write_bytes(content[:50])
-    assert "x.npy: cannot be read as .npy: " in refused("train", "--dataset", "stream:x.npy")
-    path.write_bytes(pickle.dumps(GRAY))
-    assert "x.npy: is not an .npy file; write one with" in refused(
-        "train", "--dataset", "stream:x.npy"
-    )
-    assert "nowhere.npy: No such file or directory" in refused(
-        "train", "--dataset", "stream:nowhere.npy"
-    )
 
 
 def test_nan_and_values_outside(refused):
     x = np.zeros((40, 2, 2), np.float32)
-    _, test = pixels.split(40)
-    row = test[3]
-    x[row, 1] = np.nan
-    np.save("x.npy", x)
-    position = f"x.npy: row {row} (byte {128 + 16 * row}): "
-    message = refused("train", "--dataset", "stream:x.npy")
-    assert position + "2 of 4 values are NaN or infinite" in message
-    assert "--corrupt skip" in message
-    x[row, 1] = 1.5
-    np.save("x.npy", x)
-    message = refused("train", "--dataset", "stream:x.npy")
-    assert position + "2 of 4 values lie outside [0, 1] (they range from 0 to 1.5)" in message
-    datasets.load("stream:x.npy", likelihood="gaussian")
+    row = pixels.split(40)[1][3]
+    for value, expected in (
+        (np.nan, "2 of 4 values are NaN or infinite"),
+        (1.5, "2 of 4 values lie outside [0, 1] (they range from 0 to 1.5)"),
+    ):
+        x[row, 1] = value
+        message = refused("train", "--dataset", data_files.stream(pathlib.Path(), x))
+        assert f"own.npy: row {row} (byte {128 + 16 * row}): {expected}" in message
+        assert "--corrupt skip" in message
+    datasets.load("stream:own.npy", likelihood="gaussian")
 
 
-def test_folders_that_are_refused(refused, monkeypatch):
+def test_folders_that_are_refused(refused):
     train = ("train", "--dataset", "images:x")
     assert "x: no such folder; give that of the image files" in refused(*train)
-    folder = pathlib.Path("x")
-    folder.mkdir()
+    pathlib.Path("x").mkdir()
     assert "x: holds 0 files .png, .jpg, .jpeg, " in refused(*train)
-    (folder / "0.png").write_bytes(encode(GRAY[0]))
+    pathlib.Path("x/0.png").write_bytes(encode(GRAY[0]))
     assert "x: holds 1 files" in refused(*train)
-    monkeypatch.setattr(pixels, "split", lambda *_: (np.array([0]), np.array([1])))
-    for content, expected in (
-        (b"", "1.png: is no PNG, JPEG, BMP, GIF, WEBP, TIFF, PPM image (0 bytes)"),
-        (b"nonsense", "1.png: is no PNG, JPEG, BMP, GIF, WEBP, TIFF, PPM image (8 bytes)"),
-        (encode(GRAY[1], "TGA"), "1.png: is no PNG, JPEG, BMP, GIF, WEBP, TIFF, PPM image"),
-        (encode(GRAY[1])[:-40], "1.png: cannot be decoded ("),
-        (encode(GRAY[1][:5]), "1.png: has shape 5x5, the others 6x5"),
-        (encode(COLOUR[1]), "1.png: has shape 6x5x3, the others 6x5"),
-        (encode(np.dstack([COLOUR[1], GRAY[1]])), "1.png: has an alpha channel"),
-        (encode(GRAY[1].astype(np.uint16) * 99), "1.png: has pixels of the kind I;16"),
-    ):
-        (folder / "1.png").write_bytes(content)
-        assert expected in refused(*train)
+
+
+def bomb():
+    """A PNG of 20,000 x 20,000 pixels, as its header says."""
+    content = bytearray(encode(GRAY[0]))
+    content[16:24] = struct.pack(">II", 20_000, 20_000)
+    content[29:33] = struct.pack(">I", zlib.crc32(content[12:29]))
+    return bytes(content)
+
+
+TURNED = Image.Exif()
+TURNED[0x0112] = 6
+PAGES = {"save_all": True, "append_images": [Image.fromarray(x) for x in GRAY[1:3]]}
+NO_IMAGE = "is no PNG, JPEG, BMP, GIF, WEBP, TIFF, PPM image"
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (b"", f"{NO_IMAGE} (0 bytes)"),
+        (b"nonsense", f"{NO_IMAGE} (8 bytes)"),
+        (encode(GRAY[0], "TGA"), NO_IMAGE),
+        (encode(GRAY[0])[:-40], "cannot be decoded ("),
+        (bomb(), "cannot be decoded ("),
+        (encode(GRAY[0][:5]), "has shape 5x5, the others 6x5"),
+        (encode(COLOUR[0]), "has shape 6x5x3, the others 6x5"),
+        (encode(GRAY[0], mode="RGBA"), "has an alpha channel"),
+        (encode(GRAY[0], "TIFF", "CMYK"), "has pixels of the kind CMYK"),
+        (encode(GRAY[0].astype(np.uint16) * 99), "has pixels of the kind I;16"),
+        (encode(GRAY[0], "JPEG", exif=TURNED), "is stored turned or mirrored (EXIF orientation 6)"),
+        (encode(GRAY[0], "TIFF", **PAGES), "has 3 pages; store each as a file"),
+        (2**40, f"has {2**40} bytes, more than an encoded image has"),
+    ],
+)
+def test_images_that_are_refused(tmp_path, content, expected, monkeypatch):
+    spec = data_files.images(tmp_path, GRAY[:9])
+    path = tmp_path / "b" / "008.png"
+    if isinstance(content, int):
+        os.truncate(path, content)
+    else:
+        path.write_bytes(content)
+    monkeypatch.setattr(pixels, "split", lambda *_: (np.arange(8), np.array([7, 8])))
+    assert f"b/008.png: {expected}" in refusal(datasets.load, spec)
+    # Others are trained on, if that is asked for.
+    (problem,) = datasets.load(spec, corrupt="skip").skipped.values()
+    assert problem.startswith(expected)
 
 
 def test_a_damaged_image_is_reported_before_the_shape_is_asked_for(tmp_path):
-    write_folder(tmp_path, GRAY[:6])
+    data_files.images(tmp_path, GRAY[:6])
     (tmp_path / "a" / "000.png").write_bytes(b"nonsense")
     with pytest.raises(streams.Corrupt, match=r"a/000\.png: is no PNG"):
         datasets.load(f"images:{tmp_path}")
@@ -431,81 +395,85 @@ def test_patterns_and_shards_that_are_refused(tmp_path):
     path = tmp_path / "x-0"
     path.touch()
     refuse("1 files hold 0 records; at least 2 images are needed")
-    records = [example(encode(image)) for image in GRAY[:8]]
+    records = [data_files.example(encode(image)) for image in GRAY[:8]]
     for options in ("stop", "skip"):
-        write_records(path, records, "GZIP")
+        data_files.write_records(path, records, "GZIP")
         refuse("x-0: is compressed by gzip", corrupt=options)
         path.write_bytes(gzip.compress(b""))
         refuse("x-0: is compressed by gzip", corrupt=options)
-    write_records(path, records, "ZLIB")
+    data_files.write_records(path, records, "ZLIB")
     refuse("x-0: record 0 (byte 0): the length of the record does not have its CRC (no TFRecord")
     for record, expected in (
         (b"\x07nonsense", "is not a tf.train.Example"),
-        (example(encode(GRAY[0]), "picture"), "has no feature image or image/encoded of one bytes"),
-        (example(b"nonsense"), "is no PNG, JPEG, BMP, GIF, WEBP, TIFF, PPM image (8 bytes)"),
+        (
+            data_files.example(encode(GRAY[0]), "picture"),
+            "has no feature image or image/encoded of one bytes",
+        ),
+        (
+            data_files.example(b"nonsense"),
+            "is no PNG, JPEG, BMP, GIF, WEBP, TIFF, PPM image (8 bytes)",
+        ),
         (b"", "has no feature image or image/encoded of one bytes value, but none"),
     ):
-        write_records(path, [record, *records])
+        data_files.write_records(path, [record, *records])
         refuse(f"x-0: record 0 (byte 0): {expected}", error=streams.Corrupt)
 
 
 # Corrupt images are skipped and counted, or stop the run
 
 
+BAD = (3, 4, 30)
+
+
 def corrupt_npy(folder):
     x = np.float32(GRAY) / 255
-    x[[3, 4, 30], 0, 0] = np.nan, 2, -np.inf
-    spec = write_npy(folder, x)
-    bad = {f"{folder}/x.npy: row {i} (byte {128 + i * 120})" for i in (3, 4, 30)}
-    return spec, [3, 4, 30], bad
+    x[BAD, 0, 0] = np.nan, 2, -np.inf
+    bad = {f"{folder}/own.npy: row {i} (byte {128 + i * 120})" for i in BAD}
+    return data_files.stream(folder, x), bad
 
 
 def corrupt_folder(folder):
-    spec = write_folder(folder, GRAY)
-    for i, name in ((3, "a/003.png"), (4, "a/004.png"), (30, "b/030.png")):
-        (folder / name).write_bytes(encode(GRAY[i])[: i + 20])
-    return (
-        spec,
-        [3, 4, 30],
-        {f"{folder}/{name}" for name in ("a/003.png", "a/004.png", "b/030.png")},
-    )
+    spec = data_files.images(folder, GRAY)
+    paths = [folder / name for name in ("a/003.png", "a/004.png", "b/030.png")]
+    for i, path in zip(BAD, paths, strict=True):
+        path.write_bytes(encode(GRAY[i])[: i + 20])
+    return spec, set(map(str, paths))
 
 
 def corrupt_records(folder):
-    records = [example(encode(image)) for image in GRAY]
-    bad = []
-    for shard in range(2):
+    contents, bad = [data_files.example(encode(image)) for image in GRAY], set()
+    for shard, damaged in enumerate([(3, 4), (10,)]):
         path = folder / f"s{shard}.tfrecord"
-        offsets = write_records(path, records[20 * shard : 20 * shard + 20])
-        for record in (3, 4) if shard == 0 else (10,):
+        offsets = data_files.write_records(path, contents[20 * shard : 20 * shard + 20])
+        for record in damaged:
             damage(path, offsets[record] + 12 + 30, b"\1")
-            bad.append(f"{path}: record {record} (byte {offsets[record]})")
-    return f"tfrecord:{folder}/s*.tfrecord", [3, 4, 30], set(bad)
+            bad.add(f"{path}: record {record} (byte {offsets[record]})")
+    return f"tfrecord:{folder}/s*.tfrecord", bad
 
 
 CORRUPT = {"stream": corrupt_npy, "images": corrupt_folder, "tfrecord": corrupt_records}
 
 
-@pytest.mark.parametrize("kind", streams.KINDS)
+@KINDS
 def test_corrupt_images_are_left_out_and_counted_once(tmp_path, kind):
-    spec, rows, positions = CORRUPT[kind](tmp_path)
+    spec, positions = CORRUPT[kind](tmp_path)
     train, test = pixels.split(40)
     data = datasets.load(spec, corrupt="skip")
-    good_test = test[~np.isin(test, rows)]
+    good_test = test[~np.isin(test, BAD)]
     np.testing.assert_array_equal(data.x_test, np.float32(GRAY[good_test]) / 255)
-    assert len(data.skipped) == np.isin(rows, test).sum()
+    assert len(data.skipped) == np.isin(BAD, test).sum()
     assert len(data.x_train) == 32
-    good = np.flatnonzero(~np.isin(train, rows))
+    good = np.flatnonzero(~np.isin(train, BAD))
     for _ in range(3):
         np.testing.assert_array_equal(data.x_train[:], np.float32(GRAY[train[good]]) / 255)
     assert data.skipped.keys() == positions
-    bad = np.flatnonzero(np.isin(train, rows))
+    bad = np.flatnonzero(np.isin(train, BAD))
     assert data.x_train[bad].shape == (0, 6, 5)
 
 
-@pytest.mark.parametrize("kind", streams.KINDS)
+@KINDS
 def test_corrupt_images_stop(tmp_path, kind, monkeypatch):
-    spec, _, positions = CORRUPT[kind](tmp_path)
+    spec, positions = CORRUPT[kind](tmp_path)
     # So that they are found while training.
     monkeypatch.setattr(pixels, "split", lambda *_: (np.arange(35), np.arange(35, 40)))
     stream = datasets.load(spec).x_train
@@ -520,12 +488,12 @@ def test_corrupt_images_stop(tmp_path, kind, monkeypatch):
 def test_a_test_set_that_is_all_corrupt(tmp_path):
     x = np.full((10, 3), np.nan)
     with pytest.raises(UserError, match="none of the 2 test images can be used; the first"):
-        datasets.load(write_npy(tmp_path, x), corrupt="skip")
+        datasets.load(data_files.stream(tmp_path, x), corrupt="skip")
 
 
 @pytest.mark.parametrize("how", ["length", "length CRC", "truncated", "truncated header"])
 def test_shards_that_cannot_be_followed(tmp_path, how):
-    pattern = write_shards(tmp_path, GRAY, 2)
+    pattern = data_files.shards(tmp_path, GRAY, 2)
     path = tmp_path / "t-0-of-2.tfrecord"
     offsets, lengths, _ = tfrecords.index(path)
     if how == "length":
@@ -546,14 +514,13 @@ def test_shards_that_cannot_be_followed(tmp_path, how):
     assert list(data.skipped) == [position]
     assert "what follows in this file cannot be read" in data.skipped[position]
     assert (len(data.x_train), len(data.x_test)) == (28, 7)
-    both = np.concatenate([data.x_train[:], data.x_test]).reshape(35, -1)
-    expected = np.float32(np.delete(GRAY, np.s_[15:20], 0).reshape(35, -1)) / 255
-    np.testing.assert_array_equal(both[np.lexsort(both.T)], expected[np.lexsort(expected.T)])
+    kept = np.float32(np.delete(GRAY, np.s_[15:20], 0)) / 255
+    np.testing.assert_array_equal(all_images(data), in_order(kept))
 
 
 def test_every_bit_of_a_record_counts(tmp_path):
     path = tmp_path / "x"
-    write_records(path, [b"abc", b"defg" * 5, b"hi"])
+    data_files.write_records(path, [b"abc", b"defg" * 5, b"hi"])
     content = path.read_bytes()
     offset, length = 19, 20
     for bit in range(8 * (12 + length + 4)):
@@ -569,32 +536,24 @@ def test_every_bit_of_a_record_counts(tmp_path):
 
 
 def test_a_file_that_gets_shorter_is_an_error_with_its_position(tmp_path):
-    stream = datasets.load(write_npy(tmp_path, GRAY), corrupt="skip").x_train
-    path = tmp_path / "x.npy"
+    stream = datasets.load(data_files.stream(tmp_path, GRAY), corrupt="skip").x_train
+    path = tmp_path / "own.npy"
     path.write_bytes(path.read_bytes()[:500])
     # Never skipped: a disk that is gone is no corrupt image.
     with pytest.raises(OSError, match="ends at byte 500, though it was longer before") as caught:
         stream[:]
     assert caught.value.filename == str(path)
     path.unlink()
-    with pytest.raises(FileNotFoundError, match=r"x\.npy"):
+    with pytest.raises(FileNotFoundError, match=r"own\.npy"):
         stream[:]
 
 
-def test_errors_of_a_pipeline_are_those_of_the_stream(tmp_path, monkeypatch):
-    spec, _, _ = corrupt_npy(tmp_path)
-    monkeypatch.setattr(pixels, "split", lambda *_: (np.arange(35), np.arange(35, 40)))
-    batches = Batches(datasets.load(spec).x_train, 7, seed=0)
-    pipeline = batches.dataset(0, tf.distribute.get_strategy())
-    with pytest.raises(streams.Corrupt, match=r"row \d+ \(byte"), batches.own_errors():
-        list(pipeline.take(5))
-
-
-def test_batches_of_which_nothing_is_left(tmp_path, cli):
+def test_batches_of_which_nothing_is_left(tmp_path, cli, monkeypatch):
     """A batch that is skipped as a whole moves nothing, and the loss stays a number."""
     x = np.random.default_rng(0).uniform(size=(20, 4, 4)).astype("float32")
     x[::3] = np.nan
     np.save(tmp_path / "x.npy", x)
+    monkeypatch.setattr(kinds.ImageKind, "draw", lambda *_: [])
     code, out, err = cli(
         *("train", "--dataset", f"stream:{tmp_path / 'x.npy'}", "--corrupt", "skip"),
         *("--batch-size", "1", "--epochs", "1", "--hidden-units", "3", "--latent-dim", "2"),
@@ -607,39 +566,25 @@ def test_batches_of_which_nothing_is_left(tmp_path, cli):
 # The command line
 
 
-@pytest.mark.parametrize(
-    ("spec", "name"),
-    [
-        ("tfrecord:data/train-*.tfrecord", "train"),
-        ("tfrecord:data/train-?????-of-[0-9]*.tfrecord", "train--of"),
-        ("tfrecord:data/*.tfrecord", "tfrecord"),
-        ("tfrecord:*", "tfrecord"),
-        ("images:photos", "photos"),
-        ("stream:a/photos.npy", "photos"),
-    ],
-)
-def test_names_of_runs(spec, name):
-    assert loading.short_name(spec) == name
-    assert loading.short_name(datasets.resolve(spec)) == name
-    assert loading.is_stream(spec)
-
-
-def test_corrupt_is_for_streams_alone(refused):
-    message = refused("train", "--corrupt", "skip")
-    assert (
-        "--corrupt is for stream:FILE.npy, images:FOLDER or tfrecord:GLOB, not for digi" in message
-    )
-    assert "--corrupt is for --model image, not for sequence" in refused(
-        "train", "--model", "sequence", "--corrupt", "skip"
-    )
-    assert "'x' is not one of 'stop', 'skip'" in refused("train", "--corrupt", "x")
+def test_names_of_runs():
+    for spec, name in {
+        "tfrecord:data/train-*.tfrecord": "train",
+        "tfrecord:data/train-?????-of-[0-9]*.tfrecord": "train--of",
+        "tfrecord:data/*.tfrecord": "tfrecord",
+        "tfrecord:*": "tfrecord",
+        "images:photos": "photos",
+        "stream:a/photos.npy": "photos",
+    }.items():
+        assert loading.short_name(spec) == name
+        assert loading.short_name(loading.resolve(spec, "image")) == name
+        assert loading.is_stream(spec)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", streams.KINDS)
+@KINDS
 def test_train_on_each_source(cli, tmp_path, kind):
     (tmp_path / "data").mkdir()
-    spec = WRITERS[kind](tmp_path / "data", GRAY)
+    spec = STREAMS[kind](tmp_path / "data", GRAY)
     before = contents(tmp_path / "data")
     argv = (*TINY, "--epochs", "1")
     code, out, err = cli("train", "--dataset", spec, *argv, "--out", "run")
@@ -661,15 +606,10 @@ def test_train_on_each_source(cli, tmp_path, kind):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", streams.KINDS)
-def test_train_stops_at_a_corrupt_image_and_is_resumed_without_it(
-    cli,
-    tmp_path,
-    kind,
-    monkeypatch,
-):
+@KINDS
+def test_train_stops_at_a_corrupt_image_and_is_resumed_without_it(cli, tmp_path, kind, monkeypatch):
     (tmp_path / "data").mkdir()
-    spec, _, positions = CORRUPT[kind](tmp_path / "data")
+    spec, positions = CORRUPT[kind](tmp_path / "data")
     monkeypatch.setattr(pixels, "split", lambda *_: (np.arange(35), np.arange(35, 40)))
     argv = ("train", "--dataset", spec, *TINY, "--out", "run")
     code, _, err = cli(*argv)
@@ -697,7 +637,7 @@ def test_evaluate_skips_as_the_training_did(cli, tmp_path):
     x = np.float32(GRAY) / 255
     _, test = pixels.split(40)
     x[test[0]] = np.nan
-    spec = write_npy(tmp_path, x)
+    spec = data_files.stream(tmp_path, x)
     argv = ("train", "--dataset", spec, "--corrupt", "skip", *TINY, "--epochs", "1")
     assert cli(*argv, "--out", "run")[0] == 0
     code, out, _ = cli("evaluate", "run", "--json")
@@ -743,12 +683,8 @@ def test_data_of_four_times_the_memory(tmp_path, large_file, kind):
     argv += ["--num-importance-samples", "1", "--out", str(tmp_path / "run")]
     # Each thread has a stack and a heap, and a large machine has many.
     threads = {"TF_NUM_INTRAOP_THREADS": "2", "TF_NUM_INTEROP_THREADS": "2"}
-    done = subprocess.run(
-        [sys.executable, "-c", program, *argv],
-        env=dict(os.environ) | threads,
-        capture_output=True,
-        text=True,
-    )
+    command = [sys.executable, "-c", program, *argv]
+    done = subprocess.run(command, env=os.environ | threads, capture_output=True, text=True)
     if kind == "stream":
         assert done.returncode == 0, done.stderr
         assert f"{4 * LIMIT // 8192 - 10_000} training and 10000 test images" in done.stdout

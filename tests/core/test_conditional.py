@@ -68,16 +68,6 @@ def test_agrees_with_dense_algebra(size, name):
         np.testing.assert_array_equal(samples[:, i, known], np.tile(x[i, known], (2, 1)))
 
 
-def test_moments_of_samples():
-    """Within five standard errors of an empirical covariance."""
-    p = tfp_ar1.MultivariateNormalAR1(X[1], 2.0, correlation=-0.6)
-    samples = p.conditional(X[0], SCATTERED).sample(20_000, seed=1).numpy()
-    _, covariance, _ = dense(X[1], p.covariance().numpy(), X[0], SCATTERED)
-    variance = np.diag(covariance)
-    bound = 5 * np.sqrt((np.outer(variance, variance) + covariance**2) / 20_000) + 1e-12
-    assert np.all(np.abs(np.cov(samples.T) - covariance) <= bound)
-
-
 @pytest.mark.parametrize("size", [128, 129, 2100])
 @pytest.mark.parametrize("rate", [0.02, 0.5])
 def test_many_coordinates(size, rate):
@@ -120,25 +110,6 @@ def test_gradients_agree_with_finite_differences(size, name):
         np.testing.assert_allclose(np.sum(gradient * step), slope, rtol=1e-5, atol=1e-7)
 
 
-def test_zero_correlation_has_finite_gradients():
-    observed = SCATTERED
-    with tf.GradientTape() as tape:
-        correlation = tf.Variable(0.0)
-        distribution = tfp_ar1.MultivariateNormalAR1(tf.zeros(D), correlation=correlation)
-        conditional = distribution.conditional(X[0].astype(np.float32), observed)
-        y = tf.reduce_sum(conditional.mean()) + conditional.observed_log_prob()
-    # At ρ = 0 a missing coordinate leans on each observed neighbour by its value times dρ, and
-    # neighbours that are both observed add their product.
-    pairs = sum(X[0][t] * X[0][t - 1] for t in range(1, D) if observed[t] and observed[t - 1])
-    leans = sum(
-        X[0][s]
-        for t in range(D)
-        for s in (t - 1, t + 1)
-        if 0 <= s < D and not observed[t] and observed[s]
-    )
-    np.testing.assert_allclose(tape.gradient(y, correlation), pairs + leans, rtol=1e-4)
-
-
 @one_of_each
 def test_broadcasts_values_and_masks(name):
     case = MEMBERS[name]
@@ -152,16 +123,6 @@ def test_broadcasts_values_and_masks(name):
     mean, _, log_prob = dense(whole.mean[1], whole.covariance[1], x, observed[2, 0])
     oracles.assert_close(conditional.mean()[2, 1], mean, event_ndims=1)
     oracles.assert_close(conditional.observed_log_prob()[2, 1], log_prob)
-
-
-def test_keeps_accuracy_where_correlation_rounds_to_one():
-    # Between two observations a step apart on either side, 1 - ρ² = sech²(15) is left.
-    u = 15.0
-    distribution = tfp_ar1.MultivariateNormalAR1(tf.zeros(3), fisher_z=u)
-    variance = distribution.conditional([1.0, 0.0, 1.0], [True, False, True]).variance()
-    step = 1 / np.cosh(u) ** 2
-    two_steps = step * (2 - step)
-    np.testing.assert_allclose(variance, [0, step**2 / two_steps, 0], rtol=3e-4)
 
 
 def test_runs_in_a_graph_and_at_a_hundred_thousand_coordinates():

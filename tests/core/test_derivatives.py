@@ -9,23 +9,13 @@ import os
 import subprocess
 import sys
 
+import family
 import numpy as np
 import oracles
 import pytest
 import tensorflow as tf
 from exact import Exact
-from family import (
-    MEMBERS,
-    OTHERS,
-    SIZE,
-    STATISTICS,
-    Statistic,
-    compute,
-    constant,
-    kl,
-    kl_terms,
-    log_prob_terms,
-)
+from family import MEMBERS, OTHERS, SIZE, STATISTICS, Statistic, compute, constant, kl, kl_terms
 
 from tfp_ar1 import MultivariateNormalAR1, recurrence
 from tfp_ar1.correlation import LagOneCorrelation
@@ -59,9 +49,6 @@ def along(member, table, size=SIZE):
     case, x = MEMBERS[member], draw(size)
     parameters = parameters_along(case, size)
     return lambda t: total(compute(case.distribution(*parameters(t)), x, table))
-
-
-# --- Derivatives --------------------------------------------------------------------------------
 
 
 def differences(function, step=0.1):
@@ -111,7 +98,7 @@ KLS = {
     for reverse in (False, True)
 }
 TERMS = {
-    "log_prob_terms": Statistic(lambda p, x: log_prob_terms(p, x), 1, "lsc"),
+    "log_prob_terms": Statistic(lambda p, x: family.log_prob_terms(p, x), 1, "lsc"),
     "kl_terms": Statistic(lambda p, x: kl_terms(p, OTHERS["AR1"](constant)), 1, "lsc"),
 }
 # Some results are enough where it is the place that matters.
@@ -213,9 +200,6 @@ def test_after_loading(tmp_path):
     for line in lines:
         check([np.float64(x) for x in line.split()[1:]], differences(function))
     assert len(lines) == 2
-
-
-# --- Accuracy -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("u", [11.0, -20.0, 1e-4, 0.7])

@@ -7,39 +7,22 @@ test_operators, correlations next to ±1 in test_extremes, and TFP's contract in
 import functools
 import itertools
 
-import hypothesis
-import hypothesis.strategies as st
+import family
 import numpy as np
 import oracles
 import pytest
 import tensorflow as tf
 import tensorflow_probability as tfp
-from family import (
-    MEMBERS,
-    ONE_OF_EACH,
-    SEED,
-    as_dense,
-    as_float32,
-    cast,
-    dense_distribution,
-    draw,
-    log_prob_terms,
-    parameters_of_shapes,
-    random_parameters,
-)
+from family import MEMBERS, SEED, as_dense, cast, draw, log_prob_terms, random_parameters
 
 from tfp_ar1 import (
-    MultivariateNormalANTE1,
     MultivariateNormalAR1,
-    MultivariateNormalARH1,
-    MultivariateNormalOU,
 )
 from tfp_ar1.distributions.gaussian_markov_chain import GaussianMarkovChain
 
 tfd = tfp.distributions
 
-each_spelling = pytest.mark.parametrize("name", MEMBERS)
-one_of_each = pytest.mark.parametrize("name", ONE_OF_EACH)
+one_of_each = pytest.mark.parametrize("name", family.ONE_OF_EACH)
 
 
 def sizes(name):
@@ -63,15 +46,12 @@ def log_prob_through_precision(p, x):
     return -0.5 * tf.reduce_sum(w * p.precision().matvec(w), axis=-1)
 
 
-# --- Values and gradients -------------------------------------------------------------------------
-
-
 @each_size
 def test_values(size, name):
     case = MEMBERS[name]
     parameters = random_parameters(case, (5,), size)
     dense = as_dense(case, parameters, size)
-    value = as_float32(draw(5, size, seed=1))
+    value = family.as_float32(draw(5, size, seed=1))
     variance = np.diagonal(dense.covariance, axis1=-2, axis2=-1)
     log_prob = dense.log_prob(value)
     for dtype in oracles.DTYPES:
@@ -141,7 +121,7 @@ def test_gradients(size, name):
     """Against automatic differentiation through the dense covariance and its factorization."""
     case = MEMBERS[name]
     parameters = random_parameters(case, (5,), size)
-    value, weights = as_float32(draw(5, size, seed=1)), draw(5, size, seed=3)
+    value, weights = family.as_float32(draw(5, size, seed=1)), draw(5, size, seed=3)
     methods = ("log_prob", "entropy", "sample")
 
     def compute(make, method, *arguments, noise=None):
@@ -154,7 +134,7 @@ def test_gradients(size, name):
         # Connected to all, also where they have no influence.
         return result + 0 * sum(map(tf.reduce_sum, arguments))
 
-    dense = functools.partial(dense_distribution, case)
+    dense = functools.partial(family.dense_distribution, case)
     for method, dtype in itertools.product(methods, oracles.DTYPES):
         given = cast((*parameters, value), dtype)
         actual = oracles.tf_gradients(functools.partial(compute, case.distribution, method), given)
@@ -191,7 +171,7 @@ def test_second_derivatives(name, quantity):
         return tfd.kl_divergence(*((p, q) if quantity == "kl to AR1" else (q, p)))
 
     def dense(packed):
-        p = dense_distribution(case, *unpacked(packed))
+        p = family.dense_distribution(case, *unpacked(packed))
         if quantity == "log_prob":
             return p.log_prob(value)
         moments = [(d.loc, d.covariance()) for d in (p, other)]
@@ -202,25 +182,8 @@ def test_second_derivatives(name, quantity):
     oracles.assert_close(actual, expected, "second derivative", event_ndims=1)
 
 
-@hypothesis.given(
-    rho=st.floats(-0.999, 0.999),
-    scale=st.floats(1e-2, 1e2),
-    size=st.integers(1, 40),
-    seed=st.integers(0, 2**31),
-)
-def test_log_prob_and_entropy_for_any_parameters(rho, scale, size, seed):
-    loc, value = draw(size, seed=seed), draw(size, seed=seed + 1)
-    ar1 = MultivariateNormalAR1(loc, scale, correlation=rho)
-    dense = oracles.Dense.ar1(loc, scale, rho)
-    oracles.assert_close(ar1.log_prob(value), dense.log_prob(value))
-    oracles.assert_close(ar1.entropy(), dense.entropy())
-
-
-# --- Shapes ---------------------------------------------------------------------------------------
-
 # Batch shapes of the parameters (of length_scale and times, for OU, the last two) and of a value.
 BROADCASTS = [
-    ((), (), (), (), ()),
     ((3,), (), (), (), ()),
     ((), (3,), (), (), ()),
     ((), (), (3,), (), ()),
@@ -256,8 +219,11 @@ def test_broadcasting(name):
     def everything_unknown(*arguments):
         return everything(case.distribution(*arguments[:-1]), arguments[-1])
 
-    for (*batches, value_shape), size in itertools.product(BROADCASTS, (1, 4)):
-        parameters = parameters_of_shapes(case, batches[:count], size)
+    for (*batches, value_shape), size in [
+        *((shapes, 4) for shapes in BROADCASTS),
+        (BROADCASTS[-1], 1),
+    ]:
+        parameters = family.parameters_of_shapes(case, batches[:count], size)
         value = draw(*value_shape, size, seed=5)
         dense = as_dense(case, parameters, size)
         p = case.distribution(*parameters)
@@ -296,23 +262,6 @@ def test_broadcasting(name):
             assert tuple(actual["event_shape"]) == (size,)
 
 
-@one_of_each
-def test_gradients_where_one_parameter_alone_has_a_batch(name):
-    """Each gradient has the shape of its parameter, summed over the batch of the others."""
-    case, size = MEMBERS[name], 5
-    value = tf.constant(draw(3, size, seed=6))
-    for batched in case.names:
-        batches = [(3,) if key == batched else () for key in case.names]
-        parameters = parameters_of_shapes(case, batches, size)
-        actual, expected = (
-            oracles.tf_gradients(lambda *a, make=make: make(*a).log_prob(value), parameters)
-            for make in (case.distribution, functools.partial(dense_distribution, case))
-        )
-        for parameter, one, other in zip(case.names, actual, expected, strict=True):
-            message = f"{parameter}, batch of {batched}"
-            oracles.assert_close(one, other, "gradient", err_msg=message)
-
-
 @pytest.mark.parametrize("name", ["AR1 by fisher_z", "OU"])
 def test_eager_function_and_xla_agree(name):
     """test_recurrence has the same for a size in blocks."""
@@ -339,10 +288,7 @@ def test_eager_function_and_xla_agree(name):
                 oracles.assert_close(g, e, what, e.shape.rank - 1)
 
 
-# --- Draws ----------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("name", ["AR1", "ARH1", "ANTE1", "OU"])
+@one_of_each
 @pytest.mark.parametrize(
     ("size", "num_samples"), [(2, 20_000), pytest.param(600, 4000, marks=pytest.mark.slow)]
 )
@@ -361,96 +307,3 @@ def test_moments_of_samples(size, num_samples, name):
         (variance[:, :, None] * variance[:, None, :] + dense.covariance**2) / num_samples
     )
     assert np.max(np.abs(covariance - dense.covariance) / standard_error) < 6.5
-
-
-# --- The same as each other, and as a Gaussian process --------------------------------------------
-
-
-def along(x, size):
-    return np.repeat(np.asarray(x)[..., np.newaxis], size, axis=-1)
-
-
-def test_ante1_with_equal_correlations_is_arh1_and_arh1_without_is_diag():
-    loc, scale, rho = draw(3, 9), np.exp(draw(3, 9, seed=1)), np.array([0.9, 0.0, -0.5])
-    x = draw(3, 9, seed=2)
-    p = MultivariateNormalANTE1(loc, scale, correlation=along(rho, 8))
-    q = MultivariateNormalARH1(loc, scale, correlation=rho)
-    oracles.assert_close(p.log_prob(x), q.log_prob(x), "same computation")
-    oracles.assert_close(p.sample(2, seed=SEED), q.sample(2, seed=SEED), "same computation", 1)
-    oracles.assert_close(p.covariance(), q.covariance(), "same computation", 2)
-    p = MultivariateNormalARH1(loc, along(scale[:, 0], 9), correlation=rho)
-    q = MultivariateNormalAR1(loc, scale[:, 0], correlation=rho)
-    oracles.assert_close(p.log_prob(x), q.log_prob(x), "same computation")
-    p, q = MultivariateNormalARH1(loc, scale, fisher_z=0.0), tfd.MultivariateNormalDiag(loc, scale)
-    oracles.assert_close(p.log_prob(x), q.log_prob(x), "same computation")
-    oracles.assert_close(p.entropy(), q.entropy(), "same computation")
-    sample = loc + scale * noise_like([loc] * 2)
-    oracles.assert_close(p.sample(2, seed=SEED), sample, "same computation", 1)
-
-
-@pytest.mark.parametrize("size", [1, 2, 200])
-def test_ou_at_equal_steps_is_ar1(size):
-    scale, length_scale = np.array([0.7, 2.0]), np.array([0.4, 30.0])
-    loc, x, step = draw(2, size), draw(2, size, seed=1), 0.25  # whose multiples are exact
-    p = MultivariateNormalOU(loc, scale, length_scale, 3.0 + step * np.arange(size))
-    q = MultivariateNormalAR1(loc, scale, correlation=np.exp(-step / length_scale))
-    oracles.assert_close(p.log_prob(x), q.log_prob(x), dtype="float64")
-    oracles.assert_close(p.entropy(), q.entropy())
-    oracles.assert_close(p.sample(3, seed=SEED), q.sample(3, seed=SEED), event_ndims=1)
-    assert np.all(np.abs(tfd.kl_divergence(p, q)) < 1e-12 * size)
-
-
-class TestGaussianProcess:
-    """TFP's, with a Matérn-1/2 kernel, at irregular times that differ between members."""
-
-    amplitude, length_scale = np.array([1.7, 0.6, 1.0]), np.array([0.3, 2.0, 20.0])
-
-    def times(self, size, seed=0):
-        return np.sort(np.random.default_rng(seed).uniform(0.0, 10.0, (3, size)), axis=-1)
-
-    def process(self, times, cls=tfd.GaussianProcess, **options):
-        kernel = tfp.math.psd_kernels.MaternOneHalf(self.amplitude, self.length_scale)
-        return cls(
-            kernel,
-            index_points=times[..., np.newaxis],
-            mean_fn=lambda x: tf.sin(x[..., 0]),
-            jitter=0.0,
-            **options,
-        )
-
-    def ou(self, times):
-        return MultivariateNormalOU(np.sin(times), self.amplitude, self.length_scale, times)
-
-    @pytest.mark.parametrize("size", [1, 40])
-    def test_moments_and_log_prob(self, size):
-        times, value = self.times(size), draw(3, size)
-        p, process = self.ou(times), self.process(times)
-        oracles.assert_close(p.mean(), process.mean(), event_ndims=1)
-        oracles.assert_close(p.stddev(), process.stddev(), event_ndims=1)
-        oracles.assert_close(p.covariance(), process.covariance(), event_ndims=2)
-        oracles.assert_close(p.log_prob(value), np.reshape(process.log_prob(value), [3]))
-        oracles.assert_close(p.entropy(), process.get_marginal_distribution().entropy())
-        # And of AR(1), at equal times.
-        times = np.tile(0.7 * np.arange(size), [3, 1])
-        ar1 = MultivariateNormalAR1(
-            np.sin(times), self.amplitude, correlation=np.exp(-0.7 / self.length_scale)
-        )
-        expected = np.reshape(self.process(times).log_prob(value), [3])
-        oracles.assert_close(ar1.log_prob(value), expected)
-
-    def test_conditional_is_regression(self):
-        """Observations and predictions at times that no two members share."""
-        times, value = self.times(20), draw(3, 20)
-        observed = np.arange(20) % 3 == 1
-        conditional = self.ou(times).conditional(np.where(observed, value, np.nan), observed)
-        regression = self.process(
-            times[:, ~observed],
-            tfd.GaussianProcessRegressionModel,
-            observation_index_points=times[:, observed, np.newaxis],
-            observations=value[:, observed],
-        )
-        mean, stddev = conditional.mean().numpy(), conditional.stddev().numpy()
-        oracles.assert_close(mean[:, ~observed], regression.mean(), event_ndims=1)
-        oracles.assert_close(stddev[:, ~observed], regression.stddev(), event_ndims=1)
-        marginal = self.process(times[:, observed]).log_prob(value[:, observed])
-        oracles.assert_close(conditional.observed_log_prob(), marginal)

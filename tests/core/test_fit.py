@@ -17,15 +17,6 @@ from tfp_ar1 import (
 )
 
 CLOSED = [MultivariateNormalAR1, MultivariateNormalANTE1]
-# The annual flow of the Nile at Aswan, 1871 to 1920 (Cobb, 1978), in 10^8 m³.
-# fmt: off
-NILE = np.array([
-    1120, 1160, 963, 1210, 1160, 1160, 813, 1230, 1370, 1140, 995, 935, 1110, 994, 1020, 960,
-    1180, 799, 958, 1140, 1100, 1210, 1150, 1250, 1260, 1220, 1030, 1100, 774, 840, 874, 694,
-    940, 833, 701, 916, 692, 1020, 1050, 969, 831, 726, 456, 824, 702, 1120, 1100, 832,
-    764, 821,
-], np.float64)
-# fmt: on
 
 
 def paths(complement, sign, size, count=4, seed=0):
@@ -108,14 +99,6 @@ def test_fit_of_antedependence_is_the_maximum_of_the_likelihood(size):
         correlations = np.atleast_2d(np.corrcoef(x[:, i].T))
         expected = np.diagonal(correlations, offset=1)
         np.testing.assert_allclose(np.tanh(fitted.fisher_z[i]), expected, rtol=1e-10, atol=1e-12)
-    best = tf.reduce_sum(fitted.log_prob(x), axis=0)
-    for step in (-1e-3, 1e-3):
-        for neighbour in (
-            fitted.copy(loc=fitted.loc + step),
-            fitted.copy(scale_diag=fitted.scale_diag * (1 + step)),
-            *([] if size == 1 else [fitted.copy(fisher_z=fitted.fisher_z * (1 + step))]),
-        ):
-            assert np.all(best > tf.reduce_sum(neighbour.log_prob(x), axis=0))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -219,10 +202,11 @@ def best_by_scipy(x, times):
 
 @pytest.mark.slow
 def test_one_series_with_missing_values():
+    path = 5.0 + 2.0 * paths(0.3, 1, 50, count=1)[0]
     known = np.random.default_rng(0).random(50) > 0.3
     times = np.arange(50.0)
-    loc, scale, length_scale = best_by_scipy(NILE[known], times[known])
-    value = np.where(known, NILE, np.nan)[np.newaxis]
+    loc, scale, length_scale = best_by_scipy(path[known], times[known])
+    value = np.where(known, path, np.nan)[np.newaxis]
     fitted = MultivariateNormalAR1.experimental_fit(value, observed=known, shared_loc=True)
     np.testing.assert_allclose(fitted.loc, np.full(50, loc), rtol=1e-5)
     np.testing.assert_allclose(fitted.marginal_scale, scale, rtol=1e-5)

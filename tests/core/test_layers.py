@@ -63,17 +63,6 @@ def saved_and_loaded(model, tmp_path):
     return keras.saving.load_model(tmp_path / "model.keras")
 
 
-@pytest.fixture
-def set_policy():
-    """Sets the global dtype policy for one test."""
-    before = keras.config.dtype_policy()
-    yield keras.config.set_dtype_policy
-    keras.config.set_dtype_policy(before)
-
-
-# --- What the layer computes ------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("family", "prior"), [*(("ar1", prior) for prior in PRIORS), ("arh1", "ar1"), ("ante1", "tril")]
 )
@@ -125,17 +114,6 @@ def test_config_of_a_version_that_averaged():
     layer, params = Layer.from_config(config), random(4, 2)
     layer(params)
     oracles.assert_close(layer.losses, [np.mean(kl(params))])
-
-
-def test_prior_of_channels():
-    """Parameters `[batch, channels, size]`, and a correlation for each channel."""
-    fisher_z = np.float32([0.0, 0.5, -1.0])
-    covariance = oracles.ar1_covariance(1.0, np.tanh(np.float64(fisher_z)), D)
-    params = random(5, 3)
-    layer = Layer(D, prior=tfp_ar1.MultivariateNormalAR1(tf.zeros([3, D]), fisher_z=fisher_z))
-    layer(params)
-    kls = packed.dense(params, "ar1", D).kl(oracles.Dense(np.zeros(D), covariance))
-    oracles.assert_close(layer.losses, [np.sum(kls) / 5])
 
 
 def test_axes_that_do_not_fit_the_prior():
@@ -191,15 +169,6 @@ def test_no_loss_without_examples_or_prior():
     assert layer.losses == []
 
 
-def test_samples_have_the_moments_of_the_distribution():
-    params = np.float32([1.0, -2.0, 0.5, *np.log([4.0, 1.0, 0.25]), *np.arctanh([-0.6, 0.9])])
-    z = LAYERS["ante1"](D, seed=1)(np.tile(params, [40_000, 1])).numpy()
-    expected = packed.dense(params, "ante1", D)
-    # The largest standard error is that of a variance, 4 √(2 / 40000) = 0.03.
-    np.testing.assert_allclose(np.mean(z, axis=0), expected.mean, atol=0.05)
-    np.testing.assert_allclose(np.cov(z.T), expected.covariance, atol=0.12)
-
-
 @pytest.mark.parametrize("training", [True, False])
 def test_the_seed_decides_the_noise(training):
     params = random(4)
@@ -235,9 +204,6 @@ def test_gradients_reach_every_parameter():
     assert np.all(gradient[:, D + 1] != 0)
 
 
-# --- In models ---------------------------------------------------------------------------------
-
-
 def sequential(prior="diag", seed=3, family="ar1", **kwargs):
     sampling = LAYERS[family](D, prior=prior and make_prior(prior), seed=seed, **kwargs)
     return keras.Sequential([keras.Input((4,)), keras.layers.Dense(SIZES[family]), sampling])
@@ -245,26 +211,6 @@ def sequential(prior="diag", seed=3, family="ar1", **kwargs):
 
 def no_loss(y, z):
     return 0.0 * z[:, 0]
-
-
-def test_subclassed_model():
-    class Subclassed(keras.Model):
-        def __init__(self):
-            super().__init__()
-            self.dense = keras.layers.Dense(D + 2)
-            self.sampling = Layer(D, prior=make_prior("diag"))
-
-        def call(self, x):
-            return self.sampling(self.dense(x))
-
-    model = Subclassed()
-    assert model(INPUTS).shape == (6, D)
-    params = model.dense(INPUTS)
-    oracles.assert_close(model.losses, [np.mean(kl(params))])
-    model.compile(optimizer=keras.optimizers.SGD(0.0), loss=no_loss)
-    history = model.fit(INPUTS, INPUTS, verbose=0).history
-    oracles.assert_close(history["loss"], [np.mean(kl(params))], dtype="float32")
-    assert model.predict(INPUTS, verbose=0).shape == (6, D)
 
 
 def test_kl_weight_that_is_set_while_training(tmp_path):
@@ -321,9 +267,6 @@ def test_eager_training_equals_compiled_training(family, jit_compile, loss):
         oracles.assert_close(eager, compiled, "same computation", event_ndims=eager.ndim)
 
 
-# --- Saving ------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("family", "prior"), [("ar1", None), ("ar1", "sample"), ("arh1", "ar1"), ("ante1", "tril")]
 )
@@ -348,9 +291,6 @@ def test_save_and_load_weights(tmp_path):
     layer = Layer(D, seed=1)
     layer.load_own_variables({})
     np.testing.assert_array_equal(layer(random(4)), Layer(D, seed=1)(random(4)))
-
-
-# --- Precision ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -379,9 +319,6 @@ def test_dtype_policies(family, policy, output, set_policy):
     z = LAYERS[family](D, seed=0)(params)
     exact = LAYERS[family](D, seed=0, dtype=inner)(params)
     np.testing.assert_array_equal(z, tf.cast(exact, output))
-
-
-# --- Errors ------------------------------------------------------------------------------------
 
 
 def variable_prior():

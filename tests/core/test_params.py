@@ -1,8 +1,5 @@
 """The mapping from packed parameters: its layout, and that anything finite makes finite results."""
 
-import hypothesis
-import hypothesis.extra.numpy
-import hypothesis.strategies as st
 import numpy as np
 import oracles
 import pytest
@@ -13,9 +10,7 @@ from tfp_ar1 import MultivariateNormalANTE1, MultivariateNormalAR1, Multivariate
 
 tfd = tfp.distributions
 
-FLOAT32_MAX = np.finfo("float32").max
 EXTREMES = [0.0, -0.0, 1e-45, -1e-45, 1e-38, 1.0, -20.0, 90.0, -90.0, 1e4, -1e19, 1e38]
-EXTREMES += [FLOAT32_MAX, -FLOAT32_MAX]
 
 
 # Each with its sizes at 1, 2 and 10 coordinates.
@@ -78,54 +73,23 @@ def test_bounds_clip_and_are_wide():
             assert np.all(getattr(inside, name) != getattr(at, name))
 
 
-# One graph for every example.
-@tf.function(input_signature=[tf.TensorSpec([None, 6])])
-def sample_kl_and_gradients(packed):
-    with tf.GradientTape(persistent=True) as tape:
-        tape.watch(packed)
-        ar1 = params.new(packed, 4, validate_args=True)
-        sample = ar1.sample(seed=(1, 2))
-        kl = tfd.kl_divergence(ar1, tfd.MultivariateNormalDiag(tf.zeros(4)))
-    return {
-        "sample": sample,
-        "kl": kl,
-        "gradient of the sample": tape.gradient(sample, packed),
-        "gradient of the KL": tape.gradient(kl, packed),
-        "entropy": ar1.entropy(),
-    }
-
-
-def assert_all_finite(packed):
-    for name, value in sample_kl_and_gradients(packed).items():
-        finite = np.isfinite(value)
-        assert np.all(finite), f"{name} of {packed[np.argwhere(~finite)[0][0]]}: {value}"
-
-
-@hypothesis.given(
-    hypothesis.extra.numpy.arrays(
-        np.float32,
-        (4, 6),
-        elements=st.floats(width=32, allow_nan=False, allow_infinity=False)
-        | st.sampled_from(EXTREMES).map(lambda x: float(np.float32(x))),
-    )
-)
-@hypothesis.settings(max_examples=200)
-def test_every_finite_vector_is_a_valid_distribution(packed):
-    assert_all_finite(packed)
-
-
 @each_family
-@pytest.mark.parametrize("size", [1, 150])
-def test_mixtures_of_extremes(size, family):
-    """All the largest, all the smallest, and mixtures of extremes and plain numbers."""
-    count = params.params_size(size, family)
-    mixed = np.random.default_rng(0).choice(np.float32(EXTREMES), size=(200, count))
-    packed = tf.constant([[FLOAT32_MAX] * count, [-FLOAT32_MAX] * count, *mixed], tf.float32)
+@pytest.mark.parametrize(
+    ("size", "dtype"), [(1, "float32"), (150, "float32"), (4, "float16"), (4, "bfloat16")]
+)
+def test_extremes(size, dtype, family):
+    """All the largest, all the smallest, and mixtures of extremes, any and plain numbers."""
+    count, rng = params.params_size(size, family), np.random.default_rng(0)
+    largest = float(tf.as_dtype(dtype).max)
+    anything = rng.choice([-1, 1], 99) * 10 ** rng.uniform(-45, 38.5, 99)
+    entries = [largest, -largest, *EXTREMES, *anything, *rng.normal(size=20)]
+    mixed = rng.choice(np.clip(entries, -largest, largest), (300, count))
+    packed = tf.cast([[largest] * count, [-largest] * count, *mixed], dtype)
     with tf.GradientTape(persistent=True) as tape:
         tape.watch(packed)
         distribution = params.new(packed, size, validate_args=True, family=family)
         sample = distribution.sample(seed=(1, 2))
-        kl = tfd.kl_divergence(distribution, tfd.MultivariateNormalDiag(tf.zeros(size)))
+        kl = tfd.kl_divergence(distribution, tfd.MultivariateNormalDiag(tf.zeros(size, dtype)))
     for name, value in {
         "sample": sample,
         "kl": kl,
@@ -133,25 +97,8 @@ def test_mixtures_of_extremes(size, family):
         "gradient of the sample": tape.gradient(sample, packed),
         "gradient of the KL": tape.gradient(kl, packed),
     }.items():
-        finite = np.isfinite(value)
+        finite = np.isfinite(tf.cast(value, tf.float32))
         assert np.all(finite), f"{name} of {packed[np.argwhere(~finite)[0][0]]}: {value}"
-
-
-@each_family
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-def test_short_dtypes_are_finite_too(family, dtype):
-    largest = float(tf.as_dtype(dtype).max)
-    extremes = [0.0, 1e-7, 1.0, 12.0, -20.0, 90.0, 300.0, -1e4, largest, -largest]
-    size = params.params_size(4, family)
-    entries = np.random.default_rng(0).choice(extremes, (300, size))
-    packed = tf.cast(np.concatenate([entries, np.full((1, size), largest)]), dtype)
-    with tf.GradientTape(persistent=True) as tape:
-        tape.watch(packed)
-        posterior = params.new(packed, 4, family=family)
-        sample = posterior.sample(seed=(1, 2))
-        kl = tfd.kl_divergence(posterior, tfd.MultivariateNormalDiag(tf.zeros(4, dtype)))
-    for x in (sample, kl, tape.gradient(sample, packed), tape.gradient(kl, packed)):
-        assert np.all(np.isfinite(tf.cast(x, tf.float32)))
 
 
 def test_gradients_inside_the_bounds():

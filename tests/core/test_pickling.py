@@ -68,6 +68,7 @@ def log_prob_of_pickled(pickled):
     return pickle.loads(pickled).log_prob(VALUE).numpy()
 
 
+@pytest.mark.slow
 def test_another_process_reads_them():
     p = MAKE["AR1"]()
     with multiprocessing.get_context("spawn").Pool(1) as pool:

@@ -20,16 +20,9 @@ from tfp_ar1_cli import run_folder
 from tfp_ar1_cli.data import loading
 
 ROOT = pathlib.Path(__file__).parents[2]
-GIVEN = {
-    "hidden_units": "3",
-    "batch_size": "16",
-    "learning_rate": "0.01",
-    "num_importance_samples": "3",
-    "latent_dim": "2",
-    "epochs": "2",
-    "posterior": "ar1,diag",
-    "seed": "0,1",
-}
+GIVEN = dict.fromkeys(("epochs", "latent_dim"), "2") | {"posterior": "ar1,diag", "seed": "0,1"}
+GIVEN |= dict.fromkeys(("hidden_units", "num_importance_samples"), "3")
+GIVEN |= {"batch_size": "16", "learning_rate": "0.01"}
 
 
 @pytest.fixture(scope="module")
@@ -54,9 +47,8 @@ def read(out):
 
 def test_every_combination_once_and_the_first_seed_first(images):
     experiments = make(images, latent_dim="2,5", seed="4, 1,4")
-    points = [
-        tuple(e.settings[k] for k in ("seed", "latent_dim", "posterior")) for e in experiments
-    ]
+    keys = ("seed", "latent_dim", "posterior")
+    points = [tuple(experiment.settings[key] for key in keys) for experiment in experiments]
     assert points == list(itertools.product((4, 1), (2, 5), ("ar1", "diag")))
     assert len({experiment.name for experiment in experiments}) == 8
 
@@ -66,12 +58,9 @@ def test_options_that_are_for_one_objective_or_network(images):
     experiments = make(images, posterior="ar1", **given)
     keys = ("network", "hidden_units", "objective", "beta")
     assert [tuple(experiment.settings[key] for key in keys) for experiment in experiments] == [
-        ("mlp", [3], "elbo", 1.0),
-        ("mlp", [3], "elbo", 4.0),
-        ("mlp", [3], "iwae", 1.0),
-        ("cnn", None, "elbo", 1.0),
-        ("cnn", None, "elbo", 4.0),
-        ("cnn", None, "iwae", 1.0),
+        (network, hidden_units, *objective)
+        for network, hidden_units in (("mlp", [3]), ("cnn", None))
+        for objective in (("elbo", 1.0), ("elbo", 4.0), ("iwae", 1.0))
     ]
 
 
@@ -174,15 +163,11 @@ def test_a_run_of_another_process_is_left_alone_and_one_that_fails_is_told_once(
     assert failing.state(tmp_path) == "failed"
 
 
-def command(images, out, *argv):
-    given = [f"--{key.replace('_', '-')}={value}" for key, value in GIVEN.items()]
-    program = [sys.executable, "-m", "experiments", "run", f"--dataset={images}", *given]
-    return [*program, f"--out={out}", *argv]
-
-
 def start(images, out, *argv, **kwargs):
+    given = [f"--{key.replace('_', '-')}={value}" for key, value in GIVEN.items()]
+    command = [sys.executable, "-m", "experiments", "run", f"--dataset={images}", *given]
     return subprocess.Popen(
-        command(images, out, *argv),
+        [*command, f"--out={out}", *argv],
         start_new_session=True,
         # A shell's background jobs, of which these tests may be one, ignore the signal.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),

@@ -135,19 +135,6 @@ def test_last_value_and_linear_interpolation(path, last, linear):
     np.testing.assert_allclose(predict_one(series_baselines.linear_interpolation, path), linear)
 
 
-def test_baselines_take_each_feature_on_its_own():
-    x = np.random.default_rng(0).normal(size=(3, 8, 2))
-    x[0, 2:4, 0] = x[1, 5, 1] = NAN
-    length = np.full(3, 8)
-    for predictor in series_baselines.BASELINES.values():
-        both = predictor(x, length)
-        for feature in (0, 1):
-            alone = predictor(x[..., [feature]], length)
-            for a, b in zip(both, alone, strict=True):
-                if a is not None:
-                    np.testing.assert_allclose(a[..., feature], b[..., 0])
-
-
 def dense(rho, noise, size):
     step = np.arange(size)
     return rho ** np.abs(step - step[:, None]) + noise * np.eye(size)
@@ -222,21 +209,6 @@ def test_predictions_are_those_of_a_gaussian_process():
     expected, stddev = process.predict(step, return_std=True)
     np.testing.assert_allclose(mean, expected + loc, rtol=1e-6)
     np.testing.assert_allclose(high - low, 2 * 1.6448536269514722 * stddev, rtol=1e-5)
-
-
-def test_intervals_cover_where_the_process_is_right():
-    x = paths_of(0.9, 0.2, n=150, size=100, seed=5)[..., None]
-    results = evaluate(series_baselines.matern_half, x, horizons=(1, 10))
-    # Less than 90%, since the parameters are those fitted to each short path.
-    for name in ("imputation_coverage_20", "imputation_coverage_50"):
-        assert 0.84 < results[name] < 0.93, (name, results[name])
-    # Of 150 values, with a standard error of 0.025.
-    assert 0.78 < results["forecast_coverage_1"] < 0.97
-    # The best predictor's error is that of the process itself.
-    assert (
-        results["imputation_rmse_20"]
-        < evaluate(series_baselines.last_value, x)["imputation_rmse_20"]
-    )
 
 
 def test_paths_without_information():

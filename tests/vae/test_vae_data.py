@@ -39,6 +39,7 @@ def compiled(model, optimizer=None, **options):
     return model
 
 
+each_kind = pytest.mark.parametrize(("make", "x"), [(images, X), (sequences, SERIES)])
 METHODS = {
     "fit": {"verbose": 0},
     "evaluate": {"verbose": 0},
@@ -87,9 +88,6 @@ def with_value(x, value, dtype=None):
     x = np.array(x, dtype)
     x.flat[5] = value
     return x
-
-
-# --- Lists and masks ---------------------------------------------------------------------------
 
 
 def test_lists_of_several_arrays(of_images, of_series):
@@ -164,9 +162,6 @@ def test_masked_arrays_of_images(of_images):
     np.testing.assert_array_equal(of_images(np.ma.masked_array(X)), of_images(X))
 
 
-# --- Values ------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("x", "message"),
     [
@@ -176,6 +171,7 @@ def test_masked_arrays_of_images(of_images):
         (with_value(X, np.nan), "1 values that are not finite"),
         (X.astype("complex64"), "must be numbers; got dtype complex64"),
         (X.astype(str), "must be numbers; got dtype str"),
+        (X.astype("object"), "must be numbers; got dtype"),
         (tf.RaggedTensor.from_tensor(X), "RaggedTensor; give x.to_tensor"),
         (tf.sparse.from_dense(X), "SparseTensor; give tf.sparse.to_dense"),
         ({"x": X}, r"one array, not a dictionary, here with the keys \['x'\]"),
@@ -185,11 +181,6 @@ def test_masked_arrays_of_images(of_images):
 )
 def test_images_that_are_refused(of_images, x, message):
     assert_refused(of_images, METHODS, x, message)
-
-
-def test_dtypes_that_are_refused(of_images, of_series):
-    assert_refused(of_images, METHODS, X.astype("object"), "must be numbers; got dtype")
-    assert_refused(of_series, OF_SERIES, SERIES.astype("datetime64[s]"), "must be numbers; got")
 
 
 def test_images_of_zeros_and_ones(of_images):
@@ -207,21 +198,32 @@ def test_images_of_zeros_and_ones(of_images):
             with_value(SERIES, 1e300, "float64"),
             r"up to 1e\+300, beyond 3.40\w+\+38, .* float32",
         ),
-        ({"x": SERIES, "length": [0] * 6}, "`length` must be from 1 to 4"),
-        ({"x": SERIES, "length": tf.fill([6], 99)}, "`length` must be from 1 to 4"),
+        ({"x": with_value(SERIES, -np.inf), "length": [4] * 6}, "1 values that are not finite"),
+        (SERIES.astype("datetime64[s]"), "must be numbers; got"),
+        (SERIES[:, [0, 1, 2, 3, 0]], r"shape \[N, 4, features\].*; got \(6, 5, 2\)"),
+        (SERIES[..., 0], r"shape \[N, 4, features\].*; got \(6, 4\)"),
+        (SERIES[..., [0, 1, 1]], r"for data of shape \(batch, 4, 2\); got"),
+        ({"x": SERIES, "lengths": [4] * 6}, "must have the key 'x'.*; got .*'lengths'"),
+        ({"x": SERIES, "length": [0] * 6}, "`length` must be from 1 to 4.* from 0 to 0"),
+        ({"x": SERIES, "length": tf.fill([6], 99)}, "`length` must be from 1 to 4.* from 99 to 99"),
+        ({"x": SERIES, "length": [2.0] * 6}, "an integer for each of 6 series; .*float64"),
+        ({"x": SERIES, "length": [2] * 5}, r"for each of 6 series; .*\(5,\)"),
     ],
 )
 def test_series_that_are_refused(of_series, x, message):
     assert_refused(of_series, OF_SERIES, x, message)
 
 
+def test_no_series(of_series):
+    for method in ("fit", "evaluate", "log_likelihood", "impute", "forecast"):
+        methods = {method: OF_SERIES[method]}
+        assert_refused(of_series, methods, SERIES[:0], r"N at least 1; got \(0, 4, 2\)")
+
+
 def test_what_half_precision_can_hold():
     model = compiled(images(likelihood="gaussian", dtype="mixed_float16"))
     with pytest.raises(ValueError, match="beyond 65504, the largest of float16"):
         model.fit(1e5 * X, verbose=0)
-
-
-# --- Streams -----------------------------------------------------------------------------------
 
 
 class Batches(keras.utils.PyDataset):
@@ -301,9 +303,6 @@ def test_a_dataset_without_batches(of_images):
         of_images.fit(tf.data.Dataset.from_tensor_slices(X), verbose=0)
 
 
-# --- Sample weights ----------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("weight", "message"),
     [
@@ -342,12 +341,8 @@ def test_what_weights_do(monkeypatch):
     np.testing.assert_allclose(kernel.numpy(), before - 0.01 * gradient, rtol=1e-4, atol=1e-6)
 
 
-# --- Training in other ways --------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("make", [images, sequences])
-def test_warmup_with_accumulated_gradients(make):
-    x = X if make is images else SERIES
+@each_kind
+def test_warmup_with_accumulated_gradients(make, x):
     optimizer = keras.optimizers.SGD(0.0, gradient_accumulation_steps=2)
     model = compiled(make(objective=objectives.ELBO(warmup_steps=4)), optimizer)
     for steps_of_optimizer in (0, 0, 1, 1, 2):
@@ -357,9 +352,8 @@ def test_warmup_with_accumulated_gradients(make):
         np.testing.assert_allclose(figures["loss"], expected, rtol=1e-5)
 
 
-@pytest.mark.parametrize("make", [images, sequences])
-def test_nothing_to_train(make):
-    x = X if make is images else SERIES
+@each_kind
+def test_nothing_to_train(make, x):
     model = make()
     model.trainable = False
     before = compiled(model).get_weights()
@@ -378,9 +372,11 @@ def test_a_model_without_an_optimizer():
         model.fit(X, verbose=0)
 
 
-@pytest.mark.parametrize("base", [tfp_ar1.RhoVAE, tfp_ar1.SequenceVAE])
-def test_a_subclass_with_parts_of_its_own(base):
-    class Mine(base):
+@each_kind
+def test_a_subclass_with_parts_of_its_own(make, x):
+    whole = make()
+
+    class Mine(type(whole)):
         def __init__(self, *args, **kwargs):
             super().__init__(*args, **kwargs)
             self.head = keras.layers.Dense(2)
@@ -390,18 +386,15 @@ def test_a_subclass_with_parts_of_its_own(base):
             self.seen.update_state(tf.ones([tf.shape(data)[0]]))
             return super().train_step(data)
 
-    whole, x = (images(), X) if base is tfp_ar1.RhoVAE else (sequences(), SERIES)
-    sizes = (2,) if base is tfp_ar1.RhoVAE else (1, 4)
-    model = compiled(Mine(whole.encoder, whole.decoder, *sizes))
+    model = compiled(Mine(whole.encoder, whole.decoder, *whole.latent_shape))
     history = model.fit(x, epochs=2, verbose=0).history
     assert history["seen"] == [len(x), len(x)]  # counted anew in each epoch
     assert "head" in {name for name, value in vars(model).items() if value in model.layers}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("make", [images, sequences])
-def test_litert_after_fit(make, tmp_path):
-    x = X if make is images else SERIES
+@each_kind
+def test_litert_after_fit(make, x, tmp_path):
     model = compiled(make())
     model.fit(x, verbose=0)
     model.export(tmp_path / "model.tflite", format="litert", verbose=False)
@@ -416,20 +409,17 @@ def test_litert_after_fit(make, tmp_path):
     np.testing.assert_allclose(output, model.predict(x[:1], verbose=0), rtol=1e-4, atol=1e-5)
 
 
-def test_functional_models():
+@each_kind
+def test_functional_models(make, x):
     """The model itself can be part of one; a distribution cannot."""
-    for model, x, latents in ((images(), X, (2,)), (sequences(), SERIES, (1, 4))):
-        inputs = keras.Input(x.shape[1:])
-        functional = keras.Model(inputs, model(inputs))
-        np.testing.assert_allclose(functional(x), model.reconstruct(x), rtol=1e-5)
-        for method in (model.encode, model.reconstruct, model.correlation, model.log_likelihood):
-            with pytest.raises(ValueError, match=r"a functional model cannot hold; .*`call` of a"):
-                method(inputs)
-        with pytest.raises(ValueError, match="a functional model cannot hold"):
-            model.decode(keras.Input(latents))
-
-
-# --- Words -------------------------------------------------------------------------------------
+    model, inputs = make(), keras.Input(x.shape[1:])
+    functional = keras.Model(inputs, model(inputs))
+    np.testing.assert_allclose(functional(x), model.reconstruct(x), rtol=1e-5)
+    for method in (model.encode, model.reconstruct, model.correlation, model.log_likelihood):
+        with pytest.raises(ValueError, match=r"a functional model cannot hold; .*`call` of a"):
+            method(inputs)
+    with pytest.raises(ValueError, match="a functional model cannot hold"):
+        model.decode(keras.Input(model.latent_shape))
 
 
 def test_encoders_that_do_not_fit():

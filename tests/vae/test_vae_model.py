@@ -1,9 +1,6 @@
 """`RhoVAE` as a Keras model: training, prediction, saving, precision, errors."""
 
 import json
-import os
-import subprocess
-import sys
 
 import keras
 import numpy as np
@@ -11,7 +8,7 @@ import oracles
 import pytest
 import tensorflow as tf
 import tensorflow_probability as tfp
-from sklearn.datasets import load_digits
+from training import DIGITS, assert_same_weights, compiled, fitted
 
 import tfp_ar1
 from tfp_ar1.vae import architectures, likelihoods, objectives
@@ -19,7 +16,6 @@ from tfp_ar1.vae import architectures, likelihoods, objectives
 tfd = tfp.distributions
 
 D = 3
-DIGITS = (load_digits().images / 16).astype("float32")
 X, X_TEST = DIGITS[:64], DIGITS[64:100]
 KEYS = ["loss", "reconstruction", "kl", "correlation"]
 
@@ -31,65 +27,10 @@ def make(posterior="ar1", seed=0, **kwargs):
     return tfp_ar1.RhoVAE(*parts, D, posterior=posterior, seed=seed, **kwargs)
 
 
-def compiled(model, optimizer=keras.optimizers.Adam, learning_rate=0.01, **options):
-    """Without XLA unless asked for: it costs seconds. Eager where a few steps are enough."""
-    model.compile(optimizer(learning_rate), **{"jit_compile": False, **options})
-    return model
-
-
-def fitted(model, *data, epochs=1, **options):
-    """A few steps in a fixed order."""
-    model.fit(*data, epochs=epochs, batch_size=32, shuffle=False, verbose=0, **options)
-    return model
-
-
-def assert_same_weights(first, second, exactly=True):
-    assert len(first.weights) == len(second.weights) > 0
-    for a, b in zip(first.get_weights(), second.get_weights(), strict=True):
-        np.testing.assert_allclose(a, b, rtol=0, atol=0 if exactly else 1e-5)
-
-
-@pytest.fixture
-def set_policy():
-    """Sets the global dtype policy for one test."""
-    before = keras.config.dtype_policy()
-    yield keras.config.set_dtype_policy
-    keras.config.set_dtype_policy(before)
-
-
-# --- Training ----------------------------------------------------------------------------------
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("posterior", "beta", "options"),
-    [
-        ("ar1", 1.0, {"jit_compile": True}),
-        ("ar1", 4.0, {}),
-        ("diag", 1.0, {}),
-        ("isotropic", 0.0, {}),
-        ("full", 1.0, {"jit_compile": True}),
-    ],
-)
-def test_fit_lowers_the_loss(posterior, beta, options):
-    model = compiled(make(posterior, objective=objectives.ELBO(beta)), **options)
-    history = model.fit(
-        DIGITS[:1024], epochs=6, batch_size=64, validation_data=(X_TEST,), verbose=0
-    ).history
-    assert set(history) == {*KEYS, *(f"val_{key}" for key in KEYS)}
-    for prefix in ("", "val_"):
-        loss, reconstruction, kl, rho = (np.array(history[prefix + key]) for key in KEYS)
-        np.testing.assert_allclose(loss, reconstruction + beta * kl, rtol=1e-5)
-        assert loss[-1] < loss[0] - 3
-        assert np.all(kl > 0)
-        assert np.all(np.abs(rho) < 1)
-        assert np.all((rho == 0) == (posterior in ("diag", "isotropic")))
-
-
 def test_eager_training_equals_graph_training():
     eager = fitted(compiled(make(), run_eagerly=True), X, epochs=2)
     both_steps = fitted(compiled(make(), steps_per_execution=2), X, epochs=2)
-    assert_same_weights(both_steps, eager, exactly=False)
+    assert_same_weights(both_steps, eager, atol=1e-5)
 
 
 def test_training_is_reproducible():
@@ -156,9 +97,6 @@ def test_one_step_follows_the_gradient(monkeypatch):
     model.fit(X, batch_size=len(X), shuffle=False, verbose=0)
     for old, new, gradient in zip(before, model.trainable_variables, gradients, strict=True):
         np.testing.assert_allclose(new, old - 1e-3 * gradient, atol=1e-6)
-
-
-# --- A network of one's own --------------------------------------------------------------------
 
 
 def convolutional(regularizer=None, dropout=0.5, **kwargs):
@@ -239,9 +177,6 @@ def test_subclassed_encoder():
     fitted(model, X)
 
 
-# --- Distributions -----------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("posterior", ["ar1", "diag", "isotropic", "full"])
 def test_the_start(posterior):
     """The first covariance is I; the usual spellings of the prior suit every posterior."""
@@ -281,21 +216,6 @@ def test_generate():
     assert np.any(drawn[1] != drawn[2])
 
 
-def test_generate_draws_from_the_prior():
-    prior = tfp_ar1.MultivariateNormalAR1(tf.constant([1.0, -1.0, 0.0]), 2.0, 0.8)
-    encoder = keras.Sequential([keras.Input((D,)), keras.layers.Dense(4)])
-    decoder = keras.Sequential([keras.Input((D,)), keras.layers.Dense(D)])
-    model = tfp_ar1.RhoVAE(encoder, decoder, D, prior=prior, likelihood="gaussian")
-    model.build((None, D))
-    decoder.set_weights([np.eye(D), np.zeros(D)])
-    z = model.generate(40_000, seed=0).numpy()
-    # The largest standard errors are 0.01 and 0.03.
-    np.testing.assert_allclose(np.mean(z, axis=0), [1, -1, 0], atol=0.05)
-    np.testing.assert_allclose(np.cov(z.T), oracles.ar1_covariance(2.0, 0.8, D), atol=0.12)
-
-
-# --- Saving ------------------------------------------------------------------------------------
-
 VARIANTS = {
     "default": {},
     "diag": {
@@ -308,32 +228,24 @@ VARIANTS = {
 }
 
 
-def assert_same_config(first, second):
-    """Without the shapes that Keras adds once a part is built."""
-    configs = [model.get_config() for model in (first, second)]
-    for config, model in zip(configs, (first, second), strict=True):
-        for part in ("encoder", "decoder", "likelihood"):
-            config[part] = config[part]["class_name"]
-        config["likelihood"] = type(model.likelihood), model.likelihood.get_config()
-    assert configs[0] == configs[1]
-    for part in ("encoder", "decoder"):
-        layers = [[a.get_config() for a in getattr(m, part).layers] for m in (first, second)]
-        assert layers[0] == layers[1]
-
-
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_save_and_load(variant, tmp_path):
+def test_save_and_load(variant, tmp_path, monkeypatch):
     model = compiled(make(**VARIANTS[variant]), run_eagerly=True)
     fitted(model, X)
     model.save(tmp_path / "vae.keras")
     loaded = keras.saving.load_model(tmp_path / "vae.keras")
     assert loaded.run_eagerly
     assert_same_weights(loaded, model)
-    assert_same_config(loaded, model)
     json.dumps(model.get_config())
-    # How sums round depends on where TensorFlow happens to place the arrays.
+    np.testing.assert_array_equal(loaded.reconstruct(X), model.reconstruct(X))
+    # Eagerly exact. In a graph, Grappler makes an AddN of the three terms of an AR(1) prior's
+    # normalization, and AddN starts from whichever of its inputs' buffers is free at that moment:
+    # now and then all log-weights of a call, of one and the same model, are off by an ulp of it.
+    monkeypatch.setattr(
+        type(model), "importance_terms", type(model).importance_terms.python_function
+    )
     estimates = [each.log_likelihood(X, 2) for each in (loaded, model)]
-    np.testing.assert_allclose(*estimates, rtol=1e-6)
+    np.testing.assert_array_equal(*estimates)
     np.testing.assert_array_equal(loaded.generate(3), model.generate(3))  # the seed's state
     # The objective, the prior and the likelihood are the same too; and training continues exactly.
     for each in (model, loaded):
@@ -354,58 +266,6 @@ def test_training_resumes_exactly_in_a_graph(tmp_path):
     other.load_weights(tmp_path / "vae.weights.h5")
     assert_same_weights(other, model)
     np.testing.assert_array_equal(other.generate(3), model.generate(3))
-
-
-def run_python(script, *arguments, cwd):
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    command = [sys.executable, "-c", script, *arguments]
-    result = subprocess.run(
-        command, cwd=cwd, env=environment, capture_output=True, text=True, check=False
-    )
-    assert result.returncode == 0, result.stderr
-
-
-# --- Two replicas ------------------------------------------------------------------------------
-
-# The KL needs no noise, so one step on two replicas must be the step that one replica makes.
-REPLICAS = """
-import numpy as np
-import tensorflow as tf
-cpu = tf.config.list_physical_devices("CPU")[0]
-tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
-import keras
-import tfp_ar1
-from tfp_ar1.vae import architectures, objectives
-
-class OnlyKL(objectives.ELBO):
-    def __call__(self, model, x, training):
-        terms = super().__call__(model, x, training)
-        return terms._replace(loss=terms.kl)
-
-x = np.random.default_rng(0).uniform(size=(16, 4)).astype("float32")
-weights = []
-for strategy in (tf.distribute.get_strategy(), tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])):
-    keras.utils.set_random_seed(0)
-    with strategy.scope():
-        encoder, decoder = architectures.mlp((4,), 3, (8,))
-        vae = tfp_ar1.RhoVAE(encoder, decoder, 3, objective=OnlyKL(), seed=0)
-        vae.compile(keras.optimizers.SGD(0.1), jit_compile=False)
-        vae.build((None, 4))
-    vae.fit(x, batch_size=16, verbose=0)
-    weights.append(vae.get_weights())
-for a, b in zip(*weights):
-    np.testing.assert_allclose(a, b, atol=1e-6)
-noise = strategy.run(lambda: tf.random.stateless_normal([3], vae.next_seed())).values
-assert np.all(noise[0] != noise[1]), noise
-"""
-
-
-@pytest.mark.slow
-def test_two_replicas(tmp_path):
-    run_python(REPLICAS, cwd=tmp_path)
-
-
-# --- Precision ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -433,16 +293,6 @@ def test_mixed_precision(policy, set_policy):
     oracles.assert_close(posterior.mean(), (np.float64(features) @ kernel + bias)[:, :D])
     assert model.decode(posterior.mean()).dtype == tf.float32
     assert model.predict(X, verbose=0).dtype == policy.removeprefix("mixed_")
-
-
-def test_float64(set_policy):
-    set_policy("float64")
-    model = fitted(compiled(make(), run_eagerly=True), X)
-    assert model.encode(X).dtype == tf.float64
-    assert model.reconstruct(X).dtype == tf.float64
-
-
-# --- Errors ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -6,17 +6,17 @@ import re
 import keras
 import numpy as np
 import oracles
+import packed
 import pytest
 import scipy.special
 import scipy.stats
 import tensorflow as tf
-from sklearn.datasets import load_digits
+from training import DIGITS, compiled, fitted
 
 import tfp_ar1
-from tfp_ar1.vae import architectures, likelihoods, objectives
+from tfp_ar1.vae import architectures, objectives
 
 D = 3
-DIGITS = (load_digits().images / 16).astype("float32")
 X = DIGITS[:20]
 SEED = tf.constant([3, 4])
 AR1_PRIOR = (0.5, 2.0, -0.6)  # loc, marginal scale, correlation
@@ -45,24 +45,9 @@ def dense(layer, x):
 
 
 def posterior_by_hand(model, x):
-    """Mean, covariance, and the correlation of neighbours, from the weights of the network."""
+    """From the weights of the network."""
     params = dense(model.posterior_head, dense(model.encoder.layers[1], x.reshape(len(x), -1)))
-    loc, rest = params[:, :D], params[:, D:]
-    correlation = np.zeros(len(x))
-    if model.posterior_name == "ar1":
-        correlation = np.tanh(rest[:, 1])
-        covariance = oracles.ar1_covariance(np.exp(rest[:, 0] / 2), correlation, D)
-    elif model.posterior_name == "full":
-        factor = np.zeros([len(x), D, D])
-        factor[:, 1, 0], factor[:, 2, 0], factor[:, 2, 1] = rest[:, 5], rest[:, 2], rest[:, 1]
-        factor[:, range(D), range(D)] = np.exp(rest[:, [3, 4, 0]] / 2)
-        covariance = factor @ factor.transpose(0, 2, 1)
-        c01, c12 = covariance[:, 0, 1], covariance[:, 1, 2]
-        v0, v1, v2 = (covariance[:, i, i] for i in range(D))
-        correlation = (c01 / np.sqrt(v0 * v1) + c12 / np.sqrt(v1 * v2)) / 2
-    else:
-        covariance = np.exp(rest)[..., None] * np.eye(D)
-    return oracles.Dense(loc, covariance), correlation
+    return packed.dense(params, model.posterior_name, D)
 
 
 def decoder_by_hand(model, z):
@@ -79,7 +64,7 @@ PAIRS += [("full", AR1_PRIOR)]
 def test_terms(posterior, prior, monkeypatch):
     model = make(posterior, monkeypatch, prior)
     terms = objectives.ELBO(4.0)(model, tf.constant(X), training=True)
-    q, correlation = posterior_by_hand(model, X)
+    q = posterior_by_hand(model, X)
     loc, scale, rho = prior or (0.0, 1.0, 0.0)
     kl = q.kl(oracles.Dense.ar1(np.full(D, loc), scale, rho))
     z = model.encode(X).sample(seed=SEED)
@@ -88,22 +73,7 @@ def test_terms(posterior, prior, monkeypatch):
     oracles.assert_close(terms.kl, kl)
     oracles.assert_close(terms.reconstruction, cross_entropy)
     oracles.assert_close(terms.loss, cross_entropy + 4.0 * kl)
-    oracles.assert_close(terms.correlation, correlation)
-
-
-@pytest.mark.parametrize("scale", [0.3, None], ids=["fixed", "learned"])
-def test_gaussian_reconstruction(scale, monkeypatch):
-    model = make("ar1", monkeypatch, likelihood=likelihoods.Gaussian(scale))
-    if scale is None:
-        model.likelihood.raw_scale.assign(-0.7)
-        scale = 1e-3 + np.log1p(np.exp(-0.7))
-    terms = objectives.ELBO()(model, tf.constant(X), training=True)
-    means = decoder_by_hand(model, model.encode(X).sample(seed=SEED))
-    expected = -np.sum(scipy.stats.norm.logpdf(X, means, scale), axis=(1, 2))
-    oracles.assert_close(terms.reconstruction, expected)
-
-
-# --- Warm-up ------------------------------------------------------------------------------------
+    oracles.assert_close(terms.correlation, packed.correlation(q))
 
 
 @pytest.mark.parametrize(
@@ -127,24 +97,12 @@ def test_warmup(options):
         assert np.all(kl > 0.01)
 
 
-@pytest.mark.parametrize(("steps_done", "factor"), [(0, 0.3), (1, 0.6), (4, 1.5), (9, 1.5)])
-def test_warmup_counts_the_steps_of_the_optimizer(steps_done, factor, monkeypatch):
-    model = make("diag", monkeypatch)
-    model.compile("adam")
-    model.optimizer.iterations.assign(steps_done)
-    terms = objectives.ELBO(1.5, warmup_steps=5)(model, tf.constant(X), training=True)
-    oracles.assert_close(terms.loss - terms.reconstruction, factor * np.float64(terms.kl))
-
-
 def test_warmup_without_an_optimizer(monkeypatch):
     model, objective = make("ar1", monkeypatch), objectives.ELBO(1.5, warmup_steps=5)
     terms = objective(model, tf.constant(X), training=False)
     oracles.assert_close(terms.loss - terms.reconstruction, 1.5 * np.float64(terms.kl))
     with pytest.raises(ValueError, match=r"`warmup_steps=5` counts .*; compile the model"):
         objective(model, tf.constant(X), training=True)
-
-
-# --- Maximum mean discrepancy and InfoVAE -------------------------------------------------------
 
 
 def mmd_by_hand(x, y):
@@ -175,17 +133,6 @@ def test_maximum_mean_discrepancy(n, m, d, dtype):
     )
 
 
-def test_maximum_mean_discrepancy_of_one_distribution():
-    """Two samples of N(0, I): E[k(a, b)] = (1 + 4 / d²)^(-d/2), and the bias is known."""
-    d, n, m, repetitions = 3, 8, 5, 1000
-    noise = np.random.default_rng(1).normal(size=(repetitions, n + m, d))
-    mmd = tf.function(objectives.maximum_mean_discrepancy)
-    values = np.array([mmd(tf.constant(z[:n]), tf.constant(z[n:])) for z in noise])
-    assert np.min(values) > 0
-    error = values - (1 / n + 1 / m) * (1 - (1 + 4 / d**2) ** (-d / 2))
-    assert abs(np.mean(error)) < 4 * np.std(error) / np.sqrt(repetitions)
-
-
 def test_maximum_mean_discrepancy_of_extreme_vectors():
     """Rounding makes some squared distances negative; the kernel must not be above 1 for that."""
     x, y = np.random.default_rng(0).normal(size=(2, 50, D)).astype("float32") * np.float32(1e15)
@@ -193,21 +140,6 @@ def test_maximum_mean_discrepancy_of_extreme_vectors():
     # The kernel is 1 within each pair of equal vectors and 0 elsewhere.
     x = np.float32([[2e15, -1e15], [2e15, -1e15], [4096, 0.5], [4096, 0.5]])
     np.testing.assert_allclose(objectives.maximum_mean_discrepancy(x, x + 1e15), 1, rtol=1e-6)
-
-
-def test_gradient_of_the_maximum_mean_discrepancy():
-    """Moving towards the other sample makes it smaller: central differences, by hand."""
-    rng = np.random.default_rng(2)
-    x, y = rng.normal(size=(4, 2)), rng.normal(size=(3, 2))
-    value = tf.Variable(x)
-    with tf.GradientTape() as tape:
-        mmd = objectives.maximum_mean_discrepancy(value, tf.constant(y))
-    gradient = np.zeros_like(x)
-    for index in np.ndindex(x.shape):
-        step = np.zeros_like(x)
-        step[index] = 1e-5
-        gradient[index] = (mmd_by_hand(x + step, y) - mmd_by_hand(x - step, y)) / 2e-5
-    np.testing.assert_allclose(tape.gradient(mmd, value), gradient, atol=1e-9)
 
 
 @pytest.mark.parametrize(("posterior", "prior"), PAIRS[:2])
@@ -227,27 +159,9 @@ def test_infovae(posterior, prior, monkeypatch):
     oracles.assert_close(terms.loss, expected)
 
 
-@pytest.mark.slow
-def test_mmd_falls_in_training():
-    """With the KL left out, the MMD alone keeps q(z) near the prior."""
-    mmd = []
-    for weight in (0.0, 1000.0):
-        keras.utils.set_random_seed(3)
-        objective = objectives.InfoVAE(alpha=1.0, lambda_=weight)
-        model = tfp_ar1.RhoVAE(*architectures.mlp((8, 8), D, (32,)), D, objective=objective, seed=0)
-        model.compile(keras.optimizers.Adam(3e-3), jit_compile=False)
-        model.fit(DIGITS, epochs=10, batch_size=128, verbose=0)
-        z = model.encode(DIGITS[:500]).sample(seed=SEED)
-        mmd.append(float(objectives.maximum_mean_discrepancy(z, model.prior.sample(500, seed=1))))
-    assert mmd[1] < 0.1 * mmd[0]
-
-
-# --- Importance weighting -----------------------------------------------------------------------
-
-
 def log_weights_by_hand(model, prior, num_samples):
     """log p(x | z) + log p(z) - log q(z | x), `[K, batch]`, and the first of the three."""
-    posterior, _ = posterior_by_hand(model, X)
+    posterior = posterior_by_hand(model, X)
     loc, scale, rho = prior or (0.0, 1.0, 0.0)
     z = np.float64(model.encode(X).sample(num_samples, seed=SEED))
     log_p = np.zeros([num_samples, len(X)])
@@ -277,17 +191,6 @@ def test_importance_weighted(posterior, prior, num_samples, monkeypatch):
     np.testing.assert_array_equal(terms.correlation, elbo.correlation)
 
 
-def test_one_importance_sample_is_the_elbo_on_average(monkeypatch):
-    model, x = make("ar1", monkeypatch), tf.constant(np.repeat(X[:1], 20_000, axis=0))
-    terms = objectives.ImportanceWeighted(1)(model, x, training=False)
-    error = np.float64(terms.loss - (terms.reconstruction + terms.kl))
-    assert abs(np.mean(error)) < 4 * np.std(error) / np.sqrt(len(x))
-    assert np.std(error) > 0.1
-    more = objectives.ImportanceWeighted(20)(model, x[:1000], training=False)
-    # The bound is tighter with more samples.
-    assert np.mean(more.loss) < np.mean(terms.loss) - 5 * np.std(terms.loss) / np.sqrt(1000)
-
-
 def test_gradient_of_the_importance_weighted_bound(monkeypatch):
     """It follows z = μ + L ε through log q too: central differences in the posterior's bias."""
     model = make("ar1", monkeypatch)
@@ -308,8 +211,6 @@ def test_gradient_of_the_importance_weighted_bound(monkeypatch):
         bias.assign(before)
 
 
-# --- Every objective, with every posterior -------------------------------------------------------
-
 CASES = {
     "elbo": {"beta": 2.0, "warmup_steps": 4},
     "infovae": {"alpha": 0.5, "lambda_": 20.0},
@@ -327,19 +228,6 @@ def small(name, posterior="ar1", **kwargs):
         seed=0,
         **kwargs,
     )
-
-
-@pytest.mark.parametrize("name", CASES)
-def test_fit_with_a_prior_that_is_learned(name):
-    learned = ("loc", "marginal_scale", "correlation")
-    prior = tfp_ar1.layers.MultivariateNormalAR1Prior(D, learn=learned)
-    model = small(name, prior=prior)
-    model.compile(keras.optimizers.Adam(3e-3), run_eagerly=True)
-    loss = model.fit(DIGITS[:192], epochs=3, batch_size=64, verbose=0).history["reconstruction"]
-    assert loss[-1] < loss[0]
-    for weight in (prior.loc, prior.log_s, prior.fisher_z):
-        assert np.all(weight.numpy() != 0)
-        assert np.all(np.isfinite(weight))
 
 
 @pytest.mark.parametrize(
@@ -365,21 +253,6 @@ def test_fit_compiled(name, posterior, jit_compile):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_sample_weight(name, monkeypatch):
-    weight = np.random.default_rng(0).uniform(size=len(X)).astype("float32")
-    model = small(name)
-    model.compile("adam", run_eagerly=True)
-    monkeypatch.setattr(model, "next_seed", lambda: SEED)
-    terms = model.objective(model, tf.constant(X), training=False)
-    figures = model.evaluate(
-        X, X, sample_weight=weight, batch_size=len(X), verbose=0, return_dict=True
-    )
-    for key, values in terms._asdict().items():
-        assert values.shape == (len(X),)
-        np.testing.assert_allclose(figures[key], np.average(values, weights=weight), rtol=1e-5)
-
-
-@pytest.mark.parametrize("name", CASES)
 def test_save_and_load(name, tmp_path):
     model = small(name)
     model.compile("adam", run_eagerly=True)
@@ -398,25 +271,18 @@ def test_save_and_load(name, tmp_path):
 @pytest.mark.parametrize(
     "policy", ["mixed_float16", "float64", pytest.param("mixed_bfloat16", marks=pytest.mark.slow)]
 )
-def test_precision(name, policy):
-    losses, before = [], keras.config.dtype_policy()
+def test_precision(name, policy, set_policy):
+    losses = []
     for policy_name in ("float32", policy):
-        keras.config.set_dtype_policy(policy_name)
-        try:
-            model = small(name)
-            model.compile(keras.optimizers.Adam(3e-3), run_eagerly=True)
-            losses.append(model.objective(model, tf.constant(X), training=False).loss)
-            model.fit(X, epochs=2, batch_size=len(X), verbose=0)
-        finally:
-            keras.config.set_dtype_policy(before)
+        set_policy(policy_name)
+        model = compiled(small(name), run_eagerly=True)
+        losses.append(model.objective(model, tf.constant(X), training=False).loss)
+        fitted(model, X, epochs=2)
         assert all(np.all(np.isfinite(weight)) for weight in model.get_weights())
     if policy == "float64":  # which draws other numbers
         assert losses[1].dtype == tf.float64
     else:
         np.testing.assert_allclose(losses[1], losses[0], rtol=0.02)
-
-
-# --- Arguments ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

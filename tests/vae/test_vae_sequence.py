@@ -1,5 +1,7 @@
 """`SequenceVAE`: values against dense Gaussians, masks, calibration, training, saving, errors."""
 
+import functools
+
 import keras
 import numpy as np
 import oracles
@@ -8,6 +10,8 @@ import scipy.special
 import scipy.stats
 import tensorflow as tf
 import tensorflow_probability as tfp
+import training
+from training import assert_same_weights, compiled
 
 import tfp_ar1
 from tfp_ar1.vae import batching, evaluation, likelihoods, objectives, sequence_networks
@@ -21,6 +25,7 @@ SMALL = {
     "recurrent": {"units": 4, "hidden_units": (5,)},
 }
 LENGTHS = np.array([7, 3, 1, 5, 7, 2])
+fitted = functools.partial(training.fitted, batch_size=3)
 
 
 def series(n=N, steps=T, features=F, missing=0.0, seed=0):
@@ -54,23 +59,6 @@ def make(network="convolutional", steps=T, features=F, randomized=True, seed=0, 
     return model
 
 
-def compiled(model, optimizer=keras.optimizers.Adam, learning_rate=0.01, **options):
-    """Without XLA unless asked for: it costs seconds."""
-    model.compile(optimizer(learning_rate), **{"jit_compile": False, **options})
-    return model
-
-
-def fitted(model, *args, **options):
-    """A few steps in a fixed order."""
-    model.fit(*args, **{"batch_size": 3, "shuffle": False, "verbose": 0, **options})
-    return model
-
-
-def assert_same_weights(first, second, atol=0.0):
-    for a, b in zip(first.get_weights(), second.get_weights(), strict=True):
-        np.testing.assert_allclose(a, b, rtol=0, atol=atol)
-
-
 # --- Values ------------------------------------------------------------------------------------
 
 
@@ -83,11 +71,8 @@ def dense(distribution, index, channel, length):
         rho = rho[which] if rho.ndim else rho
     else:
         rho = 0.0
-    # The correlation of two coordinates is the product of those of the pairs between them.
-    rho = np.broadcast_to(rho, T - 1)
-    correlation = np.array(
-        [[np.prod(rho[min(i, j) : max(i, j)]) for j in range(length)] for i in range(length)]
-    )
+    rho = tf.constant(np.broadcast_to(rho, T - 1)[: length - 1])
+    correlation = oracles.tf_antedependent_correlations(rho).numpy()
     mean = np.float64(distribution.mean())[which][:length]
     return oracles.Dense(mean, scale[:, None] * correlation * scale)
 
@@ -298,34 +283,6 @@ def test_what_is_past_the_end_changes_no_loss_and_no_gradient(network, objective
             np.testing.assert_array_equal(a, b)
 
 
-@pytest.mark.parametrize("network", sequence_networks.NETWORKS)
-def test_series_of_a_batch_do_not_touch_each_other(network):
-    model, x = make(network), data("missing, lengths")
-    q = model.encode(x)
-    for i, n in enumerate(LENGTHS):
-        alone = {"x": x["x"][i : i + 1], "length": LENGTHS[i : i + 1]}
-        one = model.encode(alone)
-        np.testing.assert_allclose(one.mean()[0, :, :n], q.mean()[i, :, :n], rtol=1e-4, atol=1e-5)
-        oracles.assert_close(model.kl_to_prior(one, alone)[0], model.kl_to_prior(q, x)[i])
-
-
-def test_full_lengths_are_no_lengths():
-    model, x = make(), series(missing=0.3)
-    full = {"x": x, "length": np.full(N, T)}
-    for a, b in zip(
-        model.draw(x, model.encode(x), 2, tf.constant([1, 2])),
-        model.draw(full, model.encode(full), 2, tf.constant([1, 2])),
-        strict=True,
-    ):
-        np.testing.assert_array_equal(a, b)
-    np.testing.assert_array_equal(
-        model.forecast(x, 3, 4, seed=0), model.forecast(full, 3, 4, seed=0)
-    )
-    np.testing.assert_array_equal(
-        model.impute({"x": x}, num_samples=4, seed=0), model.impute(full, num_samples=4, seed=0)
-    )
-
-
 def test_a_mask_is_what_nan_is():
     rng = np.random.default_rng(3)
     model, x = make(), series()
@@ -419,8 +376,11 @@ def test_wrong_data_after_right_ones():
 
 
 def test_mistakes_in_the_arguments_of_draws():
-    model, x = make(), series()
+    model, x, mask = make(), series(), np.ones((N, T), bool)
     for arguments, message in (
+        ({"x": {"x": x, "mask": mask}, "mask": mask}, "Pass `mask` either as an argument or in"),
+        ({"x": {"x": x, "masks": mask}}, "may have 'length' and 'mask'; got"),
+        ({"x": x.astype(object)}, "The data must be numbers; got dtype object"),
         ({"mask": 4}, r"`mask` must hold booleans, .*\(6, 7\) or \(6, 7, 2\); got dtype int64"),
         ({"mask": np.ones((N, T))}, "`mask` must hold booleans, .*got dtype float64"),
         ({"mask": np.ones((N, T + 1), bool)}, r"`mask` .*got dtype bool and shape \(6, 8\)"),
@@ -430,25 +390,15 @@ def test_mistakes_in_the_arguments_of_draws():
         ({"seed": 1.5}, "`seed` must be an integer of 32 bits, or None; got 1.5"),
     ):
         with pytest.raises(ValueError, match=message):
-            model.impute(x, **arguments)
-
-
-def test_mistakes_with_masks():
-    x, mask = series(), np.ones((N, T), bool)
-    model = make()
-    with pytest.raises(ValueError, match="Pass `mask` either as an argument or in the dictionary"):
-        model.impute({"x": x, "mask": mask}, mask)
-    with pytest.raises(ValueError, match="may have 'length' and 'mask'; got"):
-        model.impute({"x": x, "masks": mask})
-    with pytest.raises(ValueError, match="The data must be numbers; got dtype object"):
-        model.impute(x.astype(object))
+            model.impute(**{"x": x, **arguments})
     # In a pipeline, where arrays are not checked.
-    batches = tf.data.Dataset.from_tensor_slices({"x": x, "mask": mask.astype("int32")}).batch(3)
-    with pytest.raises(ValueError, match=r"`mask` must hold booleans .*got dtype int32"):
-        compiled(model).evaluate(batches, verbose=0)
-    batches = tf.data.Dataset.from_tensor_slices({"x": x, "length": LENGTHS[:, None]}).batch(3)
-    with pytest.raises(ValueError, match=r"`length` must be of shape \[N\]"):
-        compiled(model).evaluate(batches, verbose=0)
+    for part, message in (
+        ({"mask": mask.astype("int32")}, r"`mask` must hold booleans, .*got dtype int32"),
+        ({"length": LENGTHS[:, None]}, r"`length` must be of shape \[N\]"),
+    ):
+        batches = tf.data.Dataset.from_tensor_slices({"x": x, **part}).batch(3)
+        with pytest.raises(ValueError, match=message):
+            compiled(model).evaluate(batches, verbose=0)
 
 
 def test_nothing_observed():
@@ -477,7 +427,7 @@ def test_nothing_observed():
     loss, gradient = loss_and_gradients()
     np.testing.assert_allclose(loss, np.zeros(N), atol=1e-5)
     assert gradient < 1e-4
-    for other in (best + np.float32([0.1, 0, 0, 0]), best - np.float32([0, 0, 0, 0.1]), 0 * best):
+    for other in (best + np.float32([0.1, 0, 0, 0]), best - np.float32([0, 0, 0, 0.1])):
         bias.assign(other)
         loss, gradient = loss_and_gradients()
         assert np.all(loss.numpy() > 1e-3)
@@ -632,6 +582,10 @@ def test_draws(monkeypatch):
     many = model.impute(x, num_samples=5, seed=3, batch_size=1)
     assert many.shape == (5, N, T, F)
     assert len({many[k, 1, 0, 0].item() for k in range(5)}) in (1, 5)
+    # Every batch and every portion has noise of its own.
+    twice = {"x": x["x"][[0, 0]], "length": LENGTHS[[0, 0]]}
+    ahead = model.forecast(twice, steps=2, num_samples=5, seed=3, batch_size=1)
+    assert np.unique(ahead).size == ahead.size
     assert model.forecast(x, steps=20, num_samples=3, batch_size=4).shape == (3, N, 20, F)
 
 
@@ -752,6 +706,7 @@ def test_save_and_load(network, prior, posterior, tmp_path):
     assert_same_weights(model, loaded)
 
 
+@pytest.mark.slow
 def test_export(tmp_path):
     model, x = make(), series(missing=0.2)
     model.export(tmp_path / "exported", verbose=False)
@@ -778,57 +733,17 @@ def test_xla_computes_the_same(network):
     assert np.all(np.isfinite(log_p))
 
 
-def test_full_precision_under_a_half_precision_policy():
-    before = keras.config.dtype_policy()
-    try:
-        keras.config.set_dtype_policy("mixed_bfloat16")
-        model = make()
-        x = data("missing, lengths")
-        fitted(compiled(model, run_eagerly=True), x)
-        q = model.encode(x)
-        assert q.dtype == model.prior.dtype == tf.float32
-        assert model.forecast(x, 2, 3).dtype == np.float32
-        assert all(np.all(np.isfinite(w)) for w in model.get_weights())
-    finally:
-        keras.config.set_dtype_policy(before)
+def test_full_precision_under_a_half_precision_policy(set_policy):
+    set_policy("mixed_bfloat16")
+    x = data("missing, lengths")
+    model = fitted(compiled(make(), run_eagerly=True), x)
+    q = model.encode(x)
+    assert q.dtype == model.prior.dtype == tf.float32
+    assert model.forecast(x, 2, 3).dtype == np.float32
+    assert all(np.all(np.isfinite(w)) for w in model.get_weights())
 
 
 # --- Errors ------------------------------------------------------------------------------------
-
-
-def with_value(value):
-    x = series()
-    x[1, 2, 0] = value
-    return x
-
-
-@pytest.mark.parametrize(
-    ("x", "message"),
-    [
-        (with_value(np.inf), "1 values that are not finite"),
-        ({"x": with_value(-np.inf), "length": LENGTHS}, "1 values that are not"),
-        (series(steps=T + 1), r"shape \[N, 7, features\].*; got \(6, 8, 2\)"),
-        (series()[..., 0], r"shape \[N, 7, features\].*; got \(6, 7\)"),
-        (series(n=0), r"N at least 1; got \(0, 7, 2\)"),
-        ({"x": series(), "length": np.full(N, 0)}, "`length` must be from 1 to 7.* from 0 to 0"),
-        ({"x": series(), "length": np.full(N, T + 1)}, "from 1 to 7, .* got values from 8 to 8"),
-        ({"x": series(), "length": np.full(N, 2.0)}, "an integer for each of 6 series; .*float64"),
-        ({"x": series(), "length": np.full(N - 1, 2)}, r"for each of 6 series; .*\(5,\)"),
-        ({"x": series(), "lengths": LENGTHS}, "must have the key 'x'.*; got .*'lengths'"),
-        (series(features=3), r"for data of shape \(batch, 7, 2\); got"),
-    ],
-)
-def test_bad_data(x, message):
-    model = compiled(make())
-    for use in (
-        lambda: model.fit(x),
-        lambda: model.evaluate(x),
-        lambda: model.impute(x),
-        lambda: model.forecast(x, steps=2),
-        lambda: model.log_likelihood(x),
-    ):
-        with pytest.raises(ValueError, match=message):
-            use()
 
 
 @pytest.mark.parametrize(
@@ -863,18 +778,16 @@ def test_bad_arguments(arguments, message):
 
 
 def test_bad_networks():
-    for make_network, arguments, message in (
-        (sequence_networks.convolutional, {"data_shape": (T,)}, "`data_shape` must be .*; got"),
-        (sequence_networks.convolutional, {"filters": ()}, "at least one"),
-        (sequence_networks.convolutional, {"kernel_size": 0}, "`kernel_size` must"),
-        (sequence_networks.recurrent, {"channels": 0}, "`channels` must be positive"),
-        (sequence_networks.recurrent, {"units": 0}, "`units` must be positive"),
+    for name, arguments, message in (
+        ("convolutional", {"data_shape": (T,)}, "`data_shape` must be .*; got"),
+        ("convolutional", {"filters": ()}, "at least one"),
+        ("convolutional", {"kernel_size": 0}, "`kernel_size` must"),
+        ("recurrent", {"channels": 0}, "`channels` must be positive"),
+        ("recurrent", {"units": 0}, "`units` must be positive"),
     ):
         with pytest.raises(ValueError, match=message):
-            make_network(**{"data_shape": (T, F), "channels": C, **arguments})
-
-
-def test_networks_that_do_not_fit():
+            sequence_networks.NETWORKS[name](**{"data_shape": (T, F), "channels": C, **arguments})
+    # And those that do not fit the model.
     encoder, decoder = sequence_networks.convolutional((T, F), C)
     inputs = encoder.inputs
     pooled = keras.layers.GlobalAveragePooling1D()(encoder.outputs[0])

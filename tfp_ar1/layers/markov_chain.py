@@ -15,18 +15,15 @@ from tfp_ar1 import params as ar1_params
 from tfp_ar1.layers.prior import Prior, checked_prior, current_prior, prior_to_config
 from tfp_ar1.layers.seeding import SeededMixin
 
-__all__ = ["MarkovChainLayer", "layer_class"]
-
 
 class MarkovChainLayer(SeededMixin, _keras_common.Keras3Mixin, keras.layers.Layer):
     """Base of the layers, each of which has a `family`.
 
-    The layer takes packed parameters along the last axis, the output of a `Dense` layer for
-    instance (see `tfp_ar1.params`), and returns one sample for each example, through which
-    gradients flow, in O(d) for d coordinates. With a `prior` it adds the analytic KL divergence of
-    an example, averaged over the batch, to the losses of the model. It samples in training and
-    inference alike; `layer.distribution(params)` is the distribution itself, for its mean or its
-    `log_prob`.
+    The layer takes packed parameters along the last axis (see `tfp_ar1.params`), the output of a
+    `Dense` layer for instance, and returns one sample for each example, through which gradients
+    flow, in O(d) for d coordinates, in training and inference alike. With a `prior` it adds the
+    analytic KL divergence of an example, averaged over the batch, to the losses of the model.
+    `layer.distribution(params)` is the distribution itself.
 
     ```python
     d = 8
@@ -38,22 +35,18 @@ class MarkovChainLayer(SeededMixin, _keras_common.Keras3Mixin, keras.layers.Laye
     ```
 
     Input shape: `[batch, ..., params_size(event_size)]`. Output shape: `[batch, ..., event_size]`.
-    Further axes, such as channels or steps, are parts of the example: the KL is summed over them,
-    as the ELBO has it, and averaged over the first axis alone (but see
-    `reinterpreted_batch_ndims`). Steps that a Keras mask leaves out have no KL.
-
-    Under a half-precision dtype policy the parameters, the sample and the KL are computed in
-    float32, and only the sample that is returned is cast.
+    Further axes, such as channels or steps, are parts of the example, over which the KL is summed.
+    Steps that a Keras mask leaves out have no KL. Under a half-precision dtype policy all is
+    computed in float32, and only the sample that is returned is cast.
 
     Args:
       event_size: number of coordinates d, at least 1.
       prior: a `tfd.Distribution` over vectors of size d, with constant parameters and a registered
         KL divergence (N(0, I) in any of its TFP spellings, AR(1), …); a layer that learns one
-        (`MultivariateNormalAR1Prior`); or `None` for no KL. Its batch shape is `[]` or, for
-        parameters `[batch, channels, …]`, that of one example, `[channels]`.
+        (`MultivariateNormalAR1Prior`); or `None` for no KL. Its batch shape is `[]` or that of one
+        example, `[channels]` for parameters `[batch, channels, …]`.
       kl_weight: factor of the KL in the losses (β of the β-VAE), at least 0. The attribute may be
-        set at any time, by a callback say; a variable that is given is read at every step, and not
-        trained.
+        set at any time; a variable that is given is read at every step, and not trained.
       seed: integer seed of the noise, or `None` for a random one.
       reinterpreted_batch_ndims: over how many of the last batch axes the KL is summed, as in
         `tfd.Independent`; it is averaged over those before. `None` for all but the first; 0 for
@@ -61,9 +54,8 @@ class MarkovChainLayer(SeededMixin, _keras_common.Keras3Mixin, keras.layers.Laye
       **kwargs: arguments of `keras.layers.Layer`, such as `name` and `dtype`.
 
     Raises:
-      ValueError: if `event_size` is not a positive integer, `kl_weight` is negative,
-        `reinterpreted_batch_ndims` is not a non-negative integer, or the prior does not fit; when
-        called, if there are fewer batch axes than that, or the prior has other ones.
+      ValueError: if an argument is not what is described, or the prior does not fit; when called,
+        if there are fewer batch axes than `reinterpreted_batch_ndims`, or the prior has other ones.
       TypeError: if called in a tf_keras model, which has the layers of `tfp_ar1.tfpl`.
     """
 
@@ -82,9 +74,8 @@ class MarkovChainLayer(SeededMixin, _keras_common.Keras3Mixin, keras.layers.Laye
         super().__init__(autocast=False, **kwargs)
         self.event_size = ar1_params.checked_event_size(event_size)
         self.prior = checked_prior(prior, self.event_size, self._distribution_dtype, None)
-        self.reinterpreted_batch_ndims = _keras_common.checked_reinterpreted_batch_ndims(
-            reinterpreted_batch_ndims
-        )
+        ndims = _keras_common.checked_reinterpreted_batch_ndims(reinterpreted_batch_ndims)
+        self.reinterpreted_batch_ndims = ndims
         # A variable, so that what is assigned to it reaches functions that are compiled already;
         # TensorFlow's, which Keras neither trains nor saves among the weights.
         given = kl_weight.value if isinstance(kl_weight, keras.Variable) else kl_weight

@@ -12,14 +12,7 @@ from tensorflow_probability import distributions as tfd
 
 from tfp_ar1 import _keras_common, priors
 from tfp_ar1 import params as ar1_params
-
-__all__ = [
-    "MultivariateNormalAR1Prior",
-    "Prior",
-    "checked_prior",
-    "current_prior",
-    "prior_to_config",
-]
+from tfp_ar1._checks import checked_count
 
 
 @keras.saving.register_keras_serializable(package="tfp_ar1")
@@ -27,22 +20,19 @@ class MultivariateNormalAR1Prior(keras.layers.Layer):
     """A prior with first-order autoregressive covariance that is learned with the model.
 
     To be given as `prior` to `RhoVAE` or to the layer `MultivariateNormalAR1`, whose weights it
-    joins; it takes no input. It starts as N(0, I) unless `correlation` says otherwise.
-
-    A decoder that may rotate and scale its latent space makes most priors equal; where the latent
-    coordinates have an order that the decoder must respect, the correlation matters.
+    joins; it takes no input. A decoder that may rotate and scale its latent space makes most priors
+    equal; where the latent coordinates have an order that it must respect, correlation matters.
 
     Args:
       event_size: number of coordinates d, at least 1.
       learn: which of `"loc"`, `"marginal_scale"` and `"correlation"` are trained.
-      correlation: ρ at the start, in (-1, 1).
+      correlation: ρ at the start, in (-1, 1). At 0 the prior starts as N(0, I).
       channels: makes a distribution of batch shape `[channels]`, each with parameters of its own,
         as `SequenceVAE` needs it; `None` for a single distribution of batch shape `[]`.
       **kwargs: arguments of `keras.layers.Layer`, such as `name` and `dtype`.
 
     Raises:
-      ValueError: if `event_size` or `channels` is not a positive integer, `learn` names something
-        else, or `correlation` is not in (-1, 1).
+      ValueError: if an argument is not what is described.
     """
 
     def __init__(
@@ -55,9 +45,10 @@ class MultivariateNormalAR1Prior(keras.layers.Layer):
     ):
         super().__init__(**kwargs)
         self.event_size = ar1_params.checked_event_size(event_size)
-        if channels is not None and (channels % 1 != 0 or channels < 1):
-            raise ValueError(f"`channels` must be a positive integer, or `None`; got {channels!r}.")
-        self.channels = None if channels is None else int(channels)
+        self.channels = channels
+        if channels is not None:
+            wanted = "a positive integer, or `None`"
+            self.channels = checked_count("channels", channels, 1, wanted)
         self.learn = [learn] if isinstance(learn, str) else list(learn)
         unknown = sorted(set(self.learn) - {"loc", "marginal_scale", "correlation"})
         if unknown:
@@ -68,19 +59,18 @@ class MultivariateNormalAR1Prior(keras.layers.Layer):
             raise ValueError(f"`correlation` must lie strictly in (-1, 1); got {correlation}.")
         self.correlation = float(correlation)
 
-        def weight(name: str, shape: tuple[int, ...], value: float, learned: str) -> Any:
+        def weight(name: str, size: int, value: float, learned: str) -> Any:
             return self.add_weight(
                 name=name,
-                shape=shape if self.channels is None else (self.channels, *shape),
+                shape=(size,) if self.channels is None else (self.channels, size),
                 initializer=keras.initializers.Constant(value),
                 trainable=learned in self.learn,
-                # Half a precision is not enough for a covariance.
-                autocast=False,
+                autocast=False,  # half a precision is not enough for a covariance
             )
 
-        self.loc = weight("loc", (self.event_size,), 0.0, "loc")
-        self.log_s = weight("log_s", (1,), 0.0, "marginal_scale")
-        self.fisher_z = weight("fisher_z", (1,), np.arctanh(self.correlation), "correlation")
+        self.loc = weight("loc", self.event_size, 0.0, "loc")
+        self.log_s = weight("log_s", 1, 0.0, "marginal_scale")
+        self.fisher_z = weight("fisher_z", 1, np.arctanh(self.correlation), "correlation")
         self.built = True
 
     def distribution(self) -> tfd.Distribution:
@@ -122,12 +112,8 @@ def checked_prior(
 ) -> Prior | None:
     """A prior as given or from its configuration, or an error if it does not fit.
 
-    A `batch_shape` of `None` allows any.
-
-    Raises:
-      TypeError: if the prior is neither a distribution nor a layer with a method `distribution`.
-      ValueError: if the prior is not over vectors of `event_size`, is of another batch shape or
-        dtype, holds variables, which Keras would not see, or is of a class that cannot be saved.
+    A `batch_shape` of `None` allows any. Neither variables, which Keras would not see, nor a class
+    that cannot be saved are allowed, nor a layer without a method `distribution`.
     """
     if isinstance(prior, Mapping):
         is_layer = "class_name" in prior

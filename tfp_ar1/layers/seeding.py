@@ -10,15 +10,12 @@ from tensorflow_probability.python.internal import samplers
 
 from tfp_ar1._typing import MixinBase
 
-__all__ = ["SeededMixin"]
-
 
 class SeededMixin(MixinBase):
     """For a Keras layer or model that draws noise: its seed, saved and loaded with its weights.
 
-    Keras does not save the state of a `SeedGenerator`; with it, training that is resumed draws
-    the noise that uninterrupted training would have drawn. The seeds of `Dropout` layers in a
-    model are Keras's own, and are not saved.
+    With it, training that is resumed draws the noise that uninterrupted training would have drawn.
+    Keras does not save its own, those of `Dropout` layers in a model for instance.
     """
 
     seed_generator: keras.random.SeedGenerator

@@ -1,11 +1,8 @@
 """tf_keras: the members of the family as layers in the manner of `tfp.layers`; KL regularizers.
 
-`tfp.layers` belongs to tf_keras (Keras 2), whose layers return distributions. This package is the
-counterpart there of `tfp_ar1.layers`, which is for Keras 3; both share the one mapping from packed
-parameters, `tfp_ar1.params`. It is imported on first use: `import tfp_ar1` alone does not load it.
-
-Nothing here is pickled: models are saved and loaded in safe mode as `.keras`, as h5 and in
-TensorFlow's format.
+The counterpart of `tfp_ar1.layers` for tf_keras (Keras 2), whose layers return distributions.
+`import tfp_ar1` alone does not load it. Nothing here is pickled: models are saved and loaded in
+safe mode as `.keras`, as h5 and in TensorFlow's format.
 """
 
 from typing import Any

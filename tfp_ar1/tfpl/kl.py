@@ -12,8 +12,6 @@ from tf_keras.src.engine import base_layer_utils
 
 from tfp_ar1 import _keras_common, priors
 
-__all__ = ["KLDivergenceAddLoss", "KLDivergenceRegularizer"]
-
 
 @tf_keras.saving.register_keras_serializable(package="tfp_ar1")
 class KLDivergenceRegularizer(tf_keras.regularizers.Regularizer):
@@ -22,10 +20,8 @@ class KLDivergenceRegularizer(tf_keras.regularizers.Regularizer):
     In the losses of the model it counts exactly once, as `weight` times the mean over the batch.
     (`tfp.layers.KLDivergenceRegularizer` counts twice on a `DistributionLambda`: tf_keras calls the
     regularizer on the distribution and on its value, and TFP's answers to both; TFP issue 1215.)
-
-    The KL of an example is summed over all batch axes but the first, as the ELBO has it, and as in
-    TFP. Latents of several channels, each a path with a prior of its own, are a distribution of
-    batch shape `[batch, channels]` and a prior of batch shape `[channels]`.
+    Latents of several channels, each a path with a prior of its own, are a distribution of batch
+    shape `[batch, channels]` and a prior of batch shape `[channels]`.
 
     The prior's parameters may be `tf.Variable`s: on a layer of `tfp_ar1.tfpl` they are trained and
     saved with the model. (tf_keras does not see them from any other layer; let a
@@ -48,10 +44,9 @@ class KLDivergenceRegularizer(tf_keras.regularizers.Regularizer):
 
     Raises:
       TypeError: if `distribution_b` is not a distribution.
-      ValueError: if `weight` is negative, the prior is of a class that cannot be saved (see
-        `tfp_ar1.priors.to_config`), or `reinterpreted_batch_ndims` is not a non-negative integer;
-        when called, if the distribution has fewer batch axes than that, or the prior has batch axes
-        that are not those of one example.
+      ValueError: if another argument is not what is described, or the prior is of a class that
+        cannot be saved (see `tfp_ar1.priors.to_config`); when called, if the distribution has fewer
+        batch axes than `reinterpreted_batch_ndims`, or the prior other ones than one example.
     """
 
     def __init__(
@@ -72,9 +67,8 @@ class KLDivergenceRegularizer(tf_keras.regularizers.Regularizer):
         priors.check_can_be_saved(distribution_b)
         self.distribution_b = distribution_b
         self.use_exact_kl = use_exact_kl
-        self.reinterpreted_batch_ndims = _keras_common.checked_reinterpreted_batch_ndims(
-            reinterpreted_batch_ndims
-        )
+        ndims = _keras_common.checked_reinterpreted_batch_ndims(reinterpreted_batch_ndims)
+        self.reinterpreted_batch_ndims = ndims
 
     def mean_kl(self, distribution_a: tfd.Distribution) -> tf.Tensor:
         """`weight` times the KL divergence of `distribution_a`, averaged over the examples."""
@@ -129,17 +123,9 @@ class KLDivergenceAddLoss(_keras_common.TFKerasMixin, tf_keras.layers.Layer):
     ])
     ```
 
-    Args:
-      distribution_b: the prior, as for `KLDivergenceRegularizer`; its variables are trained and
-        saved with the model.
-      use_exact_kl: as for `KLDivergenceRegularizer`.
-      weight: factor of the KL, at least 0.
-      reinterpreted_batch_ndims: as for `KLDivergenceRegularizer`.
-      **kwargs: arguments of `tf_keras.layers.Layer`, such as `name`.
-
-    Raises:
-      ValueError: as for `KLDivergenceRegularizer`.
-      TypeError: if called on anything but a distribution.
+    Arguments, and errors, are those of `KLDivergenceRegularizer`, and those of
+    `tf_keras.layers.Layer`, such as `name`. The prior's variables are trained and saved with the
+    model. It is a `TypeError` to call it on anything but a distribution.
     """
 
     def __init__(
@@ -151,9 +137,8 @@ class KLDivergenceAddLoss(_keras_common.TFKerasMixin, tf_keras.layers.Layer):
         **kwargs,
     ):
         super().__init__(**kwargs)
-        self._regularizer = KLDivergenceRegularizer(
-            distribution_b, use_exact_kl, weight, reinterpreted_batch_ndims
-        )
+        kl = (distribution_b, use_exact_kl, weight, reinterpreted_batch_ndims)
+        self._regularizer = KLDivergenceRegularizer(*kl)
         self._prior_variables = list(self._regularizer.distribution_b.variables)
 
     def call(self, distribution_a: tfd.Distribution) -> tfd.Distribution:

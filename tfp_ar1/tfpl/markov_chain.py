@@ -16,8 +16,6 @@ from tfp_ar1 import _keras_common
 from tfp_ar1 import params as ar1_params
 from tfp_ar1.tfpl.kl import KLDivergenceRegularizer
 
-__all__ = ["MarkovChainLayer", "layer_class"]
-
 _CONVERSIONS = ("sample", "mean", "mode", "stddev", "variance")
 
 
@@ -25,8 +23,7 @@ class MarkovChainLayer(_keras_common.TFKerasMixin, tfp.layers.DistributionLambda
     """Base of the layers, each of which has a `family`.
 
     Used as `tfp.layers.MultivariateNormalTriL` is: it returns the distribution, for packed
-    parameters, `params_size(event_size)` along the last axis (see `tfp_ar1.params`). These are few:
-    `event_size + 2` for AR(1).
+    parameters, `params_size(event_size)` along the last axis (see `tfp_ar1.params`).
 
     ```python
     encoder = tf_keras.Sequential([
@@ -64,9 +61,8 @@ class MarkovChainLayer(_keras_common.TFKerasMixin, tfp.layers.DistributionLambda
                 f"`convert_to_tensor_fn` must be one of {list(_CONVERSIONS)}, or that method of "
                 f"`tfd.Distribution`; got {convert_to_tensor_fn!r}."
             )
-        self._event_size = event_size
+        self._event_size, self._validate_args = event_size, validate_args
         self._convert_to_tensor_name = name
-        self._validate_args = validate_args
         super().__init__(
             lambda params: type(self).new(params, event_size, validate_args),
             convert_to_tensor_fn=getattr(tfd.Distribution, name),

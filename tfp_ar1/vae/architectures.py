@@ -21,9 +21,8 @@ def mlp(
       hidden_units: width of each hidden layer of the encoder; the decoder has them reversed.
 
     Returns:
-      The encoder `[batch, *data_shape]` to `[batch, hidden_units[-1]]` (`RhoVAE` adds the layer
-      that makes the posterior's parameters), and the decoder `[batch, latent_dim]` to
-      `[batch, *data_shape]`, linear at the end.
+      The encoder `[batch, *data_shape]` to features `[batch, units]`, and the decoder
+      `[batch, latent_dim]` to `[batch, *data_shape]`, linear at the end.
 
     Raises:
       ValueError: if a size is not positive, or there is no hidden layer.
@@ -65,9 +64,7 @@ def cnn(data_shape: Sequence[int], latent_dim: int) -> tuple[keras.Model, keras.
       latent_dim: size d of the latent vectors.
 
     Returns:
-      The encoder `[batch, *data_shape]` to `[batch, features]` (`RhoVAE` adds the layer that makes
-      the posterior's parameters), and the decoder `[batch, latent_dim]` to `[batch, *data_shape]`,
-      linear at the end.
+      Encoder and decoder, as `mlp` does.
 
     Raises:
       ValueError: if the shape is not that of an image, or a size is too small.
@@ -83,31 +80,19 @@ def dcgan(data_shape: Sequence[int], latent_dim: int) -> tuple[keras.Model, kera
     512. Batch normalization after all but the first and the decoder's last; leaky relu in the
     encoder, relu in the decoder. The only dense layer is the decoder's projection of z.
 
-    Args:
-      data_shape: as for `cnn`.
-      latent_dim: size d of the latent vectors.
-
-    Returns:
-      The encoder and the decoder, as `cnn` does.
-
-    Raises:
-      ValueError: if the shape is not that of an image, or a size is too small.
+    Arguments, results and errors are those of `cnn`.
     """
     side, filters = min(_image_shape(data_shape)[:2]), [64]
     while _halved(side, len(filters) + 1) >= 4:
         filters.append(min(2 * filters[-1], 512))
-    return _convolutional(data_shape, latent_dim, filters, batch_norm=True, encoder_slope=0.2)
+    return _convolutional(data_shape, latent_dim, filters, is_dcgan=True)
 
 
 NETWORKS = {"mlp": mlp, "cnn": cnn, "dcgan": dcgan}
 
 
 def _convolutional(
-    data_shape: Sequence[int],
-    latent_dim: int,
-    filters: Sequence[int],
-    batch_norm: bool = False,
-    encoder_slope: float = 0.0,
+    data_shape: Sequence[int], latent_dim: int, filters: Sequence[int], is_dcgan: bool = False
 ) -> tuple[keras.Model, keras.Model]:
     """Halves the image as often as there are `filters`, and doubles it again."""
     data_shape, (*sides, channels) = tuple(data_shape), _image_shape(data_shape)
@@ -126,18 +111,18 @@ def _convolutional(
     encoder = [keras.Input(data_shape), keras.layers.Reshape((*sides, channels))]
     for index, number in enumerate(filters):
         encoder.append(keras.layers.Conv2D(number, **conv))
-        encoder += activation(batch_norm and index > 0, encoder_slope)
+        encoder += activation(is_dcgan and index > 0, slope=0.2 if is_dcgan else 0.0)
     encoder.append(keras.layers.Flatten())
 
     decoder = [
         keras.Input((latent_dim,)),
         keras.layers.Dense(math.prod(smallest)),
         keras.layers.Reshape(smallest),
-        *activation(batch_norm),
+        *activation(is_dcgan),
     ]
     for number in reversed(filters[:-1]):
         decoder.append(keras.layers.Conv2DTranspose(number, **conv))
-        decoder += activation(batch_norm)
+        decoder += activation(is_dcgan)
     decoder += [
         keras.layers.Conv2DTranspose(channels, **conv),
         keras.layers.Cropping2D([(n // 2, n - n // 2) for n in excess]),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import keras
@@ -25,7 +25,10 @@ from tfp_ar1.vae import (
 )
 from tfp_ar1.vae.multiworker import MultiWorkerMixin
 
-__all__ = ["VAE", "distribution_dtype"]
+Shape = tuple[Any, ...]
+
+# The arguments that Keras serializes as objects.
+_PARTS = ("encoder", "decoder", "objective", "likelihood")
 
 
 def distribution_dtype(policy: Any = None) -> tf.DType:
@@ -37,21 +40,14 @@ def distribution_dtype(policy: Any = None) -> tf.DType:
 class VAE(SeededMixin, MultiWorkerMixin, Keras3Mixin, data_checks.CheckedDataMixin, keras.Model):
     """A variational autoencoder: the base of `RhoVAE`, for vectors, and `SequenceVAE`, for paths.
 
-    A subclass makes its prior and calls this constructor; then it makes `posterior_head`, the layer
-    from features to the posterior's parameters, and calls `build_for` with the shape of its data.
-    Arguments and errors are those of `RhoVAE`, but the prior is one already.
+    A subclass makes its prior and calls this constructor, whose arguments and errors are those of
+    `RhoVAE`; then it makes `posterior_head`, from features to the posterior's parameters, and the
+    `latent_shape` of one example, and calls `build_for` with the shape of its data. It defines
+    `encode`, `draw`, `kl_to_prior`, `posterior_correlation`, `posterior_summary`, `checked_data`
+    and `assertions`, as `RhoVAE` does.
     """
 
-    # What a subclass makes and defines; `RhoVAE` says what each does.
-    posterior_head: keras.layers.Layer
-    latent_shape: tuple[int, ...]
-    encode: Callable[..., tfd.Distribution]
-    draw: Callable[..., objectives.Draws]
-    kl_to_prior: Callable[..., tf.Tensor]
-    posterior_correlation: Callable[..., tf.Tensor]
-    posterior_summary: Callable[..., tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]]
-    checked_data: Callable[..., Any]
-    data_shape: tuple[int, ...]  # of one example, known when the model is built
+    data_shape: Shape  # of one example, known when the model is built
 
     def __init__(
         self,
@@ -74,20 +70,15 @@ class VAE(SeededMixin, MultiWorkerMixin, Keras3Mixin, data_checks.CheckedDataMix
         for part in (encoder, decoder):
             if not isinstance(part, keras.layers.Layer):
                 raise TypeError(f"Encoder and decoder must be Keras 3 models; got {part!r}.")
-        self.encoder = encoder
-        self.decoder = decoder
+        self.encoder, self.decoder = encoder, decoder
         self.likelihood = likelihoods.get(likelihood)
         self.seed = seed
         self.seed_generator = keras.random.SeedGenerator(seed)
-        self.term_metrics = {
-            name: keras.metrics.Mean(name=name) for name in objectives.Terms._fields
-        }
-        learned = isinstance(prior, keras.layers.Layer)
-        self.prior_metrics = (
-            [keras.metrics.Mean(name="prior_correlation")]
-            if learned and hasattr(self.prior, "correlation_parameter")
-            else []
-        )
+        names = objectives.Terms._fields
+        self.term_metrics = {name: keras.metrics.Mean(name=name) for name in names}
+        self.prior_metrics = []
+        if isinstance(prior, keras.layers.Layer) and hasattr(self.prior, "correlation_parameter"):
+            self.prior_metrics = [keras.metrics.Mean(name="prior_correlation")]
 
     def build_for(self, data_shape: tuple[int | None, ...] | None) -> None:
         """Makes all weights at once, where the encoder says for what shape of data it is."""
@@ -97,40 +88,25 @@ class VAE(SeededMixin, MultiWorkerMixin, Keras3Mixin, data_checks.CheckedDataMix
             self._tracker.unlock()
 
     def build_parts(
-        self,
-        data_shape: tuple[int, ...],
-        inputs: Any,
-        features_shape: tuple[int | str, ...],
-        latents_shape: tuple[int, ...],
-        outputs_shape: tuple[int, ...],
-        advice: str,
+        self, data: Shape, inputs: Any, features: Shape, latents: Shape, outputs: Shape, advice: str
     ) -> None:
         """Builds encoder, head, decoder and likelihood, and checks that they fit together.
 
-        Args:
-          data_shape: of one example.
-          inputs: symbolic inputs of the encoder.
-          features_shape: what it must give for one example; a word stands for any number.
-          latents_shape: what the decoder takes at a time.
-          outputs_shape: what it must give for that.
-          advice: what to do where the features are of another shape.
+        From symbolic `inputs` the encoder must make `features`, or there is `advice`; from
+        `latents` the decoder must make `outputs`. All are shapes for one example, and a word in
+        them stands for any number.
         """
         # Symbolic calls, since a subclassed model need not know how to compute its output's shape.
-        features = network_checks.one_output(
-            "encoder", self.encoder(inputs), features_shape, advice
-        )
+        given = network_checks.one_output("encoder", self.encoder(inputs), features, advice)
         if not self.posterior_head.built:
-            self.posterior_head.build(features)
-        network_checks.one_output(
-            "decoder",
-            self.decoder(keras.KerasTensor((None, *latents_shape))),
-            outputs_shape,
-            "Give what the likelihood takes, logits or means, in the data's shape.",
-        )
+            self.posterior_head.build(given)
+        given = self.decoder(keras.KerasTensor((None, *latents)))
+        advice = "Give what the likelihood takes, logits or means, in the data's shape."
+        network_checks.one_output("decoder", given, outputs, advice)
         self.likelihood.check_decoder(self.decoder)
         if not self.likelihood.built:
-            self.likelihood.build((None, *data_shape))
-        self.data_shape = data_shape
+            self.likelihood.build((None, *data))
+        self.data_shape = data
         self.built = True
 
     @property
@@ -141,19 +117,12 @@ class VAE(SeededMixin, MultiWorkerMixin, Keras3Mixin, data_checks.CheckedDataMix
     def decoder_outputs(self, z: Any, training: bool = False) -> tf.Tensor:
         """What the decoder gives for latent vectors `[batch, latent_dim]`, in full precision."""
         if not self.built:
-            raise ValueError(
-                "The model is not built yet; call it on data, or `build` it, before it decodes."
-            )
+            raise ValueError("The model is not built yet; call it on data, or `build` it, first.")
         outputs = self.decoder(tf.cast(z, self.compute_dtype), training=training)
         return tf.cast(outputs, self.distribution_dtype)
 
     def decode(self, z: Any, training: bool = False) -> tfd.Distribution:
-        """The likelihood p(x | z): batch shape `[batch]`, event shape `data_shape`.
-
-        Args:
-          z: latents `[batch, *latent_shape]`.
-          training: passed on to the decoder.
-        """
+        """The likelihood p(x | z) for latents `[batch, *latent_shape]`: one for each example."""
         data_checks.not_symbolic(z)
         return self.likelihood.distribution(self.decoder_outputs(z, training=training))
 
@@ -162,28 +131,17 @@ class VAE(SeededMixin, MultiWorkerMixin, Keras3Mixin, data_checks.CheckedDataMix
         return self.decode(self.encode(x).mean()).mean()
 
     def generate(self, n: int, seed: int | None = None) -> tf.Tensor:
-        """New data: the mean of p(x | z) for n draws z of the prior.
-
-        Args:
-          n: how many.
-          seed: integer for the same data each time, or `None` for the model's own.
-
-        Returns:
-          Tensor `[n, *data_shape]`.
-        """
+        """New data `[n, *data_shape]`: means of p(x | z) for n draws of the prior, by the seed."""
         seed = self.next_seed() if seed is None else batching.checked_seed(seed)
-        z = self.prior.sample(n, seed=seed)
-        return self.decode(z).mean()
+        return self.decode(self.prior.sample(n, seed=seed)).mean()
 
     def correlation(self, x: Any, batch_size: int = 128) -> np.ndarray:
         """The mean lag-one correlation of each example's posterior, an array `[N]`.
 
         ρ itself for the AR(1) posterior, 0 for a diagonal one.
         """
-        x = data_checks.checked_arrays(self, x)
-        return np.concatenate(
-            [self.mean_correlation(batch).numpy() for batch in batching.batches(x, batch_size)]
-        )
+        batches = batching.batches(data_checks.checked_arrays(self, x), batch_size)
+        return np.concatenate([self.mean_correlation(batch).numpy() for batch in batches])
 
     def log_likelihood(self, x: Any, num_samples: int = 100, batch_size: int = 128) -> np.ndarray:
         """Importance-weighted estimate of log p(x), in nats per example.
@@ -201,23 +159,14 @@ class VAE(SeededMixin, MultiWorkerMixin, Keras3Mixin, data_checks.CheckedDataMix
           Array `[N]`.
         """
         x = data_checks.checked_arrays(self, x)
-        return batching.concatenated(
-            batching.importance_estimates(self.importance_terms, x, num_samples, batch_size)
-        )[2]
+        return batching.log_likelihood(self.importance_terms, x, num_samples, batch_size)
 
     @tf.function(reduce_retracing=True)
-    def importance_terms(
-        self, x: tf.Tensor, seed: tf.Tensor, num_samples: int
-    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        """For K draws of q(z | x), what importance-weighted estimates are made of.
-
-        Returns:
-          log p(x | z) and log p(x | z) p(z) / q(z | x), both `[K, batch]`, and KL(q ‖ prior),
-          `[batch]`.
-        """
+    def importance_terms(self, x: Any, seed: tf.Tensor, num_samples: int) -> tuple[tf.Tensor, ...]:
+        """`[K, batch]`: log p(x | z), log p(x | z) p(z) / q(z | x); `[batch]`: KL(q ‖ prior)."""
         posterior = self.encode(x)
-        draws = self.draw(x, posterior, num_samples, seed)
-        return draws.log_p, draws.log_weight, self.kl_to_prior(posterior, x)
+        _, log_p, log_weight = self.draw(x, posterior, num_samples, seed)
+        return log_p, log_weight, self.kl_to_prior(posterior, x)
 
     @tf.function(reduce_retracing=True)
     def mean_correlation(self, x: tf.Tensor) -> tf.Tensor:
@@ -236,10 +185,7 @@ class VAE(SeededMixin, MultiWorkerMixin, Keras3Mixin, data_checks.CheckedDataMix
 
     @property
     def metrics(self) -> list[keras.metrics.Metric]:
-        """The tracked means, `loss`, `reconstruction`, `kl`, `correlation` and of the prior.
-
-        Then the metrics that a subclass or a layer has added.
-        """
+        """The means of `Terms` and of the prior's correlation; then what a subclass has added."""
         own = [*self.term_metrics.values(), *self.prior_metrics]
         names = {metric.name for metric in own}  # Keras makes a `loss` that nothing updates
         return [*own, *(metric for metric in super().metrics if metric.name not in names)]
@@ -253,26 +199,15 @@ class VAE(SeededMixin, MultiWorkerMixin, Keras3Mixin, data_checks.CheckedDataMix
         weighted_metrics: None = None,
         **kwargs,
     ) -> None:
-        """Configures training: as `keras.Model.compile`, without `loss` and `metrics`.
+        """Configures training: as `keras.Model.compile`, with a loss and metrics of its own.
 
-        Args:
-          optimizer: a Keras optimizer, or its name; `None` for a model that is only evaluated.
-          loss: must be `None`, or empty, as the following three.
-          loss_weights: see `loss`.
-          metrics: see `loss`.
-          weighted_metrics: see `loss`.
-          **kwargs: `jit_compile`, `run_eagerly`, `steps_per_execution`, `auto_scale_loss`.
-
-        Raises:
-          ValueError: if a loss or metrics are given, or, for a model of several replicas, an option
-            that Keras cannot train these with.
+        Raises `ValueError` if others are given, or, for a model of several replicas, an option that
+        Keras cannot train these with. The optimizer may be `None` for a model that is only
+        evaluated.
         """
-        for name, value in (
-            ("loss", loss),
-            ("loss_weights", loss_weights),
-            ("metrics", metrics),
-            ("weighted_metrics", weighted_metrics),
-        ):
+        names = ("loss", "loss_weights", "metrics", "weighted_metrics")
+        values = (loss, loss_weights, metrics, weighted_metrics)
+        for name, value in zip(names, values, strict=True):
             if value is not None and value not in ([], (), {}):
                 raise ValueError(
                     f"`{type(self).__name__}` has a loss and metrics of its own; `{name}={value!r}`"
@@ -281,14 +216,12 @@ class VAE(SeededMixin, MultiWorkerMixin, Keras3Mixin, data_checks.CheckedDataMix
                 )
         if self.distribute_strategy.num_replicas_in_sync > 1:
             # Keras fails with either, a single Dense layer too, and says nothing of the reason.
-            for name, harmless in (
-                ("jit_compile", (None, False, "auto")),
-                ("steps_per_execution", (None, 1)),
-            ):
-                if kwargs.get(name) not in harmless:
+            harmless = {"jit_compile": (None, False, "auto"), "steps_per_execution": (None, 1)}
+            for name, allowed in harmless.items():
+                if (value := kwargs.get(name)) not in allowed:
+                    option = f"`{name}={value}`"
                     raise ValueError(
-                        f"Keras cannot train several replicas with `{name}={kwargs[name]}`; leave "
-                        "it out."
+                        f"Keras cannot train several replicas with {option}; leave it out."
                     )
             kwargs["jit_compile"] = False
         super().compile(optimizer=optimizer, **kwargs)
@@ -307,14 +240,11 @@ class VAE(SeededMixin, MultiWorkerMixin, Keras3Mixin, data_checks.CheckedDataMix
         """Raises `ValueError` if this cannot be the shape of a batch of data."""
         shape = tf.TensorShape(shape)
         if shape.rank is not None and shape.rank < 2:
-            raise ValueError(
-                f"Expected data of shape [N, *data_shape], N at least 1; got {tuple(shape)}."
-            )
+            expected = data_checks.SHAPE
+            raise ValueError(f"Expected data of shape {expected}; got {tuple(shape)}.")
         if self.built and not shape.is_compatible_with([None, *self.data_shape]):
-            raise ValueError(
-                f"The model is for data of shape (batch, {str(self.data_shape)[1:-1]}); got "
-                f"{shape}."
-            )
+            expected = f"(batch, {str(self.data_shape)[1:-1]})"
+            raise ValueError(f"The model is for data of shape {expected}; got {shape}.")
 
     def train_step(self, data: Any) -> dict[str, tf.Tensor]:
         """One step of the optimizer on a batch."""
@@ -341,8 +271,7 @@ class VAE(SeededMixin, MultiWorkerMixin, Keras3Mixin, data_checks.CheckedDataMix
     def _loss(self, x: tf.Tensor, sample_weight: tf.Tensor | None, training: bool) -> tf.Tensor:
         """A replica's part of the mean loss of a batch, with what layers add; updates the metrics.
 
-        The mean is over the whole batch, however it is shared out among the replicas, which may be
-        unevenly at the end of the data. The sum of the parts is the loss.
+        The sum of the parts is the mean over the whole batch, however unevenly it is shared out.
         """
         replicas = tf.distribute.get_strategy().num_replicas_in_sync
         examples = tf.shape(keras.tree.flatten(x)[0])[0]
@@ -372,28 +301,20 @@ class VAE(SeededMixin, MultiWorkerMixin, Keras3Mixin, data_checks.CheckedDataMix
         """Writes the model for use without this package: as `keras.Model.export`.
 
         The SavedModel, which TensorFlow alone can load and serve, has these endpoints; all take any
-        number of examples:
+        number of examples, int32 scalars and, as seed, an int32 vector `[2]`:
 
         * `serve(x)` and `reconstruct(x)`: as `RhoVAE.reconstruct`;
         * `encode(x)`: a dictionary with `mean` and `stddev`, `[batch, *latent_shape]`, and
           `correlation`, `[batch]`, of the posterior;
         * `decode(z)`: the mean of p(x | z);
-        * `generate(n, seed)`: new data, for an int32 scalar n and an int32 vector `[2]`; the
-          same seed gives the same data;
+        * `generate(n, seed)`: new data; the same for the same seed;
         * `log_likelihood(x, num_samples, seed)`: the importance-weighted estimate of log p(x), in
-          nats, `[batch]`, for an int32 scalar number of draws and an int32 vector `[2]`. Draws are
-          made one at a time, so that memory does not grow with their number; the k-th is the same
-          whatever their number. It is an error if there are none.
+          nats, `[batch]`. Draws are made one at a time, so that memory does not grow with their
+          number; the k-th is the same whatever their number. It is an error if there are none.
 
-        Args:
-          filepath: folder to write.
-          format: `"tf_saved_model"`; any other format has `serve` alone. What `"litert"` makes of
-            a `SequenceVAE` needs an interpreter with TensorFlow's operations (Flex).
-          verbose: whether to print the endpoints.
-          **kwargs: as in Keras.
-
-        Raises:
-          ValueError: if the model is not built.
+        Any other `format` has `serve` alone; what `"litert"` makes of a `SequenceVAE` needs an
+        interpreter with TensorFlow's operations (Flex). It is a `ValueError` if the model is not
+        built.
         """
         if not self.built:
             raise ValueError("The model is not built yet; call it on data before it is exported.")
@@ -409,32 +330,22 @@ class VAE(SeededMixin, MultiWorkerMixin, Keras3Mixin, data_checks.CheckedDataMix
         serialize = keras.saving.serialize_keras_object
         return {
             **super().get_config(),
-            "encoder": serialize(self.encoder),
-            "decoder": serialize(self.decoder),
+            **{part: serialize(getattr(self, part)) for part in _PARTS},
             "posterior": self.posterior_name,
             "prior": prior_to_config(self._prior),
-            "objective": serialize(self.objective),
-            "likelihood": serialize(self.likelihood),
             "seed": self.seed,
         }
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], custom_objects: Any = None) -> VAE:
         """Makes the model again from `get_config`, with fresh weights."""
-        config = dict(config)
-        for part in ("encoder", "decoder", "objective", "likelihood"):
-            config[part] = keras.saving.deserialize_keras_object(
-                config[part], custom_objects=custom_objects
-            )
-        return cls(**config)
+        make = keras.saving.deserialize_keras_object
+        parts = {part: make(config[part], custom_objects=custom_objects) for part in _PARTS}
+        return cls(**{**config, **parts})
 
 
 def _never_empty(x: Any, sample_weight: Any) -> tuple[Any, tf.Tensor]:
-    """A share of a batch; where it is empty, one example of ones and with the weight 0.
-
-    The smallest batches leave nothing for some replicas, and TensorFlow's dilated convolutions fail
-    on nothing.
-    """
+    """A share of a batch; if empty, on which dilated convolutions fail, one example of weight 0."""
     number = tf.shape(keras.tree.flatten(x)[0])[0]
     missing = tf.cast(tf.equal(number, 0), tf.int32)
 

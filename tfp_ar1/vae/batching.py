@@ -12,16 +12,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-__all__ = [
-    "Data",
-    "batches",
-    "checked_count",
-    "checked_seed",
-    "concatenated",
-    "importance_estimates",
-    "num_examples",
-    "portions",
-]
+from tfp_ar1._checks import checked_count
 
 # Decoder outputs held at a time, in numbers: 16 MiB of float32 for each array of that size.
 MAX_OUTPUTS = 2**22
@@ -44,10 +35,7 @@ def batches(x: Data, batch_size: int) -> Iterator[Any]:
 
 
 def portions(num_samples: int, batch_size: int, example_size: int) -> Iterator[tuple[int, int]]:
-    """Yields the first draw and the number of draws of each portion for a batch.
-
-    `example_size` is how many numbers the data of one example hold.
-    """
+    """Yields the first draw and the number of draws of each portion for a batch of this size."""
     most = max(1, MAX_OUTPUTS // (batch_size * example_size))
     for start in range(0, num_samples, most):
         yield start, min(most, num_samples - start)
@@ -59,7 +47,7 @@ def concatenated(parts: Iterable[tuple[np.ndarray, ...]]) -> tuple[np.ndarray, .
 
 
 def importance_estimates(
-    importance_terms: Callable[[Any, tf.Tensor, int], tuple[tf.Tensor, tf.Tensor, tf.Tensor]],
+    importance_terms: Callable[..., Any],
     x: Data,
     num_samples: int,
     batch_size: int,
@@ -92,20 +80,14 @@ def importance_estimates(
             progress(done, num_examples(x))
 
 
-def checked_count(name: str, value: Any, at_least: int) -> int:
-    """Returns the argument of that name, or raises `ValueError` if it is not such an integer."""
-    whole = isinstance(value, numbers.Real) and value % 1 == 0
-    if not whole or value < at_least:
-        raise ValueError(
-            f"`{name}` must be an integer of at least {at_least}; got {reprlib.repr(value)}."
-        )
-    return int(value)
+def log_likelihood(importance_terms: Callable[..., Any], x: Data, *args: Any) -> np.ndarray:
+    """The importance-weighted log-likelihoods `[N]`; arguments as for `importance_estimates`."""
+    return concatenated(importance_estimates(importance_terms, x, *args))[2]
 
 
 def checked_seed(seed: Any) -> tf.Tensor:
     """The seed that TFP takes, int32 `[2]`, or `ValueError` if it is not an int32 integer."""
     if not isinstance(seed, numbers.Integral) or not tf.int32.min <= seed <= tf.int32.max:
-        raise ValueError(
-            f"`seed` must be an integer of 32 bits, or None; got {reprlib.repr(seed)}."
-        )
+        given = reprlib.repr(seed)
+        raise ValueError(f"`seed` must be an integer of 32 bits, or None; got {given}.")
     return tf.constant([seed, 0], tf.int32)

@@ -1,9 +1,8 @@
 """What `RhoVAE` and `SequenceVAE` take as data: one form of it, and checks before it is used.
 
-Arrays in memory are checked as a whole when they are handed over, by `checked_data` of the model.
-Of what comes batch by batch, each batch is checked where it is read or by assertions in the graph.
-XLA leaves assertions out; a `tf.data.Dataset` is then checked in its own pipeline, and of a
-`keras.utils.PyDataset` the first batch alone.
+Arrays in memory are checked as a whole, by `checked_data` of the model. Of what comes batch by
+batch, each batch is checked where it is read or by assertions in the graph. XLA leaves these out; a
+`tf.data.Dataset` is then checked in its own pipeline, and of a `PyDataset` the first batch alone.
 """
 
 from __future__ import annotations
@@ -21,24 +20,15 @@ import tensorflow as tf
 
 from tfp_ar1._typing import MixinBase
 
-__all__ = [
-    "CheckedDataMixin",
-    "as_array",
-    "assert_all",
-    "check_values",
-    "checked_arrays",
-    "checked_examples",
-    "nan_where_masked",
-    "not_symbolic",
-    "unmasked",
-]
+SHAPE = "[N, *data_shape], N at least 1"
+_WEIGHTS = "`sample_weight` must be finite and not negative"
 
 
 def as_array(name: str, x: Any) -> np.ndarray | tf.Tensor:
     """Data as one array of numbers: masked arrays stay masked, tensors stay tensors.
 
-    Takes what can be converted to one, such as a tensor, a `DataFrame` or nested lists of numbers;
-    or a list or a tuple of one such.
+    Takes what can be converted to one, such as a `DataFrame` or nested lists of numbers; or a list
+    or a tuple of one such.
     """
     if isinstance(x, list | tuple):
         leaves = keras.tree.flatten(x)
@@ -55,15 +45,14 @@ def as_array(name: str, x: Any) -> np.ndarray | tf.Tensor:
             x = np.asarray(x)
         except ValueError as error:
             raise ValueError(f"`{name}` holds lists of unequal lengths; pad them first.") from error
+    instead = f"{name}.toarray()" if hasattr(x, "toarray") else ""
     if isinstance(x, tf.RaggedTensor):
-        raise ValueError(
-            f"`{name}` is a RaggedTensor; give {name}.to_tensor(), and for series {{'x': "
-            f"{name}.to_tensor(), 'length': {name}.row_lengths()}}."
-        )
-    if isinstance(x, tf.SparseTensor):
-        raise ValueError(f"`{name}` is a SparseTensor; give tf.sparse.to_dense({name}).")
-    if hasattr(x, "toarray"):
-        raise ValueError(f"`{name}` is sparse, {type(x).__name__}; give {name}.toarray().")
+        series = f"{{'x': {name}.to_tensor(), 'length': {name}.row_lengths()}}"
+        instead = f"{name}.to_tensor(), and for series {series}"
+    elif isinstance(x, tf.SparseTensor):
+        instead = f"tf.sparse.to_dense({name})"
+    if instead:
+        raise ValueError(f"`{name}` is a {type(x).__name__}; give {instead}.")
     not_symbolic(x)
     if isinstance(x, tf.Variable | keras.Variable):
         x = tf.convert_to_tensor(x)
@@ -135,9 +124,7 @@ def checked_examples(model: Any, x: Any) -> Any:
     x = model.checked_data(x)
     shape = (x["x"] if isinstance(x, Mapping) else x).shape
     if 0 in tuple(shape):
-        raise ValueError(
-            f"Expected data of shape [N, *data_shape], N at least 1; got {tuple(shape)}."
-        )
+        raise ValueError(f"Expected data of shape {SHAPE}; got {tuple(shape)}.")
     return x
 
 
@@ -152,19 +139,14 @@ def _checked_weight(sample_weight: Any, x: Any) -> np.ndarray | tf.Tensor | None
         return None
     weight = as_array("sample_weight", sample_weight)
     weight = unmasked("sample_weight", weight, "give the weight 0 to what is not to count")
-    number = keras.tree.flatten(x)[0].shape[0]
-    if tuple(weight.shape) not in ((number,), (number, 1)):
-        raise ValueError(
-            f"`sample_weight` must hold one number for each of {number} examples; got shape "
-            f"{tuple(weight.shape)}."
-        )
+    number, shape = keras.tree.flatten(x)[0].shape[0], tuple(weight.shape)
+    if shape not in ((number,), (number, 1)):
+        wanted = f"one number for each of {number} examples"
+        raise ValueError(f"`sample_weight` must hold {wanted}; got shape {shape}.")
     weight = keras.ops.convert_to_numpy(weight).reshape(-1)
     if not np.all(_weights_allowed(weight)):
         raise ValueError(f"{_WEIGHTS}; got values from {weight.min():g} to {weight.max():g}.")
     return weight
-
-
-_WEIGHTS = "`sample_weight` must be finite and not negative"
 
 
 def _weights_allowed(weight: Any) -> Any:
@@ -189,8 +171,8 @@ def _is_stream(x: Any) -> bool:
 class CheckedDataMixin(MixinBase):
     """The entry points of `keras.Model` for data, which check them.
 
-    For models with the methods `checked_data(x)`, which gives data in memory in the form that the
-    model works with, or raises, and `assertions(x)` for a batch in the graph.
+    By `checked_data(x)` of the model, which gives data in memory in the form that it works with, or
+    raises; and by its `assertions(x)` for a batch in the graph.
     """
 
     def _checked(self, x: Any, y: Any, sample_weight: Any) -> tuple[Any, Any, Any]:
@@ -223,19 +205,18 @@ class CheckedDataMixin(MixinBase):
             for part in keras.tree.flatten(batch):
                 unmasked("the first batch", part, "put NaN where something is missing")
             self._checked_batch(tuple(batch) if isinstance(batch, list) else batch)
-        if isinstance(x, tf.data.Dataset):
-            spec = keras.utils.unpack_x_y_sample_weight(x.element_spec)[0]
-            spec = spec.get("x") if isinstance(spec, Mapping) else spec
-            if isinstance(spec, tf.TensorSpec):
-                self.check_shape(spec.shape)
-        if isinstance(x, tf.data.Dataset) and self.jit_compile:
+        if not isinstance(x, tf.data.Dataset):
+            return x
+        spec = keras.utils.unpack_x_y_sample_weight(x.element_spec)[0]
+        spec = spec.get("x") if isinstance(spec, Mapping) else spec
+        if isinstance(spec, tf.TensorSpec):
+            self.check_shape(spec.shape)
 
-            def check(*batch: Any) -> Any:
-                data = batch if isinstance(x.element_spec, tuple) else batch[0]
-                return keras.utils.pack_x_y_sample_weight(*self._asserted(data))
+        def check(*batch: Any) -> Any:
+            data = batch if isinstance(x.element_spec, tuple) else batch[0]
+            return keras.utils.pack_x_y_sample_weight(*self._asserted(data))
 
-            return x.map(check)
-        return x
+        return x.map(check) if self.jit_compile else x
 
     def _asserted(self, data: Any) -> tuple[Any, Any, tf.Tensor | None]:
         """Data, targets and weights `[batch]` of a batch, which in a graph stop what is wrong."""
@@ -247,37 +228,25 @@ class CheckedDataMixin(MixinBase):
             if weight.shape.rank == 2 and weight.shape[1] == 1:
                 weight = tf.squeeze(weight, 1)
             if weight.shape.rank not in (None, 1):
-                raise ValueError(
-                    "`sample_weight` must hold one number for each example; got shape "
-                    f"{weight.shape}."
-                )
+                wanted = "one number for each example"
+                raise ValueError(f"`sample_weight` must hold {wanted}; got shape {weight.shape}.")
             checks.append(assert_all(_weights_allowed(weight), _WEIGHTS))
         with tf.control_dependencies(checks):
             return keras.tree.map_structure(tf.identity, x), y, weight
 
-    def __call__(self, x: Any, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, x: Any, *args, **kwargs) -> Any:
         """The reconstructions: as for `keras.Model`, which would drop the mask of an array."""
         if not any(isinstance(part, keras.KerasTensor) for part in keras.tree.flatten(x)):
             x = self.checked_data(x)
         return super().__call__(x, *args, **kwargs)
 
-    def fit(
-        self, x: Any = None, y: Any = None, *args: Any, **kwargs: Any
-    ) -> keras.callbacks.History:
-        """Trains the model: as `keras.Model.fit`, where targets `y` are ignored.
+    def fit(self, x: Any = None, y: Any = None, *args, **kwargs) -> keras.callbacks.History:
+        """Trains the model: as `keras.Model.fit`; x may be all that Keras takes, y is ignored.
 
         With sample weights, what is minimized is the sum of weight times loss, divided by the
         number of examples, as everywhere in Keras. The figures that are reported, `loss` too, are
-        weighted means: divided by the sum of the weights.
-
-        Of the figures, watch `val_loss` to stop early or to lower the learning rate: `kl` is no
-        measure of success, since it rises as the model learns to use its latents.
-
-        Args:
-          x: array `[N, *data_shape]`, `tf.data.Dataset`, or anything else that Keras takes.
-          y: not needed.
-          *args: as in Keras.
-          **kwargs: as in Keras; `validation_data` may be `(x_test,)`.
+        divided by the sum of the weights. Watch `val_loss` to stop early or to lower the learning
+        rate: `kl` rises as the model learns to use its latents. `validation_data` may be `(x,)`.
 
         Raises:
           ValueError: if x, `validation_data` or `sample_weight` are not what the model is for, in
@@ -288,8 +257,7 @@ class CheckedDataMixin(MixinBase):
         if bound.get("class_weight") is not None and y is None and not _is_stream(x):
             raise ValueError("`class_weight` needs the classes, as targets `y`.")
         _warn_of_monitors(bound.get("callbacks"))
-        data = (bound.get("x"), bound.get("y"), bound.get("sample_weight"))
-        bound["x"], bound["y"], bound["sample_weight"] = self._checked(*data)
+        self._check_arguments(bound)
         validation = bound.get("validation_data")
         if validation is not None:
             if isinstance(validation, list | tuple) and len(validation) > 3:
@@ -301,21 +269,20 @@ class CheckedDataMixin(MixinBase):
             bound["validation_data"] = self._checked(*parts)
         return super().fit(**bound)
 
-    def evaluate(self, x: Any = None, y: Any = None, *args: Any, **kwargs: Any) -> Any:
-        """Evaluates the model: as `keras.Model.evaluate`, where targets `y` are ignored.
+    def _check_arguments(self, bound: dict[str, Any]) -> None:
+        names = ("x", "y", "sample_weight")
+        bound.update(zip(names, self._checked(*map(bound.get, names)), strict=True))
 
-        Raises:
-          ValueError: if x is not what the model is for, in shape or in values.
-        """
+    def evaluate(self, x: Any = None, y: Any = None, *args, **kwargs) -> Any:
+        """Evaluates the model: as `keras.Model.evaluate`; arguments and errors as for `fit`."""
         bound = _bound(super().evaluate, x, y, *args, **kwargs)
         # In `fit`, Keras has the data already.
         if not bound.get("kwargs", {}).get("_use_cached_eval_dataset"):
-            data = (bound.get("x"), bound.get("y"), bound.get("sample_weight"))
-            bound["x"], bound["y"], bound["sample_weight"] = self._checked(*data)
+            self._check_arguments(bound)
         bound.update(bound.pop("kwargs", {}))
         return super().evaluate(**bound)
 
-    def predict(self, x: Any, *args: Any, **kwargs: Any) -> np.ndarray:
+    def predict(self, x: Any, *args, **kwargs) -> np.ndarray:
         """The reconstructions of data: as `keras.Model.predict`; errors as for `fit`."""
         return super().predict(self._checked(x, None, None)[0], *args, **kwargs)
 
@@ -324,13 +291,13 @@ class CheckedDataMixin(MixinBase):
         return super().predict_step(self._asserted(data)[0])
 
     def train_on_batch(
-        self, x: Any, y: Any = None, sample_weight: Any = None, *args: Any, **kwargs: Any
+        self, x: Any, y: Any = None, sample_weight: Any = None, *args, **kwargs
     ) -> Any:
         """One step on one batch: as `keras.Model.train_on_batch`; errors as for `fit`."""
         return super().train_on_batch(*self._checked(x, y, sample_weight), *args, **kwargs)
 
     def test_on_batch(
-        self, x: Any, y: Any = None, sample_weight: Any = None, *args: Any, **kwargs: Any
+        self, x: Any, y: Any = None, sample_weight: Any = None, *args, **kwargs
     ) -> Any:
         """Evaluates one batch: as `keras.Model.test_on_batch`; errors as for `fit`."""
         return super().test_on_batch(*self._checked(x, y, sample_weight), *args, **kwargs)
@@ -351,6 +318,6 @@ def _warn_of_monitors(callbacks: Any) -> None:
             )
 
 
-def _bound(function: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
+def _bound(function: Any, *args, **kwargs) -> dict[str, Any]:
     """Arguments by name, as the function takes them."""
     return dict(inspect.signature(function).bind(*args, **kwargs).arguments)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -12,10 +12,6 @@ from tfp_ar1.vae import batching, data_checks, mmd
 from tfp_ar1.vae.base import VAE
 
 __all__ = ["correlation", "evaluate", "log_likelihood"]
-
-# Burda et al. (arXiv:1509.00519) call a latent coordinate active if the variance over the data of
-# its posterior mean is above this.
-_ACTIVE_VARIANCE = 0.01
 
 
 def evaluate(
@@ -46,35 +42,36 @@ def evaluate(
 
       and, about the latent vectors:
 
-      * `active_units`: the number of coordinates whose posterior mean varies with the data, with a
-        variance above 0.01 (Burda et al., arXiv:1509.00519).
+      * `active_units`: the number of coordinates whose posterior mean has a variance above 0.01
+        over the data (Burda et al., arXiv:1509.00519).
       * `mmd`: squared maximum mean discrepancy between one draw of each posterior and as many of
         the prior; see `objectives.maximum_mean_discrepancy`. It takes time O(N²).
-      * `rho_mean` and `rho_std`: mean and standard deviation over the examples of the posterior's
-        mean lag-one correlation.
-      * `scale_mean` and `scale_std`: the same of the posterior's scale √s, the root mean square of
-        its standard deviations.
+      * `rho_mean`, `rho_std`: mean and standard deviation over the examples of the posterior's mean
+        lag-one correlation; `scale_mean`, `scale_std`: of the root mean square of its deviations.
 
       and `num_importance_samples` and `num_examples`.
 
     Raises:
-      ValueError: if a number is less than 1, there are no data, or the likelihood does not allow
-        their values.
+      ValueError: if a number is less than 1, or the data are not what the model is for.
     """
     x = data_checks.checked_arrays(model, x)
-    reconstruction, kl, log_likelihoods = batching.concatenated(
-        batching.importance_estimates(
-            model.importance_terms, x, num_importance_samples, batch_size, seed, progress
-        )
+    estimates = batching.importance_estimates(
+        model.importance_terms, x, num_importance_samples, batch_size, seed, progress
     )
-    mean, z, scale, rho = batching.concatenated(_posterior_summaries(model, x, batch_size, seed))
+    reconstruction, kl, log_likelihoods = batching.concatenated(estimates)
+    summaries = (
+        # The seeds of `importance_estimates` have no negative numbers.
+        model.posterior_summary(batch, tf.constant([seed, -2 - index], tf.int32))
+        for index, batch in enumerate(batching.batches(x, batch_size))
+    )
+    mean, z, scale, rho = (part.astype(np.float64) for part in batching.concatenated(summaries))
     return {
         "neg_elbo": float(np.mean(reconstruction + kl)),
         "reconstruction": float(np.mean(reconstruction)),
         "kl": float(np.mean(kl)),
         "nll_iw": float(-np.mean(log_likelihoods)),
         "num_importance_samples": num_importance_samples,
-        "active_units": int(np.sum(np.var(mean, axis=0) > _ACTIVE_VARIANCE)),
+        "active_units": int(np.sum(np.var(mean, axis=0) > 0.01)),
         "mmd": _mmd_to_prior(model, z, seed),
         "rho_mean": float(np.mean(rho)),
         "rho_std": float(np.std(rho)),
@@ -89,24 +86,12 @@ def log_likelihood(
 ) -> np.ndarray:
     """Importance-weighted estimate of log p(x) for each example; see `RhoVAE.log_likelihood`."""
     x = data_checks.checked_arrays(model, x)
-    return batching.concatenated(
-        batching.importance_estimates(model.importance_terms, x, num_samples, batch_size, seed)
-    )[2]
+    return batching.log_likelihood(model.importance_terms, x, num_samples, batch_size, seed)
 
 
 def correlation(model: VAE, x: Any, batch_size: int = 128) -> np.ndarray:
     """The mean lag-one correlation of each example's posterior, an array `[N]`."""
     return model.correlation(x, batch_size)
-
-
-def _posterior_summaries(
-    model: VAE, x: batching.Data, batch_size: int, seed: int
-) -> Iterator[tuple[np.ndarray, ...]]:
-    """Yields mean, a draw, scale and ρ of the posteriors of each batch, in float64."""
-    for index, batch in enumerate(batching.batches(x, batch_size)):
-        # The seeds of `importance_estimates` have no negative numbers.
-        seeds = tf.constant([seed, -2 - index], tf.int32)
-        yield tuple(np.asarray(part, np.float64) for part in model.posterior_summary(batch, seeds))
 
 
 def _mmd_to_prior(model: VAE, z: np.ndarray, seed: int) -> float:

@@ -11,6 +11,7 @@ import tensorflow as tf
 from tensorflow_probability import distributions as tfd
 from tensorflow_probability.python.distributions.independent import _Independent
 
+from tfp_ar1._checks import named
 from tfp_ar1.vae import network_checks
 
 __all__ = ["LIKELIHOODS", "Bernoulli", "Gaussian", "Likelihood", "get"]
@@ -19,18 +20,14 @@ __all__ = ["LIKELIHOODS", "Bernoulli", "Gaussian", "Likelihood", "get"]
 class Likelihood(keras.layers.Layer):
     """Base class: a layer, so that a likelihood can have weights. Computes in float32 or float64.
 
-    `call(outputs)` is the mean of the distribution. Subclasses define `distribution`, and may
-    define `log_prob` where there is a cheaper way, and `check` and `allowed` for the data they
-    accept, with `needs`, which says it in words.
+    Subclasses define `distribution`, and may define `log_prob` where there is a cheaper way, and
+    `check` and `allowed` for the data they accept, with `needs`, which says it in words.
     """
 
     needs = "The data must be finite"
 
     def distribution(self, outputs: tf.Tensor) -> tfd.Distribution:
-        """The distribution for decoder outputs `[..., *data_shape]`, independent over `data_shape`.
-
-        The first axis of `outputs` is the batch; the others belong to one observation.
-        """
+        """The distribution for decoder outputs `[batch, *data_shape]`: of batch shape `[batch]`."""
         raise NotImplementedError(f"`{type(self).__name__}` must define `distribution`.")
 
     def log_prob(self, x: tf.Tensor, outputs: tf.Tensor) -> tf.Tensor:
@@ -40,8 +37,7 @@ class Likelihood(keras.layers.Layer):
     def log_prob_terms(self, x: tf.Tensor, outputs: tf.Tensor) -> tf.Tensor:
         """`log p(x | z)` in nats per value, `[batch, *data_shape]`, for data with values missing.
 
-        Raises:
-          TypeError: if `distribution` does not return a `tfd.Independent`.
+        Raises `TypeError` if `distribution` does not return a `tfd.Independent`.
         """
         distribution = self.distribution(outputs)
         if not isinstance(distribution, _Independent):
@@ -73,25 +69,22 @@ class Likelihood(keras.layers.Layer):
 class Bernoulli(Likelihood):
     """Binary data, or intensities in [0, 1] taken as probabilities; decoder outputs are logits."""
 
+    _advice = "Rescale them, for example by 1/255, or use the Gaussian likelihood"
+    needs = f"A Bernoulli likelihood needs data in [0, 1]. {_advice}"
+
     def distribution(self, outputs: tf.Tensor) -> tfd.Distribution:
         """Independent Bernoulli distributions with these logits."""
-        return tfd.Independent(
-            tfd.Bernoulli(logits=outputs, dtype=outputs.dtype), outputs.shape.rank - 1
-        )
+        values = tfd.Bernoulli(logits=outputs, dtype=outputs.dtype)
+        return tfd.Independent(values, outputs.shape.rank - 1)
 
     def log_prob(self, x: tf.Tensor, outputs: tf.Tensor) -> tf.Tensor:
         """The negative cross-entropy, summed over an observation."""
-        log_probs = self.log_prob_terms(x, outputs)
-        return tf.reduce_sum(log_probs, axis=list(range(1, outputs.shape.rank)))
+        axes = list(range(1, outputs.shape.rank))
+        return tf.reduce_sum(self.log_prob_terms(x, outputs), axis=axes)
 
     def log_prob_terms(self, x: tf.Tensor, outputs: tf.Tensor) -> tf.Tensor:
         """The negative cross-entropy of each value."""
         return -tf.nn.sigmoid_cross_entropy_with_logits(labels=x, logits=outputs)
-
-    needs = (
-        "A Bernoulli likelihood needs data in [0, 1]. Rescale them, for example by 1/255, or use "
-        "the Gaussian likelihood"
-    )
 
     def check(self, x: np.ndarray) -> None:
         """Raises `ValueError` unless all values lie in [0, 1]."""
@@ -100,8 +93,7 @@ class Bernoulli(Likelihood):
         if outside:
             raise ValueError(
                 f"A Bernoulli likelihood needs data in [0, 1]; {outside} values lie outside "
-                f"(range {x.min():g} to {x.max():g}). Rescale them, for example by 1/255, or use "
-                f"the Gaussian likelihood."
+                f"(range {x.min():g} to {x.max():g}). {self._advice}."
             )
 
     def allowed(self, x: tf.Tensor) -> tf.Tensor:
@@ -164,13 +156,7 @@ LIKELIHOODS = {"bernoulli": Bernoulli, "gaussian": Gaussian}
 
 
 def get(likelihood: str | Likelihood) -> Likelihood:
-    """The likelihood of that name, or the one that is given.
-
-    Raises:
-      ValueError: if there is none of that name; the message lists the names.
-    """
+    """The likelihood that is given, or the one of that name, or `ValueError` with the names."""
     if isinstance(likelihood, Likelihood):
         return likelihood
-    if likelihood not in LIKELIHOODS:
-        raise ValueError(f"Unknown likelihood {likelihood!r}; expected one of {list(LIKELIHOODS)}.")
-    return LIKELIHOODS[likelihood]()
+    return named("likelihood", likelihood, LIKELIHOODS)()

@@ -13,8 +13,6 @@ import tensorflow as tf
 
 from tfp_ar1._typing import MixinBase
 
-__all__ = ["MultiWorkerMixin"]
-
 
 class MultiWorkerMixin(MixinBase):
     """The overrides, for a `keras.Model` with a `train_step` of its own."""
@@ -22,8 +20,8 @@ class MultiWorkerMixin(MixinBase):
     def _maybe_symbolic_build(self, iterator: Any = None, data_batch: Any = None) -> None:
         """Builds the optimizer in the strategy's scope.
 
-        Keras takes a first batch for it and computes symbolically what comes of it. There is
-        nothing more to find out for a model that is built, and under several workers it cannot.
+        Keras would compute symbolically what comes of a first batch. For a model that is built it
+        need not, and under several workers it cannot.
         """
         if self._distribute_strategy is None or not self.built:
             super()._maybe_symbolic_build(iterator=iterator, data_batch=data_batch)

@@ -6,17 +6,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import keras
-
-__all__ = ["input_shapes", "last_activation", "one_output", "takes"]
+from keras import layers
 
 _CHANGE_SHAPES_ONLY = (
-    keras.layers.InputLayer
-    | keras.layers.Reshape
-    | keras.layers.Flatten
-    | keras.layers.Permute
-    | keras.layers.Cropping1D
-    | keras.layers.Cropping2D
-    | keras.layers.Cropping3D
+    *(layers.InputLayer, layers.Reshape, layers.Flatten, layers.Permute),
+    *(layers.Cropping1D, layers.Cropping2D, layers.Cropping3D),
 )
 
 

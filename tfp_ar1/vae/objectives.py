@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import reprlib
 from collections.abc import Callable
@@ -11,7 +12,7 @@ import keras
 import tensorflow as tf
 from tensorflow_probability import distributions as tfd
 
-from tfp_ar1.vae.batching import checked_count
+from tfp_ar1._checks import checked_count, named
 from tfp_ar1.vae.mmd import maximum_mean_discrepancy, witness
 
 __all__ = [
@@ -49,7 +50,6 @@ class Draws(NamedTuple):
 class Model(Protocol):
     """What an objective needs of a model; `RhoVAE` and `SequenceVAE` have it."""
 
-    # Of those that have it, what `tfp_ar1.vae.base.VAE` says of each.
     prior: Any
     next_seed: Callable[[], tf.Tensor]
     encode: Callable[..., tfd.Distribution]
@@ -58,11 +58,12 @@ class Model(Protocol):
     posterior_correlation: Callable[..., tf.Tensor]
 
 
+@dataclasses.dataclass(eq=False)
 class Objective:
     """Base class: draws from the posterior, and the terms that every objective reports.
 
     The reconstruction is estimated with `num_samples` draws, the KL is exact. Subclasses define
-    `loss`, and `get_config` where they have arguments.
+    `loss`, and `get_config` where they have arguments and are no dataclasses.
     """
 
     num_samples = 1
@@ -85,18 +86,14 @@ class Objective:
     ) -> tf.Tensor:
         """What is minimized, `[batch]`.
 
-        Args:
-          model: the model.
-          draws: draws of the posteriors.
-          reconstruction: the mean of -log p(x | z) over the draws, `[batch]`.
-          kl: KL(q ‖ prior), `[batch]`.
-          training: whether it is for a step of the optimizer.
+        From `draws` of the posteriors of the model, the mean of -log p(x | z) over these, and the
+        KL(q ‖ prior), both `[batch]`; `training` is for a step of the optimizer.
         """
         raise NotImplementedError(f"`{type(self).__name__}` must define `loss`.")
 
     def get_config(self) -> dict[str, Any]:
         """The arguments of the constructor."""
-        return {}
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Objective:
@@ -105,39 +102,36 @@ class Objective:
 
 
 @keras.saving.register_keras_serializable(package="tfp_ar1")
+@dataclasses.dataclass(eq=False)
 class ELBO(Objective):
     """The negative evidence lower bound, `-E_q[log p(x | z)] + β KL(q(z | x) ‖ p(z))`.
 
-    The expectation is estimated with one sample, the KL is exact. (Inequalities 1 and 2 of the
-    paper are printed the wrong way round: the bound is from below.)
+    (Inequalities 1 and 2 of the paper are printed the wrong way round: the bound is from below.)
 
     Args:
-      beta: factor of the KL; 1 for the VAE, other values for the β-VAE. At least 0.
+      beta: factor of the KL; 1 for the VAE, other values for the β-VAE. Finite, at least 0.
       warmup_steps: in training, the factor grows to `beta` linearly over this number of steps of
         the optimizer; 0 for none. In evaluation the factor is always `beta`.
 
     Raises:
-      ValueError: if `beta` is negative or not finite, or `warmup_steps` is not an integer of at
-        least 0.
+      ValueError: if an argument is not what is described.
     """
 
-    def __init__(self, beta: float = 1.0, warmup_steps: int = 0):
-        if not 0 <= beta < math.inf:
-            raise ValueError(f"`beta` must be finite and not negative; got {beta}.")
-        self.beta = beta
-        self.warmup_steps = checked_count("warmup_steps", warmup_steps, at_least=0)
+    beta: float = 1.0
+    warmup_steps: int = 0
+
+    def __post_init__(self):
+        """Checks the arguments."""
+        if not 0 <= self.beta < math.inf:
+            raise ValueError(f"`beta` must be finite and not negative; got {self.beta}.")
+        self.warmup_steps = checked_count("warmup_steps", self.warmup_steps, at_least=0)
 
     def loss(
         self, model: Model, draws: Draws, reconstruction: tf.Tensor, kl: tf.Tensor, training: bool
     ) -> tf.Tensor:
         """The reconstruction and β times the KL."""
-        factor = self.beta
-        if training and self.warmup_steps:
-            factor *= self._warmup(model, kl.dtype)
-        return reconstruction + factor * kl
-
-    def _warmup(self, model: Model, dtype: tf.DType) -> tf.Tensor:
-        """The share of β at the present step of the optimizer, in (0, 1]."""
+        if not (training and self.warmup_steps):
+            return reconstruction + self.beta * kl
         optimizer = getattr(model, "optimizer", None)
         if optimizer is None:
             raise ValueError(
@@ -145,24 +139,20 @@ class ELBO(Objective):
                 f"but it has none; compile the model before it is trained."
             )
         # A variable, or with accumulated gradients what is computed from one.
-        step = tf.cast(tf.convert_to_tensor(optimizer.iterations), dtype)
-        return tf.minimum((step + 1) / self.warmup_steps, 1)
-
-    def get_config(self) -> dict[str, Any]:
-        """The arguments of the constructor."""
-        return {"beta": self.beta, "warmup_steps": self.warmup_steps}
+        step = tf.cast(tf.convert_to_tensor(optimizer.iterations), kl.dtype)
+        factor = self.beta * tf.minimum((step + 1) / self.warmup_steps, 1)
+        return reconstruction + factor * kl
 
 
 @keras.saving.register_keras_serializable(package="tfp_ar1")
+@dataclasses.dataclass(eq=False)
 class InfoVAE(Objective):
     """InfoVAE with the maximum mean discrepancy (Zhao, Song and Ermon, arXiv:1706.02262).
 
     `-E_q[log p(x | z)] + (1 - α) KL(q(z | x) ‖ p(z)) + (α + λ - 1) MMD(q(z), p(z))`, where q(z) is
     the mean of q(z | x) over the data. The squared MMD is estimated between the batch's draws, one
-    for each example, and as many of the prior; see `maximum_mean_discrepancy` for the kernel. It
-    belongs to the batch, and is the same in the loss of each example.
-
-    The defaults, α = 0 and λ = 1000, are those of a public implementation for MNIST. `alpha=1`
+    for each example, and as many of the prior (see `maximum_mean_discrepancy`), and is the same in
+    the loss of each example. The defaults are those of a public implementation for MNIST. `alpha=1`
     leaves the KL out (MMD-VAE), and `alpha + lambda_ = 1` the MMD (β-VAE with β = λ).
 
     Args:
@@ -173,15 +163,18 @@ class InfoVAE(Objective):
       ValueError: if a factor of the loss, 1 - α or α + λ - 1, is negative or not finite.
     """
 
-    def __init__(self, alpha: float = 0.0, lambda_: float = 1000.0):
-        if not -math.inf < alpha <= 1:
-            raise ValueError(f"`alpha` must be finite and at most 1; got {alpha}.")
-        if not 1 - alpha <= lambda_ < math.inf:
+    alpha: float = 0.0
+    lambda_: float = 1000.0
+
+    def __post_init__(self):
+        """Checks the arguments."""
+        if not -math.inf < self.alpha <= 1:
+            raise ValueError(f"`alpha` must be finite and at most 1; got {self.alpha}.")
+        least = 1 - self.alpha
+        if not least <= self.lambda_ < math.inf:
             raise ValueError(
-                f"`lambda_` must be finite and at least 1 - alpha = {1 - alpha}; got {lambda_}."
+                f"`lambda_` must be finite and at least 1 - alpha = {least}; got {self.lambda_}."
             )
-        self.alpha = alpha
-        self.lambda_ = lambda_
 
     def loss(
         self, model: Model, draws: Draws, reconstruction: tf.Tensor, kl: tf.Tensor, training: bool
@@ -192,12 +185,9 @@ class InfoVAE(Objective):
         mmd = maximum_mean_discrepancy(z, from_prior)
         return reconstruction + (1 - self.alpha) * kl + (self.alpha + self.lambda_ - 1) * mmd
 
-    def get_config(self) -> dict[str, Any]:
-        """The arguments of the constructor."""
-        return {"alpha": self.alpha, "lambda_": self.lambda_}
-
 
 @keras.saving.register_keras_serializable(package="tfp_ar1")
+@dataclasses.dataclass(eq=False)
 class ImportanceWeighted(Objective):
     """The importance-weighted bound, `-log 1/K Σ_k p(x | z_k) p(z_k) / q(z_k | x)`.
 
@@ -206,14 +196,17 @@ class ImportanceWeighted(Objective):
     estimated from the draw.
 
     Args:
-      num_samples: K, at least 1. Time and memory grow with it.
+      num_samples: K, an integer of at least 1. Time and memory grow with it.
 
     Raises:
-      ValueError: if `num_samples` is not an integer of at least 1.
+      ValueError: if it is not.
     """
 
-    def __init__(self, num_samples: int = 5):
-        self.num_samples = checked_count("num_samples", num_samples, at_least=1)
+    num_samples: int = 5
+
+    def __post_init__(self):
+        """Checks the arguments."""
+        self.num_samples = checked_count("num_samples", self.num_samples, at_least=1)
 
     def loss(
         self, model: Model, draws: Draws, reconstruction: tf.Tensor, kl: tf.Tensor, training: bool
@@ -221,24 +214,12 @@ class ImportanceWeighted(Objective):
         """Minus the logarithm of the mean weight."""
         return math.log(self.num_samples) - tf.reduce_logsumexp(draws.log_weight, axis=0)
 
-    def get_config(self) -> dict[str, Any]:
-        """The arguments of the constructor."""
-        return {"num_samples": self.num_samples}
 
-
-OBJECTIVES: dict[str, type[Objective]] = {
-    "elbo": ELBO,
-    "infovae": InfoVAE,
-    "iwae": ImportanceWeighted,
-}
+OBJECTIVES: dict[str, Any] = {"elbo": ELBO, "infovae": InfoVAE, "iwae": ImportanceWeighted}
 
 
 def get(objective: str | Objective, **kwargs) -> Objective:
-    """The objective of that name, or the one that is given.
-
-    Args:
-      objective: a key of `OBJECTIVES`, or an objective.
-      **kwargs: the arguments of the one that is named.
+    """The objective of that name, made with these arguments, or the one that is given.
 
     Raises:
       ValueError: if there is none of that name; the message lists the names.
@@ -251,6 +232,4 @@ def get(objective: str | Objective, **kwargs) -> Objective:
             f"`objective` must be one of {list(OBJECTIVES)}, or an `Objective` such as ELBO(); got "
             f"{reprlib.repr(objective)}."
         )
-    if objective not in OBJECTIVES:
-        raise ValueError(f"Unknown objective {objective!r}; expected one of {list(OBJECTIVES)}.")
-    return OBJECTIVES[objective](**kwargs)
+    return named("objective", objective, OBJECTIVES)(**kwargs)

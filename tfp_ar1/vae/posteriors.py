@@ -2,39 +2,53 @@
 
 from __future__ import annotations
 
-from typing import Protocol
-
 import tensorflow as tf
 import tensorflow_probability as tfp
 from tensorflow_probability import distributions as tfd
 
 from tfp_ar1 import params as ar1_params
+from tfp_ar1._checks import named
 from tfp_ar1.families import PACKED
 
 __all__ = ["POSTERIORS", "Posterior", "get", "num_covariance_parameters"]
 
 
-class Posterior(Protocol):
-    """A family of normals over vectors, and how a network's output chooses one of them."""
+class Posterior:
+    """A family of normals over vectors, and how a network's output chooses one of them.
+
+    `parameters` says what there is one number for, of the mean and of each packed parameter after
+    it: a "coordinate", a "step" to the next, or a "member" of the batch; `None` without an order.
+    """
+
+    parameters: tuple[str, ...] | None
 
     def params_size(self, event_size: int) -> int:
         """The number of outputs that the network needs."""
+        d = ar1_params.checked_event_size(event_size)
+        size = {"member": 1, "coordinate": d, "step": d - 1}
+        return sum(size[per] for per in self.parameters or ())
 
     def new(self, params: tf.Tensor, event_size: int) -> tfd.Distribution:
         """The distribution for outputs `[..., params_size(event_size)]`."""
+        params = ar1_params.checked_params(params, self.params_size(event_size), event_size)
+        loc = ar1_params.bounded(params[..., :event_size], ar1_params.LOC_BOUND)
+        return self._around(loc, params[..., event_size:], event_size)
+
+    def _around(self, loc: tf.Tensor, rest: tf.Tensor, d: int) -> tfd.Distribution:
+        raise NotImplementedError
 
     def correlation(self, distribution: tfd.Distribution) -> tf.Tensor:
         """The mean correlation `[...]` of neighbouring coordinates."""
+        raise NotImplementedError
 
 
-class _MarkovChain:
+class _MarkovChain(Posterior):
     """A member of this package: `"ar1"` is that of the ρ-VAE (equation 4 of the paper)."""
 
     def __init__(self, family: str):
         self.family = family
-
-    def params_size(self, event_size: int) -> int:
-        return ar1_params.params_size(event_size, self.family)
+        declared = (p.per for p in PACKED[family].declaration if p.packed is not None)
+        self.parameters = ("coordinate", *declared)
 
     def new(self, params: tf.Tensor, event_size: int) -> tfd.Distribution:
         return ar1_params.new(params, event_size, family=self.family)
@@ -51,19 +65,14 @@ def _mean_over_steps(rho: tf.Tensor) -> tf.Tensor:
     return tf.reduce_sum(rho, axis=-1) / tf.cast(tf.maximum(tf.shape(rho)[-1], 1), rho.dtype)
 
 
-class _Diagonal:
+class _Diagonal(Posterior):
     """A variance for each coordinate: the standard VAE (equation 3). Packed `[loc, log s]`."""
 
-    def params_size(self, event_size: int) -> int:
-        return 2 * ar1_params.checked_event_size(event_size)
+    parameters = ("coordinate", "coordinate")
 
-    def new(self, params: tf.Tensor, event_size: int) -> tfd.Distribution:
-        params = ar1_params.checked_params(params, self.params_size(event_size), event_size)
-        scale = ar1_params.scale_from_log_variance(params[..., event_size:])
-        return tfd.MultivariateNormalDiag(
-            loc=ar1_params.bounded(params[..., :event_size], ar1_params.LOC_BOUND),
-            scale_diag=tf.broadcast_to(scale, tf.shape(params[..., :event_size])),
-        )
+    def _around(self, loc: tf.Tensor, rest: tf.Tensor, d: int) -> tfd.Distribution:
+        scale = tf.broadcast_to(ar1_params.scale_from_log_variance(rest), tf.shape(loc))
+        return tfd.MultivariateNormalDiag(loc, scale)
 
     def correlation(self, distribution: tfd.Distribution) -> tf.Tensor:
         return tf.zeros(distribution.batch_shape_tensor(), distribution.dtype)
@@ -72,34 +81,31 @@ class _Diagonal:
 class _Isotropic(_Diagonal):
     """One variance for all coordinates: AR(1) with ρ = 0. Packed `[loc, log s]`."""
 
-    def params_size(self, event_size: int) -> int:
-        return ar1_params.checked_event_size(event_size) + 1
+    parameters = ("coordinate", "member")
 
 
-class _Full:
+class _Full(Posterior):
     """Any covariance, by its Cholesky factor: O(d²) parameters.
 
     Packed `[loc (d), factor (d (d+1)/2)]`, the factor as `tfp.math.fill_triangular` takes it, with
     `log s` on its diagonal.
     """
 
+    parameters = None
+
     def params_size(self, event_size: int) -> int:
         d = ar1_params.checked_event_size(event_size)
         return d + d * (d + 1) // 2
 
-    def new(self, params: tf.Tensor, event_size: int) -> tfd.Distribution:
-        params = ar1_params.checked_params(params, self.params_size(event_size), event_size)
-        factor = tfp.math.fill_triangular(params[..., event_size:])
+    def _around(self, loc: tf.Tensor, rest: tf.Tensor, d: int) -> tfd.Distribution:
+        factor = tfp.math.fill_triangular(rest)
         # Not tf.linalg.set_diag, whose gradient XLA cannot compile for an unknown batch size.
         scale_tril = tf.where(
-            tf.eye(event_size, dtype=tf.bool),
+            tf.eye(d, dtype=tf.bool),
             ar1_params.scale_from_log_variance(factor),
             ar1_params.bounded(factor, ar1_params.LOC_BOUND),
         )
-        return tfd.MultivariateNormalTriL(
-            loc=ar1_params.bounded(params[..., :event_size], ar1_params.LOC_BOUND),
-            scale_tril=scale_tril,
-        )
+        return tfd.MultivariateNormalTriL(loc, scale_tril)
 
     def correlation(self, distribution: tfd.Distribution) -> tf.Tensor:
         factor = distribution.scale.to_dense()
@@ -116,29 +122,15 @@ POSTERIORS: dict[str, Posterior] = {
 
 
 def get(name: str) -> Posterior:
-    """The family of that name.
-
-    Raises:
-      ValueError: if there is none; the message lists the names.
-    """
+    """The family of that name, or `ValueError` with the names that there are."""
     if name in PACKED:  # Also a member that has been added since.
         return _MarkovChain(name)
-    if name not in POSTERIORS:
-        raise ValueError(f"Unknown posterior {name!r}; expected one of {list(POSTERIORS)}.")
-    return POSTERIORS[name]
+    return named("posterior", name, POSTERIORS)
 
 
 def num_covariance_parameters(name: str, latent_dim: int) -> int:
     """How many numbers the covariance of the family of that name takes, besides the d of the mean.
 
-    Args:
-      name: a key of `POSTERIORS`.
-      latent_dim: size d of the latent vectors, at least 1.
-
-    Returns:
-      2 for `"ar1"`, d for `"diag"`, 1 for `"isotropic"`, d (d + 1) / 2 for `"full"`, and so on.
-
-    Raises:
-      ValueError: if the name is unknown, or `latent_dim` is not a positive integer.
+    For d = `latent_dim`: 2 for `"ar1"`, d for `"diag"`, 1 for `"isotropic"`, and so on.
     """
     return get(name).params_size(latent_dim) - latent_dim

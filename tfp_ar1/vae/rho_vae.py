@@ -16,8 +16,6 @@ from tfp_ar1.layers.prior import Prior, checked_prior
 from tfp_ar1.vae import data_checks, likelihoods, network_checks, objectives
 from tfp_ar1.vae.base import VAE, distribution_dtype
 
-__all__ = ["RhoVAE"]
-
 
 @keras.saving.register_keras_serializable(package="tfp_ar1")
 class RhoVAE(VAE):
@@ -36,11 +34,10 @@ class RhoVAE(VAE):
     ```
 
     `fit` and `evaluate` report, in nats per example: `loss`, what is minimized; `reconstruction`,
-    -E_q[log p(x | z)] from one sample; `kl`, KL(q ‖ prior), exact and summed over dimensions; and
-    `correlation`, the mean lag-one correlation of the posteriors. The negative ELBO is
-    `reconstruction + kl`. Where the prior learns a correlation, `prior_correlation` is its mean.
-
-    Distributions are computed in float32 (float64 under that policy), also under mixed precision.
+    -E_q[log p(x | z)] from one sample; `kl`, KL(q ‖ prior), exact; and `correlation`, the mean
+    lag-one correlation of the posteriors. The negative ELBO is `reconstruction + kl`. Where the
+    prior learns a correlation, `prior_correlation` is its mean. Distributions are computed in
+    float32 (float64 under that policy), also under mixed precision.
 
     Args:
       encoder: Keras model from data `[batch, *data_shape]` to features `[batch, units]`.
@@ -48,8 +45,8 @@ class RhoVAE(VAE):
         logits for a Bernoulli likelihood, means for a Gaussian one.
       latent_dim: size d of the latent vectors, at least 1.
       posterior: `"ar1"` (one variance and one correlation, the ρ-VAE), `"diag"` (a variance for
-        each dimension, the standard VAE), `"isotropic"` (one variance) or `"full"` (any covariance,
-        by its Cholesky factor).
+        each dimension, the standard VAE), `"isotropic"` (one variance), `"full"` (any covariance,
+        by its Cholesky factor), or another key of `tfp_ar1.vae.posteriors.POSTERIORS`.
       prior: distribution over vectors of size d, with constant parameters, or a layer that learns
         one (`tfp_ar1.layers.MultivariateNormalAR1Prior`); default N(0, I).
       objective: what to minimize: `"elbo"`, `"infovae"`, `"iwae"`, or one of
@@ -60,9 +57,8 @@ class RhoVAE(VAE):
 
     Raises:
       TypeError: if the prior is not a distribution, or encoder or decoder not a Keras 3 model.
-      ValueError: if a name is unknown, `latent_dim` is not a positive integer, the prior does not
-        fit, or encoder and decoder have unfit shapes (for an encoder that does not know the shape
-        of its data yet: when the model is built).
+      ValueError: if another argument is not what is described, or parts do not fit together (for an
+        encoder that does not know the shape of its data yet: when the model is built).
     """
 
     def __init__(
@@ -103,29 +99,19 @@ class RhoVAE(VAE):
         self.build_for(inputs[0][1:] if inputs else None)
 
     def build(self, input_shape: Any) -> None:
-        """Builds the parts for data of this shape, and checks that they fit together.
-
-        Args:
-          input_shape: `(batch or None, *data_shape)`.
-
-        Raises:
-          ValueError: if the encoder does not give vectors, or the decoder not the data's shape.
-        """
+        """Builds the parts for `(batch or None, *data_shape)`; `ValueError` if they do not fit."""
         data_shape = tuple(input_shape[1:])
         if not network_checks.takes(self.decoder, self.latent_shape):
             raise ValueError(
                 f"The decoder must take latent vectors of size {self.latent_dim}; it takes inputs "
                 f"of shape {self.decoder.input_shape}."
             )
-        self.build_parts(
-            data_shape,
-            inputs=keras.KerasTensor((None, *data_shape)),
-            features_shape=("units",),
-            latents_shape=self.latent_shape,
-            outputs_shape=data_shape,
-            advice="Give the features alone, and end with a Flatten or a pooling layer; the model "
-            "makes mean and covariance of them.",
+        inputs = keras.KerasTensor((None, *data_shape))
+        advice = (
+            "Give the features alone, and end with a Flatten or a pooling layer; the model makes "
+            "mean and covariance of them."
         )
+        self.build_parts(data_shape, inputs, ("units",), self.latent_shape, data_shape, advice)
 
     def _initial_head_kernel(self, shape: tuple[int, int], dtype: Any = None) -> tf.Tensor:
         """Random for the mean, which all families have first; 0 for the covariance: I at first."""
@@ -134,12 +120,7 @@ class RhoVAE(VAE):
         return tf.concat([loc, tf.zeros((units, size - self.latent_dim), loc.dtype)], axis=-1)
 
     def encode(self, x: Any, training: bool = False) -> tfd.Distribution:
-        """The posterior q(z | x): batch shape `[batch]`, event shape `[latent_dim]`.
-
-        Args:
-          x: data `[batch, *data_shape]`.
-          training: passed on to the encoder.
-        """
+        """The posterior q(z | x) of data `[batch, *data_shape]`: of event shape `[latent_dim]`."""
         x = keras.ops.convert_to_tensor(self.checked_data(x))
         if not self.built:
             self.build(tuple(x.shape))
@@ -156,22 +137,9 @@ class RhoVAE(VAE):
         return self.posterior.correlation(posterior)
 
     def draw(
-        self,
-        x: tf.Tensor,
-        posterior: tfd.Distribution,
-        num_samples: int,
-        seed: tf.Tensor,
-        training: bool = False,
+        self, x: Any, posterior: Any, num_samples: int, seed: tf.Tensor, training: bool = False
     ) -> objectives.Draws:
-        """Draws K latent vectors for each example, and weighs them.
-
-        Args:
-          x: data `[batch, *data_shape]`.
-          posterior: q(z | x), from `encode`.
-          num_samples: K.
-          seed: int32 tensor `[2]`.
-          training: passed on to the decoder.
-        """
+        """Draws K latent vectors for each example from its posterior, and weighs them."""
         # The density of a draw from the noise that made it, not from its rounded coordinates.
         z, log_q = posterior.experimental_sample_and_log_prob(num_samples, seed=seed)
         outputs = self.decoder_outputs(tf.reshape(z, [-1, *self.latent_shape]), training=training)
@@ -181,14 +149,11 @@ class RhoVAE(VAE):
         return objectives.Draws(z, log_p, log_weight=log_p + self.prior.log_prob(z) - log_q)
 
     @tf.function(reduce_retracing=True)
-    def posterior_summary(
-        self, x: tf.Tensor, seed: tf.Tensor
-    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]:
+    def posterior_summary(self, x: tf.Tensor, seed: tf.Tensor) -> tuple[tf.Tensor, ...]:
         """What the posteriors of a batch look like.
 
-        Returns:
-          The mean and one draw of q(z | x), both `[batch, *latent_shape]`; the root mean square of
-          its standard deviations and its mean lag-one correlation, both `[batch]`.
+        The mean and one draw of q(z | x), both `[batch, *latent_shape]`; the root mean square of
+        its standard deviations and its mean lag-one correlation, both `[batch]`.
         """
         posterior = self.encode(x)
         return (
@@ -201,20 +166,15 @@ class RhoVAE(VAE):
     def checked_data(self, x: Any) -> np.ndarray | tf.Tensor:
         """Data in memory, or a batch in a graph, as one array.
 
-        Raises:
-          ValueError: if they are not what the model is for, in shape or, outside a graph, values.
-          TypeError: if they are no data.
+        Raises an error if they are not of the model's shape, or outside a graph not of its values.
         """
         if isinstance(x, Mapping):
             raise ValueError(
                 f"`{type(self).__name__}` takes one array, not a dictionary, here with the keys "
                 f"{list(x)}; give the array of the data alone."
             )
-        x = data_checks.unmasked(
-            "x",
-            data_checks.as_array("x", x),
-            "fill them in, or use `SequenceVAE`, which allows gaps",
-        )
+        advice = "fill them in, or use `SequenceVAE`, which allows gaps"
+        x = data_checks.unmasked("x", data_checks.as_array("x", x), advice)
         self.check_shape(x.shape)
         if not tf.is_symbolic_tensor(x):
             data_checks.check_values(self, keras.ops.convert_to_numpy(x))

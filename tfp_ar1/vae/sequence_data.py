@@ -9,8 +9,6 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
 
-__all__ = ["Parts", "Series", "check_parts", "interpolated", "unpacked"]
-
 
 class Parts(NamedTuple):
     """The data as given: an array, or the entries of a dictionary."""
@@ -75,17 +73,26 @@ def check_parts(
             )
         observed &= (np.arange(num_timesteps) < length[:, np.newaxis])[..., np.newaxis]
     if mask is not None:
-        if mask.dtype != bool or mask.shape not in (x.shape, x.shape[:2], (*x.shape[:2], 1)):
-            raise ValueError(
-                f"`mask` must hold booleans, true where x was observed, of shape {x.shape[:2]} "
-                f"or {x.shape}; got dtype {mask.dtype} and shape {mask.shape}."
-            )
-        observed &= mask if mask.ndim == 3 else mask[..., np.newaxis]
+        observed &= _mask_of_values(mask, x.shape)
     return observed
 
 
-def unpacked(parts: Parts, num_timesteps: int, num_features: int, dtype: tf.DType) -> Series:
+def _mask_of_values(mask: Any, shape: Any) -> Any:
+    """A mask with an axis of features, or `ValueError` if it cannot be that of data of a shape."""
+    x, given = tf.TensorShape(shape), tf.TensorShape(mask.shape)
+    allowed = (x, x[:2], x[:2].concatenate([1]))
+    fits = given.rank is not None and any(given.is_compatible_with(each) for each in allowed)
+    if mask.dtype != bool or not fits:
+        raise ValueError(
+            f"`mask` must hold booleans, true where x was observed, of shape {x[:2]} or {x}; got "
+            f"dtype {getattr(mask.dtype, 'name', mask.dtype)} and shape {given}."
+        )
+    return mask if given.rank == 3 else mask[..., np.newaxis]
+
+
+def unpacked(parts: Parts, data_shape: Any, dtype: tf.DType) -> Series:
     """The batch as tensors of all timesteps; `ValueError` for lengths or masks of no such shape."""
+    num_timesteps, num_features = data_shape
     x = tf.ensure_shape(tf.cast(parts.x, dtype), [None, None, num_features])
     x = _with_all_timesteps(x, num_timesteps, np.nan)
     length, mask = parts.length, parts.mask
@@ -99,13 +106,7 @@ def unpacked(parts: Parts, num_timesteps: int, num_features: int, dtype: tf.DTyp
         valid = tf.range(num_timesteps) < length[:, tf.newaxis]
     observed = valid[..., tf.newaxis] & ~tf.math.is_nan(x)
     if mask is not None:
-        mask = tf.convert_to_tensor(mask)
-        if mask.dtype != tf.bool or mask.shape.rank not in (2, 3):
-            raise ValueError(
-                f"`mask` must hold booleans of shape [N, {num_timesteps}], or that of x; got "
-                f"dtype {mask.dtype.name} and shape {mask.shape}."
-            )
-        mask = mask if mask.shape.rank == 3 else mask[..., tf.newaxis]
+        mask = _mask_of_values(tf.convert_to_tensor(mask), x.shape)
         observed &= _with_all_timesteps(mask, num_timesteps, False)
     # Zeros before anything is computed, or the gradients would be NaN too.
     return Series(tf.where(observed, x, tf.zeros_like(x)), observed, valid, length)

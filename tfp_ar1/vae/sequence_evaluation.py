@@ -39,12 +39,7 @@ Predictor = Callable[[np.ndarray, np.ndarray], Prediction]
 def of_model(model: SequenceVAE, num_samples: int = 200, seed: int = 0) -> Predictor:
     """The predictions of a model: mean and quantiles of draws of `SequenceVAE.impute`.
 
-    Behind the length of a series these are its forecasts.
-
-    Args:
-      model: the model.
-      num_samples: draws for each series.
-      seed: integer; the same predictions for the same seed.
+    Past the end of a series these are its forecasts. The same for the same integer seed.
     """
 
     def predict(x: np.ndarray, length: np.ndarray) -> Prediction:
@@ -52,10 +47,8 @@ def of_model(model: SequenceVAE, num_samples: int = 200, seed: int = 0) -> Predi
         rows = max(1, _MAX_DRAWS // (num_samples * x[0].size))
         for start in range(0, len(x), rows):
             part = slice(start, start + rows)
-            draws = model.impute(
-                {"x": x[part], "length": length[part]}, num_samples=num_samples, seed=seed + start
-            )
-            draws = np.asarray(draws)
+            data = {"x": x[part], "length": length[part]}
+            draws = model.impute(data, num_samples=num_samples, seed=seed + start)
             parts.append((draws.mean(axis=0), *np.quantile(draws, (0.05, 0.95), axis=0)))
         return Prediction(*(np.concatenate(column) for column in zip(*parts, strict=True)))
 
@@ -63,13 +56,9 @@ def of_model(model: SequenceVAE, num_samples: int = 200, seed: int = 0) -> Predi
 
 
 def hidden_steps(length: np.ndarray, steps: int, share: float, seed: int) -> np.ndarray:
-    """Steps to hide, drawn at random: bool `[N, steps]`, a share of the steps of each series.
+    """Steps to hide, drawn at random: bool `[N, steps]`, a share in (0, 1) of those of each series.
 
-    Args:
-      length: how many steps each series has, `[N]`.
-      steps: of the longest series.
-      share: in (0, 1); rounded to whole steps, at least one and not all.
-      seed: integer.
+    Each has `length` steps, `[N]`; the share is rounded to whole ones, at least one and not all.
     """
     if not 0 < share < 1:
         raise ValueError(f"`share` must be in (0, 1); got {share}.")
@@ -100,10 +89,9 @@ def evaluate(
 
     Returns:
       In the units of x: `imputation_rmse_20`, the root mean square error with 20% of the steps
-      hidden, and so on for each share; `forecast_rmse_10`, that of the tenth step ahead, and so on
-      for each horizon. For predictors with intervals also `imputation_coverage_20` and
-      `forecast_coverage_10`, the share of values in the 90% interval, and `imputation_width_20` and
-      `forecast_width_10`, the interval's mean width. No entries for horizons that no series has.
+      hidden; `forecast_rmse_10`, that of the tenth step ahead; and so on for each share and
+      horizon that a series has. For predictors with intervals also, with `coverage` for `rmse`, the
+      share of values in the 90% interval, and with `width` the interval's mean width.
     """
     x = data_checks.nan_where_masked(data_checks.as_array("x", x))
     if x.ndim != 3:

@@ -10,13 +10,6 @@ import tensorflow as tf
 from tfp_ar1.families import PACKED
 from tfp_ar1.vae import posteriors
 
-__all__ = ["SequencePosteriorHead", "parameters_of"]
-
-
-# What else a family has besides a mean for each coordinate, here a timestep: one number for each
-# "coordinate", for each "step" from one to the next, or for each "member" of the batch, a path.
-_INDEPENDENT = {"diag": ("coordinate",), "isotropic": ("member",)}
-
 
 def parameters_of(posterior: str) -> tuple[str, ...]:
     """What each of the packed parameters of a family is one number for, in their order.
@@ -24,14 +17,12 @@ def parameters_of(posterior: str) -> tuple[str, ...]:
     Raises:
       ValueError: if the name is unknown, or that of a family over vectors without an order.
     """
-    posteriors.get(posterior)
-    if posterior in PACKED:
-        declared = (p.per for p in PACKED[posterior].declaration if p.packed is not None)
-        return ("coordinate", *declared)
-    if posterior not in _INDEPENDENT:
-        names = [*PACKED, *_INDEPENDENT]
+    parameters = posteriors.get(posterior).parameters
+    if parameters is None:
+        every = dict.fromkeys([*PACKED, *posteriors.POSTERIORS])
+        names = [name for name in every if posteriors.get(name).parameters]
         raise ValueError(f"A posterior over sequences must be one of {names}; got {posterior!r}.")
-    return ("coordinate", *_INDEPENDENT[posterior])
+    return parameters
 
 
 @keras.saving.register_keras_serializable(package="tfp_ar1")
@@ -60,13 +51,9 @@ class SequencePosteriorHead(keras.layers.Layer):
         self._of_series = self.parameters.count("member")
         self._of_steps = len(self.parameters) - self._of_series
 
-        def dense(number: int, initializer: str | keras.Initializer, name: str) -> keras.Layer:
-            return keras.layers.Dense(
-                number * channels,
-                kernel_initializer=initializer,
-                dtype=self.dtype_policy,
-                name=name,
-            )
+        def dense(number: int, initializer: Any, name: str) -> keras.Layer:
+            options = {"kernel_initializer": initializer, "dtype": self.dtype_policy, "name": name}
+            return keras.layers.Dense(number * channels, **options)
 
         small = keras.initializers.VarianceScaling(0.01, mode="fan_avg", distribution="uniform")
         self.loc = dense(1, small, "loc")

@@ -55,10 +55,7 @@ def convolutional(
 
 
 def recurrent(
-    data_shape: Sequence[int],
-    channels: int,
-    units: int = 32,
-    hidden_units: Sequence[int] = (32,),
+    data_shape: Sequence[int], channels: int, units: int = 32, hidden_units: Sequence[int] = (32,)
 ) -> tuple[keras.Model, keras.Model]:
     """A bidirectional GRU, and a decoder that sees one timestep at a time.
 
@@ -72,10 +69,7 @@ def recurrent(
       hidden_units: width of each hidden layer of the decoder.
 
     Returns:
-      The encoder and the decoder, as `SequenceVAE` takes them.
-
-    Raises:
-      ValueError: if a size is not positive, or `data_shape` is not of length 2.
+      Encoder and decoder; errors as for `convolutional`.
     """
     _check_sizes(data_shape, channels=[channels], units=[units])
     inputs, valid = _encoder_inputs(data_shape)

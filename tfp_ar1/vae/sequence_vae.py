@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import keras
@@ -18,8 +18,6 @@ from tfp_ar1.vae import batching, data_checks, likelihoods, network_checks, obje
 from tfp_ar1.vae.base import VAE, distribution_dtype
 from tfp_ar1.vae.sequence_data import Parts, Series, check_parts, interpolated, unpacked
 from tfp_ar1.vae.sequence_head import SequencePosteriorHead
-
-__all__ = ["SequenceVAE"]
 
 
 @keras.saving.register_keras_serializable(package="tfp_ar1")
@@ -50,11 +48,9 @@ class SequenceVAE(VAE):
       Keras's masks are. What x holds elsewhere changes no result.
 
     `fit` and `evaluate` also take `tf.data.Dataset`s of either, whose batches may have fewer
-    timesteps, such as those of `padded_batch`. Values and lengths there are checked as they come.
-
-    Training, metrics, objectives, sample weights, saving and `export` (for series of full length)
-    are those of `RhoVAE`. The metric `correlation` is the posteriors' mean over the channels,
-    `prior_correlation` that of a prior that is learned.
+    timesteps, such as those of `padded_batch`. Training, metrics (correlations are means over the
+    channels), objectives, sample weights, saving and `export` (for series of full length) are those
+    of `RhoVAE`.
 
     Args:
       encoder: Keras model of two inputs, `[batch, steps, 2 * features]` and boolean
@@ -64,25 +60,16 @@ class SequenceVAE(VAE):
         second says which timesteps there are: the features of these must not depend on the others.
       decoder: Keras model from `[batch, channels]` to `[batch, features]`, which is applied to each
         timestep; or one from whole paths, `[batch, steps, channels]` to `[batch, steps, features]`,
-        which cannot forecast. Logits for a Bernoulli likelihood, means for a Gaussian one.
+        which cannot forecast. Gives what `RhoVAE`'s does.
       channels: number of latent channels, at least 1.
       steps: number of timesteps T of the longest series, at least 1.
-      posterior: any family of `RhoVAE` but `"full"`: the distribution of each channel's path, the
-        channels being independent of each other.
+      posterior: any family of `RhoVAE` but `"full"`, for the path of each channel, independently.
       prior: `"ar1"`, one learned correlation for each channel, which starts as N(0, I); `None` for
-        N(0, I); or a `MultivariateNormalAR1` of batch shape `[channels]` and event shape `[steps]`
-        with constant parameters; or a layer that learns one,
-        `MultivariateNormalAR1Prior(steps, channels=channels)`.
-      objective: what to minimize, as for `RhoVAE`; default `ELBO()`.
-      likelihood: `"gaussian"`, `"bernoulli"`, or a `tfp_ar1.vae.likelihoods.Likelihood` whose
-        values are independent.
-      seed: integer seed of the noise, or `None` for a random one.
-      **kwargs: arguments of `keras.Model`, such as `name` and `dtype`.
+        N(0, I); a `MultivariateNormalAR1` of batch shape `[channels]` and event shape `[steps]`
+        with constant parameters; or a layer that learns one, `MultivariateNormalAR1Prior`.
 
-    Raises:
-      TypeError: if the prior is not a distribution.
-      ValueError: if a name is unknown, a size is not a positive integer, the prior does not fit, or
-        encoder and decoder have unfit shapes.
+    The other arguments, and errors, are those of `RhoVAE`; a likelihood must be of independent
+    values.
     """
 
     def __init__(
@@ -101,10 +88,9 @@ class SequenceVAE(VAE):
         channels = batching.checked_count("channels", channels, at_least=1)
         steps = batching.checked_count("steps", steps, at_least=1)
         dtype = distribution_dtype(kwargs.get("dtype"))
-        prior = _checked_prior(prior, (channels, steps), dtype)
+        prior = _checked_prior(prior, channels, steps, dtype)
         super().__init__(encoder, decoder, posterior, prior, objective, likelihood, seed, **kwargs)
-        self.channels = channels
-        self.steps = steps
+        self.channels, self.steps = channels, steps
         self.latent_shape = (channels, steps)  # of the latents z of one series
         self.posterior_head = SequencePosteriorHead(
             posterior, channels, dtype=dtype.name, name="posterior_parameters"
@@ -123,19 +109,14 @@ class SequenceVAE(VAE):
             self.build_for((num_timesteps, None if width is None else width // 2))
 
     def build(self, input_shape: Any) -> None:
-        """Builds the parts for data of this shape, and checks that they fit together.
+        """Builds the parts for `(batch or None, steps, features)`, or a dictionary with it as "x".
 
-        Args:
-          input_shape: `(batch or None, steps, features)`, or a dictionary with it at `"x"`.
-
-        Raises:
-          ValueError: if shapes do not fit.
+        Raises `ValueError` if they do not fit.
         """
         shape = tuple(input_shape["x"] if isinstance(input_shape, Mapping) else input_shape)
         if len(shape) != 3 or shape[1] != self.steps or shape[2] is None:
-            raise ValueError(
-                f"The data must be of shape (batch, {self.steps}, features); got {shape}."
-            )
+            expected = f"(batch, {self.steps}, features)"
+            raise ValueError(f"The data must be of shape {expected}; got {shape}.")
         features = shape[2]
         inputs = [
             keras.KerasTensor((None, self.steps, 2 * features)),
@@ -148,54 +129,39 @@ class SequenceVAE(VAE):
         if not network_checks.takes(self.decoder, (*times, self.channels)):
             raise ValueError(
                 f"The decoder must take the latents of a step, (batch, {self.channels}), or of a "
-                f"path, (batch, {self.steps}, {self.channels}); it takes inputs of shape "
-                f"{decoded}."
+                f"path, (batch, {self.steps}, {self.channels}); it takes inputs of shape {decoded}."
             )
-        self.build_parts(
-            (self.steps, features),
-            inputs,
-            features_shape=(self.steps, "units"),
-            latents_shape=(*times, self.channels),
-            outputs_shape=(*times, features),
-            advice="Give features for each step; the model makes mean and covariance of them.",
-        )
+        latents, outputs = (*times, self.channels), (*times, features)
+        advice = "Give features for each step; the model makes mean and covariance of them."
+        self.build_parts(shape[1:], inputs, (self.steps, "units"), latents, outputs, advice)
 
     def checked_data(self, x: Any) -> np.ndarray | tf.Tensor | dict[str, np.ndarray | tf.Tensor]:
         """Data in memory, or a batch in a graph: one array, or a dictionary with lengths or a mask.
 
-        What is masked in an `np.ma.MaskedArray` was not observed: it becomes NaN.
-
-        Raises:
-          ValueError: if data, lengths or a mask are not what the model is for, in shape or, outside
-            a graph, in values.
-          TypeError: if they are no data.
+        Errors as for `RhoVAE`. What is masked in an `np.ma.MaskedArray` becomes NaN: not observed.
         """
         while isinstance(x, list | tuple) and len(x) == 1 and isinstance(x[0], Mapping):
             (x,) = x
         data = Parts.of(x).given()
         for name, part in data.items():
             part = data_checks.as_array(name, part)
-            data[name] = (
-                data_checks.nan_where_masked(part)
-                if name == "x"
-                else data_checks.unmasked(name, part, "fill them in")
-            )
-        if any(tf.is_symbolic_tensor(part) for part in data.values()):
-            self.check_shape(data["x"].shape)
-        else:
-            self._check_values(**{k: keras.ops.convert_to_numpy(v) for k, v in data.items()})
+            if name == "x":
+                data[name] = data_checks.nan_where_masked(part)
+            else:
+                data[name] = data_checks.unmasked(name, part, "fill them in")
+        symbolic = any(tf.is_symbolic_tensor(part) for part in data.values())
+        shape = data["x"].shape
+        if not symbolic and (len(shape) != 3 or shape[1] != self.steps):
+            expected = f"[N, {self.steps}, features], N at least 1"
+            raise ValueError(f"Expected data of shape {expected}; got {tuple(shape)}.")
+        self.check_shape(shape)
+        if not symbolic:
+            arrays = {name: keras.ops.convert_to_numpy(part) for name, part in data.items()}
+            data_checks.check_values(self, arrays["x"][check_parts(**arrays)])
             if "mask" in data and data["mask"].ndim == 2:
                 # Of one rank, or a function that was traced for the other would not take it.
                 data["mask"] = data["mask"][..., np.newaxis]
         return data if isinstance(x, Mapping) else data["x"]
-
-    def _check_values(self, x: np.ndarray, **parts: np.ndarray) -> None:
-        if x.ndim != 3 or x.shape[1] != self.steps:
-            raise ValueError(
-                f"Expected data of shape [N, {self.steps}, features], N at least 1; got {x.shape}."
-            )
-        self.check_shape(x.shape)
-        data_checks.check_values(self, x[check_parts(x, **parts)])
 
     def assertions(self, x: Any) -> list[tf.Operation]:
         """What must hold for a batch in a graph, where values are not known when it is made."""
@@ -215,18 +181,12 @@ class SequenceVAE(VAE):
         if not self.built:
             self.build(tuple(x.shape))
         self.check_shape(x.shape)
-        num_timesteps, num_features = self.data_shape
-        parts = parts._replace(x=x)
-        return unpacked(parts, num_timesteps, num_features, self.distribution_dtype)
+        return unpacked(parts._replace(x=x), self.data_shape, self.distribution_dtype)
 
     def encode(self, x: Any, training: bool = False) -> tfd.Distribution:
         """The posterior q(z | x): batch shape `[batch, channels]`, event shape `[steps]`.
 
         Coordinates past the end of a series mean nothing.
-
-        Args:
-          x: data `[batch, steps, features]`, or a dictionary with lengths.
-          training: passed on to the encoder.
         """
         series = self._series(self.checked_data(x))
         indicator = tf.cast(series.observed, series.values.dtype)
@@ -236,10 +196,7 @@ class SequenceVAE(VAE):
         return self.posterior.new(params, self.steps)
 
     def decoder_outputs(self, z: Any, training: bool = False) -> tf.Tensor:
-        """What the decoder gives for paths `[batch, channels, steps]`, `[batch, steps, features]`.
-
-        A decoder of single timesteps takes paths of any number of them.
-        """
+        """What the decoder gives for paths `[batch, channels, T]`: `[batch, T, features]`."""
         z = tf.linalg.matrix_transpose(z)
         if not self._decodes_steps:
             return super().decoder_outputs(z, training=training)
@@ -247,11 +204,9 @@ class SequenceVAE(VAE):
         return tf.reshape(outputs, [-1, tf.shape(z)[1], self.data_shape[-1]])
 
     def kl_to_prior(self, posterior: tfd.Distribution, x: Any = None) -> tf.Tensor:
-        """KL(q(z | x) ‖ p(z)), exact, in nats per series, over its own timesteps.
-
-        The marginals of a Markov chain are Markov chains, so that the KL over the first timesteps
-        is the sum of the first terms of the chain rule.
-        """
+        """KL(q(z | x) ‖ p(z)), exact, in nats per series, over its own timesteps."""
+        # The marginals of a Markov chain are Markov chains, so that the KL over the first timesteps
+        # is the sum of the first terms of the chain rule.
         terms = kl_terms(posterior, self.prior)
         if x is None:
             return tf.reduce_sum(terms, axis=[-2, -1])
@@ -270,17 +225,11 @@ class SequenceVAE(VAE):
         return tf.reduce_sum(rho * counted, axis=[-2, -1]) / tf.maximum(number, 1)
 
     def draw(
-        self,
-        x: Any,
-        posterior: tfd.Distribution,
-        num_samples: int,
-        seed: tf.Tensor,
-        training: bool = False,
+        self, x: Any, posterior: Any, num_samples: int, seed: tf.Tensor, training: bool = False
     ) -> objectives.Draws:
         """Draws K paths for each series, and weighs them by what they say about its own timesteps.
 
-        Arguments as for `RhoVAE.draw`. Past the end of a series, the paths that are returned follow
-        the prior.
+        As `RhoVAE.draw`. Past the end of a series, the paths that are returned follow the prior.
         """
         series = self._series(x)
         z_seed, path_seed = samplers.split_seed(seed)
@@ -297,20 +246,12 @@ class SequenceVAE(VAE):
         return objectives.Draws(z, log_p, log_weight)
 
     def _continued(self, z: tf.Tensor, series: Series, more: int, seed: Any) -> tf.Tensor:
-        """Paths that continue past the end of each series, as the prior has it.
+        """Paths `[K, batch, channels, steps]` that continue past the end of each series.
 
-        Given its last coordinate, what follows in a Markov chain is independent of what was before.
-        So it is drawn as `u_t + ρ^(t-l) (z_l - u_l)` for a path u of the prior that is independent
-        of z, where l is the last timestep: of mean and covariance as given z_l.
-
-        Args:
-          z: paths `[K, batch, channels, steps]`.
-          series: the data.
-          more: how many timesteps to add, where the prior has the mean of its last timestep.
-          seed: for `tfd.Distribution.sample`; `None` for the mean of what follows.
-
-        Returns:
-          Tensor `[K, batch, channels, steps + more]`.
+        By `more` timesteps, where the prior has the mean of its last one. Given its last
+        coordinate, what follows in a Markov chain is independent of what was before. So it is drawn
+        as `u_t + ρ^(t-l) (z_l - u_l)` for a path u of the prior that is independent of z, where l
+        is the last timestep: of mean and covariance as given z_l. Without a seed u is the mean.
         """
         prior = self.prior
         loc = tf.concat([prior.loc, tf.repeat(prior.loc[..., -1:], more, axis=-1)], axis=-1)
@@ -329,9 +270,7 @@ class SequenceVAE(VAE):
         return tf.where(step <= last, z, u + tf.pow(rho, distance) * offset)
 
     @tf.function(reduce_retracing=True)
-    def posterior_summary(
-        self, x: Any, seed: tf.Tensor
-    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]:
+    def posterior_summary(self, x: Any, seed: tf.Tensor) -> tuple[tf.Tensor, ...]:
         """As `RhoVAE.posterior_summary`; past the end of a series both paths follow the prior."""
         series, posterior = self._series(x), self.encode(x)
         z_seed, path_seed = samplers.split_seed(seed)
@@ -355,8 +294,7 @@ class SequenceVAE(VAE):
 
         Args:
           x: data `[N, steps, features]` with NaN where nothing was observed, or a dictionary.
-          mask: booleans `[N, steps]` or `[N, steps, features]`, true where x was observed. What x
-            holds elsewhere is not used, and may be NaN or not.
+          mask: as in a dictionary, which then must have none.
           num_samples: number S of draws of each series.
           seed: integer for the same draws each time, or `None` for the model's own.
           batch_size: series at a time. Draws are made in portions, so that memory stays bounded.
@@ -366,14 +304,14 @@ class SequenceVAE(VAE):
           a series is its forecast.
 
         Raises:
-          ValueError: if the data are not what the model is for, or have a mask already.
+          ValueError: if the data are not what the model is for.
         """
         if mask is not None:
             parts = Parts.of(x)
             if parts.mask is not None:
                 raise ValueError("Pass `mask` either as an argument or in the dictionary.")
             x = parts._replace(mask=mask).given()
-        return self._draws(self._impute, x, self.steps, num_samples, seed, batch_size)
+        return self._draws(self._impute, x, 0, num_samples, seed, batch_size)
 
     def forecast(
         self,
@@ -383,21 +321,10 @@ class SequenceVAE(VAE):
         seed: int | None = None,
         batch_size: int = 128,
     ) -> np.ndarray:
-        """Draws of what follows each series.
+        """Draws `[S, N, h, features]` of what follows each series, h = `steps`.
 
         From their last timestep the latent paths follow the prior: k timesteps later they are
-        `ρ^k z_last + √(1 - ρ^2k) ε` for a prior of mean 0 and variance 1. Draws include the noise
-        of observation: quantiles over them are prediction intervals.
-
-        Args:
-          x: data `[N, T, features]`, or a dictionary with lengths.
-          steps: number h of timesteps to forecast, after the last one of each series.
-          num_samples: number S of draws of each series.
-          seed: integer for the same draws each time, or `None` for the model's own.
-          batch_size: series at a time. Draws are made in portions, so that memory stays bounded.
-
-        Returns:
-          Array `[S, N, h, features]`.
+        `ρ^k z_last + √(1 - ρ^2k) ε` for a prior of mean 0 and variance 1. The rest as for `impute`.
 
         Raises:
           ValueError: if the data are not what the model is for, or the decoder takes whole paths.
@@ -408,39 +335,29 @@ class SequenceVAE(VAE):
                 f"A decoder of whole paths of {self.steps} steps cannot decode what follows them; "
                 f"`forecast` needs one of single steps, from [batch, {self.channels}]."
             )
-
-        def draw(x: Any, num_samples: int, seed: tf.Tensor) -> tf.Tensor:
-            return self._forecast(x, steps, num_samples, seed)
-
-        return self._draws(draw, x, self.steps + steps, num_samples, seed, batch_size)
+        return self._draws(self._forecast, x, steps, num_samples, seed, batch_size)
 
     def _draws(
-        self,
-        draw: Callable[[Any, int, tf.Tensor], tf.Tensor],
-        x: Any,
-        num_timesteps: int,
-        num_samples: int,
-        seed: int | None,
-        batch_size: int,
+        self, draw: Any, x: Any, more: int, num_samples: int, seed: int | None, batch_size: int
     ) -> np.ndarray:
-        """Calls `draw(x, num_samples, seed)`, which decodes `num_timesteps`, in portions."""
+        """Calls `draw(x, more, num_samples, seed)`, for `more` timesteps than in x, in portions."""
         x = data_checks.checked_arrays(self, x)
         num_samples = batching.checked_count("num_samples", num_samples, at_least=1)
         batch_size = batching.checked_count("batch_size", batch_size, at_least=1)
         seed = self.next_seed() if seed is None else batching.checked_seed(seed)
-        size = num_timesteps * self.data_shape[-1]
+        size = (self.steps + more) * self.data_shape[-1]
         batches = []
         for index, batch in enumerate(batching.batches(x, batch_size)):
             portions = [
-                draw(batch, n, samplers.fold_in(seed, index * num_samples + start)).numpy()
+                draw(batch, more, n, samplers.fold_in(seed, index * num_samples + start)).numpy()
                 for start, n in batching.portions(num_samples, batch_size, size)
             ]
             batches.append(np.concatenate(portions))
         return np.concatenate(batches, axis=1)
 
     @tf.function(reduce_retracing=True)
-    def _impute(self, x: Any, num_samples: int, seed: tf.Tensor) -> tf.Tensor:
-        series, (z, noise_seed) = self._series(x), self._draw_continued(x, 0, num_samples, seed)
+    def _impute(self, x: Any, more: int, num_samples: int, seed: tf.Tensor) -> tf.Tensor:
+        series, (z, noise_seed) = self._series(x), self._draw_continued(x, more, num_samples, seed)
         draws = self._observations(z, noise_seed)
         return tf.where(series.observed, series.values, draws)
 
@@ -469,23 +386,20 @@ class SequenceVAE(VAE):
         return {**super().get_config(), "channels": self.channels, "steps": self.steps}
 
 
-def _checked_prior(
-    prior: Prior | Mapping[str, Any] | str | None, latent_shape: tuple[int, int], dtype: tf.DType
-) -> Prior:
+def _checked_prior(prior: Any, channels: int, num_timesteps: int, dtype: tf.DType) -> Prior:
     """The prior that is given or named: AR(1), of which N(0, I) has ρ = 0."""
-    channels, num_timesteps = latent_shape
     if isinstance(prior, str):
         if prior != "ar1":
             raise ValueError(
                 f"Unknown prior {prior!r}; expected 'ar1', `None` for N(0, I), a "
                 f"`MultivariateNormalAR1`, or a layer that learns one."
             )
-        prior = MultivariateNormalAR1Prior(
-            num_timesteps, channels=channels, dtype=dtype.name, name="prior"
-        )
+        options = {"channels": channels, "dtype": dtype.name, "name": "prior"}
+        prior = MultivariateNormalAR1Prior(num_timesteps, **options)
     prior = checked_prior(prior, num_timesteps, dtype, batch_shape=(channels,))
     if prior is None:
-        return MultivariateNormalAR1(tf.zeros(latent_shape, dtype), correlation=tf.zeros([], dtype))
+        loc = tf.zeros([channels, num_timesteps], dtype)
+        return MultivariateNormalAR1(loc, correlation=tf.zeros([], dtype))
     if not isinstance(current_prior(prior), MultivariateNormalAR1):
         raise ValueError(
             f"The prior over sequences must be a `MultivariateNormalAR1` (ρ = 0 for white noise), "

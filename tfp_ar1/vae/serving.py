@@ -8,8 +8,6 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-__all__ = ["export"]
-
 
 def export(model: Any, filepath: Any, verbose: bool | None, **kwargs) -> None:
     """Writes a SavedModel of a `VAE` that is built; arguments as in `VAE.export`."""

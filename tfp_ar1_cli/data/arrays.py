@@ -26,13 +26,10 @@ _IDX_FILES = {
 
 
 def read_npy_header(file: IO[bytes], path: pathlib.Path) -> tuple[tuple[int, ...], bool, np.dtype]:
-    """Reads an .npy file up to its first value.
+    """Reads an .npy file up to its first value; a `UserError` if there is no such header.
 
     Returns:
       The shape of the array, whether it is in Fortran order, and its dtype.
-
-    Raises:
-      UserError: If there is no such header.
     """
     if file.read(6) != b"\x93NUMPY":
         raise UserError(f"{path}: is not an .npy file; write one with numpy.save.")
@@ -123,8 +120,7 @@ def _check_size(path: pathlib.Path, file: IO[bytes], advice: str) -> None:
 def read_idx_folder(folder: pathlib.Path, dataset: str) -> dict[str, np.ndarray]:
     """Reads the four IDX files of a data set, gzipped or not, in a folder or one of its name there.
 
-    Raises:
-      UserError: If one is missing or damaged, or they do not belong together.
+    A `UserError` if one is missing or damaged, or they do not belong together.
     """
     folders = (folder / name for name in (dataset, dataset.replace("_", "-")))
     folder = next((path for path in folders if path.is_dir()), folder)
@@ -150,8 +146,7 @@ def read_idx_folder(folder: pathlib.Path, dataset: str) -> dict[str, np.ndarray]
 def read_idx(path: pathlib.Path, ndim: int) -> np.ndarray:
     """Reads an IDX file of bytes, gzipped if its name ends in `.gz`: images `[N, H, W]` or labels.
 
-    Raises:
-      UserError: If the magic number, the header or the length is not what it must be.
+    A `UserError` if the magic number, the header or the length is not what it must be.
     """
     size, compressed = check_regular(path).st_size, path.suffix == ".gz"
     try:

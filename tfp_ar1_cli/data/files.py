@@ -15,9 +15,7 @@ from tfp_ar1_cli.errors import UserError
 def check_regular(path: pathlib.Path) -> os.stat_result:
     """The status of a file or folder; nothing else is read: a named pipe would wait for its writer.
 
-    Raises:
-      UserError: If it is something else, or a broken link.
-      OSError: If there is no such file.
+    A `UserError` if it is something else, or a broken link; an `OSError` if there is no such file.
     """
     if path.is_symlink() and not path.exists():
         raise UserError(
@@ -42,10 +40,8 @@ def open_raw(path: pathlib.Path) -> io.FileIO:
 def read_at(file: io.FileIO, offset: int, size: int) -> bytearray:
     """Reads exactly `size` bytes from byte `offset` on.
 
-    Not by a memory map, where a file that was cut off, or a disk that fails, kills the process.
-
-    Raises:
-      OSError: If the file cannot be read or ends too early. It names the file and the byte.
+    Not by a memory map, where a file that was cut off, or a disk that fails, kills the process:
+    here that is an `OSError`, which names the file and the byte.
     """
     data = bytearray(size)
     view, done = memoryview(data), 0
@@ -77,11 +73,7 @@ def available_memory() -> int:
 
 
 def check_memory(path: pathlib.Path | str, needed: int, advice: str) -> None:
-    """Checks that there is memory to read a file, because Linux would kill the process instead.
-
-    Raises:
-      UserError: If there is less than `needed` bytes; it gives the advice.
-    """
+    """A `UserError` with advice if a file needs more memory, for which Linux kills processes."""
     available = available_memory()
     if needed > available:
         raise UserError(

@@ -34,7 +34,7 @@ _MOST_KINDS = 6  # Of files that are left out, each named with its ending.
 
 
 class _Encoded:
-    """Images as encoded files or records. A subclass has `_position`, `_content` and `__len__`."""
+    """Images as encoded files or records, see `streams.Source`."""
 
     files: Files
     image_shape: tuple[int, ...]
@@ -51,10 +51,6 @@ class _Encoded:
         """The encoded image. Raises `Unreadable`."""
         raise NotImplementedError
 
-    def _check_count(self, what: str, at_least: int) -> None:
-        if len(self) < at_least:
-            raise UserError(f"{what}; at least {pixels.needed(at_least)} needed.")
-
     def _find_shape(self, faults: Faults) -> tuple[int, ...]:
         """The shape of the first image that can be decoded."""
         for row in range(len(self)):
@@ -65,7 +61,7 @@ class _Encoded:
         raise UserError(f"none of {len(self)} images can be decoded; the first: {faults.first()}")
 
     def read(self, rows: np.ndarray, faults: Faults) -> np.ndarray:
-        """See `sources.Source`."""
+        """The images of these rows, float32, without the corrupt ones."""
         raw = np.empty((len(rows), *self.image_shape), np.uint8)
         done = 0
         for row in rows:
@@ -98,13 +94,12 @@ class ImageFiles(_Encoded):
             others += f", {rest} others"
         self.notes = [f"Left out of {folder}: {others}."] if others else []
         others = f" (and {others})" * bool(others)
-        self._check_count(
-            f"{folder}: holds {len(self)} files {', '.join(_SUFFIXES)}{others}", at_least
-        )
+        what = f"{folder}: holds {len(self)} files {', '.join(_SUFFIXES)}{others}"
+        pixels.check_count(len(self), what, at_least)
         self.image_shape = image_shape or self._find_shape(faults)
 
     def __len__(self) -> int:
-        """See `sources.Source`."""
+        """The number of images."""
         return len(self.files)
 
     def _position(self, row: int) -> str:
@@ -117,7 +112,6 @@ class ImageFiles(_Encoded):
 
 
 def _check_encoded(size: int) -> None:
-    """Raises `Unreadable` if this cannot be the size of an encoded image."""
     if size > _MOST_ENCODED:
         raise Unreadable(f"has {size} bytes, more than an encoded image has")
 
@@ -130,10 +124,8 @@ def _is_hidden(name: str) -> bool:
 def list_images(folder: bytes, left_out: collections.Counter[str]) -> Iterator[bytes]:
     """The paths of the images below a folder, relative to it; counts what else there is by kind.
 
-    Links to folders are not followed.
-
-    Raises:
-      UserError: If training and test images, below, would become one set.
+    Links to folders are not followed. A `UserError` if training and test images, below, would
+    become one set.
     """
     for below, folders, names in os.walk(folder, onerror=_raise):
         links = [name for name in folders if os.path.islink(os.path.join(below, name))]
@@ -213,7 +205,8 @@ class TFRecordFiles(_Encoded):
         # The number of the first record of each file, and of all records.
         self._first = np.cumsum([0, *map(len, starts)])
         self._starts, self._lengths = np.concatenate(starts), np.concatenate(lengths)
-        self._check_count(f"{pattern}: {len(paths)} files hold {len(self)} records", at_least)
+        what = f"{pattern}: {len(paths)} files hold {len(self)} records"
+        pixels.check_count(len(self), what, at_least)
         self.notes = _of_shards(paths)
         # The devices start later: how, depends on the strategy.
         startup.import_tensorflow(start=lambda: None)
@@ -223,7 +216,7 @@ class TFRecordFiles(_Encoded):
         self.image_shape = self._find_shape(faults)
 
     def __len__(self) -> int:
-        """See `sources.Source`."""
+        """The number of images."""
         return len(self._starts)
 
     def _file(self, row: int) -> int:

@@ -1,8 +1,4 @@
-"""The images that the command line trains on.
-
-All but those of `streams`, which stay on disk, are read into memory. Keras is imported only to
-download.
-"""
+"""The images that the command line trains on; all but those of `streams` are read into memory."""
 
 import contextlib
 import dataclasses
@@ -10,7 +6,6 @@ import pathlib
 import sys
 from typing import Any
 
-import click
 import numpy as np
 
 from tfp_ar1_cli import startup
@@ -55,20 +50,6 @@ class ImageData(Data):
         return len(self.x_train) > 0 and super().is_that_of(trained)
 
 
-def resolve(spec: str) -> str:
-    """Checks the form of a `--dataset` value, one of `CHOICES`, and makes its path absolute.
-
-    Raises:
-      click.BadParameter: If it is none of these.
-    """
-    kind, colon, file = spec.partition(":")
-    if kind in ("npz", "npy", *streams.KINDS) and file:
-        return f"{kind}:{pathlib.Path(file).expanduser().absolute()}"
-    if kind in ("digits", *IDX_DATASETS) and not colon:
-        return spec
-    raise click.BadParameter(f"there is no dataset {spec!r}; choose {CHOICES}.")
-
-
 def load(
     spec: str,
     data_dir: str | None = None,
@@ -78,18 +59,16 @@ def load(
 ) -> ImageData:
     """Reads images and checks that a model can be trained on them.
 
-    Data that come without a test set are split 80/20, always in the same way; the test images of a
-    stream are limited in number, as they are in memory.
+    Data that come without a test set are split 80/20, always in the same way.
 
     Args:
-      spec: A `--dataset` value (see `resolve`).
+      spec: A `--dataset` value, as `loading.resolve` returns it.
       data_dir: Folder of IDX files for `mnist` and `fashion_mnist`, or of folders of these names
         (`fashion-mnist` too) that hold them; None downloads them.
-      likelihood: With `"bernoulli"` every value must lie within [0, 1].
-      corrupt: `"stop"` or `"skip"`: what is done with corrupt images of a stream.
-      trained: Of data that a trained model is to be tested on, the fingerprint of those that it was
-        trained on. All of them are test images then, unless they come with a test set, or are the
-        data of the training.
+      likelihood: See `DataOptions`.
+      corrupt: See `DataOptions`.
+      trained: To test a trained model: the fingerprint of the data that it was trained on. All
+        images are test images then, unless they come with a test set, or are those data.
 
     Raises:
       UserError: If something is wrong with the data; it names the file, and what to do.
@@ -132,18 +111,17 @@ def _load_in_memory(
     for name, array in x.items():
         at_least = 2 if trained is None else 1
         pixels.check_array(array.shape, array.dtype, f"{source}: {name}", at_least)
-    white = 1 if pixels.is_binary(x.values()) else 255
-    of_bytes = [array.max() for array in x.values() if array.dtype == np.uint8]
-    notes += pixels.of_bytes(white, max(of_bytes, default=0))
+    greatest = max((array.max() for array in x.values() if array.dtype == np.uint8), default=0)
+    white = pixels.white_of(greatest)
+    notes += pixels.of_bytes(white, greatest)
     for name, array in x.items():
         x[name] = pixels.to_float32(array, white)
         if problem := pixels.wrong_values(x[name], likelihood):
             raise UserError(f"{source}: {name}: {problem}.")
-    labels = {
-        name: _as_labels(arrays[f"y{name[1:]}"], len(x[name]), f"{source}: y{name[1:]}")
-        for name in x
-        if f"y{name[1:]}" in arrays
-    }
+    labels = {}
+    for name, array in x.items():
+        if (y := f"y{name[1:]}") in arrays:
+            labels[name] = _as_labels(arrays[y], len(array), f"{source}: {y}")
     if "x_train" in x:
         train, test, y_test = x["x_train"], x["x_test"], labels.get("x_test")
     elif trained is None:
@@ -170,8 +148,8 @@ def _to_be_scored(data: ImageData, spec: str, trained: dict) -> ImageData:
         every = f"All {number} images of {spec} are" if number > 1 else f"The image of {spec} is"
         note = f"{every} scored."
     elif data.is_that_of(trained):
-        note = f"{spec} holds the data that the model was trained on: its {number} test images are "
-        note += "scored."
+        note = f"{spec} holds the data that the model was trained on: its {number} test images "
+        note += "are scored."
     else:
         note = f"The {number} test images of {spec} are scored, its {apart} training images not."
     return dataclasses.replace(data, notes=(*data.notes, note))

@@ -4,8 +4,13 @@ import pathlib
 import re
 from typing import Any
 
+import click
+
 from tfp_ar1_cli.data import images, series, streams
 from tfp_ar1_cli.data.protocol import Data, DataOptions
+
+_FILES = {"image": ("npz", "npy", *streams.KINDS), "sequence": ("npz", "npy", "csv")}
+_NAMES = {"image": ("digits", *images.IDX_DATASETS), "sequence": tuple(series.SHIPPED)}
 
 
 def resolve(spec: str, model: str) -> str:
@@ -14,7 +19,14 @@ def resolve(spec: str, model: str) -> str:
     Raises:
       click.BadParameter: If there is no such data set.
     """
-    return (series if model == "sequence" else images).resolve(spec)
+    kind, colon, file = spec.partition(":")
+    if kind in _FILES[model] and file:
+        return f"{kind}:{pathlib.Path(file).expanduser().absolute()}"
+    if kind in _NAMES[model] and not colon:
+        return spec
+    choices = {"image": f"dataset {spec!r}; choose {images.CHOICES}"}
+    choices["sequence"] = f"set of series {spec!r}; choose {series.CHOICES}"
+    raise click.BadParameter(f"there is no {choices[model]}.")
 
 
 def short_name(spec: str) -> str:
@@ -31,16 +43,13 @@ def is_stream(spec: str) -> bool:
 
 
 def load(options: DataOptions, trained: dict[str, Any] | None = None, whole: bool = False) -> Data:
-    """Reads data and checks that a model can be trained, or tested, on them.
+    """Reads data and checks that a model can be trained, or tested, on them; a `UserError` if not.
 
     Args:
       options: Which data.
       trained: To test a trained model: the fingerprint of the data that it was trained on.
       whole: With `trained`: all examples are test examples then, unless they come with a test set,
         or are the data of the training.
-
-    Raises:
-      UserError: If something is wrong with the data.
     """
     if options.model == "sequence":
         return series.load(options.dataset, options.window, options.likelihood, trained, whole)

@@ -1,7 +1,5 @@
 """What images must be wherever they come from, what they are scaled to, and how they are split."""
 
-from collections.abc import Iterable
-
 import numpy as np
 
 from tfp_ar1_cli.errors import UserError
@@ -15,7 +13,7 @@ def check_array(shape: tuple[int, ...], dtype: np.dtype, what: str, at_least: in
     """Checks that an array can hold images: `[N, H, W]`, `[N, H, W, C]` or `[N, D]` real numbers.
 
     Raises:
-      UserError: If it cannot, or holds fewer than `at_least`; `what` says which array it is.
+      UserError: If not, or if there are fewer than `at_least`; `what` says which array it is.
     """
     if dtype.kind not in "buif":
         raise UserError(
@@ -24,8 +22,7 @@ def check_array(shape: tuple[int, ...], dtype: np.dtype, what: str, at_least: in
     what += f" has shape {shape}"
     if len(shape) not in (2, 3, 4):
         raise UserError(f"{what}; expected [N, H, W], [N, H, W, C] or [N, D].")
-    if shape[0] < at_least:
-        raise UserError(f"{what}; at least {needed(at_least)} needed.")
+    check_count(shape[0], what, at_least)
     if 0 in shape:
         raise UserError(f"{what}; images must have at least 1 pixel.")
     if len(shape) == 4 and shape[1] in (1, 3, 4) and shape[3] > 4:
@@ -35,14 +32,17 @@ def check_array(shape: tuple[int, ...], dtype: np.dtype, what: str, at_least: in
         )
 
 
-def needed(at_least: int) -> str:
-    """`2 images are`."""
-    return f"{at_least} image{'s are' if at_least > 1 else ' is'}"
+def check_count(count: int, what: str, at_least: int) -> None:
+    """Raises a `UserError`, which begins with `what`, if there are too few images."""
+    if count < at_least:
+        raise UserError(
+            f"{what}; at least {at_least} image{'s are' if at_least > 1 else ' is'} needed."
+        )
 
 
-def is_binary(arrays: Iterable[np.ndarray]) -> bool:
-    """Whether the bytes among these arrays are 0 and 1: then 1 is white, not 255."""
-    return max((x.max(initial=0) for x in arrays if x.dtype == np.uint8), default=0) == 1
+def white_of(greatest: int) -> int:
+    """What is white in images of bytes up to `greatest`: 1 if all are 0 and 1, else 255."""
+    return 1 if greatest == 1 else 255
 
 
 def of_bytes(white: int, greatest: int) -> list[str]:

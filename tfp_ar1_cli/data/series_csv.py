@@ -31,8 +31,7 @@ _BYTES_PER_CHARACTER, _BYTES_PER_VALUE = 40, 32
 def read_csv(path: pathlib.Path, notes: list[str]) -> dict[str, Any]:
     """Reads a file of either form (see `series.load`): `x`, `length`, and `names` of the channels.
 
-    Raises:
-      UserError: At the first row that is not as it must be.
+    A `UserError` at the first row that is not as it must be.
     """
     check_regular(path)
     with path.open("rb") as file:

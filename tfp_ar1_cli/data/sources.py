@@ -6,7 +6,6 @@ import math
 import os
 import pathlib
 from collections.abc import Sequence
-from typing import Protocol
 
 import numpy as np
 
@@ -92,22 +91,6 @@ class Files:
         return digest.hexdigest()
 
 
-class Source(Protocol):
-    """Images of one shape in files."""
-
-    files: Files
-    image_shape: tuple[int, ...]
-    notes: list[str]
-
-    def __len__(self) -> int:
-        """The number of images."""
-        ...
-
-    def read(self, rows: np.ndarray, faults: Faults) -> np.ndarray:
-        """The images of these rows, float32, without the corrupt ones. Must be thread-safe."""
-        ...
-
-
 class NpyFile:
     """The rows of an array in an .npy file."""
 
@@ -133,11 +116,11 @@ class NpyFile:
                 f"values of {self._dtype}, found {found}; write or copy it again."
             )
         greatest = self._greatest_byte() if self._dtype == np.uint8 else 0
-        self._white = 1 if greatest == 1 else 255
+        self._white = pixels.white_of(greatest)
         self.notes = pixels.of_bytes(self._white, greatest)
 
     def __len__(self) -> int:
-        """See `Source`."""
+        """The number of images."""
         return self._count
 
     def _greatest_byte(self) -> int:
@@ -160,14 +143,13 @@ class NpyFile:
             # Neighbours in the file are read in one go.
             for run in np.split(order, np.flatnonzero(np.diff(rows[order]) != 1) + 1):
                 if len(run):
-                    block = read_at(
-                        file, self._offset(int(rows[run[0]])), len(run) * self._row_bytes
-                    )
+                    start, size = self._offset(int(rows[run[0]])), len(run) * self._row_bytes
+                    block = read_at(file, start, size)
                     raw[run] = np.frombuffer(block, self._dtype).reshape(-1, *self.image_shape)
         return raw
 
     def read(self, rows: np.ndarray, faults: Faults) -> np.ndarray:
-        """See `Source`."""
+        """The images of these rows, float32, without the corrupt ones; see `streams.Source`."""
         raw = self._read_raw(rows)
         x = pixels.to_float32(raw, self._white)
         if raw.dtype == np.uint8 or pixels.wrong_values(x, self._likelihood) is None:

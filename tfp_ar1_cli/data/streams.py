@@ -24,21 +24,22 @@ import numpy as np
 from tfp_ar1_cli.data import image_files, pixels
 from tfp_ar1_cli.data.files import check_memory
 from tfp_ar1_cli.data.sources import Corrupt as Corrupt  # What `Stream` raises.
-from tfp_ar1_cli.data.sources import Faults, NpyFile, Source
+from tfp_ar1_cli.data.sources import Faults, NpyFile
 from tfp_ar1_cli.errors import UserError
 
 KINDS = ("stream", "images", "tfrecord")
 CHOICES = "stream:FILE.npy, images:FOLDER or tfrecord:GLOB"
 MAX_TEST_IMAGES = 10_000
 MAX_TEST_BYTES = 64 * 2**20
+# Images of one shape in files, which any number of threads may read.
+Source = NpyFile | image_files.ImageFiles | image_files.TFRecordFiles
 
 
 class Stream:
     """Images on disk: `[N, *image_shape]`, float32, of which only what is asked for is read.
 
-    It has what the training needs of an array, for any number of threads, and no more: an index is
-    a slice or a one-dimensional array of integers. Corrupt images are missing from the answer, if
-    they are to be skipped.
+    It has what the training needs of an array, for any number of threads, and no more. Corrupt
+    images are missing from the answer, if they are to be skipped.
 
     Attributes:
       shape: `(N, *image_shape)`.
@@ -64,10 +65,8 @@ class Stream:
     def __getitem__(self, index: slice | np.ndarray) -> np.ndarray:
         """Reads images, float32 `[n, *image_shape]`.
 
-        Raises:
-          Corrupt: At a corrupt image, unless they are skipped.
-          OSError: If a file cannot be read. That is never skipped: a disk that is gone is no reason
-            to train without its images.
+        `Corrupt` at a corrupt image, unless they are skipped; `OSError` if a file cannot be read,
+        which is never skipped: a disk that is gone is no reason to train without its images.
         """
         rows = self._rows[index]
         if np.ndim(rows) != 1:
@@ -92,14 +91,14 @@ def load(
     Args:
       kind: One of `KINDS`.
       place: The file, the folder, or the pattern of the shards.
-      likelihood: With `"bernoulli"` every value must lie within [0, 1].
-      corrupt: `"stop"` or `"skip"`: what is done with corrupt images.
+      likelihood: See `DataOptions`.
+      corrupt: See `DataOptions`.
       trained: To test a trained model: the hash of the data that it was trained on. All images of
         other data are test images, unless they come with a test set.
 
     Returns:
-      The training images; the test images, float32 `[N, *image_shape]`, of the training at most
-      `MAX_TEST_IMAGES` and `MAX_TEST_BYTES`; and what the user should know about these.
+      The training images; the test images, float32, of the training at most `MAX_TEST_IMAGES` and
+      `MAX_TEST_BYTES`; and what the user should know about these.
 
     Raises:
       UserError: If something is wrong with the data.

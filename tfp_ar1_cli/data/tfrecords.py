@@ -20,15 +20,11 @@ _POLYNOMIAL = 0x82F63B78
 
 
 def index(path: pathlib.Path) -> tuple[np.ndarray, np.ndarray, str | None]:
-    """Finds the records of a file, by reading its headers alone.
+    """Finds the records of a file, by reading its headers alone; a `UserError` if it is compressed.
 
     Returns:
       The offset of each record, the length of its data, both int64, and what is damaged after the
       last of them, if anything is: what follows cannot be found.
-
-    Raises:
-      UserError: If the file is compressed.
-      OSError: If it cannot be read.
     """
     offsets, lengths, offset, damage = array.array("q"), array.array("q"), 0, None
     size = path.stat().st_size
@@ -63,12 +59,7 @@ def end(offsets: np.ndarray, lengths: np.ndarray) -> int:
 
 
 def read(path: pathlib.Path, offset: int, length: int) -> bytes:
-    """Reads the data of the record of this length at this offset.
-
-    Raises:
-      Unreadable: If the data do not have their CRC.
-      OSError: If the file cannot be read.
-    """
+    """Reads the data of a record; `Unreadable` if they do not have their CRC."""
     with open_raw(path) as file:
         content = read_at(file, offset + _HEADER.size, length + _FOOTER.size)
     data, (crc,) = bytes(content[:length]), _FOOTER.unpack(content[length:])

@@ -7,22 +7,13 @@ from typing import Any
 
 import matplotlib as mpl
 import numpy as np
-import PIL.Image
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 
-from tfp_ar1_cli.atomic import atomic
 from tfp_ar1_cli.data.images import ImageData
-from tfp_ar1_cli.pictures.style import (
-    BLUE,
-    draw_all,
-    label,
-    latent_name,
-    learning_curves,
-    panels,
-    save,
-)
+from tfp_ar1_cli.pictures import style
+from tfp_ar1_cli.pictures.style import BLUE
 from tfp_ar1_cli.progress import counted
 from tfp_ar1_cli.run_folder import Run
 
@@ -42,7 +33,7 @@ def draw_run(run: Run, model: Any, data: ImageData) -> list[pathlib.Path]:
         posterior = model.encode(x)
         return np.asarray(posterior.mean()), np.asarray(posterior.stddev())
 
-    return draw_all(
+    return style.draw_all(
         run.folder,
         samples=lambda path: samples(
             path, np.asarray(model.generate(64, seed=options.seed)), scale
@@ -53,7 +44,7 @@ def draw_run(run: Run, model: Any, data: ImageData) -> list[pathlib.Path]:
         latent_traversal=lambda path: latent_traversal(path, model, encoded()[0], scale),
         latent_scatter=lambda path: latent_scatter(path, *encoded(), labels),
         correlations=lambda path: correlations(path, model.correlation(x), options.posterior),
-        learning_curves=lambda path: learning_curves(path, run.history()),
+        learning_curves=lambda path: style.learning_curves(path, run.history()),
     )
 
 
@@ -62,17 +53,7 @@ def samples(path: pathlib.Path, images: np.ndarray, value_range: tuple[float, fl
     columns = math.ceil(math.sqrt(len(images)))
     fig, ax = _image_figure(_in_rows(images, columns), value_range)
     ax.set_title(f"{counted(len(images), 'sample')} from the model: z ~ prior, mean of p(x | z)")
-    save(fig, path)
-
-
-def sample_grid(
-    path: pathlib.Path, images: np.ndarray, value_range: tuple[float, float], columns: int = 8
-) -> None:
-    """Writes images `[N, H, W]` or `[N, H, W, C]` pixel by pixel, as a small grey PNG."""
-    cells = _in_rows(_scaled(images, value_range), columns)
-    grey = np.rint(255 * _canvas(cells).mean(axis=-1)).astype(np.uint8)
-    with atomic(path) as temporary:
-        PIL.Image.fromarray(grey).save(temporary)
+    style.save(fig, path)
 
 
 def reconstructions(
@@ -80,54 +61,47 @@ def reconstructions(
     originals: np.ndarray,
     reconstructed: np.ndarray,
     value_range: tuple[float, float],
-    columns: int = 10,
 ) -> None:
     """Draws rows of originals, each with the row of their reconstructions below."""
-    rows = [_in_rows(x, min(columns, len(x))) for x in (originals, reconstructed)]
+    rows = [_in_rows(x, min(10, len(x))) for x in (originals, reconstructed)]
     cells = np.stack(rows, axis=1).reshape(-1, *rows[0].shape[1:])
     fig, ax = _image_figure(cells, value_range)
     ax.set_title("Test images and their reconstructions")
     ax.set_yticks(np.arange(len(cells)) + 0.5, ["original", "reconstruction"] * len(rows[0]))
-    save(fig, path)
+    style.save(fig, path)
 
 
 def latent_traversal(
-    path: pathlib.Path,
-    model: Any,
-    means: np.ndarray,
-    value_range: tuple[float, float],
-    rows: int = 10,
+    path: pathlib.Path, model: Any, means: np.ndarray, value_range: tuple[float, float]
 ) -> None:
     """Draws what the decoder makes of one latent coordinate at a time.
 
-    Those coordinates are drawn in which the posterior means `[N, latent_dim]` vary most.
+    Those ten are drawn in which the posterior means `[N, latent_dim]` vary most.
     """
     latent_dim = means.shape[-1]
-    order = np.argsort(-means.var(axis=0))[:rows]
+    order = np.argsort(-means.var(axis=0))[:10]
     values = np.linspace(-3, 3, 11, dtype=np.float32)
     z = np.zeros((len(order), len(values), latent_dim), np.float32)
     for row, coordinate in enumerate(order):
         z[row, :, coordinate] = values
     images = np.asarray(model.decode(z.reshape(-1, latent_dim)).mean())
     fig, ax = _image_figure(images.reshape(*z.shape[:2], *images.shape[1:]), value_range)
+    several = latent_dim > 1
     ax.set_title(
-        "One latent coordinate varied, the others 0"
-        if latent_dim > 1
-        else "The latent coordinate varied"
+        f"{'One' if several else 'The'} latent coordinate varied{', the others 0' * several}"
     )
-    ax.set_yticks(np.arange(len(order)) + 0.5, [latent_name(i) for i in order])
+    ax.set_yticks(np.arange(len(order)) + 0.5, [style.latent_name(i) for i in order])
     ax.set_xticks(np.arange(len(values)) + 0.5, [f"{value:+.1f}" for value in values])
     ax.set_xlabel("value of the coordinate (prior standard deviations)")
-    save(fig, path)
+    style.save(fig, path)
 
 
 def correlations(path: pathlib.Path, rho: np.ndarray, posterior: str) -> None:
     """Draws the histogram of the posterior's lag-one correlation, one value per test image."""
-    fig, ((ax,),) = panels(6.4, 3.8)
+    fig, ((ax,),) = style.panels(6.4, 3.8)
     ax.hist(rho, bins=np.linspace(-1, 1, 82), color=BLUE)
-    ax.axvline(
-        rho.mean(), color="black", linewidth=1, linestyle="--", label=f"mean {rho.mean():+.3f}"
-    )
+    mean = rho.mean()
+    ax.axvline(mean, color="black", linewidth=1, linestyle="--", label=f"mean {mean:+.3f}")
     ax.set_xlim(-1, 1)
     ax.yaxis.get_major_locator().set_params(integer=True)
     titles = {
@@ -140,7 +114,7 @@ def correlations(path: pathlib.Path, rho: np.ndarray, posterior: str) -> None:
         ylabel="test images",
     )
     ax.legend(frameon=False)
-    save(fig, path)
+    style.save(fig, path)
 
 
 def latent_scatter(
@@ -151,7 +125,7 @@ def latent_scatter(
     Posterior means `[N, latent_dim]` are drawn along their first two principal components; of one
     latent coordinate against the standard deviations.
     """
-    fig, ((ax,),) = panels(6.8, 5.4)
+    fig, ((ax,),) = style.panels(6.8, 5.4)
     if means.shape[-1] == 1:
         x, y = means[:, 0], stddevs[:, 0]
         ax.set(
@@ -170,29 +144,25 @@ def latent_scatter(
             ylabel=f"principal component 2 ({share[1]:.0%} of the variance)",
         )
         ax.set_aspect("equal", adjustable="datalim")
-    style = {"s": float(np.clip(20000 / len(x), 3, 25)), "linewidths": 0, "alpha": 0.8}
+    marks = {"s": float(np.clip(20000 / len(x), 3, 25)), "linewidths": 0, "alpha": 0.8}
     names = np.array([]) if labels is None else np.unique(labels)
-    if labels is None:
-        ax.scatter(x, y, color=BLUE, **style)
+    if labels is None or (len(names) > _MAX_CATEGORIES and names.dtype.kind not in "buif"):
+        ax.scatter(x, y, color=BLUE, **marks)
     elif len(names) <= _MAX_CATEGORIES:
         palette = mpl.colormaps["tab10" if len(names) <= 10 else "tab20"]
         for index, name in enumerate(names):
             chosen = labels == name
-            ax.scatter(x[chosen], y[chosen], color=palette(index), label="-", **style)
+            ax.scatter(x[chosen], y[chosen], color=palette(index), label="-", **marks)
+        size = 6 / marks["s"] ** 0.5
         legend = fig.legend(
-            title="label",
-            loc="outside right center",
-            frameon=False,
-            markerscale=6 / style["s"] ** 0.5,
+            title="label", loc="outside right center", frameon=False, markerscale=size
         )
         # Not as `label`: one that begins with an underscore would be left out.
         for text, name in zip(legend.get_texts(), names, strict=True):
-            text.set_text(label(str(name)))
-    elif names.dtype.kind in "buif":
-        fig.colorbar(ax.scatter(x, y, c=labels.astype(float), **style), label="label")
+            text.set_text(style.label(str(name)))
     else:
-        ax.scatter(x, y, color=BLUE, **style)
-    save(fig, path)
+        fig.colorbar(ax.scatter(x, y, c=labels.astype(float), **marks), label="label")
+    style.save(fig, path)
 
 
 def _scaled(x: np.ndarray, value_range: tuple[float, float]) -> np.ndarray:
@@ -220,7 +190,12 @@ def _image_figure(cells: np.ndarray, value_range: tuple[float, float]) -> tuple[
     if len(shape) == 1:
         _draw_lines(ax, cells)
     else:
-        _draw_images(ax, cells)
+        canvas = _canvas(cells)
+        if canvas.shape[-1] == 1:
+            canvas = canvas[..., 0]
+        aspect = canvas.shape[0] / rows / (canvas.shape[1] / columns)
+        unit_cells = {"extent": (0, columns, rows, 0), "aspect": aspect}
+        ax.imshow(canvas, cmap="gray", vmin=0, vmax=1, interpolation="nearest", **unit_cells)
     ax.set_xticks([])
     ax.set_yticks([])
     ax.tick_params(length=0)
@@ -228,23 +203,11 @@ def _image_figure(cells: np.ndarray, value_range: tuple[float, float]) -> tuple[
     return fig, ax
 
 
-def _draw_images(ax: Axes, cells: np.ndarray) -> None:
-    """`[rows, columns, H, W]` or `[..., C]`: 3 channels in colour, else their mean in grey."""
-    canvas = _canvas(cells)
-    height, width = canvas.shape[0] / cells.shape[0], canvas.shape[1] / cells.shape[1]
-    ax.imshow(
-        canvas if canvas.shape[-1] == 3 else canvas[..., 0],
-        cmap="gray",
-        vmin=0,
-        vmax=1,
-        interpolation="nearest",
-        extent=(0, cells.shape[1], cells.shape[0], 0),
-        aspect=height / width,
-    )
-
-
 def _canvas(cells: np.ndarray) -> np.ndarray:
-    """One image `[height, width, 1 or 3]` of all cells, with white gaps to the right and below."""
+    """One image `[height, width, 1 or 3]` of all cells, with white gaps to the right and below.
+
+    3 channels are colours; of others the mean is grey.
+    """
     if cells.ndim == 4:
         cells = cells[..., None]
     if cells.shape[-1] != 3:

@@ -9,21 +9,10 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from tfp_ar1_cli.data.series import SeriesData, Units
-from tfp_ar1_cli.pictures.style import (
-    BLACK,
-    BLUE,
-    GRAY,
-    ORANGE,
-    draw_all,
-    label,
-    latent_name,
-    learning_curves,
-    panels,
-    save,
-)
+from tfp_ar1_cli.pictures import style
+from tfp_ar1_cli.pictures.style import BLACK, BLUE, GRAY, ORANGE
 from tfp_ar1_cli.progress import counted
 from tfp_ar1_cli.run_folder import Run
 from tfp_ar1_cli.training.model import prior_correlation
@@ -61,7 +50,7 @@ def draw_run(run: Run, model: Any, data: SeriesData) -> list[pathlib.Path]:
         latent_paths(path, mean, stddev, length, prior, units.step)
 
     training = "training, steps hidden" if run.options.hide else "training"
-    return draw_all(
+    return style.draw_all(
         run.folder,
         reconstructions=lambda path: reconstructions(
             path, units, x, length, replicate(model, few, _NUM_DRAWS, seed)
@@ -75,7 +64,7 @@ def draw_run(run: Run, model: Any, data: SeriesData) -> list[pathlib.Path]:
         correlations=lambda path: correlations(
             path, prior_correlation(model), data.data_shape[0], units.step
         ),
-        learning_curves=lambda path: learning_curves(
+        learning_curves=lambda path: style.learning_curves(
             path, run.history(), "nats per window", training
         ),
     )
@@ -172,36 +161,26 @@ def latent_paths(
 
     Each window is a column of panels and ends at its `length`; `correlation` is the prior's.
     """
-    num_windows, rows = len(means), min(means.shape[1], _MAX_ROWS)
-    fig, axes = panels(1 + 3.4 * num_windows, 0.8 + 2.0 * rows, rows, num_windows, sharex=True)
-    for channel in range(rows):
-        colour = _CHANNELS[channel % len(_CHANNELS)]
-        for i in range(num_windows):
-            ax, steps = axes[channel, i], np.arange(length[i])
-            mean, half = means[i, channel, steps], 1.645 * stddevs[i, channel, steps]
-            ax.fill_between(steps, mean - half, mean + half, color=colour, alpha=0.2, linewidth=0)
-            ax.plot(steps, mean, color=colour, linewidth=1.2)
-        axes[channel, 0].set_ylabel(
-            f"{latent_name(channel)}, prior ρ = {_rho(correlation[channel])}"
-        )
-        _share_limits(axes[channel])
-    fig.suptitle("Latent paths of test windows: posterior mean and 90% band")
-    _label_steps(fig, axes, step)
-    save(fig, path)
+    named = (f"{style.latent_name(i)}, prior ρ = {_rho(rho)}" for i, rho in enumerate(correlation))
+
+    def panel(ax: Axes, i: int, channel: int) -> None:
+        colour, steps = _CHANNELS[channel % len(_CHANNELS)], np.arange(length[i])
+        mean, half = means[i, channel, steps], 1.645 * stddevs[i, channel, steps]
+        ax.fill_between(steps, mean - half, mean + half, color=colour, alpha=0.2, linewidth=0)
+        ax.plot(steps, mean, color=colour, linewidth=1.2)
+
+    title = "Latent paths of test windows: posterior mean and 90% band"
+    _grid(path, Units(list(named), step, [], []), len(means), panel, title, alike=True)
 
 
 def correlations(path: pathlib.Path, correlation: np.ndarray, steps: int, step: str) -> None:
     """Draws what the prior has learned: correlation against lag, for each latent channel."""
-    fig, ((ax,),) = panels(6.8, 3.8)
+    fig, ((ax,),) = style.panels(6.8, 3.8)
     lag = np.arange(steps + 1)
     for channel, rho in enumerate(correlation):
-        ax.plot(
-            lag,
-            rho**lag,
-            color=_CHANNELS[channel % len(_CHANNELS)],
-            linewidth=1.4,
-            label=f"{latent_name(channel)}: ρ = {_rho(rho)}",
-        )
+        colour = _CHANNELS[channel % len(_CHANNELS)]
+        text = f"{style.latent_name(channel)}: ρ = {_rho(rho)}"
+        ax.plot(lag, rho**lag, color=colour, linewidth=1.4, label=text)
     ax.axhline(0, color=GRAY, linewidth=0.8, zorder=0)
     ax.set_xlim(0, steps)
     ax.set_ylim(min(-0.02, 1.05 * correlation.min()), 1.02)
@@ -209,7 +188,7 @@ def correlations(path: pathlib.Path, correlation: np.ndarray, steps: int, step: 
     ax.set_xlabel(f"lag k in steps{step.removeprefix('step')}")
     ax.set_ylabel("correlation")
     ax.legend(frameon=False, loc="best", ncols=1 + (len(correlation) > 6))
-    save(fig, path)
+    style.save(fig, path)
 
 
 def _choose_windows(data: SeriesData) -> tuple[np.ndarray, np.ndarray]:
@@ -233,10 +212,10 @@ def _band(ax: Axes, steps: np.ndarray, draws: np.ndarray, name: str, half: bool 
         # Of a single step there would be nothing to see.
         steps, draws = steps[0] + np.array([-0.3, 0.3]), np.repeat(draws, 2, axis=1)
     low, q1, median, q3, high = np.quantile(draws, (0.05, 0.25, 0.5, 0.75, 0.95), axis=0)
-    style: dict[str, Any] = {"color": BLUE, "linewidth": 0}
-    ax.fill_between(steps, low, high, alpha=0.2, label="90%", **style)
+    marks: dict[str, Any] = {"color": BLUE, "linewidth": 0}
+    ax.fill_between(steps, low, high, alpha=0.2, label="90%", **marks)
     if half:
-        ax.fill_between(steps, q1, q3, alpha=0.3, label="50%", **style)
+        ax.fill_between(steps, q1, q3, alpha=0.3, label="50%", **marks)
     ax.plot(steps, median, color=BLUE, linewidth=1.2, label=name)
 
 
@@ -250,15 +229,17 @@ def _grid(
     num_windows: int,
     panel: Callable[[Axes, int, int], None],
     title: str,
+    alike: bool = False,
 ) -> None:
     """Windows side by side; below each other their channels, or more windows if there is but one.
 
-    `panel(axes, i, j)` draws channel j of window i.
+    `panel(axes, i, j)` draws channel j of window i. Those of one of several channels, or `alike`,
+    have the same values on their axes.
     """
     num_channels = len(units.names)
     columns = min(num_windows, _NUM_WINDOWS)
     rows = -(-num_windows // columns) if num_channels == 1 else min(num_channels, _MAX_ROWS)
-    fig, axes = panels(1 + 3.4 * columns, 0.8 + 2.0 * rows, rows, columns, sharex=True)
+    fig, axes = style.panels(1 + 3.4 * columns, 0.8 + 2.0 * rows, rows, columns, sharex=True)
     for row in range(rows):
         for column in range(columns):
             window, channel = (row * columns + column, 0) if num_channels == 1 else (column, row)
@@ -267,27 +248,18 @@ def _grid(
             else:
                 axes[row, column].set_visible(False)
         name = units.names[0 if num_channels == 1 else row]
-        axes[row, 0].set_ylabel(label(name))
-        if num_channels > 1:
-            _share_limits(axes[row])
+        axes[row, 0].set_ylabel(style.label(name))
+        if num_channels > 1 or alike:
+            limits = np.array([ax.get_ylim() for ax in axes[row]])
+            for ax in axes[row]:
+                ax.set_ylim(limits[:, 0].min(), limits[:, 1].max())
     handles, labels = axes[0, 0].get_legend_handles_labels()
     if labels:
         fig.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
     fig.suptitle(title)
-    _label_steps(fig, axes, units.step)
-    save(fig, path)
-
-
-def _share_limits(axes: np.ndarray) -> None:
-    """The same values on the axes of panels that are side by side."""
-    limits = np.array([ax.get_ylim() for ax in axes])
-    for ax in axes:
-        ax.set_ylim(limits[:, 0].min(), limits[:, 1].max())
-
-
-def _label_steps(fig: Figure, axes: np.ndarray, step: str) -> None:
     for column in axes.T:
         lowest = [ax for ax in column if ax.get_visible()][-1]
-        lowest.set_xlabel(step)
+        lowest.set_xlabel(units.step)
         lowest.tick_params(labelbottom=True)
     fig.align_ylabels(axes[:, 0])
+    style.save(fig, path)

@@ -10,7 +10,6 @@ from typing import Any
 
 import matplotlib as mpl
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
@@ -47,13 +46,8 @@ def panels(
     fig = Figure(figsize=(width, height), layout="constrained")
     axes = fig.subplots(rows, columns, squeeze=False, **kwargs)
     for ax in axes.flat:
-        bare(ax)
+        ax.spines[["top", "right"]].set_visible(False)
     return fig, axes
-
-
-def bare(ax: Axes) -> None:
-    """Takes away the frame on the right and above."""
-    ax.spines[["top", "right"]].set_visible(False)
 
 
 def learning_curves(

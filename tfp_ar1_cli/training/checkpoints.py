@@ -8,7 +8,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from tfp_ar1_cli.atomic import atomic
+from tfp_ar1_cli.atomic import atomic, write_json
 from tfp_ar1_cli.errors import UserError
 from tfp_ar1_cli.run_folder import Position, Run
 
@@ -25,12 +25,11 @@ class Checkpoint(keras.callbacks.Callback):
 
     `keras.callbacks.BackupAndRestore` writes the weights and the number of the epoch one after the
     other and in place; killed in between, it repeats an epoch or cannot be read. Here the position
-    is in the name of the one file, which appears whole or not at all, after its history.
+    is in the name of the one file, which appears whole or not at all, after its history. That has
+    the seconds of each epoch too, those of the validation left out.
 
     Of several workers the first writes, but all read their variables: where the variables of
     metrics are parts of a sum, this takes all of them.
-
-    The history has the seconds of each epoch too, those of the validation left out.
 
     Args:
       run: The run.
@@ -105,7 +104,7 @@ class Checkpoint(keras.callbacks.Callback):
         for name, value in {**(logs or {}), "seconds": self._seconds}.items():
             self._history.setdefault(name, []).append(float(value))
         if self._run.worker == 0:
-            self._run.write_history(self._history)
+            write_json(self._run.history_file, self._history)
         self._write(Position(epoch + 1, 0))
 
     def _elapsed(self) -> float:
@@ -118,7 +117,8 @@ class Checkpoint(keras.callbacks.Callback):
             return
         old = self._run.checkpoint_files()
         self._run.checkpoints.mkdir(exist_ok=True)
-        with atomic(self._run.checkpoint_file(position)) as path, path.open("wb") as file:
+        place = self._run.checkpoints / f"{position.epoch}-{position.step}.npz"
+        with atomic(place) as path, path.open("wb") as file:
             np.savez(file, **state)
         for path in old.values():
             path.unlink()
@@ -132,8 +132,7 @@ def state_of(model: keras.Model) -> dict[str, np.ndarray]:
 def load_state(model: keras.Model, state: dict[str, np.ndarray]) -> None:
     """Sets all variables of a model, its metrics and its optimizer.
 
-    Raises:
-      UserError: If the state is that of another model.
+    A `UserError` if the state is that of another model.
     """
     variables = _variables(model)
     shapes = {name: tuple(variable.shape) for name, variable in variables.items()}

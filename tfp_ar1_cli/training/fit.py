@@ -14,21 +14,16 @@ from tfp_ar1_cli import kinds
 from tfp_ar1_cli.atomic import check_space
 from tfp_ar1_cli.data.protocol import Data
 from tfp_ar1_cli.errors import NotFinite, dispensable
+from tfp_ar1_cli.options import RunOptions
 from tfp_ar1_cli.progress import Progress, doing
 from tfp_ar1_cli.run_folder import Position, Run
 from tfp_ar1_cli.training import strategies
 from tfp_ar1_cli.training.batches import Batches
 from tfp_ar1_cli.training.checkpoints import Checkpoint, load_state, state_of
 
-_COMPILES = "compiling the first step, which takes some seconds"
-
 
 def train(
-    run: Run,
-    data: Data,
-    report: bool = True,
-    strategy: tf.distribute.Strategy | None = None,
-    backup_steps: int = 0,
+    run: Run, data: Data, strategy: tf.distribute.Strategy | None = None, backup_steps: int = 0
 ) -> keras.Model:
     """Trains the model of a run from where it stands, and leaves `history.json`.
 
@@ -37,7 +32,6 @@ def train(
     Args:
       run: A run, new or unfinished.
       data: Its data.
-      report: Whether to show the progress, and to write TensorBoard's log.
       strategy: How the training is distributed; `None` if it is not.
       backup_steps: See `Checkpoint`.
 
@@ -45,16 +39,14 @@ def train(
       The trained model. It is no part of the strategy.
 
     Raises:
-      NotFinite: If the loss is no longer finite.
-      click.ClickException: If the memory is not enough.
+      click.ClickException: If the memory is not enough, or the loss not finite (`NotFinite`).
     """
     options = run.options
     strategy = strategy or tf.distribute.get_strategy()
     batches = Batches(data.train, options.batch_size, options.seed, options.hide or 0)
     try:
         with batches.own_errors():
-            report = report and run.worker == 0
-            return _train(run, data, batches, report, strategy, backup_steps)
+            return _train(run, data, batches, strategy, backup_steps)
     except (MemoryError, tf.errors.ResourceExhaustedError) as error:
         raise click.ClickException(
             "not enough memory; start a new run with a smaller --batch-size, --latent-dim or "
@@ -63,12 +55,7 @@ def train(
 
 
 def _train(
-    run: Run,
-    data: Data,
-    batches: Batches,
-    report: bool,
-    strategy: tf.distribute.Strategy,
-    backup_steps: int,
+    run: Run, data: Data, batches: Batches, strategy: tf.distribute.Strategy, backup_steps: int
 ) -> keras.Model:
     options = run.options
     epochs, steps = options.epochs, batches.steps_per_epoch
@@ -89,13 +76,20 @@ def _train(
         check_space(run.folder, 3 * size)
     strategies.check_alike(strategy, run, position)
     with contextlib.ExitStack() as stack:
-        callbacks = [_StopUnlessFinite(options.learning_rate)]
+        rate, done = options.learning_rate, position.epoch * steps + position.step
+        progress = None
+        if run.worker == 0 and position.epoch < epochs:
+            progress = stack.enter_context(Progress("training", epochs * steps, done))
+        callbacks = [_Watch(options, done, progress)]
         if options.model == "sequence":
-            callbacks.append(_cosine_decay(options.learning_rate, epochs))
-        if report and position.epoch < epochs:
-            done = position.epoch * steps + position.step
-            progress = Progress("training", total=epochs * steps, done=done, first=_COMPILES)
-            callbacks.append(_Report(stack.enter_context(progress), epochs, done))
+            # Half a cosine (arXiv:1608.03983, no restarts): the likelihood of series that are
+            # reproduced closely has a steep optimum, where with steps of one size the loss jumps
+            # by some ten nats from epoch to epoch to the end.
+            decay = keras.callbacks.LearningRateScheduler
+            callbacks.append(
+                decay(lambda epoch: rate * (1 + math.cos(math.pi * epoch / epochs)) / 2)
+            )
+        if progress is not None:
             callbacks.append(_TensorBoard(run.logs, write_graph=False))
         while position.epoch < epochs:
             # Keras begins at the first step of an epoch, so the rest of one is a `fit` of its own.
@@ -121,17 +115,6 @@ def _train(
     return model
 
 
-def _cosine_decay(learning_rate: float, epochs: int) -> keras.callbacks.Callback:
-    """Lowers the step size to 0 over the epochs: half a cosine (arXiv:1608.03983, no restarts).
-
-    The likelihood of series that are reproduced closely has a steep optimum: with steps of one size
-    the loss jumps by some ten nats from epoch to epoch to the end.
-    """
-    return keras.callbacks.LearningRateScheduler(
-        lambda epoch: learning_rate * (1 + math.cos(math.pi * epoch / epochs)) / 2
-    )
-
-
 class _TensorBoard(keras.callbacks.TensorBoard):
     """Writes TensorBoard's log until that fails, and lets the training continue without it."""
 
@@ -150,47 +133,31 @@ class _TensorBoard(keras.callbacks.TensorBoard):
             self._failed = False
 
 
-class _StopUnlessFinite(keras.callbacks.Callback):
-    """Stops the training when the loss is no longer finite."""
+class _Watch(keras.callbacks.Callback):
+    """Shows the progress, and stops the training when the loss is no longer finite."""
 
-    def __init__(self, learning_rate: float) -> None:
+    def __init__(self, options: RunOptions, done: int, progress: Progress | None) -> None:
         super().__init__()
-        self._learning_rate = learning_rate
-
-    def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
-        self._epoch = epoch
-
-    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        self._check(logs["loss"])
-
-    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        self._check(logs["val_loss"])
-
-    def _check(self, loss: float) -> None:
-        if not math.isfinite(loss):
-            raise NotFinite(
-                f"the loss became {loss} in epoch {self._epoch + 1}; start a new run with a lower "
-                f"--learning-rate than {self._learning_rate:g}."
-            )
-
-
-class _Report(keras.callbacks.Callback):
-    """Shows the progress."""
-
-    def __init__(self, progress: Progress, epochs: int, done: int) -> None:
-        super().__init__()
-        self._progress, self._epochs, self._done = progress, epochs, done
+        self._options, self._done, self._progress = options, done, progress
         self._epoch, self._test = 0, ""
 
     def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
         self._epoch = epoch
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        self._check(logs["loss"])
         self._done += 1
-        self._progress.update(
-            self._done,
-            f"epoch {self._epoch + 1}/{self._epochs}  loss {logs['loss']:.2f}{self._test}",
-        )
+        if self._progress is not None:
+            epoch = f"epoch {self._epoch + 1}/{self._options.epochs}"
+            self._progress.update(self._done, f"{epoch}  loss {logs['loss']:.2f}{self._test}")
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        self._check(logs["val_loss"])
         self._test = f"  test {logs['val_loss']:.2f}"
+
+    def _check(self, loss: float) -> None:
+        if not math.isfinite(loss):
+            raise NotFinite(
+                f"the loss became {loss} in epoch {self._epoch + 1}; start a new run with a lower "
+                f"--learning-rate than {self._options.learning_rate:g}."
+            )

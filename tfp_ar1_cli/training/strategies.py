@@ -64,11 +64,7 @@ class Task:
 
 
 def task() -> Task:
-    """Reads `TF_CONFIG`.
-
-    Raises:
-      UserError: If it is missing, or is not what `MultiWorkerMirroredStrategy` needs.
-    """
+    """Reads `TF_CONFIG`; a `UserError` if it is not what `MultiWorkerMirroredStrategy` needs."""
     text = os.environ.get("TF_CONFIG")
     if not text:
         raise UserError(
@@ -99,12 +95,7 @@ def task() -> Task:
 def num_replicas(strategy: str, asked: int | None) -> int:
     """The number of replicas that a run has, before TensorFlow starts its devices.
 
-    Args:
-      strategy: One of `options.STRATEGIES`.
-      asked: The value of `--replicas`; that of workers is their number.
-
-    Raises:
-      UserError: If there are not so many.
+    `asked` is the value of `--replicas`; a `UserError` if there are not so many.
     """
     if strategy == "none":
         return 1
@@ -128,10 +119,8 @@ def num_replicas(strategy: str, asked: int | None) -> int:
 def start(strategy: str, replicas: int) -> "tf.distribute.Strategy":
     """Starts TensorFlow's devices, and makes the strategy on them.
 
-    With several workers this waits until all of them are there.
-
-    Raises:
-      UserError: If this worker cannot listen on its address.
+    With several workers this waits until all of them are there; a `UserError` if this one cannot
+    listen on its address.
     """
     import tensorflow as tf
 
@@ -170,11 +159,7 @@ def _start_worker() -> "tf.distribute.MultiWorkerMirroredStrategy":
 
 
 def check_alike(strategy: "tf.distribute.Strategy", run: Run, position: Position) -> None:
-    """Checks that all workers are at the same place of the same training.
-
-    Raises:
-      UserError: If not.
-    """
+    """A `UserError` unless all workers are at the same place of the same training."""
     import tensorflow as tf
 
     if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
@@ -205,8 +190,7 @@ def what_is_alike(run: Run) -> int:
 def wait_for_last_backup(run: Run) -> None:
     """Waits until worker 0 has written the end of the training, from which it can continue alone.
 
-    Raises:
-      tf.errors.UnavailableError: If it does not in a minute.
+    A `tf.errors.UnavailableError` if it does not in a minute.
     """
     import tensorflow as tf
 
@@ -221,21 +205,15 @@ def wait_for_last_backup(run: Run) -> None:
 def restarting(run: Run) -> Iterator[None]:
     """Starts the command again when another worker is lost: it then waits for that one.
 
-    Raises:
-      WorkerLost: If that happened a few times already, without any progress.
+    `WorkerLost` if that happened a few times already, without any progress.
     """
     try:
         yield
     except Exception as error:
         from tensorflow import errors  # Not before: `startup` imports it without its notices.
 
-        lost = (
-            errors.UnavailableError,
-            errors.AbortedError,
-            errors.CancelledError,
-            errors.DeadlineExceededError,
-            errors.InternalError,
-        )
+        lost: tuple = (errors.UnavailableError, errors.AbortedError, errors.CancelledError)
+        lost += (errors.DeadlineExceededError, errors.InternalError)
         if run.options.strategy != "multiworker" or not isinstance(error, lost):
             raise
         _start_again(run.position(), error)
