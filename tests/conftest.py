@@ -1,4 +1,4 @@
-"""What every test needs: quiet TensorFlow, parsed flags, a fixed seed."""
+"""What every test needs: quiet TensorFlow, parsed flags, a fixed seed, reproducible hypothesis."""
 
 import os
 
@@ -7,6 +7,7 @@ import os
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
+import hypothesis
 import pytest
 import tensorflow as tf
 from absl import flags
@@ -14,6 +15,10 @@ from absl import flags
 # TensorFlow's own test classes read absl flags, which nobody parses under pytest.
 if not flags.FLAGS.is_parsed():
     flags.FLAGS.mark_as_parsed()
+
+# The same examples on every run; no deadline, because an example may trace a TensorFlow graph.
+hypothesis.settings.register_profile("reproducible", derandomize=True, database=None, deadline=None)
+hypothesis.settings.load_profile("reproducible")
 
 
 @pytest.fixture(autouse=True)

@@ -12,7 +12,7 @@ import pathlib
 import subprocess
 import sys
 
-FILES_PER_GROUP = 5
+FILES_PER_GROUP = 8
 NO_TESTS_COLLECTED = 5
 FOLDERS = [argument for argument in sys.argv[1:] if pathlib.Path(argument).is_dir()]
 OPTIONS = [argument for argument in sys.argv[1:] if argument not in FOLDERS]

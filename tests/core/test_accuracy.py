@@ -14,6 +14,8 @@ import importlib.util
 import json
 import pathlib
 
+import hypothesis
+import hypothesis.strategies
 import numpy as np
 import oracles
 import pytest
@@ -184,8 +186,14 @@ def test_any_parameters(name, dtype):
 
     # Fewer in float64, in which what is for float32 is computed too, and where decimals take long.
     examples = (15 if dtype == "float64" else 30) // (2 if name in CONDITIONAL else 1)
-    for seed in range(examples):
+
+    # A seed is all that is drawn, so that there is nothing to shrink.
+    @hypothesis.settings(max_examples=examples, phases=[hypothesis.Phase.generate])
+    @hypothesis.given(hypothesis.strategies.integers(0, 2**32 - 1))
+    def run(seed):
         check(name, *inputs_of(name, dtype, sizes, seed), dtype)
+
+    run()
 
 
 @pytest.mark.parametrize("by", ["correlation", "fisher_z"])
