@@ -42,7 +42,7 @@ def main() -> int:
         os.environ.setdefault(name, "1")
     workers = min(4, len(os.sched_getaffinity(0)))
     with concurrent.futures.ThreadPoolExecutor(workers) as pool:
-        return int(any(pool.map(run, groups)))
+        return int(any(list(pool.map(run, groups))))
 
 
 if __name__ == "__main__":

@@ -5,9 +5,12 @@ import oracles
 import pytest
 import scipy.stats
 import tensorflow as tf
+import tensorflow_probability as tfp
 from family import MEMBERS, ONE_OF_EACH, as_dense, random_parameters
 
 import tfp_ar1
+
+tfd = tfp.distributions
 
 D = 9
 X = np.random.default_rng(0).normal(size=(3, D))
@@ -164,3 +167,74 @@ def test_keeps_accuracy_of_steps_where_correlation_rounds_to_one():
     variance = 9 * step**2 / (step * (2 - step))
     np.testing.assert_allclose(conditional.variance(), [0, variance, 0], rtol=3e-4)
     np.testing.assert_allclose(conditional.mean(), [1, 3, -0.5], rtol=1e-6)
+
+
+class TestAsADistribution:
+    """Point masses at what is observed; of the others, the dense normal's."""
+
+    def conditional(self, name="ANTE1", batch=(), size=9):
+        member, rng = MEMBERS[name], np.random.default_rng(1)
+        parameters = member.parameters(rng, batch, size)
+        observed = rng.random(size) < 0.4
+        value = np.where(observed, rng.normal(size=(*batch, size)), np.nan)
+        path = member.distribution(*parameters, size=size)
+        return path.conditional(value, observed), observed, value
+
+    @pytest.mark.parametrize("name", ONE_OF_EACH)
+    def test_density_and_covariance(self, name):
+        conditional, observed, value = self.conditional(name, (2,))
+        assert isinstance(conditional, tfd.Distribution)
+        missing = np.flatnonzero(~observed)
+        covariance = conditional.covariance().numpy()
+        known = np.flatnonzero(observed)
+        dense = conditional.path.covariance().numpy()
+        gain = dense[:, missing[:, None], known] @ np.linalg.inv(dense[:, known[:, None], known])
+        expected = np.zeros_like(dense)
+        expected[:, missing[:, None], missing] = (
+            dense[:, missing[:, None], missing] - gain @ dense[:, known[:, None], missing]
+        )
+        np.testing.assert_allclose(covariance, expected, atol=1e-10)
+        np.testing.assert_allclose(
+            conditional.variance(), np.diagonal(covariance, 0, 1, 2), atol=1e-12
+        )
+        of_missing = tfd.MultivariateNormalFullCovariance(
+            conditional.mean().numpy()[:, missing], covariance[:, missing[:, None], missing]
+        )
+        x, log_prob = conditional.experimental_sample_and_log_prob(3, seed=(1, 2))
+        expected = of_missing.log_prob(x.numpy()[..., missing])
+        np.testing.assert_allclose(log_prob, expected, rtol=1e-8)
+        np.testing.assert_allclose(conditional.entropy(), of_missing.entropy(), rtol=1e-8)
+        np.testing.assert_array_equal(x.numpy()[..., known], np.stack([value[:, known]] * 3))
+        assert np.all(np.isneginf(conditional.log_prob(x + 1.0)))
+
+    def test_density_where_correlation_rounds_to_one(self):
+        """Differences of neighbours lose no digit: against float64 of the same numbers."""
+        u, observed = 12.0, np.arange(30) % 10 == 0
+        x = tfp_ar1.MultivariateNormalAR1(np.zeros(30), 1.0, fisher_z=u).sample(seed=(1, 2))
+        of = {}
+        for dtype in ("float32", "float64"):
+            x = tf.cast(tf.cast(x, tf.float32), dtype)
+            path = tfp_ar1.MultivariateNormalAR1(np.zeros(30, dtype), 1.0, fisher_z=u)
+            of[dtype] = path.conditional(x, observed).log_prob(x)
+        np.testing.assert_allclose(of["float32"], of["float64"], rtol=1e-5)
+
+    def test_transformations(self):
+        conditional, *_ = self.conditional(batch=(2, 3))
+        x = conditional.sample(4, seed=(1, 2))
+        expected = conditional.log_prob(x)
+        compiled = tf.function(conditional.log_prob, jit_compile=True)(x)
+        np.testing.assert_allclose(compiled, expected)
+        np.testing.assert_allclose(tf.vectorized_map(conditional.log_prob, x), expected)
+        np.testing.assert_allclose(conditional[0, 1].log_prob(x[:, 0, 1]), expected[:, 0, 1])
+        returned = tf.function(lambda d: d)(conditional)
+        np.testing.assert_allclose(returned.mean(), conditional.mean())
+        assert conditional.batch_shape == (2, 3)
+
+    def test_in_a_joint_distribution(self):
+        conditional, observed, value = self.conditional()
+        model = tfd.JointDistributionSequential(
+            [conditional, lambda x: tfd.Independent(tfd.Normal(x, np.float64(0.1)), 1)]
+        )
+        x, y = model.sample(seed=(1, 2))
+        np.testing.assert_array_equal(x[observed], value[observed])
+        assert np.isfinite(model.log_prob(x, y))

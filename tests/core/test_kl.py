@@ -451,6 +451,16 @@ def test_parameters_near_each_other(u, sigma, step, dtype):
         np.testing.assert_allclose(tfd.kl_divergence(p, q), expected, rtol=rtol)
 
 
+def test_one_coordinate_has_no_steps():
+    """Whose terms are infinite here, in float32."""
+    p = MultivariateNormalAR1(np.zeros(1, np.float32), 1e11, 0.0)
+    q = MultivariateNormalAR1(np.zeros(1, np.float32), 1.6e-5, 1 - 1e-7)
+    expected = tfd.kl_divergence(tfd.Normal(0.0, 1e11), tfd.Normal(0.0, 1.6e-5))
+    np.testing.assert_allclose(tfd.kl_divergence(p, q), expected, rtol=1e-5)
+    one = MultivariateNormalAR1(np.zeros(1, np.float32), 2.0, 1.0)
+    np.testing.assert_allclose(one.entropy(), tfd.Normal(0.0, 2.0).entropy(), rtol=1e-6)
+
+
 def test_from_itself():
     p = MultivariateNormalAR1([1.0, 2, 3, 4, 5], 1.3, fisher_z=[0.0, 1e-4, -3.0, 9.0, 20.0, -60.0])
     assert np.all(np.abs(tfd.kl_divergence(p, p)) < 1e-6)

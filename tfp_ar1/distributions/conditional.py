@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import tensorflow as tf
-from tensorflow_probability.python.internal import distribution_util, samplers
+import tensorflow_probability as tfp
+from tensorflow_probability import distributions as tfd
+from tensorflow_probability.python.distributions.distribution import AutoCompositeTensorDistribution
+from tensorflow_probability.python.internal import parameter_properties, samplers, tensor_util
 from tensorflow_probability.python.internal import prefer_static as ps
 
 from tfp_ar1 import recurrence
-from tfp_ar1.linear_operators.chain import Chain, widened
+from tfp_ar1._scan_schemes import Coefficients
+from tfp_ar1.linear_operators.chain import Chain, log_abs, widened
 
 __all__ = ["ConditionalMarkov"]
 
 
-class ConditionalMarkov:
+class ConditionalMarkov(AutoCompositeTensorDistribution):
     """The distribution of all coordinates of a Gaussian Markov chain, given the observed ones.
 
     A missing coordinate depends on the nearest observed one on either side alone. With the products
@@ -27,132 +32,284 @@ class ConditionalMarkov:
 
     where a side without an observed coordinate drops out (a = 0). The products come from the
     recurrence itself, cut at what is observed, in terms of 1 - |a|, so that nothing cancels where
-    neighbours are nearly equal. Every method costs O(d).
+    neighbours are nearly equal. Every method costs O(d), except `covariance`.
+
+    Observed coordinates are point masses: draws and the mean have their values, their variance is
+    0, and `log_prob` is the density of the others, or -∞ if an observed one has another value.
 
     Made by `GaussianMarkovChain.conditional`.
 
     Args:
+      path: the `GaussianMarkovChain` of event shape `[d]`.
       value: floating-point tensor `[..., d]`, broadcast against the batch shape. Entries that are
         not observed are ignored, and may be NaN.
       observed: boolean tensor `[..., d]`, `True` where `value` is known.
-      loc: the mean of the chain, a scalar or `[..., d]` or `[..., 1]`.
-      chain: its standard deviations and correlations.
-      batch_shape: its batch shape, as known as it can be.
+      validate_args: as of every distribution; there is nothing more to check.
+      allow_nan_stats: if `False`, raises where a statistic is undefined. (All are defined here.)
+      name: name prefixed to operations created by this class.
 
     Raises:
       TypeError: if `observed` is not boolean.
       ValueError: if the last dimension of `value` or `observed` is not the event size.
     """
 
-    def __init__(self, value: Any, observed: Any, loc: tf.Tensor, chain: Chain, batch_shape: Any):
-        value = tf.convert_to_tensor(value, dtype=chain.dtype, name="value")
-        observed = tf.convert_to_tensor(observed, name="observed")
-        if observed.dtype != tf.bool:
-            raise TypeError(f"`observed` must be boolean; got dtype {observed.dtype.name}.")
-        size = tf.get_static_value(chain.size)
-        for name, x in (("value", value), ("observed", observed)):
-            if not x.shape[-1:].is_compatible_with([size]):
-                raise ValueError(
-                    f"The last dimension of `{name}` must be the event size {size}; got shape "
-                    f"{x.shape}."
+    def __init__(
+        self,
+        path: Any,
+        value: Any,
+        observed: Any,
+        validate_args: bool = False,
+        allow_nan_stats: bool = True,
+        name: str = "ConditionalMarkov",
+    ):
+        parameters = dict(locals())
+        with tf.name_scope(name) as name:
+            self._path = path
+            self._value = tensor_util.convert_nonref_to_tensor(value, path.dtype, name="value")
+            self._observed = tensor_util.convert_nonref_to_tensor(observed, name="observed")
+            if self._observed.dtype != tf.bool:
+                raise TypeError(
+                    f"`observed` must be boolean; got dtype {self._observed.dtype.name}."
                 )
-        self._dtype = chain.dtype
-        self._loc, self._chain = widened(loc), chain.widened()
-        rho, event_shape = self._chain.rho, ps.reshape(chain.size, [1])
-        self._observed = tf.broadcast_to(
-            observed, ps.broadcast_shape(ps.shape(observed), event_shape)
-        )
-        batch_and_event = ps.concat([batch_shape, event_shape], axis=0)
-        shape = ps.broadcast_shape(ps.shape(value), ps.shape(self._observed))
-        self.observed = tf.broadcast_to(self._observed, ps.broadcast_shape(shape, batch_and_event))
-        # What is missing must not reach a product, since 0 · NaN is NaN; nor a gradient.
-        self.value = tf.where(self.observed, value, loc)
-        # Coordinates are sign-flipped so that all correlations of the chain are positive.
-        signs = rho.along_steps(rho.sign) * tf.ones([self._chain.num_steps], rho.dtype)
-        self._sign_flips = recurrence.pad(tf.math.cumprod(signs, axis=-1), 1, 0, value=1.0)
-        self._left, self._right = (
-            _NearestObserved(self._chain, self._observed, r) for r in (False, True)
-        )
+            for argument, x in (("value", self._value), ("observed", self._observed)):
+                if not x.shape[-1:].is_compatible_with(path.event_shape):
+                    raise ValueError(
+                        f"The last dimension of `{argument}` must be the event size "
+                        f"{path.event_shape[-1]}; got shape {x.shape}."
+                    )
+            super().__init__(
+                dtype=path.dtype,
+                reparameterization_type=tfd.FULLY_REPARAMETERIZED,
+                validate_args=validate_args,
+                allow_nan_stats=allow_nan_stats,
+                parameters=parameters,
+                name=name,
+            )
 
-    def _weights(self) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        """The weights of the two neighbours, and the variance at marginal scale 1."""
-        left, right = self._left.remainder, self._right.remainder
-        # 1 - a² b², from 1 - a b. An observed coordinate's result is replaced.
-        one_minus_abs = self._left.one_minus_abs + self._left.size * self._right.one_minus_abs
-        rest = _one_minus_square(self._left.size * self._right.size, one_minus_abs)
-        rest = tf.where(self._observed, tf.ones([], rest.dtype), rest)
-        right_share = left / rest
-        left_weight = self._left.size * (right / rest)
-        right_weight = self._right.size * right_share
-        return left_weight, right_weight, right_share * right
+    @classmethod
+    def _parameter_properties(cls, dtype: Any, num_classes: int | None = None) -> dict[str, Any]:
+        data = {"event_ndims": 1, "is_preferred": False}
+        return {
+            "path": parameter_properties.BatchedComponentProperties(),
+            "value": tfp.util.ParameterProperties(**data),
+            "observed": tfp.util.ParameterProperties(
+                default_constraining_bijector_fn=parameter_properties.BIJECTOR_NOT_IMPLEMENTED,
+                **data,
+            ),
+        }
 
-    def _interpolate(self, w: tf.Tensor) -> tf.Tensor:
-        """The weighted sum of the two neighbours' entries in `w`, for each coordinate."""
-        left_weight, right_weight, _ = self._weights()
-        w = self._sign_flips * self._chain.over_coordinate_scale(w)
-        y = left_weight * self._left.nearest(w) + right_weight * self._right.nearest(w)
-        return self._chain.times_coordinate_scale(self._sign_flips * y)
+    @property
+    def path(self) -> Any:
+        """The distribution before anything was observed."""
+        return self._path
 
-    def mean(self) -> tf.Tensor:
-        """The conditional mean `[..., d]`; the value itself where it was observed."""
-        mean = self._loc + self._interpolate(widened(self.value) - self._loc)
-        return tf.where(self.observed, self.value, self._narrowed(mean))
+    @property
+    def value(self) -> Any:
+        """What was observed, as given."""
+        return self._value
 
-    def variance(self) -> tf.Tensor:
-        """The conditional variance `[..., d]`; 0 where the coordinate was observed."""
-        _, _, variance = self._weights()
-        variance *= self._chain.scale**2
-        return self._narrowed(tf.where(self.observed, tf.zeros_like(variance), variance))
+    @property
+    def observed(self) -> Any:
+        """Which coordinates are observed, as given."""
+        return self._observed
 
-    def stddev(self) -> tf.Tensor:
-        """The conditional standard deviation `[..., d]`."""
-        _, _, variance = self._weights()
-        # The root of the 0 that stands for an observed coordinate would have no gradient.
-        root = tf.sqrt(tf.where(self._observed, tf.ones_like(variance), variance))
-        stddev = root * self._chain.scale
-        return self._narrowed(tf.where(self.observed, tf.zeros_like(stddev), stddev))
-
-    def observed_log_prob(self) -> tf.Tensor:
+    def observed_log_prob(self, name: str = "observed_log_prob") -> tf.Tensor:
         """The log-density `[...]` of the observed coordinates; 0 where there are none."""
-        # Of each observed coordinate given the observed one before it, whose mean is a w.
-        w = widened(self.value) - self._loc
-        w = self._sign_flips * self._chain.over_coordinate_scale(w)
-        previous, variance = self._left.nearest(w), self._left.remainder
-        # By a difference that is exact for nearly equal neighbours, as `recurrence.whiten`.
-        residual = (w - previous) + self._left.one_minus_abs * previous
-        residual /= self._chain.shared_scale[..., tf.newaxis]
-        log_prob = -0.5 * (
-            tf.square(residual) / variance
-            + tf.math.log(variance)
-            + 2.0 * tf.math.log(self._chain.scale)
-            + math.log(2.0 * math.pi)
+        with self._name_and_control_scope(name):
+            return self._narrowed(self._given().observed_log_prob())
+
+    def _given(self) -> _Given:
+        """The parameters, read anew by each method."""
+        shape = ps.concat([self._batch_shape_now(), self.event_shape_tensor()], axis=0)
+        return _Given(self.path, self._value, tf.convert_to_tensor(self._observed), shape)
+
+    def _batch_shape_now(self) -> Any:
+        if self.batch_shape.is_fully_defined():
+            return np.array(self.batch_shape.as_list(), np.int32)
+        return self.batch_shape_tensor()
+
+    def _mean(self) -> tf.Tensor:
+        given = self._given()
+        mean = given.loc + given.interpolate(widened(given.value) - given.loc)
+        return tf.where(given.observed, given.value, self._narrowed(mean))
+
+    def _mode(self) -> tf.Tensor:
+        return self._mean()
+
+    def _variance(self) -> tf.Tensor:
+        given = self._given()
+        variance = given.of_nearest().variance * given.chain.scale**2
+        return self._narrowed(tf.where(given.observed, tf.zeros_like(variance), variance))
+
+    def _stddev(self) -> tf.Tensor:
+        given = self._given()
+        stddev = given.unit_stddev() * tf.math.abs(given.chain.scale)
+        return self._narrowed(tf.where(given.observed, tf.zeros_like(stddev), stddev))
+
+    def _covariance(self) -> tf.Tensor:
+        return self._narrowed(self._given().covariance())
+
+    def _log_prob(self, x: tf.Tensor) -> tf.Tensor:
+        given = self._given()
+        terms = tf.where(given.observed, tf.zeros([], given.chain.dtype), given.log_prob_terms(x))
+        log_prob = tf.reduce_sum(terms, axis=-1)
+        differs = tf.reduce_any(tf.logical_and(given.observed, x != given.value), axis=-1)
+        return self._narrowed(tf.where(differs, tf.constant(-np.inf, log_prob.dtype), log_prob))
+
+    def _entropy(self) -> tf.Tensor:
+        given = self._given()
+        terms = 0.5 * (tf.math.log(given.of_previous().variance) + 1.0 + math.log(2.0 * math.pi))
+        terms += log_abs(given.chain.scale)
+        terms = tf.where(given.observed, tf.zeros_like(terms), terms)
+        return self._narrowed(tf.reduce_sum(terms, axis=-1))
+
+    def _sample_n(self, n: Any, seed: Any = None) -> tf.Tensor:
+        # A draw x of the unconditional distribution plus E[· | value] - E[· | x], which has the
+        # conditional distribution (Matheron's rule).
+        given = self._given()
+        noise = samplers.normal(
+            ps.concat([[n], ps.shape(given.value)], axis=0), dtype=self.dtype, seed=seed
         )
-        zero = tf.zeros([], log_prob.dtype)
-        log_prob = tf.reduce_sum(tf.where(self.observed, log_prob, zero), axis=-1)
-        return self._narrowed(log_prob)
+        x = given.loc + given.chain.matvec(widened(noise))
+        x += given.interpolate(widened(given.value) - x)
+        return tf.where(given.observed, given.value, self._narrowed(x))
 
-    def sample(self, sample_shape: Any = (), seed: Any = None) -> tf.Tensor:
-        """Draws `[*sample_shape, ..., d]` that have the observed values where there are such.
+    def _event_shape(self) -> tf.TensorShape:
+        return self.path.event_shape
 
-        A draw x of the unconditional distribution plus E[· | value] - E[· | x], which has the
-        conditional distribution (Matheron's rule).
+    def _event_shape_tensor(self) -> tf.Tensor:
+        return self.path.event_shape_tensor()
 
-        Args:
-          sample_shape: integer or list of integers.
-          seed: as in `tfd.Distribution.sample`.
-        """
-        sample_shape = distribution_util.expand_to_vector(
-            ps.convert_to_shape_tensor(sample_shape, dtype_hint=tf.int32)
-        )
-        shape = ps.concat([sample_shape, ps.shape(self.value)], axis=0)
-        noise = samplers.normal(shape, dtype=self.value.dtype, seed=seed)
-        x = self._loc + self._chain.matvec(widened(noise))
-        x += self._interpolate(widened(self.value) - x)
-        return tf.where(self.observed, self.value, self._narrowed(x))
+    def _default_event_space_bijector(self) -> Any:
+        return tfp.bijectors.Identity(validate_args=self.validate_args)
+
+    def _parameter_control_dependencies(self, is_init: bool) -> list[Any]:
+        return []
 
     def _narrowed(self, x: tf.Tensor) -> tf.Tensor:
         """`x` in the dtype of the distribution, which may be narrower than the computation's."""
-        return tf.cast(x, self._dtype)
+        return tf.cast(x, self.dtype)
+
+
+class _Weights(NamedTuple):
+    """The mean `left w_left + right w_right` and the variance of a coordinate, for σ = 1."""
+
+    left: tf.Tensor
+    right: tf.Tensor
+    variance: tf.Tensor
+
+
+class _Given:
+    """What follows from a path and observations, with the parameters read once."""
+
+    def __init__(self, path: Any, value: tf.Tensor, observed: tf.Tensor, shape: Any):
+        loc = path._loc_or_zero()
+        self.loc, self.chain = widened(loc), path.scale.chain().widened()
+        rho = self.chain.rho
+        # Of the mask alone: once for all values that share it.
+        self._observed = tf.broadcast_to(
+            observed, ps.broadcast_shape(ps.shape(observed), ps.reshape(self.chain.size, [1]))
+        )
+        self.observed = tf.broadcast_to(self._observed, shape)
+        # What is missing must not reach a product, since 0 · NaN is NaN; nor a gradient.
+        self.value = tf.where(self.observed, value, loc)
+        # Coordinates are sign-flipped so that all correlations of the chain are positive.
+        signs = rho.along_steps(rho.sign) * tf.ones([self.chain.num_steps], rho.dtype)
+        self._sign_flips = recurrence.pad(tf.math.cumprod(signs, axis=-1), 1, 0, value=1.0)
+        self._left, self._right = (
+            _NearestObserved(self.chain, self._observed, r) for r in (False, True)
+        )
+
+    def of_nearest(self) -> _Weights:
+        """Of the nearest observed coordinates on both sides."""
+        left = self._left
+        return self._weights(left.size, left.one_minus_abs, left.remainder)
+
+    def of_previous(self) -> _Weights:
+        """Of the coordinate before, observed or not, and of the nearest observed one to come."""
+        size, one_minus_abs = self._previous()
+        return self._weights(size, one_minus_abs, _one_minus_square(size, one_minus_abs))
+
+    def _previous(self) -> tuple[tf.Tensor, tf.Tensor]:
+        """|ρ_t| and 1 - |ρ_t|; 0 and 1 of the first coordinate, which has none before it."""
+        rho, ones = self.chain.rho, tf.ones([self.chain.num_steps], self.chain.dtype)
+        size, one_minus_abs = (
+            rho.along_steps(rho.sign * x) * ones for x in (rho.value, rho.signed_one_minus_abs)
+        )
+        return recurrence.pad(size, 1, 0), recurrence.pad(one_minus_abs, 1, 0, value=1.0)
+
+    def _weights(self, a: tf.Tensor, one_minus_a: tf.Tensor, remainder: tf.Tensor) -> _Weights:
+        """For the correlation a with what is on the left, of which 1 - a² remains."""
+        # 1 - a² b², from 1 - a b. An observed coordinate's result is replaced.
+        one_minus_abs = one_minus_a + a * self._right.one_minus_abs
+        rest = _one_minus_square(a * self._right.size, one_minus_abs)
+        rest = tf.where(self._observed, tf.ones([], rest.dtype), rest)
+        right_share = remainder / rest
+        left_weight = a * (self._right.remainder / rest)
+        right_weight = self._right.size * right_share
+        return _Weights(left_weight, right_weight, right_share * self._right.remainder)
+
+    def unit_stddev(self) -> tf.Tensor:
+        """The standard deviations for σ = 1; 1 in place of that of an observed coordinate."""
+        # The root of the 0 that stands for an observed coordinate would have no gradient.
+        variance = self.of_nearest().variance
+        return tf.sqrt(tf.where(self._observed, tf.ones_like(variance), variance))
+
+    def _standardized(self, x: tf.Tensor) -> tf.Tensor:
+        """`x - loc` in units of σ where that differs between coordinates, sign-flipped."""
+        return self._sign_flips * self.chain.over_coordinate_scale(widened(x) - self.loc)
+
+    def interpolate(self, w: tf.Tensor) -> tf.Tensor:
+        """The weighted sum of the two neighbours' entries in `w`, for each coordinate."""
+        weights = self.of_nearest()
+        w = self._sign_flips * self.chain.over_coordinate_scale(w)
+        y = weights.left * self._left.nearest(w) + weights.right * self._right.nearest(w)
+        return self.chain.times_coordinate_scale(self._sign_flips * y)
+
+    def observed_log_prob(self) -> tf.Tensor:
+        """The log-density of what is observed."""
+        # Of each observed coordinate given the observed one before it, whose mean is a w.
+        w = self._standardized(self.value)
+        previous = self._left.nearest(w)
+        # By a difference that is exact for nearly equal neighbours, as `recurrence.whiten`.
+        residual = (w - previous) + self._left.one_minus_abs * previous
+        terms = self._log_density(residual, self._left.remainder)
+        return tf.reduce_sum(tf.where(self.observed, terms, tf.zeros([], terms.dtype)), axis=-1)
+
+    def log_prob_terms(self, x: tf.Tensor) -> tf.Tensor:
+        """The log-density of each coordinate, if it is not observed, given those before it."""
+        w = self._standardized(tf.where(self.observed, self.value, x))
+        previous, following = recurrence.pad(w[..., :-1], 1, 0), self._right.nearest(w)
+        weights, (a, one_minus_a) = self.of_previous(), self._previous()
+        # w - left w_previous - right w_following, with 1 - left - right in closed form.
+        rest = one_minus_a * self._right.one_minus_abs / (1.0 + a * self._right.size)
+        residual = (w - previous) + rest * previous + weights.right * (previous - following)
+        return self._log_density(residual, weights.variance)
+
+    def _log_density(self, residual: tf.Tensor, variance: tf.Tensor) -> tf.Tensor:
+        residual /= self.chain.shared_scale[..., tf.newaxis]
+        return -0.5 * (
+            tf.square(residual) / variance
+            + tf.math.log(variance)
+            + 2.0 * log_abs(self.chain.scale)
+            + math.log(2.0 * math.pi)
+        )
+
+    def covariance(self) -> tf.Tensor:
+        """`[..., d, d]`: what is missing is a chain again, cut at what is observed."""
+        unit, is_missing = self.unit_stddev(), tf.logical_not(self._observed)
+        linked = tf.logical_and(is_missing[..., 1:], is_missing[..., :-1])
+        # The correlation of neighbours, from the slope of one on the one before it.
+        steps = self.of_previous().left[..., 1:] * unit[..., :-1] / unit[..., 1:]
+        steps = tf.where(linked, steps, tf.zeros_like(steps))[..., tf.newaxis, :]
+        identity = tf.eye(self.chain.size, dtype=unit.dtype)
+        products = recurrence.step_recurrence(
+            identity, Coefficients(steps, 1.0 - tf.math.abs(steps))
+        )
+        correlations = products + tf.linalg.matrix_transpose(products) - identity
+        scale = self._sign_flips * unit * self.chain.scale
+        scale = tf.where(self.observed, tf.zeros_like(scale), scale)
+        return scale[..., tf.newaxis] * correlations * scale[..., tf.newaxis, :]
 
 
 @tf.custom_gradient

@@ -67,7 +67,7 @@ class GaussianMarkovChain(tfd.MultivariateNormalLinearOperator):
     """
 
     declaration: ClassVar[tuple[Parameter, ...]] = ()
-    # The member that every posterior is: ANTE(1), the most general one, which names itself here.
+    # The most general member, which every posterior is; it names itself here.
     posterior_class: ClassVar[type[GaussianMarkovChain]]
     # Of a posterior: the terms of its KL divergence to its prior, and `None` for another argument.
     _kl_terms_to: Callable[[Any], tf.Tensor | None] = staticmethod(lambda other: None)
@@ -220,16 +220,10 @@ class GaussianMarkovChain(tfd.MultivariateNormalLinearOperator):
           observed: boolean tensor `[..., d]`, `True` where `value` is known.
 
         Returns:
-          A `ConditionalMarkov`, with `mean`, `variance`, `stddev`, `sample` and the log-likelihood
-          of what is observed.
+          A `ConditionalMarkov`: a `tfd.Distribution` with point masses at what is observed, and the
+          log-likelihood of that as `observed_log_prob`.
         """
-        return ConditionalMarkov(
-            value,
-            observed,
-            loc=self._loc_or_zero(),
-            chain=self.scale.chain(),
-            batch_shape=self._static_or_dynamic_batch_shape(),
-        )
+        return ConditionalMarkov(self, value, observed)
 
     def with_observation_noise(
         self, noise_scale: Any, observed: Any = None, validate_args: bool = False
@@ -256,7 +250,7 @@ class GaussianMarkovChain(tfd.MultivariateNormalLinearOperator):
           observed: boolean tensor `[..., d]`, `True` where y is known. Default: all.
 
         Returns:
-          A `MultivariateNormalANTE1`, which the posterior of any Gaussian Markov chain is. Its
+          A `posterior_class`: the most general member of the family. Its
           `tfd.kl_divergence` to this object is right wherever the posterior is.
         """
         return self.with_observation_noise(noise_scale, observed).posterior(value)

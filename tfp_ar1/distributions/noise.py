@@ -112,7 +112,7 @@ class NoisyGaussianMarkovChain(AutoCompositeTensorDistribution):
         return self._observed
 
     def posterior(self, value: Any, name: str = "posterior") -> Any:
-        """The distribution of the path, given y: a `MultivariateNormalANTE1`, of every member.
+        """The distribution of the path, given y: the most general member of the family.
 
         Args:
           value: y, `[..., d]`.
@@ -259,7 +259,7 @@ class MarkovSites:
         self._h = h + tf.zeros([chain.size], h.dtype)
 
     def posterior(self) -> Any:
-        """The product, normalized: a `MultivariateNormalANTE1`, as of `path.posterior`."""
+        """The product, normalized: the most general member of the family, as `path.posterior`."""
         return _posterior(self._path, self._messages, self._h, None)
 
     def log_normalizer(self) -> tf.Tensor:

@@ -135,7 +135,10 @@ def total(x: tf.Tensor, count: Any) -> tf.Tensor:
     """The sum of `count` entries along the last axis of `x`, of size 1 where they are equal."""
     size = tf.compat.dimension_value(x.shape[-1])
     if size == 1:
-        return tf.squeeze(x, axis=-1) * tf.cast(count, x.dtype)
+        x = tf.squeeze(x, axis=-1)
+        # No entry has the sum 0, also where it would be infinite.
+        is_none = not tf.is_tensor(count) and count == 0
+        return tf.zeros_like(x) if is_none else x * tf.cast(count, x.dtype)
     if size is None:
         x = tf.broadcast_to(x, ps.concat([ps.shape(x)[:-1], [count]], axis=0))
     return tf.reduce_sum(x, axis=-1)
