@@ -165,7 +165,7 @@ def test_sample_never_overwrites(refused, out, expected):
 @pytest.mark.parametrize(
     ("kind", "where", "done"),
     [
-        ("image", "before the second checkpoint", 1),
+        pytest.param("image", "before the second checkpoint", 1, marks=pytest.mark.slow),
         pytest.param("image", "pictures", 3, marks=pytest.mark.slow),
         pytest.param("sequence", "before the second checkpoint", 1, marks=pytest.mark.slow),
     ],

@@ -17,7 +17,6 @@ import pathlib
 import hypothesis
 import hypothesis.strategies
 import numpy as np
-import oracles
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -179,7 +178,7 @@ def compare(name, actual, expected):
         )
 
 
-@pytest.mark.parametrize("dtype", oracles.DTYPES)
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("float64", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", BOUNDS)
 def test_any_parameters(name, dtype):
     sizes = SMALL_SIZES if name in CONDITIONAL else SIZES
@@ -198,7 +197,7 @@ def test_any_parameters(name, dtype):
 
 @pytest.mark.parametrize("by", ["correlation", "fisher_z"])
 @pytest.mark.parametrize("small", [0.0, 7e-8, -1e-3])
-@pytest.mark.parametrize("other_scale", [1.0, 600.0, 0.01])
+@pytest.mark.parametrize("other_scale", [600.0, 0.01])
 def test_kl_derivatives_in_a_correlation_near_zero(by, small, other_scale):
     """They are near 0, while those of the ratio of two innovation variances are made of ±1."""
     inputs = {"loc": np.zeros(7), "scale": 1.0, "other_loc": np.zeros(7)}
@@ -208,6 +207,7 @@ def test_kl_derivatives_in_a_correlation_near_zero(by, small, other_scale):
         check("kl_ar1_ar1", by, inputs | pair, "float32")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("by", "corr", "dtype"),
     [

@@ -48,7 +48,7 @@ def random_observed(size):
 
 
 @pytest.mark.parametrize("name", MEMBERS)
-@pytest.mark.parametrize("size", [1, 9, 150])
+@pytest.mark.parametrize("size", [1, 9, pytest.param(150, marks=pytest.mark.slow)])
 def test_agrees_with_dense_algebra(size, name):
     case, count = MEMBERS[name], 7
     parameters = random_parameters(case, (count,), size)
@@ -86,6 +86,7 @@ def test_many_coordinates(size, rate):
     oracles.assert_close(conditional.observed_log_prob(), log_prob)
 
 
+@pytest.mark.slow
 @one_of_each
 @pytest.mark.parametrize("size", [1, 7])
 def test_gradients_agree_with_finite_differences(size, name):
@@ -128,6 +129,7 @@ def test_broadcasts_values_and_masks(name):
     oracles.assert_close(conditional.observed_log_prob()[2, 1], log_prob)
 
 
+@pytest.mark.slow
 def test_runs_in_a_graph_and_at_a_hundred_thousand_coordinates():
     size = 100_000
     distribution = tfp_ar1.MultivariateNormalAR1(tf.zeros(size), correlation=0.9)

@@ -150,6 +150,7 @@ def test_gradients(size, name):
             oracles.assert_close(a, e, "gradient", a.ndim - 1, err_msg=message, at_least=0.1)
 
 
+@pytest.mark.slow
 @one_of_each
 @pytest.mark.parametrize("quantity", ["log_prob", "kl to AR1", "kl from AR1"])
 def test_second_derivatives(name, quantity):

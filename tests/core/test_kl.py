@@ -187,7 +187,10 @@ PAIRS = [
         *((4, *pair) for pair in PAIRS),
         *((1, *pair) for pair in PAIRS if pair[0].startswith("AR1")),
         *((1, ours, name) for ours in family.ONE_OF_EACH[1:] for name in ("AR1", "ANTE1", "Diag")),
-        *itertools.product((150,), family.ONE_OF_EACH, ("ANTE1", "Diag", "LowRankUpdate")),
+        *(
+            pytest.param(150, *pair, marks=pytest.mark.slow)
+            for pair in itertools.product(family.ONE_OF_EACH, ("ANTE1", "Diag", "LowRankUpdate"))
+        ),
     ],
 )
 def test_values_and_gradients(size, ours, other):
@@ -370,6 +373,7 @@ def test_broadcasting(name):
                 oracles.assert_close(a, e, err_msg=message)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("ours", "name"),
     [

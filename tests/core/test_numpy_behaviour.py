@@ -47,9 +47,8 @@ def without():
     return arrays()
 
 
-@pytest.mark.parametrize(
-    "options", ["", pytest.param("prefer_float32=True", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("options", ["", "prefer_float32=True"])
 def test_results_and_dtypes_are_the_same(options, without, tmp_path):
     path, folder = tmp_path / "arrays.pickle", __file__.rsplit("/", 1)[0]
     code = (

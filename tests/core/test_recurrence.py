@@ -189,6 +189,7 @@ def test_broadcasting(size, kind, name):
         assert_gradients_close(actual, oracles.tf_gradients(broadcast_first, (x, rho), weights))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "size"), [("shared", 300), ("per step", 150)])
 def test_vectorized_map_and_xla_agree_with_eager(size, kind):
     x, rho = tf.constant(draw(0, 5, size)), tf.constant(draw_rho(kind, (5,), size))

@@ -263,7 +263,7 @@ def test_other_distributions_around_it(member, name):
     assert around.sample(7, seed=SEED).shape == (7, *shape)
 
 
-@each_spelling
+@each_member
 def test_inside_a_joint_distribution(member):
     given = family.first(member)
     joint = tfd.JointDistributionNamedAutoBatched(

@@ -10,7 +10,13 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 EXAMPLES = [block.code for block in fenced_blocks(README) if block.language == "python"]
 
 
-@pytest.mark.parametrize("number", range(len(EXAMPLES)))
+@pytest.mark.parametrize(
+    "number",
+    [
+        pytest.param(i, marks=[pytest.mark.slow] if ".fit(" in code else [])
+        for i, code in enumerate(EXAMPLES)
+    ],
+)
 def test_example_runs(number, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     run(EXAMPLES[number], tmp_path / f"readme_{number}.py")

@@ -113,6 +113,7 @@ def test_the_same_data_under_two_names(images, tmp_path):
 # The work
 
 
+@pytest.mark.slow
 def test_a_result_is_what_train_and_evaluate_give(tmp_path, images, capsys):
     """Dry runs write nothing; a run that is over is not run again; others are resumed."""
     experiments = make(images, objective="infovae", posterior="diag", seed="3")

@@ -131,6 +131,7 @@ def test_fit_lowers_the_loss(network, jit_compile):
     assert np.all(np.isfinite(loss))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("network", CONVOLUTIONAL)
 def test_train_save_and_export(network, tmp_path):
     model = make(network, (9, 11))

@@ -267,6 +267,7 @@ def test_save_and_load(name, tmp_path):
     assert losses[0] == losses[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize(
     "policy", ["mixed_float16", "float64", pytest.param("mixed_bfloat16", marks=pytest.mark.slow)]

@@ -143,6 +143,7 @@ def interpolated(x, observed, length):
 NETWORKS = [("convolutional", posterior) for posterior in POSTERIORS] + [("recurrent", "ar1")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("network", "posterior"), NETWORKS)
 def test_encoder_sees_what_was_observed(network, posterior):
     """Features, pooled features and packed parameters, from the encoder's own outputs."""
@@ -310,6 +311,7 @@ def test_a_mask_is_what_nan_is():
     assert_same_weights(fitted(compiled(make(), **eager), batches, batch_size=None), first, 1e-6)
 
 
+@pytest.mark.slow
 def test_batches_that_end_with_their_longest_series():
     """As `padded_batch` gives them, with lengths, with a mask, or with neither."""
     x, lengths = series(), np.array([3, 4, 2, 5, 1, 5])
@@ -534,6 +536,7 @@ def test_bounds_are_tight_at_the_exact_posterior(windows):
     assert table["num_examples"] == 20
 
 
+@pytest.mark.slow
 def test_forecasts_follow_the_prior():
     """Mean and covariance, over the steps ahead, against a dense conditional Gaussian."""
     learned = tfp_ar1.layers.MultivariateNormalAR1Prior(
@@ -647,6 +650,7 @@ def test_training_learns_the_correlation(jit_compile):
     assert np.all(last.numpy() > 0.5)
 
 
+@pytest.mark.slow
 def test_arrays_dictionaries_and_datasets_train_alike():
     x = series(missing=0.2)
     given = {"x": x, "length": np.full(N, T)}
@@ -677,8 +681,8 @@ def test_objectives(objective):
 @pytest.mark.parametrize(
     ("network", "prior", "posterior"),
     [
-        ("recurrent", "ar1", "diag"),
-        ("convolutional", None, "ar1"),
+        pytest.param("recurrent", "ar1", "diag", marks=pytest.mark.slow),
+        pytest.param("convolutional", None, "ar1", marks=pytest.mark.slow),
         ("convolutional", "fixed", "arh1"),
         ("convolutional", "layer", "ante1"),
     ],
