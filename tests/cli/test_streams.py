@@ -548,6 +548,7 @@ def test_a_file_that_gets_shorter_is_an_error_with_its_position(tmp_path):
         stream[:]
 
 
+@pytest.mark.slow
 def test_batches_of_which_nothing_is_left(tmp_path, cli, monkeypatch):
     """A batch that is skipped as a whole moves nothing, and the loss stays a number."""
     x = np.random.default_rng(0).uniform(size=(20, 4, 4)).astype("float32")

@@ -163,6 +163,7 @@ NORMALS = {
 }
 CASES = MEMBERS | NORMALS
 DENSE_CASES = ("TriL", "FullMatrix")
+FEW_CASES = ("AR1", "ANTE1", "OU", "Diag", "TriL", "LowRankUpdate")
 
 # What AR(1) meets, by the spelling of the correlation that the other has not, and the others.
 PAIRS = [
@@ -340,7 +341,14 @@ BROADCASTS = [
 ]
 
 
-@pytest.mark.parametrize("name", [name for name in CASES if "by fisher_z" not in name])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[] if name in FEW_CASES else pytest.mark.slow)
+        for name in CASES
+        if "by fisher_z" not in name
+    ],
+)
 def test_broadcasting(name):
     """With shapes that are known, and in graphs that know neither batch nor event shape."""
     case = CASES[name]

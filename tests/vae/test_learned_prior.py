@@ -79,6 +79,7 @@ def test_gradients_of_the_weights():
     np.testing.assert_allclose(loss, 0.0, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_in_a_vae(tmp_path):
     model = vae(Prior(D, correlation=0.5), posterior="full")
     posteriors = model.encode(DATA)

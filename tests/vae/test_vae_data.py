@@ -122,6 +122,7 @@ def test_a_list_of_one_array_and_lists_of_numbers(of_images, of_series):
     assert_refused(of_images, METHODS, [[1.0, 2.0], [1.0]], "lists of unequal lengths")
 
 
+@pytest.mark.slow
 def test_masked_arrays_of_series(of_series):
     """Masked is missing, as NaN is; what stands beneath a mask changes nothing."""
     hidden = RNG.uniform(size=SERIES.shape) < 0.3
@@ -262,6 +263,7 @@ def test_streams_of_images(stream):
             model.fit(X, validation_data=STREAMS[stream](), verbose=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("x", "jit_compile"),
     [

@@ -515,6 +515,7 @@ def test_intervals_cover(windows):
         assert coverage(ahead[:, :, steps - 1], truth) == pytest.approx(0.9, abs=0.03)
 
 
+@pytest.mark.slow
 def test_bounds_are_tight_at_the_exact_posterior(windows):
     """Every weight is p(x): of what was observed, within the length of the series."""
     model, _, gaps = windows

@@ -8,19 +8,18 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
-from tensorflow_probability import distributions as tfd
-from tensorflow_probability.python.distributions.distribution import AutoCompositeTensorDistribution
-from tensorflow_probability.python.internal import parameter_properties, samplers, tensor_util
 from tensorflow_probability.python.internal import prefer_static as ps
+from tensorflow_probability.python.internal import samplers, tensor_util
 
 from tfp_ar1 import recurrence
 from tfp_ar1._scan_schemes import Coefficients
+from tfp_ar1.distributions.derived import DerivedFromPath
 from tfp_ar1.linear_operators.chain import Chain, log_abs, widened
 
 __all__ = ["ConditionalMarkov"]
 
 
-class ConditionalMarkov(AutoCompositeTensorDistribution):
+class ConditionalMarkov(DerivedFromPath):
     """The distribution of all coordinates of a Gaussian Markov chain, given the observed ones.
 
     A missing coordinate depends on the nearest observed one on either side alone. With the products
@@ -63,55 +62,24 @@ class ConditionalMarkov(AutoCompositeTensorDistribution):
         name: str = "ConditionalMarkov",
     ):
         parameters = dict(locals())
-        with tf.name_scope(name) as name:
-            self._path = path
-            self._value = tensor_util.convert_nonref_to_tensor(value, path.dtype, name="value")
-            self._observed = tensor_util.convert_nonref_to_tensor(observed, name="observed")
-            if self._observed.dtype != tf.bool:
-                raise TypeError(
-                    f"`observed` must be boolean; got dtype {self._observed.dtype.name}."
+        self._value = tensor_util.convert_nonref_to_tensor(value, path.dtype, name="value")
+        super().__init__(parameters)
+        for argument, x in (("value", self._value), ("observed", self._observed)):
+            if not x.shape[-1:].is_compatible_with(path.event_shape):
+                raise ValueError(
+                    f"The last dimension of `{argument}` must be the event size "
+                    f"{path.event_shape[-1]}; got shape {x.shape}."
                 )
-            for argument, x in (("value", self._value), ("observed", self._observed)):
-                if not x.shape[-1:].is_compatible_with(path.event_shape):
-                    raise ValueError(
-                        f"The last dimension of `{argument}` must be the event size "
-                        f"{path.event_shape[-1]}; got shape {x.shape}."
-                    )
-            super().__init__(
-                dtype=path.dtype,
-                reparameterization_type=tfd.FULLY_REPARAMETERIZED,
-                validate_args=validate_args,
-                allow_nan_stats=allow_nan_stats,
-                parameters=parameters,
-                name=name,
-            )
 
     @classmethod
     def _parameter_properties(cls, dtype: Any, num_classes: int | None = None) -> dict[str, Any]:
-        data = {"event_ndims": 1, "is_preferred": False}
-        return {
-            "path": parameter_properties.BatchedComponentProperties(),
-            "value": tfp.util.ParameterProperties(**data),
-            "observed": tfp.util.ParameterProperties(
-                default_constraining_bijector_fn=parameter_properties.BIJECTOR_NOT_IMPLEMENTED,
-                **data,
-            ),
-        }
-
-    @property
-    def path(self) -> Any:
-        """The distribution before anything was observed."""
-        return self._path
+        value = tfp.util.ParameterProperties(event_ndims=1, is_preferred=False)
+        return {**super()._parameter_properties(dtype), "value": value}
 
     @property
     def value(self) -> Any:
         """What was observed, as given."""
         return self._value
-
-    @property
-    def observed(self) -> Any:
-        """Which coordinates are observed, as given."""
-        return self._observed
 
     def observed_log_prob(self, name: str = "observed_log_prob") -> tf.Tensor:
         """The log-density `[...]` of the observed coordinates; 0 where there are none."""
@@ -120,21 +88,13 @@ class ConditionalMarkov(AutoCompositeTensorDistribution):
 
     def _given(self) -> _Given:
         """The parameters, read anew by each method."""
-        shape = ps.concat([self._batch_shape_now(), self.event_shape_tensor()], axis=0)
-        return _Given(self.path, self._value, tf.convert_to_tensor(self._observed), shape)
-
-    def _batch_shape_now(self) -> Any:
-        if self.batch_shape.is_fully_defined():
-            return np.array(self.batch_shape.as_list(), np.int32)
-        return self.batch_shape_tensor()
+        observed = tf.convert_to_tensor(self._observed)
+        return _Given(self.path, self._value, observed, self._whole_shape())
 
     def _mean(self) -> tf.Tensor:
         given = self._given()
         mean = given.loc + given.interpolate(widened(given.value) - given.loc)
         return tf.where(given.observed, given.value, self._narrowed(mean))
-
-    def _mode(self) -> tf.Tensor:
-        return self._mean()
 
     def _variance(self) -> tf.Tensor:
         given = self._given()
@@ -173,18 +133,6 @@ class ConditionalMarkov(AutoCompositeTensorDistribution):
         x = given.loc + given.chain.matvec(widened(noise))
         x += given.interpolate(widened(given.value) - x)
         return tf.where(given.observed, given.value, self._narrowed(x))
-
-    def _event_shape(self) -> tf.TensorShape:
-        return self.path.event_shape
-
-    def _event_shape_tensor(self) -> tf.Tensor:
-        return self.path.event_shape_tensor()
-
-    def _default_event_space_bijector(self) -> Any:
-        return tfp.bijectors.Identity(validate_args=self.validate_args)
-
-    def _parameter_control_dependencies(self, is_init: bool) -> list[Any]:
-        return []
 
     def _narrowed(self, x: tf.Tensor) -> tf.Tensor:
         """`x` in the dtype of the distribution, which may be narrower than the computation's."""

@@ -8,19 +8,18 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
-from tensorflow_probability import distributions as tfd
-from tensorflow_probability.python.distributions.distribution import AutoCompositeTensorDistribution
-from tensorflow_probability.python.internal import parameter_properties, samplers, tensor_util
 from tensorflow_probability.python.internal import prefer_static as ps
+from tensorflow_probability.python.internal import samplers, tensor_util
 
 from tfp_ar1 import recurrence
+from tfp_ar1.distributions.derived import DerivedFromPath
 from tfp_ar1.linear_operators.chain import log_abs, widened
 from tfp_ar1.messages import Messages, largest_precision
 
 __all__ = ["MarkovSites", "NoisyGaussianMarkovChain"]
 
 
-class NoisyGaussianMarkovChain(AutoCompositeTensorDistribution):
+class NoisyGaussianMarkovChain(DerivedFromPath):
     """The distribution of `y = path + noise`, with independent normal noise at each coordinate.
 
     `log_prob(y)` is the marginal likelihood of noisy observations, of which some may be missing;
@@ -63,53 +62,24 @@ class NoisyGaussianMarkovChain(AutoCompositeTensorDistribution):
         name: str = "NoisyGaussianMarkovChain",
     ):
         parameters = dict(locals())
-        with tf.name_scope(name) as name:
-            self._path = path
-            self._noise_scale = tensor_util.convert_nonref_to_tensor(
-                noise_scale, dtype=path.dtype, name="noise_scale"
-            )
-            self._observed = tensor_util.convert_nonref_to_tensor(observed, name="observed")
-            if self._observed is not None and self._observed.dtype != tf.bool:
-                raise TypeError(f"`observed` must be boolean; got {self._observed.dtype.name}.")
-            _check_last_dimension(path, noise_scale=self._noise_scale, observed=self._observed)
-            _check_not_negative("noise_scale", self._noise_scale)
-            super().__init__(
-                dtype=path.dtype,
-                reparameterization_type=tfd.FULLY_REPARAMETERIZED,
-                validate_args=validate_args,
-                allow_nan_stats=allow_nan_stats,
-                parameters=parameters,
-                name=name,
-            )
+        self._noise_scale = tensor_util.convert_nonref_to_tensor(
+            noise_scale, dtype=path.dtype, name="noise_scale"
+        )
+        _check_not_negative("noise_scale", self._noise_scale)
+        super().__init__(parameters)
+        _check_last_dimension(path, noise_scale=self._noise_scale, observed=self._observed)
 
     @classmethod
     def _parameter_properties(cls, dtype: Any, num_classes: int | None = None) -> dict[str, Any]:
-        return {
-            "path": parameter_properties.BatchedComponentProperties(),
-            "noise_scale": tfp.util.ParameterProperties(
-                event_ndims=1, default_constraining_bijector_fn=tfp.bijectors.Softplus
-            ),
-            "observed": tfp.util.ParameterProperties(
-                event_ndims=1,
-                default_constraining_bijector_fn=parameter_properties.BIJECTOR_NOT_IMPLEMENTED,
-                is_preferred=False,
-            ),
-        }
-
-    @property
-    def path(self) -> Any:
-        """The distribution of what is observed, without the noise."""
-        return self._path
+        noise_scale = tfp.util.ParameterProperties(
+            event_ndims=1, default_constraining_bijector_fn=tfp.bijectors.Softplus
+        )
+        return {**super()._parameter_properties(dtype), "noise_scale": noise_scale}
 
     @property
     def noise_scale(self) -> Any:
         """The standard deviation of the noise, as given."""
         return self._noise_scale
-
-    @property
-    def observed(self) -> Any:
-        """Which coordinates are observed, as given."""
-        return self._observed
 
     def posterior(self, value: Any, name: str = "posterior") -> Any:
         """The distribution of the path, given y: the most general member of the family.
@@ -185,39 +155,24 @@ class NoisyGaussianMarkovChain(AutoCompositeTensorDistribution):
 
     def _sample_n(self, n: Any, seed: Any = None) -> tf.Tensor:
         of_path, of_noise = samplers.split_seed(seed, salt="noisy_gaussian_markov_chain")
-        shape = ps.concat([[n], self.batch_shape_tensor(), self.event_shape_tensor()], axis=0)
+        shape = ps.concat([[n], self._whole_shape()], axis=0)
         path = self.path.scale.chain().matvec(
             samplers.normal(shape, dtype=self.dtype, seed=of_path)
         )
         noise = samplers.normal(shape, dtype=self.dtype, seed=of_noise)
         return self.path._loc_or_zero() + path + self._noise_scale * noise
 
-    def _along_event(self, x: tf.Tensor) -> tf.Tensor:
-        shape = ps.concat([self.batch_shape_tensor(), self.event_shape_tensor()], axis=0)
-        return tf.broadcast_to(x, shape)
-
     def _mean(self) -> tf.Tensor:
-        return self._along_event(self.path.mean())
-
-    def _mode(self) -> tf.Tensor:
-        return self._mean()
+        return tf.broadcast_to(self.path.mean(), self._whole_shape())
 
     def _variance(self) -> tf.Tensor:
-        return self._along_event(self.path.variance() + tf.square(self._noise_scale))
+        variance = self.path.variance() + tf.square(self._noise_scale)
+        return tf.broadcast_to(variance, self._whole_shape())
 
     def _covariance(self) -> tf.Tensor:
         covariance = self.path.covariance()
         shape = ps.concat([self.batch_shape_tensor(), ps.shape(covariance)[-2:]], axis=0)
         return tf.linalg.set_diag(tf.broadcast_to(covariance, shape), self._variance())
-
-    def _event_shape(self) -> tf.TensorShape:
-        return self.path.event_shape
-
-    def _event_shape_tensor(self) -> tf.Tensor:
-        return self.path.event_shape_tensor()
-
-    def _default_event_space_bijector(self) -> Any:
-        return tfp.bijectors.Identity(validate_args=self.validate_args)
 
     def _parameter_control_dependencies(self, is_init: bool) -> list[Any]:
         if not self.validate_args or is_init == tensor_util.is_ref(self._noise_scale):

@@ -1,0 +1,87 @@
+"""Distributions over the coordinates of a path that another one, of the path itself, gives."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+import tensorflow_probability as tfp
+from tensorflow_probability import distributions as tfd
+from tensorflow_probability.python.distributions.distribution import AutoCompositeTensorDistribution
+from tensorflow_probability.python.internal import parameter_properties, tensor_util
+from tensorflow_probability.python.internal import prefer_static as ps
+
+__all__ = ["DerivedFromPath"]
+
+
+class DerivedFromPath(AutoCompositeTensorDistribution):
+    """Base class: what is observed of a `GaussianMarkovChain`, or follows from that.
+
+    Args:
+      parameters: the arguments of the subclass, by name, among them `path`, `observed` (a boolean
+        tensor `[..., d]`, or `None` for everywhere), `validate_args`, `allow_nan_stats`, `name`.
+
+    Raises:
+      TypeError: if `observed` is not boolean.
+    """
+
+    def __init__(self, parameters: dict[str, Any]):
+        self._path = path = parameters["path"]
+        self._observed = tensor_util.convert_nonref_to_tensor(
+            parameters["observed"], name="observed"
+        )
+        if self._observed is not None and self._observed.dtype != tf.bool:
+            raise TypeError(f"`observed` must be boolean; got dtype {self._observed.dtype.name}.")
+        with tf.name_scope(parameters["name"]) as name:
+            super().__init__(
+                dtype=path.dtype,
+                reparameterization_type=tfd.FULLY_REPARAMETERIZED,
+                validate_args=parameters["validate_args"],
+                allow_nan_stats=parameters["allow_nan_stats"],
+                parameters=parameters,
+                name=name,
+            )
+
+    @classmethod
+    def _parameter_properties(cls, dtype: Any, num_classes: int | None = None) -> dict[str, Any]:
+        return {
+            "path": parameter_properties.BatchedComponentProperties(),
+            "observed": tfp.util.ParameterProperties(
+                event_ndims=1,
+                default_constraining_bijector_fn=parameter_properties.BIJECTOR_NOT_IMPLEMENTED,
+                is_preferred=False,
+            ),
+        }
+
+    @property
+    def path(self) -> Any:
+        """The distribution of the path."""
+        return self._path
+
+    @property
+    def observed(self) -> Any:
+        """Which coordinates are observed, as given."""
+        return self._observed
+
+    def _whole_shape(self) -> Any:
+        """That of a draw, known as far as possible."""
+        batch_shape = self.batch_shape_tensor()
+        if self.batch_shape.is_fully_defined():
+            batch_shape = np.array(self.batch_shape.as_list(), np.int32)
+        return ps.concat([batch_shape, self.event_shape_tensor()], axis=0)
+
+    def _event_shape(self) -> tf.TensorShape:
+        return self.path.event_shape
+
+    def _event_shape_tensor(self) -> tf.Tensor:
+        return self.path.event_shape_tensor()
+
+    def _mode(self) -> tf.Tensor:
+        return self._mean()
+
+    def _default_event_space_bijector(self) -> Any:
+        return tfp.bijectors.Identity(validate_args=self.validate_args)
+
+    def _parameter_control_dependencies(self, is_init: bool) -> list[Any]:
+        return []
