@@ -13,6 +13,7 @@ import subprocess
 import sys
 
 FILES_PER_GROUP = 8
+SLOWEST = "test_derivatives.py"
 NO_TESTS_COLLECTED = 5
 FOLDERS = [argument for argument in sys.argv[1:] if pathlib.Path(argument).is_dir()]
 OPTIONS = [argument for argument in sys.argv[1:] if argument not in FOLDERS]
@@ -36,6 +37,8 @@ def main() -> int:
     files.sort(key=lambda file: (-file.stat().st_size, file))
     number = -(-len(files) // FILES_PER_GROUP)
     groups = [files[i::number] for i in range(number)]
+    # Started last, the slowest file would run alone.
+    groups.sort(key=lambda group: SLOWEST not in [file.name for file in group])
     # One thread for each library: the groups that run side by side would take the cores from each
     # other.
     for name in ("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS"):
