@@ -42,8 +42,17 @@ def kl_divergence(posterior: tfd.Distribution, prior: tfd.Distribution) -> tf.Te
     """KL(posterior ‖ prior) in nats, analytic, for every pair of normals over vectors.
 
     TFP has KL divergences between multivariate normals, but none between these and an `Independent`
-    or a `Sample`, which are usual spellings of a prior. Raises `NotImplementedError` for other
-    pairs of which no KL divergence is known.
+    or a `Sample`, which are usual spellings of a prior.
+
+    Args:
+      posterior: distribution of batch shape `[...]`.
+      prior: distribution over the same events.
+
+    Returns:
+      Tensor `[...]`.
+
+    Raises:
+      NotImplementedError: if no KL divergence is known for the two.
     """
     return tfd.kl_divergence(_as_multivariate_normal(posterior), _as_multivariate_normal(prior))
 
@@ -60,10 +69,17 @@ def _as_multivariate_normal(distribution: tfd.Distribution) -> tfd.Distribution:
 def to_config(distribution: tfd.Distribution) -> dict[str, Any]:
     """The class and the parameters of a distribution, as dictionaries, lists, numbers and strings.
 
-    For `from_config`. Takes a distribution of this package, or one of `tfd.MultivariateNormalDiag`,
-    `MultivariateNormalDiagPlusLowRank`, `MultivariateNormalFullCovariance`,
-    `MultivariateNormalTriL`, `Normal`, `Independent` and `Sample`, nested or not; errors as
-    `check_can_be_saved`. A `tf.Variable` is stored by its present value, and as a variable.
+    Args:
+      distribution: a distribution of this package, or one of `tfd.MultivariateNormalDiag`,
+        `MultivariateNormalDiagPlusLowRank`, `MultivariateNormalFullCovariance`,
+        `MultivariateNormalTriL`, `Normal`, `Independent` and `Sample`, nested or not.
+
+    Returns:
+      A configuration for `from_config`. A `tf.Variable` is stored by its present value, and as a
+      variable.
+
+    Raises:
+      ValueError: as `check_can_be_saved`.
     """
     check_can_be_saved(distribution)
     return {
@@ -75,7 +91,9 @@ def to_config(distribution: tfd.Distribution) -> dict[str, Any]:
 def check_can_be_saved(distribution: tfd.Distribution) -> None:
     """Refuses what `to_config` cannot write, without reading a parameter: before any training.
 
-    Raises `ValueError` for a class that `to_config` does not know, or a transformed variable.
+    Raises:
+      ValueError: if the distribution, or one inside it, is of a class that `to_config` does not
+        know, or a parameter is a transformed variable.
     """
     name, classes = type(distribution).__name__, _classes()
     if type(distribution) is not classes.get(name):
@@ -93,7 +111,8 @@ def check_can_be_saved(distribution: tfd.Distribution) -> None:
 def from_config(config: Mapping[str, Any]) -> tfd.Distribution:
     """Makes the distribution again from what `to_config` returned.
 
-    Raises `ValueError` if the configuration names a class that is not known.
+    Raises:
+      ValueError: if the configuration names a class that is not known.
     """
     cls = named("prior", config.get("distribution"), _classes())
     return cls(**{k: _value_from_config(v) for k, v in config["parameters"].items()})

@@ -112,8 +112,12 @@ def checked_prior(
 ) -> Prior | None:
     """A prior as given or from its configuration, or an error if it does not fit.
 
-    A `batch_shape` of `None` allows any. Neither variables, which Keras would not see, nor a class
-    that cannot be saved are allowed, nor a layer without a method `distribution`.
+    A `batch_shape` of `None` allows any.
+
+    Raises:
+      TypeError: if the prior is neither a distribution nor a layer with a method `distribution`.
+      ValueError: if the prior is not over vectors of `event_size`, is of another batch shape or
+        dtype, holds variables, which Keras would not see, or is of a class that cannot be saved.
     """
     if isinstance(prior, Mapping):
         is_layer = "class_name" in prior

@@ -123,9 +123,17 @@ class KLDivergenceAddLoss(_keras_common.TFKerasMixin, tf_keras.layers.Layer):
     ])
     ```
 
-    Arguments, and errors, are those of `KLDivergenceRegularizer`, and those of
-    `tf_keras.layers.Layer`, such as `name`. The prior's variables are trained and saved with the
-    model. It is a `TypeError` to call it on anything but a distribution.
+    Args:
+      distribution_b: the prior, as for `KLDivergenceRegularizer`; its variables are trained and
+        saved with the model.
+      use_exact_kl: as for `KLDivergenceRegularizer`.
+      weight: factor of the KL, at least 0.
+      reinterpreted_batch_ndims: as for `KLDivergenceRegularizer`.
+      **kwargs: arguments of `tf_keras.layers.Layer`, such as `name`.
+
+    Raises:
+      ValueError: as for `KLDivergenceRegularizer`.
+      TypeError: if called on anything but a distribution.
     """
 
     def __init__(

@@ -80,7 +80,15 @@ def dcgan(data_shape: Sequence[int], latent_dim: int) -> tuple[keras.Model, kera
     512. Batch normalization after all but the first and the decoder's last; leaky relu in the
     encoder, relu in the decoder. The only dense layer is the decoder's projection of z.
 
-    Arguments, results and errors are those of `cnn`.
+    Args:
+      data_shape: as for `cnn`.
+      latent_dim: size d of the latent vectors.
+
+    Returns:
+      The encoder and the decoder, as `cnn` does.
+
+    Raises:
+      ValueError: if the shape is not that of an image, or a size is too small.
     """
     side, filters = min(_image_shape(data_shape)[:2]), [64]
     while _halved(side, len(filters) + 1) >= 4:

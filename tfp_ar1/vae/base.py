@@ -122,7 +122,12 @@ class VAE(SeededMixin, MultiWorkerMixin, Keras3Mixin, data_checks.CheckedDataMix
         return tf.cast(outputs, self.distribution_dtype)
 
     def decode(self, z: Any, training: bool = False) -> tfd.Distribution:
-        """The likelihood p(x | z) for latents `[batch, *latent_shape]`: one for each example."""
+        """The likelihood p(x | z): batch shape `[batch]`, event shape `data_shape`.
+
+        Args:
+          z: latents `[batch, *latent_shape]`.
+          training: passed on to the decoder.
+        """
         data_checks.not_symbolic(z)
         return self.likelihood.distribution(self.decoder_outputs(z, training=training))
 
@@ -131,7 +136,15 @@ class VAE(SeededMixin, MultiWorkerMixin, Keras3Mixin, data_checks.CheckedDataMix
         return self.decode(self.encode(x).mean()).mean()
 
     def generate(self, n: int, seed: int | None = None) -> tf.Tensor:
-        """New data `[n, *data_shape]`: means of p(x | z) for n draws of the prior, by the seed."""
+        """New data: the mean of p(x | z) for n draws z of the prior.
+
+        Args:
+          n: how many.
+          seed: integer for the same data each time, or `None` for the model's own.
+
+        Returns:
+          Tensor `[n, *data_shape]`.
+        """
         seed = self.next_seed() if seed is None else batching.checked_seed(seed)
         return self.decode(self.prior.sample(n, seed=seed)).mean()
 
@@ -199,11 +212,19 @@ class VAE(SeededMixin, MultiWorkerMixin, Keras3Mixin, data_checks.CheckedDataMix
         weighted_metrics: None = None,
         **kwargs,
     ) -> None:
-        """Configures training: as `keras.Model.compile`, with a loss and metrics of its own.
+        """Configures training: as `keras.Model.compile`, without `loss` and `metrics`.
 
-        Raises `ValueError` if others are given, or, for a model of several replicas, an option that
-        Keras cannot train these with. The optimizer may be `None` for a model that is only
-        evaluated.
+        Args:
+          optimizer: a Keras optimizer, or its name; `None` for a model that is only evaluated.
+          loss: must be `None`, or empty, as the following three.
+          loss_weights: see `loss`.
+          metrics: see `loss`.
+          weighted_metrics: see `loss`.
+          **kwargs: `jit_compile`, `run_eagerly`, `steps_per_execution`, `auto_scale_loss`.
+
+        Raises:
+          ValueError: if a loss or metrics are given, or, for a model of several replicas, an option
+            that Keras cannot train these with.
         """
         names = ("loss", "loss_weights", "metrics", "weighted_metrics")
         values = (loss, loss_weights, metrics, weighted_metrics)
@@ -301,20 +322,28 @@ class VAE(SeededMixin, MultiWorkerMixin, Keras3Mixin, data_checks.CheckedDataMix
         """Writes the model for use without this package: as `keras.Model.export`.
 
         The SavedModel, which TensorFlow alone can load and serve, has these endpoints; all take any
-        number of examples, int32 scalars and, as seed, an int32 vector `[2]`:
+        number of examples:
 
         * `serve(x)` and `reconstruct(x)`: as `RhoVAE.reconstruct`;
         * `encode(x)`: a dictionary with `mean` and `stddev`, `[batch, *latent_shape]`, and
           `correlation`, `[batch]`, of the posterior;
         * `decode(z)`: the mean of p(x | z);
-        * `generate(n, seed)`: new data; the same for the same seed;
+        * `generate(n, seed)`: new data, for an int32 scalar n and an int32 vector `[2]`; the
+          same seed gives the same data;
         * `log_likelihood(x, num_samples, seed)`: the importance-weighted estimate of log p(x), in
-          nats, `[batch]`. Draws are made one at a time, so that memory does not grow with their
-          number; the k-th is the same whatever their number. It is an error if there are none.
+          nats, `[batch]`, for an int32 scalar number of draws and an int32 vector `[2]`. Draws are
+          made one at a time, so that memory does not grow with their number; the k-th is the same
+          whatever their number. It is an error if there are none.
 
-        Any other `format` has `serve` alone; what `"litert"` makes of a `SequenceVAE` needs an
-        interpreter with TensorFlow's operations (Flex). It is a `ValueError` if the model is not
-        built.
+        Args:
+          filepath: folder to write.
+          format: `"tf_saved_model"`; any other format has `serve` alone. What `"litert"` makes of
+            a `SequenceVAE` needs an interpreter with TensorFlow's operations (Flex).
+          verbose: whether to print the endpoints.
+          **kwargs: as in Keras.
+
+        Raises:
+          ValueError: if the model is not built.
         """
         if not self.built:
             raise ValueError("The model is not built yet; call it on data before it is exported.")

@@ -241,12 +241,20 @@ class CheckedDataMixin(MixinBase):
         return super().__call__(x, *args, **kwargs)
 
     def fit(self, x: Any = None, y: Any = None, *args, **kwargs) -> keras.callbacks.History:
-        """Trains the model: as `keras.Model.fit`; x may be all that Keras takes, y is ignored.
+        """Trains the model: as `keras.Model.fit`, where targets `y` are ignored.
 
         With sample weights, what is minimized is the sum of weight times loss, divided by the
         number of examples, as everywhere in Keras. The figures that are reported, `loss` too, are
-        divided by the sum of the weights. Watch `val_loss` to stop early or to lower the learning
-        rate: `kl` rises as the model learns to use its latents. `validation_data` may be `(x,)`.
+        weighted means: divided by the sum of the weights.
+
+        Of the figures, watch `val_loss` to stop early or to lower the learning rate: `kl` is no
+        measure of success, since it rises as the model learns to use its latents.
+
+        Args:
+          x: array `[N, *data_shape]`, `tf.data.Dataset`, or anything else that Keras takes.
+          y: not needed.
+          *args: as in Keras.
+          **kwargs: as in Keras; `validation_data` may be `(x_test,)`.
 
         Raises:
           ValueError: if x, `validation_data` or `sample_weight` are not what the model is for, in
@@ -274,7 +282,11 @@ class CheckedDataMixin(MixinBase):
         bound.update(zip(names, self._checked(*map(bound.get, names)), strict=True))
 
     def evaluate(self, x: Any = None, y: Any = None, *args, **kwargs) -> Any:
-        """Evaluates the model: as `keras.Model.evaluate`; arguments and errors as for `fit`."""
+        """Evaluates the model: as `keras.Model.evaluate`, where targets `y` are ignored.
+
+        Raises:
+          ValueError: if x is not what the model is for, in shape or in values.
+        """
         bound = _bound(super().evaluate, x, y, *args, **kwargs)
         # In `fit`, Keras has the data already.
         if not bound.get("kwargs", {}).get("_use_cached_eval_dataset"):

@@ -37,7 +37,8 @@ class Likelihood(keras.layers.Layer):
     def log_prob_terms(self, x: tf.Tensor, outputs: tf.Tensor) -> tf.Tensor:
         """`log p(x | z)` in nats per value, `[batch, *data_shape]`, for data with values missing.
 
-        Raises `TypeError` if `distribution` does not return a `tfd.Independent`.
+        Raises:
+          TypeError: if `distribution` does not return a `tfd.Independent`.
         """
         distribution = self.distribution(outputs)
         if not isinstance(distribution, _Independent):
@@ -156,7 +157,11 @@ LIKELIHOODS = {"bernoulli": Bernoulli, "gaussian": Gaussian}
 
 
 def get(likelihood: str | Likelihood) -> Likelihood:
-    """The likelihood that is given, or the one of that name, or `ValueError` with the names."""
+    """The likelihood of that name, or the one that is given.
+
+    Raises:
+      ValueError: if there is none of that name; the message lists the names.
+    """
     if isinstance(likelihood, Likelihood):
         return likelihood
     return named("likelihood", likelihood, LIKELIHOODS)()

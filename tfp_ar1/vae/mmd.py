@@ -17,8 +17,12 @@ def maximum_mean_discrepancy(x: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
     with itself included: it is never negative, and for n and m draws of one distribution it is
     `(1/n + 1/m) (1 - E[k(a, b)])` on average (Gretton et al., JMLR 13, 2012).
 
-    Of samples `[n, d]` and `[m, d]`, or of arrays of d numbers, `[n, ...]` and `[m, ...]`, a
-    scalar. Time and memory are O((n + m)²).
+    Args:
+      x: sample `[n, d]`, or of arrays of d numbers `[n, ...]`.
+      y: sample `[m, d]`, or `[m, ...]`.
+
+    Returns:
+      A scalar. Time and memory are O((n + m)²).
     """
     # A replica's share of the last batch can be empty; the mean of nothing is 0 here.
     return _mean(witness(x, x, y)) - _mean(witness(y, x, y))
@@ -27,8 +31,15 @@ def maximum_mean_discrepancy(x: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
 def witness(points: tf.Tensor, x: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
     """How much nearer points are to one sample than to another: mean kernel to x less that to y.
 
-    The squared MMD of x and y is the mean of this over x, less that over y. For points `[p, d]`,
-    and samples as above, a tensor `[p]`. Time and memory are O(p (n + m)).
+    The squared MMD of x and y is the mean of this over x, less that over y.
+
+    Args:
+      points: `[p, d]`, or arrays of d numbers `[p, ...]`.
+      x: sample `[n, d]`, or `[n, ...]`.
+      y: sample `[m, d]`, or `[m, ...]`.
+
+    Returns:
+      Tensor `[p]`. Time and memory are O(p (n + m)).
     """
     return _mean(_kernel(points, x)) - _mean(_kernel(points, y))
 

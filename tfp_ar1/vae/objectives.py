@@ -86,8 +86,12 @@ class Objective:
     ) -> tf.Tensor:
         """What is minimized, `[batch]`.
 
-        From `draws` of the posteriors of the model, the mean of -log p(x | z) over these, and the
-        KL(q ‖ prior), both `[batch]`; `training` is for a step of the optimizer.
+        Args:
+          model: the model.
+          draws: draws of the posteriors.
+          reconstruction: the mean of -log p(x | z) over the draws, `[batch]`.
+          kl: KL(q ‖ prior), `[batch]`.
+          training: whether it is for a step of the optimizer.
         """
         raise NotImplementedError(f"`{type(self).__name__}` must define `loss`.")
 
@@ -219,7 +223,11 @@ OBJECTIVES: dict[str, Any] = {"elbo": ELBO, "infovae": InfoVAE, "iwae": Importan
 
 
 def get(objective: str | Objective, **kwargs) -> Objective:
-    """The objective of that name, made with these arguments, or the one that is given.
+    """The objective of that name, or the one that is given.
+
+    Args:
+      objective: a key of `OBJECTIVES`, or an objective.
+      **kwargs: the arguments of the one that is named.
 
     Raises:
       ValueError: if there is none of that name; the message lists the names.

@@ -122,7 +122,11 @@ POSTERIORS: dict[str, Posterior] = {
 
 
 def get(name: str) -> Posterior:
-    """The family of that name, or `ValueError` with the names that there are."""
+    """The family of that name.
+
+    Raises:
+      ValueError: if there is none; the message lists the names.
+    """
     if name in PACKED:  # Also a member that has been added since.
         return _MarkovChain(name)
     return named("posterior", name, POSTERIORS)
@@ -131,6 +135,14 @@ def get(name: str) -> Posterior:
 def num_covariance_parameters(name: str, latent_dim: int) -> int:
     """How many numbers the covariance of the family of that name takes, besides the d of the mean.
 
-    For d = `latent_dim`: 2 for `"ar1"`, d for `"diag"`, 1 for `"isotropic"`, and so on.
+    Args:
+      name: a key of `POSTERIORS`.
+      latent_dim: size d of the latent vectors, at least 1.
+
+    Returns:
+      2 for `"ar1"`, d for `"diag"`, 1 for `"isotropic"`, d (d + 1) / 2 for `"full"`, and so on.
+
+    Raises:
+      ValueError: if the name is unknown, or `latent_dim` is not a positive integer.
     """
     return get(name).params_size(latent_dim) - latent_dim

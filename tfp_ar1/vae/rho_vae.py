@@ -99,7 +99,14 @@ class RhoVAE(VAE):
         self.build_for(inputs[0][1:] if inputs else None)
 
     def build(self, input_shape: Any) -> None:
-        """Builds the parts for `(batch or None, *data_shape)`; `ValueError` if they do not fit."""
+        """Builds the parts for data of this shape, and checks that they fit together.
+
+        Args:
+          input_shape: `(batch or None, *data_shape)`.
+
+        Raises:
+          ValueError: if the encoder does not give vectors, or the decoder not the data's shape.
+        """
         data_shape = tuple(input_shape[1:])
         if not network_checks.takes(self.decoder, self.latent_shape):
             raise ValueError(
@@ -120,7 +127,12 @@ class RhoVAE(VAE):
         return tf.concat([loc, tf.zeros((units, size - self.latent_dim), loc.dtype)], axis=-1)
 
     def encode(self, x: Any, training: bool = False) -> tfd.Distribution:
-        """The posterior q(z | x) of data `[batch, *data_shape]`: of event shape `[latent_dim]`."""
+        """The posterior q(z | x): batch shape `[batch]`, event shape `[latent_dim]`.
+
+        Args:
+          x: data `[batch, *data_shape]`.
+          training: passed on to the encoder.
+        """
         x = keras.ops.convert_to_tensor(self.checked_data(x))
         if not self.built:
             self.build(tuple(x.shape))
@@ -166,7 +178,9 @@ class RhoVAE(VAE):
     def checked_data(self, x: Any) -> np.ndarray | tf.Tensor:
         """Data in memory, or a batch in a graph, as one array.
 
-        Raises an error if they are not of the model's shape, or outside a graph not of its values.
+        Raises:
+          ValueError: if they are not what the model is for, in shape or, outside a graph, values.
+          TypeError: if they are no data.
         """
         if isinstance(x, Mapping):
             raise ValueError(

@@ -39,7 +39,12 @@ Predictor = Callable[[np.ndarray, np.ndarray], Prediction]
 def of_model(model: SequenceVAE, num_samples: int = 200, seed: int = 0) -> Predictor:
     """The predictions of a model: mean and quantiles of draws of `SequenceVAE.impute`.
 
-    Past the end of a series these are its forecasts. The same for the same integer seed.
+    Past the end of a series these are its forecasts.
+
+    Args:
+      model: the model.
+      num_samples: draws for each series.
+      seed: integer; the same predictions for the same seed.
     """
 
     def predict(x: np.ndarray, length: np.ndarray) -> Prediction:
@@ -56,9 +61,13 @@ def of_model(model: SequenceVAE, num_samples: int = 200, seed: int = 0) -> Predi
 
 
 def hidden_steps(length: np.ndarray, steps: int, share: float, seed: int) -> np.ndarray:
-    """Steps to hide, drawn at random: bool `[N, steps]`, a share in (0, 1) of those of each series.
+    """Steps to hide, drawn at random: bool `[N, steps]`, a share of the steps of each series.
 
-    Each has `length` steps, `[N]`; the share is rounded to whole ones, at least one and not all.
+    Args:
+      length: how many steps each series has, `[N]`.
+      steps: of the longest series.
+      share: in (0, 1); rounded to whole steps, at least one and not all.
+      seed: integer.
     """
     if not 0 < share < 1:
         raise ValueError(f"`share` must be in (0, 1); got {share}.")

@@ -69,7 +69,10 @@ def recurrent(
       hidden_units: width of each hidden layer of the decoder.
 
     Returns:
-      Encoder and decoder; errors as for `convolutional`.
+      The encoder and the decoder, as `SequenceVAE` takes them.
+
+    Raises:
+      ValueError: if a size is not positive, or `data_shape` is not of length 2.
     """
     _check_sizes(data_shape, channels=[channels], units=[units])
     inputs, valid = _encoder_inputs(data_shape)

@@ -48,9 +48,11 @@ class SequenceVAE(VAE):
       Keras's masks are. What x holds elsewhere changes no result.
 
     `fit` and `evaluate` also take `tf.data.Dataset`s of either, whose batches may have fewer
-    timesteps, such as those of `padded_batch`. Training, metrics (correlations are means over the
-    channels), objectives, sample weights, saving and `export` (for series of full length) are those
-    of `RhoVAE`.
+    timesteps, such as those of `padded_batch`. Values and lengths there are checked as they come.
+
+    Training, metrics, objectives, sample weights, saving and `export` (for series of full length)
+    are those of `RhoVAE`. The metric `correlation` is the posteriors' mean over the channels,
+    `prior_correlation` that of a prior that is learned.
 
     Args:
       encoder: Keras model of two inputs, `[batch, steps, 2 * features]` and boolean
@@ -60,16 +62,25 @@ class SequenceVAE(VAE):
         second says which timesteps there are: the features of these must not depend on the others.
       decoder: Keras model from `[batch, channels]` to `[batch, features]`, which is applied to each
         timestep; or one from whole paths, `[batch, steps, channels]` to `[batch, steps, features]`,
-        which cannot forecast. Gives what `RhoVAE`'s does.
+        which cannot forecast. Logits for a Bernoulli likelihood, means for a Gaussian one.
       channels: number of latent channels, at least 1.
       steps: number of timesteps T of the longest series, at least 1.
-      posterior: any family of `RhoVAE` but `"full"`, for the path of each channel, independently.
+      posterior: any family of `RhoVAE` but `"full"`: the distribution of each channel's path, the
+        channels being independent of each other.
       prior: `"ar1"`, one learned correlation for each channel, which starts as N(0, I); `None` for
-        N(0, I); a `MultivariateNormalAR1` of batch shape `[channels]` and event shape `[steps]`
-        with constant parameters; or a layer that learns one, `MultivariateNormalAR1Prior`.
+        N(0, I); or a `MultivariateNormalAR1` of batch shape `[channels]` and event shape `[steps]`
+        with constant parameters; or a layer that learns one,
+        `MultivariateNormalAR1Prior(steps, channels=channels)`.
+      objective: what to minimize, as for `RhoVAE`; default `ELBO()`.
+      likelihood: `"gaussian"`, `"bernoulli"`, or a `tfp_ar1.vae.likelihoods.Likelihood` whose
+        values are independent.
+      seed: integer seed of the noise, or `None` for a random one.
+      **kwargs: arguments of `keras.Model`, such as `name` and `dtype`.
 
-    The other arguments, and errors, are those of `RhoVAE`; a likelihood must be of independent
-    values.
+    Raises:
+      TypeError: if the prior is not a distribution.
+      ValueError: if a name is unknown, a size is not a positive integer, the prior does not fit, or
+        encoder and decoder have unfit shapes.
     """
 
     def __init__(
@@ -109,9 +120,13 @@ class SequenceVAE(VAE):
             self.build_for((num_timesteps, None if width is None else width // 2))
 
     def build(self, input_shape: Any) -> None:
-        """Builds the parts for `(batch or None, steps, features)`, or a dictionary with it as "x".
+        """Builds the parts for data of this shape, and checks that they fit together.
 
-        Raises `ValueError` if they do not fit.
+        Args:
+          input_shape: `(batch or None, steps, features)`, or a dictionary with it at `"x"`.
+
+        Raises:
+          ValueError: if shapes do not fit.
         """
         shape = tuple(input_shape["x"] if isinstance(input_shape, Mapping) else input_shape)
         if len(shape) != 3 or shape[1] != self.steps or shape[2] is None:
@@ -138,7 +153,12 @@ class SequenceVAE(VAE):
     def checked_data(self, x: Any) -> np.ndarray | tf.Tensor | dict[str, np.ndarray | tf.Tensor]:
         """Data in memory, or a batch in a graph: one array, or a dictionary with lengths or a mask.
 
-        Errors as for `RhoVAE`. What is masked in an `np.ma.MaskedArray` becomes NaN: not observed.
+        What is masked in an `np.ma.MaskedArray` was not observed: it becomes NaN.
+
+        Raises:
+          ValueError: if data, lengths or a mask are not what the model is for, in shape or, outside
+            a graph, in values.
+          TypeError: if they are no data.
         """
         while isinstance(x, list | tuple) and len(x) == 1 and isinstance(x[0], Mapping):
             (x,) = x
@@ -187,6 +207,10 @@ class SequenceVAE(VAE):
         """The posterior q(z | x): batch shape `[batch, channels]`, event shape `[steps]`.
 
         Coordinates past the end of a series mean nothing.
+
+        Args:
+          x: data `[batch, steps, features]`, or a dictionary with lengths.
+          training: passed on to the encoder.
         """
         series = self._series(self.checked_data(x))
         indicator = tf.cast(series.observed, series.values.dtype)
@@ -321,10 +345,21 @@ class SequenceVAE(VAE):
         seed: int | None = None,
         batch_size: int = 128,
     ) -> np.ndarray:
-        """Draws `[S, N, h, features]` of what follows each series, h = `steps`.
+        """Draws of what follows each series.
 
         From their last timestep the latent paths follow the prior: k timesteps later they are
-        `ρ^k z_last + √(1 - ρ^2k) ε` for a prior of mean 0 and variance 1. The rest as for `impute`.
+        `ρ^k z_last + √(1 - ρ^2k) ε` for a prior of mean 0 and variance 1. Draws include the noise
+        of observation: quantiles over them are prediction intervals.
+
+        Args:
+          x: data `[N, T, features]`, or a dictionary with lengths.
+          steps: number h of timesteps to forecast, after the last one of each series.
+          num_samples: number S of draws of each series.
+          seed: integer for the same draws each time, or `None` for the model's own.
+          batch_size: series at a time. Draws are made in portions, so that memory stays bounded.
+
+        Returns:
+          Array `[S, N, h, features]`.
 
         Raises:
           ValueError: if the data are not what the model is for, or the decoder takes whole paths.
