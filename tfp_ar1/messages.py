@@ -194,9 +194,7 @@ class Messages:
 
         self.value, self.sign, self.log_q = along(rho.value), along(rho.sign), along(rho.log1m_rho2)
         self.signed_one_minus_abs = along(rho.signed_one_minus_abs)
-        self.size, self.one_minus_size = (
-            self.sign * x for x in (self.value, self.signed_one_minus_abs)
-        )
+        self.size, self.one_minus_size = (tf.broadcast_to(x, steps) for x in chain.abs_steps())
         self.q = tf.exp(self.log_q)
         self.left = _from_left(self.tau, self.log_q, self.size, self.one_minus_size)
         # The share of an observation in what is known of its coordinate, the earlier ones included.

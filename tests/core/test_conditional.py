@@ -153,6 +153,8 @@ def test_refuses_what_does_not_fit():
     distribution = tfp_ar1.MultivariateNormalAR1(tf.zeros(3), correlation=0.5)
     with pytest.raises(TypeError, match="`observed` must be boolean; got dtype int32"):
         distribution.conditional([1.0, 2.0, 3.0], [1, 0, 1])
+    with pytest.raises(TypeError, match="`observed` must be a boolean tensor; got None"):
+        distribution.conditional([1.0, 2.0, 3.0], None)
     with pytest.raises(ValueError, match="last dimension of `value` must be the event size 3"):
         distribution.conditional([1.0, 2.0], [True, False, True])
     with pytest.raises(ValueError, match="last dimension of `observed` must be the event size 3"):

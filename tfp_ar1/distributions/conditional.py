@@ -13,8 +13,9 @@ from tensorflow_probability.python.internal import samplers, tensor_util
 
 from tfp_ar1 import recurrence
 from tfp_ar1._scan_schemes import Coefficients
+from tfp_ar1.correlation import LagOneCorrelation
 from tfp_ar1.distributions.derived import DerivedFromPath
-from tfp_ar1.linear_operators.chain import Chain, log_abs, widened
+from tfp_ar1.linear_operators.chain import log_abs, widened
 
 __all__ = ["ConditionalMarkov"]
 
@@ -63,6 +64,8 @@ class ConditionalMarkov(DerivedFromPath):
     ):
         parameters = dict(locals())
         self._value = tensor_util.convert_nonref_to_tensor(value, path.dtype, name="value")
+        if observed is None:
+            raise TypeError("`observed` must be a boolean tensor; got None.")
         super().__init__(parameters)
         for argument, x in (("value", self._value), ("observed", self._observed)):
             if not x.shape[-1:].is_compatible_with(path.event_shape):
@@ -153,7 +156,6 @@ class _Given:
     def __init__(self, path: Any, value: tf.Tensor, observed: tf.Tensor, shape: Any):
         loc = path._loc_or_zero()
         self.loc, self.chain = widened(loc), path.scale.chain().widened()
-        rho = self.chain.rho
         # Of the mask alone: once for all values that share it.
         self._observed = tf.broadcast_to(
             observed, ps.broadcast_shape(ps.shape(observed), ps.reshape(self.chain.size, [1]))
@@ -161,11 +163,11 @@ class _Given:
         self.observed = tf.broadcast_to(self._observed, shape)
         # What is missing must not reach a product, since 0 · NaN is NaN; nor a gradient.
         self.value = tf.where(self.observed, value, loc)
-        # Coordinates are sign-flipped so that all correlations of the chain are positive.
-        signs = rho.along_steps(rho.sign) * tf.ones([self.chain.num_steps], rho.dtype)
-        self._sign_flips = recurrence.pad(tf.math.cumprod(signs, axis=-1), 1, 0, value=1.0)
+        self._sign_flips = self.chain.sign_flips()
+        self._steps = size, one_minus_abs = self.chain.abs_steps()
         self._left, self._right = (
-            _NearestObserved(self.chain, self._observed, r) for r in (False, True)
+            _NearestObserved(self.chain.rho, size, one_minus_abs, self._observed, reverse)
+            for reverse in (False, True)
         )
 
     def of_nearest(self) -> _Weights:
@@ -180,10 +182,7 @@ class _Given:
 
     def _previous(self) -> tuple[tf.Tensor, tf.Tensor]:
         """|ρ_t| and 1 - |ρ_t|; 0 and 1 of the first coordinate, which has none before it."""
-        rho, ones = self.chain.rho, tf.ones([self.chain.num_steps], self.chain.dtype)
-        size, one_minus_abs = (
-            rho.along_steps(rho.sign * x) * ones for x in (rho.value, rho.signed_one_minus_abs)
-        )
+        size, one_minus_abs = self._steps
         return recurrence.pad(size, 1, 0), recurrence.pad(one_minus_abs, 1, 0, value=1.0)
 
     def _weights(self, a: tf.Tensor, one_minus_a: tf.Tensor, remainder: tf.Tensor) -> _Weights:
@@ -270,24 +269,28 @@ class _NearestObserved:
     """For each coordinate, the nearest observed one on one side, the left or the right.
 
     Args:
-      chain: the chain.
+      rho: the correlations of the chain.
+      size: |ρ_t| of each step, `[..., d - 1]`.
+      one_minus_abs: 1 - |ρ_t|.
       observed: boolean tensor `[..., d]`.
       reverse: `False` for the left side, `True` for the right one.
     """
 
-    def __init__(self, chain: Chain, observed: tf.Tensor, reverse: bool):
+    def __init__(
+        self,
+        rho: LagOneCorrelation,
+        size: tf.Tensor,
+        one_minus_abs: tf.Tensor,
+        observed: tf.Tensor,
+        reverse: bool,
+    ):
         self._reverse = reverse
         neighbours = observed[..., 1:] if reverse else observed[..., :-1]
         self._linked = tf.logical_not(neighbours)
-        rho = chain.rho
-        ones = tf.ones([chain.num_steps], chain.dtype)
-        size, one_minus_abs = (
-            rho.along_steps(rho.sign * x) * ones for x in (rho.value, rho.signed_one_minus_abs)
-        )
         # a, the product of the |ρ| up to the neighbour, 0 for none, and 1 - a, each accurate where
         # it is small. One step more from a coordinate that is not observed: |ρ| a, and
         # 1 - |ρ| + |ρ| (1 - a).
-        start = tf.where(self._linked, tf.zeros_like(ones), size)
+        start = tf.where(self._linked, tf.zeros_like(size), size)
         one_minus_abs = tf.broadcast_to(one_minus_abs, ps.shape(start))
         inputs = [self._from_steps(start, end=0.0), self._from_steps(one_minus_abs, end=1.0)]
         self.size, one_minus_abs = tf.unstack(

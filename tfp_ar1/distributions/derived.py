@@ -66,9 +66,10 @@ class DerivedFromPath(AutoCompositeTensorDistribution):
 
     def _whole_shape(self) -> Any:
         """That of a draw, known as far as possible."""
-        batch_shape = self.batch_shape_tensor()
         if self.batch_shape.is_fully_defined():
             batch_shape = np.array(self.batch_shape.as_list(), np.int32)
+        else:
+            batch_shape = self.batch_shape_tensor()
         return ps.concat([batch_shape, self.event_shape_tensor()], axis=0)
 
     def _event_shape(self) -> tf.TensorShape:

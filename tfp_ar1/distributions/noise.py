@@ -252,7 +252,7 @@ def _filled(messages: Messages, w: tf.Tensor, seen: tf.Tensor) -> tf.Tensor:
 
     It changes nothing but rounding errors: differences of neighbours are exact then.
     """
-    flips = recurrence.pad(tf.math.cumprod(messages.sign, axis=-1), 1, 0, value=1.0)
+    flips = messages.chain.sign_flips()
     filled = flips * recurrence.segmented_recurrence(flips * w, tf.logical_not(seen[..., 1:]))
     return tf.where(seen, w, tf.stop_gradient(filled))
 

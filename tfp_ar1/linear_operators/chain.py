@@ -91,6 +91,19 @@ class Chain:
         """The inverse of `over_coordinate_scale`."""
         return x if self.coordinate_scale is None else x * self.coordinate_scale
 
+    def abs_steps(self) -> tuple[tf.Tensor, tf.Tensor]:
+        """|ρ_t| and 1 - |ρ_t| of each step, `[..., d - 1]`."""
+        rho, ones = self.rho, tf.ones([self.num_steps], self.dtype)
+        size, one_minus_abs = (
+            rho.along_steps(rho.sign * x) * ones for x in (rho.value, rho.signed_one_minus_abs)
+        )
+        return size, one_minus_abs
+
+    def sign_flips(self) -> tf.Tensor:
+        """±1 for each coordinate, `[..., d]`: times these, all correlations are positive."""
+        signs = self.rho.along_steps(self.rho.sign) * tf.ones([self.num_steps], self.dtype)
+        return recurrence.pad(tf.math.cumprod(signs, axis=-1), 1, 0, value=1.0)
+
     def reversed(self) -> Chain:
         """The same path from its last coordinate to its first."""
         scale, per_coordinate = self.shared_scale, self.coordinate_scale is not None
