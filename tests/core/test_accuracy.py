@@ -55,7 +55,7 @@ accuracy = load_benchmark()
 LOG_SCALE = 15  # σ from 1e-15 to 1e15: s over 60 orders of magnitude, which float32 has, too
 NEAREST = 1e-7  # 1 - |ρ|
 FISHER_Z = {"float32": 40, "float64": 60}  # |atanh ρ|; float32 has numbers for 1 - ρ² up to 43
-# The gradients of these pass through 1 / (1 - ρ²) times a scale, or its square: it overflows sooner.
+# The gradients of these pass through 1 / (1 - ρ²) times a scale, or its square, and overflow.
 OBSERVED_FISHER_Z = {"float32": 20, "float64": 60}
 SOONER = ("conditional_mean", "observed_log_prob")
 SIZES = (1, 2, 3, 7, 31, 32, 33, 100, 256, 257, 513)

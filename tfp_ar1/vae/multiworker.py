@@ -1,7 +1,7 @@
 """What Keras 3 needs to train a model under `tf.distribute.MultiWorkerMirroredStrategy`.
 
-Upstream: https://github.com/keras-team/keras/issues/20585. `tests/test_distributed.py` fails when a
-version of Keras no longer needs one of the two overrides; then it can go.
+Upstream: https://github.com/keras-team/keras/issues/20585. `tests/cli/test_distributed.py` fails
+when a version of Keras no longer needs one of the two overrides; then it can go.
 """
 
 from __future__ import annotations
