@@ -201,7 +201,8 @@ def correlation_of_times(times: tf.Tensor, length_scale: tf.Tensor) -> LagOneCor
     """That of an Ornstein–Uhlenbeck process, per step: `ρ_t = exp(-(τ_t - τ_(t-1)) / ℓ)`.
 
     Args:
-      times: floating-point tensor `[..., d]`, increasing along the last axis.
+      times: floating-point tensor `[..., d]`, not decreasing along the last axis. Between equal
+        ones 1 - ρ is not 0, but as good as that (4e-18 in float32).
       length_scale: positive tensor `[...]`, ℓ.
     """
     steps = times[..., 1:] - times[..., :-1]
@@ -213,6 +214,8 @@ def correlation_of_times(times: tf.Tensor, length_scale: tf.Tensor) -> LagOneCor
 
 # Steps of so many length scales have the correlation 0 in every floating-point type.
 _FAR = 1e4
+# The `fisher_z` of a step between equal times, up to which all gradients are finite.
+_OF_EQUAL_TIMES = {tf.float16: 5.0, tf.float64: 60.0}
 
 
 @tf.custom_gradient
@@ -222,12 +225,16 @@ def _fisher_z(steps: tf.Tensor, length_scale: tf.Tensor) -> tuple[tf.Tensor, Any
     far = steps > _FAR * tf.math.abs(length_scale)
     length_scale = tf.where(far, tf.ones_like(length_scale), length_scale)
     x = tf.where(far, tf.constant(_FAR, steps.dtype), steps / length_scale)
+    equal = tf.equal(steps, 0.0)
+    least = 2.0 * math.exp(-2.0 * _OF_EQUAL_TIMES.get(steps.dtype, 20.0))
+    x = tf.where(equal, tf.constant(least, steps.dtype), x)
     rho, complement = tf.math.exp(-x), -tf.math.expm1(-x)
 
     # By the derivative with respect to log x, at most 1/2; that with respect to x may overflow.
     def gradient(dy: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         slope = dy * (x / complement) * (rho / (1.0 + rho))
-        return -slope / steps, slope / length_scale
+        slope = tf.where(equal, tf.zeros_like(slope), slope)
+        return -slope / tf.where(equal, tf.ones_like(steps), steps), slope / length_scale
 
     return 0.5 * tf.math.log1p(2.0 * rho / complement), gradient
 

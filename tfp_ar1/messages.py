@@ -219,6 +219,15 @@ class Messages:
         )
         return recurrence.step_recurrence(tf.concat([first, steps], axis=-1), coefficients)
 
+    def predicted(self, h: tf.Tensor, w: tf.Tensor) -> tf.Tensor:
+        """E[w_t | the sites before t], `[..., d]`, for sites that observe w, where h = τ w."""
+        known = 1.0 + self.left + self.tau
+        filtered = self._precision_times_mean(self.left + self.tau, h) / known
+        # What is known almost exactly, to its last digit.
+        sharp = w - self.one_minus_gain * self.innovations(w)
+        filtered = tf.where(self.tau > 1.0 + self.left, sharp, filtered)
+        return recurrence.pad(self.value * filtered[..., :-1], 1, 0)
+
     def relative_precision(self) -> tf.Tensor:
         """1 / the variance of an observation of w_t, given the earlier ones: `[..., d]`."""
         return self.gain * (1.0 + self.left)

@@ -15,19 +15,25 @@ __all__ = ["check_loc", "check_times", "num_coordinates"]
 
 
 def check_times(times: Any) -> None:
-    """Raises `ValueError` if times are known, and not strictly increasing."""
+    """Raises `ValueError` if times are known, and decrease, or are equal as rounding makes them."""
     values = None if tensor_util.is_ref(times) else tf.get_static_value(times)
-    if values is None or values.ndim == 0:
+    if values is None or values.ndim == 0 or values.shape[-1] < 2:
         return
-    wrong = np.argwhere(~(values[..., 1:] > values[..., :-1]))
-    if len(wrong):
-        *member, i = wrong[0]
-        before, after = values[(*member, i)], values[(*member, i + 1)]
+    before, after = values[..., :-1], values[..., 1:]
+    wrong = ~(after >= before)
+    message = "must not decrease along the last axis", "Sort the observations by time."
+    if not np.any(wrong):
+        # Repeated ones can be meant, unless numbers of that size are a good part of a step apart.
+        wide = values.astype(np.float64)
+        step = np.mean(np.diff(wide, axis=-1), axis=-1, keepdims=True)
+        spacing = np.finfo(values.dtype).eps * np.max(np.abs(wide), axis=-1, keepdims=True)
+        wrong = (after == before) & (4.0 * spacing > step)
+        message = "are equal after rounding", "Subtract the first, or use float64."
+    if np.any(wrong):
+        index = tuple(np.argwhere(wrong)[0])
         raise ValueError(
-            f"`times` must be strictly increasing along the last axis; got {after} after {before} "
-            f"at position {i + 1}, in {values.dtype.name}. Sort the observations by time, and give "
-            f"one for each time. (Times far from 0 may be equal after rounding: subtract the "
-            f"first.)"
+            f"`times` {message[0]}; got {after[index]} after {before[index]} at position "
+            f"{index[-1] + 1}, in {values.dtype.name}. {message[1]}"
         )
 
 

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
+from tensorflow_probability import distributions as tfd
 from tensorflow_probability.python.internal import prefer_static as ps
 from tensorflow_probability.python.internal import samplers, tensor_util
 
@@ -17,7 +18,7 @@ from tfp_ar1.correlation import LagOneCorrelation
 from tfp_ar1.distributions.derived import DerivedFromPath
 from tfp_ar1.linear_operators.chain import log_abs, widened
 
-__all__ = ["ConditionalMarkov"]
+__all__ = ["ConditionalMarkov", "NearestObserved"]
 
 
 class ConditionalMarkov(DerivedFromPath):
@@ -88,6 +89,23 @@ class ConditionalMarkov(DerivedFromPath):
         """The log-density `[...]` of the observed coordinates; 0 where there are none."""
         with self._name_and_control_scope(name):
             return self._narrowed(self._given().observed_log_prob())
+
+    def one_step_predictive(self, name: str = "one_step_predictive") -> tfd.Normal:
+        """The distribution of each coordinate given those observed before it: `[..., d]`."""
+        with self._name_and_control_scope(name):
+            given = self._given()
+            mean, stddev = given.from_previous_observed()
+            return tfd.Normal(self._narrowed(mean), self._narrowed(stddev))
+
+    def forecast(
+        self,
+        num_steps: int | None = None,
+        times: Any = None,
+        loc: Any = None,
+        name: str = "forecast",
+    ) -> Any:
+        """The distribution of what follows the last coordinate: `path.forecast(self, ...)`."""
+        return self.path.forecast(self, num_steps, times, loc, name)
 
     def _given(self) -> _Given:
         """The parameters, read anew by each method."""
@@ -166,7 +184,7 @@ class _Given:
         self._sign_flips = self.chain.sign_flips()
         self._steps = size, one_minus_abs = self.chain.abs_steps()
         self._left, self._right = (
-            _NearestObserved(self.chain.rho, size, one_minus_abs, self._observed, reverse)
+            NearestObserved(self.chain.rho, size, one_minus_abs, self._observed, reverse)
             for reverse in (False, True)
         )
 
@@ -223,6 +241,13 @@ class _Given:
         terms = self._log_density(residual, self._left.remainder)
         return tf.reduce_sum(tf.where(self.observed, terms, tf.zeros([], terms.dtype)), axis=-1)
 
+    def from_previous_observed(self) -> tuple[tf.Tensor, tf.Tensor]:
+        """Mean and standard deviation of each coordinate given those observed before it."""
+        w = self._left.size * self._left.nearest(self._standardized(self.value))
+        mean = self.loc + self.chain.times_coordinate_scale(self._sign_flips * w)
+        stddev = tf.math.abs(self.chain.scale) * tf.sqrt(self._left.remainder)
+        return mean, tf.broadcast_to(stddev, ps.shape(mean))
+
     def log_prob_terms(self, x: tf.Tensor) -> tf.Tensor:
         """The log-density of each coordinate, if it is not observed, given those before it."""
         w = self._standardized(tf.where(self.observed, self.value, x))
@@ -265,7 +290,7 @@ def _one_minus_square(x: tf.Tensor, one_minus_abs: tf.Tensor) -> tf.Tensor:
     return one_minus_abs * (1.0 + x), lambda dy: (-2.0 * x * dy, tf.zeros_like(one_minus_abs))
 
 
-class _NearestObserved:
+class NearestObserved:
     """For each coordinate, the nearest observed one on one side, the left or the right.
 
     Args:

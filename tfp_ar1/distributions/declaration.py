@@ -85,9 +85,9 @@ def _assert_correlation(name: str, x: tf.Tensor) -> Any:
     return tf.debugging.assert_less(tf.math.abs(x), tf.ones([], x.dtype), message=message)
 
 
-def _assert_increasing(name: str, x: tf.Tensor) -> Any:
-    message = f"`{name}` must be strictly increasing along the last axis."
-    return tf.debugging.assert_less(x[..., :-1], x[..., 1:], message=message)
+def _assert_not_decreasing(name: str, x: tf.Tensor) -> Any:
+    message = f"`{name}` must not decrease along the last axis."
+    return tf.debugging.assert_less_equal(x[..., :-1], x[..., 1:], message=message)
 
 
 MARGINAL_SCALE = Parameter(
@@ -119,7 +119,7 @@ TIMES = Parameter(
     "coordinate",
     "τ_t, the time of each coordinate, as given.",
     lambda dtype: tfb.Ascending,
-    _assert_increasing,
+    _assert_not_decreasing,
     is_preferred=False,
 )
 

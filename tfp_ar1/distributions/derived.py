@@ -64,6 +64,14 @@ class DerivedFromPath(AutoCompositeTensorDistribution):
         """Which coordinates are observed, as given."""
         return self._observed
 
+    def marginals(self, name: str = "marginals") -> tfd.Normal:
+        """The distribution of each coordinate by itself, of batch shape `[..., d]`.
+
+        Its `quantile` gives intervals. A coordinate that is known has the scale 0.
+        """
+        with self._name_and_control_scope(name):
+            return tfd.Normal(self.mean(), self.stddev())
+
     def _whole_shape(self) -> Any:
         """That of a draw, known as far as possible."""
         if self.batch_shape.is_fully_defined():

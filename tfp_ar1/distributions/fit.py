@@ -196,6 +196,13 @@ def by_optimization(
     step = tf.ones([], tf.float64)
     if "times" in given:
         times = given["times"]
+        values = tf.get_static_value(times)
+        if values is not None and np.any(np.diff(values) == 0):
+            raise ValueError(
+                "`times` are repeated, where the likelihood of a path without noise has no bound. "
+                "Give one observation for each time, or maximize `log_prob` of a path "
+                "`with_observation_noise`."
+            )
         step = (times[..., -1] - times[..., 0]) / tf.cast(ps.maximum(size - 1, 1), tf.float64)
         step = tf.where(step > 0.0, step, tf.ones_like(step))
     largest = -np.log(float(np.spacing(np.ones([], dtype.as_numpy_dtype))) / 2.0)

@@ -23,6 +23,7 @@ from tfp_ar1.distributions import fit
 from tfp_ar1.distributions.arguments import check_loc, check_times, num_coordinates
 from tfp_ar1.distributions.conditional import ConditionalMarkov
 from tfp_ar1.distributions.declaration import Parameter
+from tfp_ar1.distributions.forecast import forecast
 from tfp_ar1.distributions.marginal import marginal_parameters
 from tfp_ar1.distributions.noise import MarkovSites, NoisyGaussianMarkovChain
 from tfp_ar1.linear_operators.chain import Chain, widened
@@ -211,6 +212,11 @@ class GaussianMarkovChain(tfd.MultivariateNormalLinearOperator):
                 allow_nan_stats=self.allow_nan_stats,
             )
 
+    def marginals(self, name: str = "marginals") -> tfd.Normal:
+        """The distribution of each coordinate by itself, of batch shape `[..., d]`."""
+        with self._name_and_control_scope(name):
+            return tfd.Normal(self.mean(), self.stddev())
+
     def conditional(self, value: Any, observed: Any) -> ConditionalMarkov:
         """The distribution of all coordinates given the observed ones: missing values, in O(d).
 
@@ -266,6 +272,38 @@ class GaussianMarkovChain(tfd.MultivariateNormalLinearOperator):
           A `MarkovSites`, with the `posterior`, its normalizer, and its KL to this object.
         """
         return MarkovSites(self, information, precision)
+
+    def forecast(
+        self,
+        given: tfd.Distribution,
+        num_steps: int | None = None,
+        times: Any = None,
+        loc: Any = None,
+        name: str = "forecast",
+    ) -> GaussianMarkovChain:
+        """The distribution of what follows the last coordinate, in O(num_steps).
+
+        For observations of it, add their noise: `forecast(…).with_observation_noise(…)`.
+
+        Args:
+          given: what is known of this path, a distribution over it: a `posterior`, a
+            `conditional`, or an approximation of one.
+          num_steps: how many coordinates follow, at least 1; `None` with `times`.
+          times: of an Ornstein–Uhlenbeck path, and only there: theirs, `[..., num_steps]`.
+          loc: their mean if nothing were known, `[..., num_steps]` or `[..., 1]`. Default: that of
+            the last coordinate.
+          name: name prefixed to operations created by this method.
+
+        Returns:
+          A `posterior_class`, the most general member of the family.
+
+        Raises:
+          ValueError: if parameters for each coordinate or step, as ARH(1) and ANTE(1) have, do not
+            say how the path continues, or `num_steps` or `times` are not what it needs.
+        """
+        with self._name_and_control_scope(name):
+            mean, stddev = given.mean()[..., -1], given.stddev()[..., -1]
+            return forecast(self, mean, stddev, num_steps, times, loc)
 
     @classmethod
     def experimental_fit(

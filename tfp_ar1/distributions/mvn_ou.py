@@ -43,9 +43,11 @@ class MultivariateNormalOU(GaussianMarkovChain):
         every coordinate.
       length_scale: positive floating-point tensor `[B1, ..., Bb]`, the time ℓ over which the
         correlation falls by a factor e, in the unit of `times`.
-      times: floating-point tensor `[B1, ..., Bb, d]`, strictly increasing along the last axis.
+      times: floating-point tensor `[B1, ..., Bb, d]`, not decreasing along the last axis.
         They are data: `make_trainable` takes them, and makes no variable of them. In float32,
         times far from 0, such as seconds since 1970, round to equal ones: subtract the first.
+        Repeated times are for paths that are observed with noise (`with_observation_noise`): the
+        coordinates there are equal, and the density of the path itself has no bound.
       validate_args: if `True`, parameters are checked when the graph runs, at some cost. If
         `False`, invalid parameters may give NaN.
       allow_nan_stats: if `False`, raises where a statistic is undefined. (All are defined here.)
@@ -53,7 +55,8 @@ class MultivariateNormalOU(GaussianMarkovChain):
 
     Raises:
       ValueError: if one of the other parameters is missing, if `times` is a scalar, if `loc` has
-        another last dimension, but not 1, or if `times` are known and not strictly increasing.
+        another last dimension, but not 1, or if `times` are known and decrease, or are
+        equal because they were rounded.
       TypeError: if the parameters differ in dtype or are not floating-point.
     """
 

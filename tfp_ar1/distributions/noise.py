@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
+from tensorflow_probability import distributions as tfd
 from tensorflow_probability.python.internal import prefer_static as ps
 from tensorflow_probability.python.internal import samplers, tensor_util
 
@@ -97,6 +98,26 @@ class NoisyGaussianMarkovChain(DerivedFromPath):
             messages, seen = self._messages()
             w, _ = self._standardized(tf.convert_to_tensor(value, self.dtype), messages, seen)
             return _posterior(self.path, messages, messages.tau * w, w)
+
+    def one_step_predictive(self, value: Any, name: str = "one_step_predictive") -> tfd.Normal:
+        """The distribution of each y_t given those observed before it: batch shape `[..., d]`.
+
+        Args:
+          value: y, `[..., d]`.
+          name: name prefixed to operations created by this method.
+
+        Returns:
+          Normal with the noise in its scale; where that is infinite, of the path alone.
+        """
+        with self._name_and_control_scope(name):
+            messages, seen = self._messages()
+            w, _ = self._standardized(tf.convert_to_tensor(value, self.dtype), messages, seen)
+            scale, noise = messages.chain.scale, widened(tf.convert_to_tensor(self._noise_scale))
+            mean = messages.predicted(messages.tau * w, w)
+            mean = widened(self.path._loc_or_zero()) + scale * mean
+            noise = tf.where(tf.math.is_finite(noise), noise, tf.zeros_like(noise))
+            stddev = tf.sqrt(tf.square(scale) / (1.0 + messages.left) + tf.square(noise))
+            return tfd.Normal(tf.cast(mean, self.dtype), tf.cast(stddev, self.dtype))
 
     def _messages(self) -> tuple[Messages, tf.Tensor | None]:
         """Also where there is an observation; `None` for everywhere."""

@@ -75,7 +75,7 @@ class LinearOperatorMarkovCholesky(tf.linalg.LinearOperator):
         accuracy where ρ rounds to ±1.
       marginal_scale: positive floating-point tensor `[B1, ..., Bb]`; σ, shared by all coordinates.
       length_scale: positive floating-point tensor `[B1, ..., Bb]`; ℓ, in the unit of `times`.
-      times: floating-point tensor `[B1, ..., Bb, d]`, strictly increasing along the last axis.
+      times: floating-point tensor `[B1, ..., Bb, d]`, not decreasing along the last axis.
       per_step: whether `correlation` or `fisher_z` has an entry for each step.
       num_rows: integer scalar tensor, d; needed, and used, where neither `scale_diag` nor `times`
         counts the coordinates.
