@@ -129,8 +129,9 @@ def test_marginals():
         )
 
 
+@pytest.mark.slow
 def test_compiled_with_unknown_sizes():
-    @tf.function(input_signature=[tf.TensorSpec([None, None])] * 2, jit_compile=False)
+    @tf.function(input_signature=[tf.TensorSpec([None, None])] * 2)
     def run(y, future):
         times = tf.cast(tf.range(tf.shape(y)[-1]), y.dtype)
         path = tfp_ar1.MultivariateNormalOU(None, 1.0, 2.0, times)
