@@ -22,12 +22,14 @@ _SWEEP = [4, 16, 64, 256, 1024, 4096, 16384, 65536, 262144, 1_000_000]
 _MODES = ("graph", "xla", "eager")
 # The same number of numbers, in ever longer paths.
 _GROWTH = [(256, 4096), (64, 16384), (16, 65536), (4, 262144), (1, 1_048_576)]
+_NOISY_SIZES = [(128, 64), (64, 4096), (1, 1_000_000)]
 _FAMILY_SIZES = [(128, 64), (64, 4096), (1, 100_000)]
 _SUITES = (
     "ratios",
     "alternatives",
     "family",
     "growth",
+    "noise",
     "sweep",
     "memory",
     "training",
@@ -60,6 +62,7 @@ def run(out: pathlib.Path, suites: tuple[str, ...], modes: tuple[str, ...], seco
             "alternatives": alternatives,
             "family": family,
             "growth": growth,
+            "noise": noise,
             "sweep": sweep,
             "memory": memory,
             "training": training,
@@ -142,6 +145,19 @@ def growth(modes: tuple[str, ...], seconds: float) -> Any:
         yield from _compare(("Diag", "AR1"), b, d, "graph", (False, True), seconds)
 
 
+def noise(modes: tuple[str, ...], seconds: float) -> Any:
+    """The likelihood of a noisy path beside Kalman filters, by graphs, and its peak memory."""
+    from benchmarks import measure
+    from benchmarks import noise as noisy
+
+    for (b, d), gradients in itertools.product(_NOISY_SIZES, (False, True)):
+        times = measure.interleaved(noisy.functions(b, d, gradients), 5 * seconds)
+        entry = {"batch": b, "size": d, "gradients": gradients, "times": times}
+        if b == 1:
+            entry["bytes"] = measure.peak_memory("benchmarks.noise", ["tfp_ar1", gradients, b, d])
+        yield entry
+
+
 def _compare(
     names: Iterable[str],
     b: int,
@@ -211,7 +227,7 @@ def memory(modes: tuple[str, ...], seconds: float) -> Any:
             if operation not in contender.operations or "loop" in name:
                 continue
             if contender.bytes_needed(b, d) < _LARGEST_MEMORY and (d < 1e4 or name in _LINEAR):
-                peak = measure.peak_memory(name, operation, True, b, d)
+                peak = measure.peak_memory("benchmarks.contenders", [name, operation, True, b, d])
                 yield {"name": name, "operation": operation, "batch": b, "size": d, "bytes": peak}
 
 

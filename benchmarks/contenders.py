@@ -240,7 +240,7 @@ def function(
     gradients: bool,
     b: int,
     d: int,
-    mode: str,
+    mode: str = "graph",
     among: Mapping[str, Contender] = CONTENDERS,
     shared: bool = False,
 ) -> Callable:

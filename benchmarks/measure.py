@@ -65,17 +65,16 @@ def _timed(function: Callable[[], Any], repeats: int) -> float:
 
 
 _PEAK = """
-import json, pathlib, sys
-from benchmarks import contenders
-name, operation, gradients, b, d = json.loads(sys.argv[1])
+import importlib, json, pathlib, sys
+function, (*arguments, d) = importlib.import_module(sys.argv[1]).function, json.loads(sys.argv[2])
 
 def memory(key):
     lines = pathlib.Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(key))
 
 # Traced and run once for a small size, so that what TensorFlow loads is not counted.
-contenders.function(name, operation, gradients, b, 8, "graph")()
-f = contenders.function(name, operation, gradients, b, d, "graph")
+function(*arguments, 8)()
+f = function(*arguments, d)
 pathlib.Path("/proc/self/clear_refs").write_text("5")
 before = memory("VmRSS:")
 f()
@@ -83,13 +82,19 @@ print(memory("VmHWM:") - before)
 """
 
 
-def peak_memory(name: str, operation: str, gradients: bool, b: int, d: int) -> int:
+def peak_memory(module: str, arguments: list[Any]) -> int:
     """How far the resident memory of a process rises in the first call, in bytes (Linux only).
 
     Parameters and values, which are there before, are not counted; the graph is.
+
+    Args:
+      module: where `function` is, which makes what is called.
+      arguments: what it is given, the number of coordinates last.
     """
-    arguments = json.dumps([name, operation, gradients, b, d])
     run = subprocess.run(
-        [sys.executable, "-c", _PEAK, arguments], capture_output=True, text=True, check=True
+        [sys.executable, "-c", _PEAK, module, json.dumps(arguments)],
+        capture_output=True,
+        text=True,
+        check=True,
     )
     return 1024 * int(run.stdout.split()[-1])

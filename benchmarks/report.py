@@ -15,6 +15,7 @@ def tables(results: dict[str, Any]) -> str:
         "alternatives": _alternatives,
         "family": _family,
         "growth": _growth,
+        "noise": _noise,
         "sweep": _sweep,
         "memory": _memory,
         "training": _training,
@@ -148,6 +149,39 @@ def _growth(entries: list[dict[str, Any]]) -> str:
     return (
         "Time of `MultivariateNormalAR1` per coordinate in ns, graph mode (in brackets, relative "
         f"to `MultivariateNormalDiag`):\n\n{_table(['B × d', *map(_label, columns)], body)}"
+    )
+
+
+def _noise(entries: list[dict[str, Any]]) -> str:
+    """Time of all relative to the first, a column for each size."""
+    names = list(dict.fromkeys(name for e in entries for name in e["times"]))
+    body = [
+        [
+            name,
+            *(
+                _relative(e["times"], name, "tfp_ar1") if name in e["times"] else "–"
+                for e in entries
+            ),
+        ]
+        for name in names
+    ]
+    header = [""]
+    for e in entries:
+        header.append(f"{e['batch']} × {e['size']}" + (", gradients" if e["gradients"] else ""))
+    peaks = ", ".join(
+        f"{e['bytes'] / 2**20:.0f} MiB for {e['batch']} × {e['size']}"
+        + (" with gradients" if e["gradients"] else "")
+        for e in entries
+        if "bytes" in e
+    )
+    return (
+        "The log-likelihood of B noisy AR(1) paths, each with parameters of its own, and its "
+        "gradients by these and by the data; time relative to `with_observation_noise`, whose own "
+        "is in µs, graph mode. *Posterior* is that of the path, *path without noise* the plain "
+        "`log_prob`. TensorFlow and tinygp (JAX, compiled) take the batch at once in float32; "
+        "celerite2 and statsmodels (values only, but for celerite2.jax) one path after the other "
+        "in float64."
+        f"\n\n{_table(header, body)}\n\nPeak memory: {peaks}."
     )
 
 

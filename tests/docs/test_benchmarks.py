@@ -11,7 +11,7 @@ from test_docs import ROOT
 
 sys.path.insert(0, str(ROOT))
 
-from benchmarks import contenders, measure, report
+from benchmarks import contenders, measure, noise, report
 
 RESULTS = ROOT / "benchmarks" / "results" / "speed.json"
 CORRELATED = [
@@ -37,6 +37,16 @@ def test_contenders_have_the_same_density(among, name):
         for loc, row in zip(parameters["loc"].numpy(), x, strict=True)
     ]
     np.testing.assert_allclose(contender.make(parameters).log_prob(x), expected, rtol=1e-4)
+
+
+def test_contenders_have_the_same_noisy_density():
+    *_, y = noise.arguments(3, 8)
+    lags = np.abs(np.subtract.outer(np.arange(8), np.arange(8)))
+    covariance = noise._SIGMA**2 * noise._RHO**lags + noise._NOISE**2 * np.eye(8)
+    expected = stats.multivariate_normal(np.zeros(8), covariance).logpdf(y)
+    for name, f in noise.functions(3, 8, gradients=False).items():
+        if name not in ("tfp_ar1, posterior", "tfp_ar1, path without noise"):
+            np.testing.assert_allclose(f(), expected, rtol=1e-4, err_msg=name)
 
 
 @pytest.mark.parametrize("name", ["tf.scan", "Python loop"])
