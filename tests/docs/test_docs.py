@@ -1,4 +1,4 @@
-"""The drop-in guide does what it says: every block runs, before the change and after it."""
+"""The guides do what they say: every block runs, before the change and after it."""
 
 import pathlib
 import re
@@ -43,9 +43,15 @@ def side(diff, sign):
     return "\n".join(lines) + "\n"
 
 
-GUIDE = (ROOT / "docs" / "drop_in_guide.md").read_text(encoding="utf-8")
-_, *_sections = re.split(r"^## ", GUIDE, flags=re.MULTILINE)
-SECTIONS = {section.splitlines()[0]: fenced_blocks(section) for section in _sections}
+GUIDES = [
+    (ROOT / "docs" / name).read_text(encoding="utf-8")
+    for name in ("drop_in_guide.md", "chains_guide.md")
+]
+SECTIONS = {
+    section.splitlines()[0]: fenced_blocks(section)
+    for guide in GUIDES
+    for section in re.split(r"^## ", guide, flags=re.MULTILINE)[1:]
+}
 
 
 @pytest.fixture
@@ -75,11 +81,15 @@ def test_the_sections_are_those_that_are_tested_and_linked():
         "A variational posterior",
         "A scale or a correlation per step",
         "A Markov chain",
+        "A random walk",
         "A state-space model",
+        "A Gaussian process",
+        "A GP-VAE posterior",
+        "Gaps and forecasts",
     ]
     for title in SECTIONS:
         anchor = re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-")
-        assert f"](#{anchor})" in GUIDE
+        assert any(f"](#{anchor})" in guide for guide in GUIDES)
 
 
 def exact_mean_kl(distribution, size):
@@ -237,6 +247,32 @@ def test_state_space_model(run_section):
     variance = np.broadcast_to(before["covariance"][..., 0, 0], (3, 100))
     np.testing.assert_allclose(after["variance"], variance, rtol=1e-4)
     np.testing.assert_allclose(end["kl"], end["sites"].kl_divergence(), rtol=1e-5)
+
+
+def test_random_walk(run_section):
+    before, after, _ = run_section("A random walk")
+    np.testing.assert_allclose(after["log_prob"], before["log_prob"], rtol=1e-5)
+
+
+def test_gaussian_process(run_section):
+    before, after, _ = run_section("A Gaussian process")
+    for name in ("log_prob", "mean", "stddev"):
+        np.testing.assert_allclose(after[name], before[name], rtol=1e-4)
+
+
+def test_gp_vae(run_section):
+    before, after, _ = run_section("A GP-VAE posterior")
+    for a, b in zip(before["posterior"].covariance(), after["posterior"].covariance(), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-12)
+    np.testing.assert_allclose(after["kl"], before["kl"], rtol=1e-10)
+    assert np.all(after["posterior"].correlation_parameter() < 0)
+
+
+def test_gaps_and_forecasts(run_section):
+    before, after, end = run_section("Gaps and forecasts")
+    for name in ("mean", "stddev", "later_mean", "later_stddev"):
+        np.testing.assert_allclose(after[name], before[name], atol=2e-3)
+    assert end["later"].event_shape == [3]
 
 
 SCALING = fenced_blocks((ROOT / "docs" / "scaling.md").read_text(encoding="utf-8"))
