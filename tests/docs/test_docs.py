@@ -86,6 +86,7 @@ def test_the_sections_are_those_that_are_tested_and_linked():
         "A Gaussian process",
         "A GP-VAE posterior",
         "Gaps and forecasts",
+        "Counts",
     ]
     for title in SECTIONS:
         anchor = re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-")
@@ -273,6 +274,21 @@ def test_gaps_and_forecasts(run_section):
     for name in ("mean", "stddev", "later_mean", "later_stddev"):
         np.testing.assert_allclose(after[name], before[name], atol=2e-3)
     assert end["later"].event_shape == [3]
+
+
+@pytest.mark.slow
+def test_counts(run_section):
+    before, after, end = run_section("Counts")
+    for name in ("mean", "stddev"):
+        np.testing.assert_allclose(after[name], before[name], atol=1e-4)
+    assert after["laplace"].converged
+    assert end["later"].event_shape == [12]
+    step = 1e-2 * np.eye(3, dtype="float32")
+    around = [
+        [end["negative_evidence"](tf.constant([1.0, -1.0, 0.5]) + s * h) for h in step]
+        for s in (1, -1)
+    ]
+    np.testing.assert_allclose(end["gradient"], np.subtract(*around) / 2e-2, rtol=0.02)
 
 
 SCALING = fenced_blocks((ROOT / "docs" / "scaling.md").read_text(encoding="utf-8"))
