@@ -26,7 +26,8 @@ def check_times(times: Any) -> None:
         # Repeated ones can be meant, unless numbers of that size are a good part of a step apart.
         wide = values.astype(np.float64)
         step = np.mean(np.diff(wide, axis=-1), axis=-1, keepdims=True)
-        spacing = float(np.spacing(np.ones([], values.dtype))) * np.max(np.abs(wide), axis=-1, keepdims=True)
+        epsilon = float(np.spacing(np.ones([], values.dtype)))
+        spacing = epsilon * np.max(np.abs(wide), axis=-1, keepdims=True)
         wrong = (after == before) & (4.0 * spacing > step)
         message = "are equal after rounding", "Subtract the first, or use float64."
     if np.any(wrong):
