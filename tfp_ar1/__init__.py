@@ -2,16 +2,17 @@
 
 The core (`MultivariateNormalAR1` and its relatives `MultivariateNormalARH1`,
 `MultivariateNormalANTE1` and `MultivariateNormalOU`, `LinearOperatorAR1Cholesky`, `params`,
-`priors`) does not use Keras. `layers`, `vae` and `RhoVAE` need Keras 3 on its TensorFlow backend,
-`tfpl` needs tf_keras.
+`priors`, `sts`) does not use Keras. `layers`, `vae` and `RhoVAE` need Keras 3 on its TensorFlow
+backend, `tfpl` needs tf_keras.
 """
 
 import importlib
 import sys
 from typing import Any
 
-from tfp_ar1 import params, priors
+from tfp_ar1 import params, priors, sts
 from tfp_ar1.distributions import kl as kl  # Registers the KL divergences.
+from tfp_ar1.distributions import kl_state_space as kl_state_space
 from tfp_ar1.distributions.mvn_ante1 import MultivariateNormalANTE1
 from tfp_ar1.distributions.mvn_ar1 import MultivariateNormalAR1
 from tfp_ar1.distributions.mvn_arh1 import MultivariateNormalARH1
@@ -35,6 +36,7 @@ __all__ = [
     "layers",
     "params",
     "priors",
+    "sts",
     "tfpl",
     "vae",
 ]

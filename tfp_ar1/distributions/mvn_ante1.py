@@ -7,7 +7,7 @@ from typing import Any
 import tensorflow as tf
 
 from tfp_ar1.distributions import declaration as declare
-from tfp_ar1.distributions import fit, transitions
+from tfp_ar1.distributions import fit, state_space, transitions
 from tfp_ar1.distributions.gaussian_markov_chain import GaussianMarkovChain
 
 __all__ = ["MultivariateNormalANTE1"]
@@ -112,6 +112,56 @@ class MultivariateNormalANTE1(GaussianMarkovChain):
         )
         loc = given.pop("loc", None)
         return cls(loc, **transitions.from_transitions(loc=loc, **given), **options)
+
+    @classmethod
+    def from_markov_chain(cls, chain: Any, **options: Any) -> MultivariateNormalANTE1:
+        """The distribution that a `tfd.MarkovChain` of scalar normals is, in O(d).
+
+        ```python
+        walk = tfd.MarkovChain(
+            initial_state_prior=tfd.Normal(0.0, 2.0),
+            transition_fn=lambda step, x: tfd.Normal(x, 0.5),
+            num_steps=100)
+        path = tfp_ar1.MultivariateNormalANTE1.from_markov_chain(walk)
+        ```
+
+        Args:
+          chain: of event shape `[d]`, of `tfd.Normal`s, or `[d, 1]`, of normals over vectors of
+            size 1. The mean of each must be affine in the state before, and its scale must not
+            depend on that: the transition function, which may be any, is evaluated at a few states.
+          **options: `validate_args`, `allow_nan_stats` and `name`, as in the constructor.
+
+        Returns:
+          A distribution of event shape `[d]`.
+
+        Raises:
+          ValueError: if the chain is not such a one. In a graph, where values are not known yet,
+            `validate_args` asserts it.
+          TypeError: if `chain` is not a `tfd.MarkovChain`.
+        """
+        is_checked = options.get("validate_args", False)
+        return cls(**state_space.of_markov_chain(chain, is_checked), **options)
+
+    @classmethod
+    def from_state_space_model(cls, model: Any, **options: Any) -> MultivariateNormalANTE1:
+        """The distribution of what a `tfd.LinearGaussianStateSpaceModel` observes, without noise.
+
+        With the noise: `tfp_ar1.sts.noisy_chain`, whose `path` this is.
+
+        Args:
+          model: of latent size 1 and event shape `[d, 1]`. Its parameters may change from step to
+            step.
+          **options: `validate_args`, `allow_nan_stats` and `name`, as in the constructor.
+
+        Returns:
+          A distribution of event shape `[d]`.
+
+        Raises:
+          ValueError: if states or observations are not scalar, or an `observation_matrix` or the
+            scale of a transition is known to be 0.
+          TypeError: if `model` is not a `tfd.LinearGaussianStateSpaceModel`.
+        """
+        return cls(**state_space.of_state_space_model(model), **options)
 
     @classmethod
     def from_precision(

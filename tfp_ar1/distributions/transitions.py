@@ -18,7 +18,7 @@ from tensorflow_probability.python.internal import prefer_static as ps
 
 from tfp_ar1.linear_operators.markov_cholesky import common_float_dtype
 
-__all__ = ["from_precision", "from_precision_cholesky", "from_transitions", "tensors"]
+__all__ = ["from_precision", "from_precision_cholesky", "from_transitions", "tensors", "then"]
 
 Parameters = dict[str, tf.Tensor]
 
@@ -65,7 +65,7 @@ def from_transitions(
     scales = tf.concat([initial, innovation_scale], axis=-1)
     unit = tf.stop_gradient(tf.reduce_max(scales, axis=-1, keepdims=True))
     factors = tf.concat([tf.zeros_like(initial), tf.square(coefficients)], axis=-1)
-    _, variance = tfp.math.scan_associative(_then, (factors, tf.square(scales / unit)), axis=-1)
+    _, variance = tfp.math.scan_associative(then, (factors, tf.square(scales / unit)), axis=-1)
     # The root of 0, of a known start, has no derivative.
     later = unit * tf.sqrt(variance[..., 1:])
     scale = tf.concat([initial, later], axis=-1)
@@ -101,7 +101,7 @@ def _num_steps(coefficients: tf.Tensor, innovation_scale: tf.Tensor, loc: tf.Ten
     return [1]
 
 
-def _then(
+def then(
     earlier: tuple[tf.Tensor, tf.Tensor], later: tuple[tf.Tensor, tf.Tensor]
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """The map v → a v + b that two of them make, one after the other."""

@@ -1,0 +1,56 @@
+"""KL divergences between the family and TFP's sequences of scalar normals."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+from tensorflow_probability import distributions as tfd
+
+from tfp_ar1.distributions import state_space
+from tfp_ar1.distributions.gaussian_markov_chain import GaussianMarkovChain
+from tfp_ar1.distributions.mvn_ante1 import MultivariateNormalANTE1
+
+__all__: list[str] = []
+
+
+@tfd.RegisterKL(GaussianMarkovChain, tfd.MarkovChain)
+@tfd.RegisterKL(GaussianMarkovChain, tfd.LinearGaussianStateSpaceModel)
+@tfd.RegisterKL(tfd.MarkovChain, GaussianMarkovChain)
+@tfd.RegisterKL(tfd.LinearGaussianStateSpaceModel, GaussianMarkovChain)
+def _kl_divergence(p: tfd.Distribution, q: tfd.Distribution, name: str | None = None) -> tf.Tensor:
+    """KL of two chains, one of them as TFP has it, of event shape `[d]` or `[d, 1]`: O(d).
+
+    Raises:
+      ValueError: if that one is not a chain of scalar normals.
+      NotImplementedError: if it is observed with noise.
+    """
+    name = name or "kl_state_space"
+    with tf.name_scope(name):
+        checks: list[Any] = []
+        p, q = (_as_chain(distribution, checks) for distribution in (p, q))
+        with tf.control_dependencies(checks):
+            return tf.identity(tfd.kl_divergence(p, q))
+
+
+def _as_chain(distribution: tfd.Distribution, checks: list[Any]) -> GaussianMarkovChain:
+    if isinstance(distribution, GaussianMarkovChain):
+        return distribution
+    options = {"validate_args": distribution.validate_args}
+    if isinstance(distribution, tfd.MarkovChain):
+        return MultivariateNormalANTE1.from_markov_chain(distribution, **options)
+    path = MultivariateNormalANTE1.from_state_space_model(distribution, **options)
+    noise = state_space.observation_noise(distribution)
+    message = (
+        "A state space model that observes with noise is not a Markov chain, and has no KL "
+        "divergence to one. Take that of `MultivariateNormalANTE1.from_state_space_model(model)`, "
+        "what it observes without the noise, or of the posterior of that, "
+        "`tfp_ar1.sts.noisy_chain(model).posterior(y)`"
+    )
+    static = tf.get_static_value(noise)
+    if static is None:
+        checks.append(tf.debugging.assert_equal(noise, tf.zeros_like(noise), f"{message}."))
+    elif np.any(static != 0):
+        raise NotImplementedError(f"{message}; got noise of standard deviation {np.max(static)}.")
+    return path

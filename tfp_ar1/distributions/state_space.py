@@ -1,0 +1,258 @@
+"""Chains that are given as `tfd.MarkovChain` or `tfd.LinearGaussianStateSpaceModel`: to parameters.
+
+Both give the transitions x_t = φ_t x_(t-1) + b_t + q_t ε_t, which `transitions.from_transitions`
+takes; the mean follows from m_t = φ_t m_(t-1) + b_t.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+import tensorflow_probability as tfp
+from tensorflow_probability import distributions as tfd
+from tensorflow_probability.python.distributions.independent import _Independent
+from tensorflow_probability.python.distributions.sample import _Sample
+from tensorflow_probability.python.internal import distribution_util, dtype_util
+from tensorflow_probability.python.internal import prefer_static as ps
+
+from tfp_ar1.distributions.transitions import from_transitions, then
+from tfp_ar1.linear_operators.chain import widened
+from tfp_ar1.recurrence import pad
+
+__all__ = ["observation_noise", "of_markov_chain", "of_state_space_model"]
+
+Parameters = dict[str, tf.Tensor]
+
+# Where a transition function is asked whether it is affine, in units of the path's own: so far
+# apart that what bends near the mean, or far from it, shows.
+_DISTANCES = (-997.3, -2.9, 0.83, 31.6)
+
+
+def of_markov_chain(chain: tfd.MarkovChain, validate_args: bool = False) -> Parameters:
+    """The parameters of an ANTE(1) chain from a `tfd.MarkovChain` of scalar normals.
+
+    The transition function may be any: φ_t is the derivative of its mean, and it is asked at
+    points far from each other whether that, and the standard deviation, are the same everywhere.
+
+    Args:
+      chain: of event shape `[d]`, or `[d, 1]`.
+      validate_args: whether that is asserted where values are known only when the graph runs.
+
+    Returns:
+      `loc` and `scale_diag` `[..., d]` and `fisher_z` `[..., d - 1]`, in the chain's dtype.
+
+    Raises:
+      TypeError: if `chain` is not a `tfd.MarkovChain`.
+      ValueError: if it is not known to consist of scalar normals whose means are affine in the
+        state before and whose scales do not depend on it.
+    """
+    if not isinstance(chain, tfd.MarkovChain):
+        raise TypeError(f"Expected a `tfd.MarkovChain`; got {chain!r}.")
+    prior = chain.initial_state_prior
+    mean, scale = _mean_and_stddev(prior, "The `initial_state_prior`")
+    batch = prior.batch_shape_tensor()
+    mean, scale = (tf.broadcast_to(x, batch) for x in (mean, scale))
+    num_steps = ps.maximum(chain.num_steps - 1, 0)
+    steps = ps.concat([[num_steps], ps.shape(mean)], axis=0)
+    # The initial mean: of a chain that is stationary about it, the means are that without rounding.
+    start = tf.broadcast_to(mean, steps)
+    is_vector = prior.event_shape.rank == 1
+
+    def transition(state: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        """As the chain itself calls the function, with all steps along the first axis."""
+        distribution = chain.transition_fn(
+            tf.range(num_steps), state[..., tf.newaxis] if is_vector else state
+        )
+        moments = _mean_and_stddev(distribution, "What the `transition_fn` returns")
+        return tuple(tf.broadcast_to(x, ps.broadcast_shape(ps.shape(x), steps)) for x in moments)
+
+    with tf.GradientTape() as tape:
+        tape.watch(start)
+        next_mean, innovation_scale = transition(start)
+    coefficients = tape.gradient(
+        next_mean, start, unconnected_gradients=tf.UnconnectedGradients.ZERO
+    )
+    checks: list[Any] = []
+    if validate_args or tf.get_static_value(coefficients) is not None:
+        unit = scale + innovation_scale
+        for distance in _DISTANCES:
+            # Different for each entry: coefficients are derivatives of the sum of all.
+            move = tf.random.stateless_uniform(
+                ps.shape(unit), (1, 2), 0.5 * distance, distance, unit.dtype
+            )
+            move *= unit
+            moved_mean, moved_scale = transition(start + move)
+            checks += _check_equal(moved_mean, next_mean + coefficients * move, _NOT_AFFINE)
+            checks += _check_equal(moved_scale, innovation_scale, _SCALE_DEPENDS_ON_STATE)
+    with tf.control_dependencies(checks):
+        moved = widened(next_mean) - widened(start)
+    along = (_to_last_axis(x) for x in (coefficients, moved, innovation_scale))
+    return _parameters(prior.dtype, mean, scale, *along)
+
+
+def of_state_space_model(model: tfd.LinearGaussianStateSpaceModel) -> Parameters:
+    """The parameters of the chain that a state space model observes: `H_t z_t + c_t`, no noise.
+
+    Args:
+      model: of latent size 1 and event shape `[d, 1]`.
+
+    Returns:
+      `loc` and `scale_diag` `[..., d]` and `fisher_z` `[..., d - 1]`, in the model's dtype.
+
+    Raises:
+      TypeError: if `model` is not a `tfd.LinearGaussianStateSpaceModel`.
+      ValueError: if its states or observations are not scalar, or an `observation_matrix` or the
+        scale of a transition is known to be 0.
+    """
+    _check_scalar(model)
+    prior = model.initial_state_prior
+    mean, scale = widened(prior.mean()[..., 0]), prior.stddev()[..., 0]
+
+    def transition(t: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        noise = model.get_transition_noise_for_timestep(t)
+        coefficient = model.get_transition_matrix_for_timestep(t).to_dense()[..., 0, 0]
+        return coefficient, noise.mean()[..., 0], noise.stddev()[..., 0]
+
+    def observation(t: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        factor = model.get_observation_matrix_for_timestep(t).to_dense()[..., 0, 0]
+        return factor, model.get_observation_noise_for_timestep(t).mean()[..., 0]
+
+    coefficients, shift, innovation_scale = _along_steps(model, "transition", transition, -1)
+    moved = (widened(coefficients) - 1.0) * mean[..., tf.newaxis] + widened(shift)
+    path = _parameters(model.dtype, mean, scale, coefficients, moved, innovation_scale)
+    factor, offset = _along_steps(model, "observation", observation)
+    _check_not_zero("An `observation_matrix`", factor)
+    sign = tf.sign(factor)
+    return {
+        "loc": factor * path["loc"] + offset,
+        "scale_diag": tf.abs(factor) * path["scale_diag"],
+        "fisher_z": sign[..., 1:] * sign[..., :-1] * path["fisher_z"],
+    }
+
+
+def observation_noise(model: tfd.LinearGaussianStateSpaceModel) -> tf.Tensor:
+    """The standard deviations of the noise in what such a model observes, `[..., d]`.
+
+    Raises:
+      TypeError: as `of_state_space_model`.
+      ValueError: if its states or observations are not scalar.
+    """
+    _check_scalar(model)
+
+    def observation(t: tf.Tensor) -> tuple[tf.Tensor]:
+        return (model.get_observation_noise_for_timestep(t).stddev()[..., 0],)
+
+    return _along_steps(model, "observation", observation)[0]
+
+
+def _parameters(
+    dtype: tf.DType,
+    mean: tf.Tensor,
+    scale: tf.Tensor,
+    coefficients: tf.Tensor,
+    moved: tf.Tensor,
+    innovation_scale: tf.Tensor,
+) -> Parameters:
+    """From the first state's moments `[...]`, and for each step `[..., d - 1]` what it makes.
+
+    `moved` is how far it moves that mean.
+    """
+    _check_not_zero("The scale of a transition", innovation_scale)
+    mean, scale, coefficients, moved, innovation_scale = (
+        widened(x) for x in (mean, scale, coefficients, moved, innovation_scale)
+    )
+    steps = ps.broadcast_shape(ps.shape(coefficients), ps.shape(moved))
+    maps = tuple(pad(tf.broadcast_to(x, steps), 1, 0) for x in (coefficients, moved))
+    _, distance = tfp.math.scan_associative(then, maps, axis=-1)
+    parameters = from_transitions(coefficients, innovation_scale, scale)
+    parameters["loc"] = mean[..., tf.newaxis] + distance
+    return {name: tf.cast(x, dtype) for name, x in parameters.items()}
+
+
+def _mean_and_stddev(distribution: Any, what: str) -> tuple[tf.Tensor, tf.Tensor]:
+    """Those of a scalar normal, or of one over vectors of size 1; `[...]`."""
+    if isinstance(distribution, tfd.Normal):
+        return tf.convert_to_tensor(distribution.loc), tf.convert_to_tensor(distribution.scale)
+    is_normal = isinstance(distribution, tfd.MultivariateNormalLinearOperator) or (
+        isinstance(distribution, _Independent | _Sample)
+        and isinstance(distribution.distribution, tfd.Normal)
+    )
+    if is_normal and distribution.event_shape == [1]:
+        return distribution.mean()[..., 0], distribution.stddev()[..., 0]
+    raise ValueError(
+        f"{what} must be a `tfd.Normal`, or a normal over vectors of size 1, for the chain to be a "
+        f"Gaussian one; got {distribution!r}."
+    )
+
+
+_NOT_AFFINE = (
+    "The mean of what the `transition_fn` returns must be an affine function of the state, "
+    "`a_t state + b_t`, for the chain to be a Gaussian one"
+)
+_SCALE_DEPENDS_ON_STATE = (
+    "The scale of what the `transition_fn` returns must not depend on the state, for the chain to "
+    "be a Gaussian one"
+)
+
+
+def _check_equal(actual: tf.Tensor, expected: tf.Tensor, message: str) -> list[Any]:
+    """Refuses what differs by more than rounding, or returns the assertion."""
+    size = tf.abs(actual) + tf.abs(expected)
+    tolerance = dtype_util.eps(actual.dtype) ** 0.5 * size
+    # Parameters that are NaN are no matter of the function.
+    is_equal = (tf.abs(actual - expected) <= tolerance) | tf.math.is_nan(expected)
+    static = tf.get_static_value(is_equal)
+    if static is None:
+        return [tf.debugging.assert_equal(is_equal, True, message=f"{message}.")]
+    if not np.all(static):
+        where = tuple(np.argwhere(~static)[0])
+        raise ValueError(
+            f"{message}; got {actual[where]} for {expected[where]} at step {where[0]}."
+        )
+    return []
+
+
+def _check_not_zero(name: str, x: tf.Tensor) -> None:
+    value = tf.get_static_value(x)
+    if value is not None and np.any(value == 0):
+        where = tuple(np.argwhere(value == 0)[0])
+        raise ValueError(
+            f"{name} must not be 0, or the path has no density; got 0 at step {where[-1]}."
+        )
+
+
+def _check_scalar(model: Any) -> None:
+    if not isinstance(model, tfd.LinearGaussianStateSpaceModel):
+        raise TypeError(f"Expected a `tfd.LinearGaussianStateSpaceModel`; got {model!r}.")
+    sizes = model.latent_size_tensor(), model.observation_size_tensor()
+    static = [tf.get_static_value(size) for size in sizes]
+    if any(size not in (1, None) for size in static):
+        raise ValueError(
+            f"The states and the observations of a state space model must be scalar for it to be a "
+            f"chain; got sizes {static[0]} and {static[1]} of {model!r}."
+        )
+
+
+def _along_steps(model: Any, kind: str, function: Any, more: int = 0) -> tuple[tf.Tensor, ...]:
+    """Parameters of the model at all `num_timesteps + more` times, along the last axis.
+
+    Args:
+      model: the state space model.
+      kind: "transition" or "observation", of which the `function` reads matrix and noise.
+      function: from a time, the parameters at it.
+      more: number of times more.
+    """
+    num = model.num_timesteps + more
+    if not any(callable(getattr(model, f"{kind}_{part}")) for part in ("matrix", "noise")):
+        values = (x[..., tf.newaxis] for x in function(model.initial_step))
+        return tuple(
+            tf.broadcast_to(x, ps.concat([ps.shape(x)[:-1], [num]], axis=0)) for x in values
+        )
+    values = tf.vectorized_map(function, model.initial_step + tf.range(num))
+    return tuple(_to_last_axis(x) for x in values)
+
+
+def _to_last_axis(x: tf.Tensor) -> tf.Tensor:
+    return distribution_util.move_dimension(x, 0, -1)
