@@ -16,7 +16,7 @@ from tfp_ar1.correlation import LagOneCorrelation
 from tfp_ar1.distributions.mvn_ante1 import MultivariateNormalANTE1
 from tfp_ar1.distributions.mvn_ar1 import MultivariateNormalAR1
 from tfp_ar1.distributions.noise import NoisyGaussianMarkovChain
-from tfp_ar1.distributions.state_space import observation_noise
+from tfp_ar1.distributions.state_space import of_state_space_model
 
 __all__ = ["AR1", "noisy_chain"]
 
@@ -153,7 +153,7 @@ def noisy_chain(model: Any, **options: Any) -> NoisyGaussianMarkovChain:
       ValueError: as `MultivariateNormalANTE1.from_state_space_model`.
       TypeError: if `model` is not a `tfd.LinearGaussianStateSpaceModel`.
     """
-    path = MultivariateNormalANTE1.from_state_space_model(model)
-    mask = model.mask
-    observed = None if mask is None else tf.logical_not(mask)
-    return NoisyGaussianMarkovChain(path, observation_noise(model), observed, **options)
+    parameters, noise_scale = of_state_space_model(model)
+    path = MultivariateNormalANTE1(**parameters, validate_args=options.get("validate_args", False))
+    observed = None if model.mask is None else tf.logical_not(model.mask)
+    return NoisyGaussianMarkovChain(path, noise_scale, observed, **options)

@@ -40,8 +40,7 @@ def _as_chain(distribution: tfd.Distribution, checks: list[Any]) -> GaussianMark
     options = {"validate_args": distribution.validate_args}
     if isinstance(distribution, tfd.MarkovChain):
         return MultivariateNormalANTE1.from_markov_chain(distribution, **options)
-    path = MultivariateNormalANTE1.from_state_space_model(distribution, **options)
-    noise = state_space.observation_noise(distribution)
+    parameters, noise = state_space.of_state_space_model(distribution)
     message = (
         "A state space model that observes with noise is not a Markov chain, and has no KL "
         "divergence to one. Take that of `MultivariateNormalANTE1.from_state_space_model(model)`, "
@@ -53,4 +52,4 @@ def _as_chain(distribution: tfd.Distribution, checks: list[Any]) -> GaussianMark
         checks.append(tf.debugging.assert_equal(noise, tf.zeros_like(noise), f"{message}."))
     elif np.any(static != 0):
         raise NotImplementedError(f"{message}; got noise of standard deviation {np.max(static)}.")
-    return path
+    return MultivariateNormalANTE1(**parameters, **options)

@@ -161,7 +161,8 @@ class MultivariateNormalANTE1(GaussianMarkovChain):
             scale of a transition is known to be 0.
           TypeError: if `model` is not a `tfd.LinearGaussianStateSpaceModel`.
         """
-        return cls(**state_space.of_state_space_model(model), **options)
+        parameters, _ = state_space.of_state_space_model(model)
+        return cls(**parameters, **options)
 
     @classmethod
     def from_precision(

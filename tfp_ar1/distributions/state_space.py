@@ -21,7 +21,7 @@ from tfp_ar1.distributions.transitions import from_transitions, then
 from tfp_ar1.linear_operators.chain import widened
 from tfp_ar1.recurrence import pad
 
-__all__ = ["observation_noise", "of_markov_chain", "of_state_space_model"]
+__all__ = ["of_markov_chain", "of_state_space_model"]
 
 Parameters = dict[str, tf.Tensor]
 
@@ -92,14 +92,17 @@ def of_markov_chain(chain: tfd.MarkovChain, validate_args: bool = False) -> Para
     return _parameters(prior.dtype, mean, scale, *along)
 
 
-def of_state_space_model(model: tfd.LinearGaussianStateSpaceModel) -> Parameters:
-    """The parameters of the chain that a state space model observes: `H_t z_t + c_t`, no noise.
+def of_state_space_model(
+    model: tfd.LinearGaussianStateSpaceModel,
+) -> tuple[Parameters, tf.Tensor]:
+    """The parameters of the chain that a state space model observes, `H_t z_t + c_t`, and noise.
 
     Args:
       model: of latent size 1 and event shape `[d, 1]`.
 
     Returns:
-      `loc` and `scale_diag` `[..., d]` and `fisher_z` `[..., d - 1]`, in the model's dtype.
+      `loc` and `scale_diag` `[..., d]` and `fisher_z` `[..., d - 1]`, and the standard deviation of
+      the noise in what is observed, `[..., d]`; in the model's dtype.
 
     Raises:
       TypeError: if `model` is not a `tfd.LinearGaussianStateSpaceModel`.
@@ -109,42 +112,19 @@ def of_state_space_model(model: tfd.LinearGaussianStateSpaceModel) -> Parameters
     _check_scalar(model)
     prior = model.initial_state_prior
     mean, scale = widened(prior.mean()[..., 0]), prior.stddev()[..., 0]
-
-    def transition(t: tf.Tensor) -> tuple[tf.Tensor, ...]:
-        noise = model.get_transition_noise_for_timestep(t)
-        coefficient = model.get_transition_matrix_for_timestep(t).to_dense()[..., 0, 0]
-        return coefficient, noise.mean()[..., 0], noise.stddev()[..., 0]
-
-    def observation(t: tf.Tensor) -> tuple[tf.Tensor, ...]:
-        factor = model.get_observation_matrix_for_timestep(t).to_dense()[..., 0, 0]
-        return factor, model.get_observation_noise_for_timestep(t).mean()[..., 0]
-
-    coefficients, shift, innovation_scale = _along_steps(model, "transition", transition, -1)
+    *transition, factor, offset, noise_scale = _along_steps(model)
+    # The filters of TFP, too, ask what follows the last step.
+    coefficients, shift, innovation_scale = (x[..., :-1] for x in transition)
     moved = (widened(coefficients) - 1.0) * mean[..., tf.newaxis] + widened(shift)
     path = _parameters(model.dtype, mean, scale, coefficients, moved, innovation_scale)
-    factor, offset = _along_steps(model, "observation", observation)
     _check_not_zero("An `observation_matrix`", factor)
     sign = tf.sign(factor)
-    return {
+    parameters = {
         "loc": factor * path["loc"] + offset,
         "scale_diag": tf.abs(factor) * path["scale_diag"],
         "fisher_z": sign[..., 1:] * sign[..., :-1] * path["fisher_z"],
     }
-
-
-def observation_noise(model: tfd.LinearGaussianStateSpaceModel) -> tf.Tensor:
-    """The standard deviations of the noise in what such a model observes, `[..., d]`.
-
-    Raises:
-      TypeError: as `of_state_space_model`.
-      ValueError: if its states or observations are not scalar.
-    """
-    _check_scalar(model)
-
-    def observation(t: tf.Tensor) -> tuple[tf.Tensor]:
-        return (model.get_observation_noise_for_timestep(t).stddev()[..., 0],)
-
-    return _along_steps(model, "observation", observation)[0]
+    return parameters, noise_scale
 
 
 def _parameters(
@@ -226,32 +206,38 @@ def _check_not_zero(name: str, x: tf.Tensor) -> None:
 def _check_scalar(model: Any) -> None:
     if not isinstance(model, tfd.LinearGaussianStateSpaceModel):
         raise TypeError(f"Expected a `tfd.LinearGaussianStateSpaceModel`; got {model!r}.")
-    sizes = model.latent_size_tensor(), model.observation_size_tensor()
-    static = [tf.get_static_value(size) for size in sizes]
-    if any(size not in (1, None) for size in static):
+    sizes = [shape[-1] for shape in (model.initial_state_prior.event_shape, model.event_shape)]
+    if any(size not in (1, None) for size in sizes):
         raise ValueError(
             f"The states and the observations of a state space model must be scalar for it to be a "
-            f"chain; got sizes {static[0]} and {static[1]} of {model!r}."
+            f"chain; got sizes {sizes[0]} and {sizes[1]} of {model!r}."
         )
 
 
-def _along_steps(model: Any, kind: str, function: Any, more: int = 0) -> tuple[tf.Tensor, ...]:
-    """Parameters of the model at all `num_timesteps + more` times, along the last axis.
+def _along_steps(model: Any) -> tuple[tf.Tensor, ...]:
+    """The matrices, means and scales of transitions and observations, `[..., d]`."""
 
-    Args:
-      model: the state space model.
-      kind: "transition" or "observation", of which the `function` reads matrix and noise.
-      function: from a time, the parameters at it.
-      more: number of times more.
-    """
-    num = model.num_timesteps + more
-    if not any(callable(getattr(model, f"{kind}_{part}")) for part in ("matrix", "noise")):
-        values = (x[..., tf.newaxis] for x in function(model.initial_step))
-        return tuple(
-            tf.broadcast_to(x, ps.concat([ps.shape(x)[:-1], [num]], axis=0)) for x in values
+    def at_time(t: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        kinds = (
+            (model.get_transition_matrix_for_timestep, model.get_transition_noise_for_timestep),
+            (model.get_observation_matrix_for_timestep, model.get_observation_noise_for_timestep),
         )
-    values = tf.vectorized_map(function, model.initial_step + tf.range(num))
-    return tuple(_to_last_axis(x) for x in values)
+        result: list[tf.Tensor] = []
+        for matrix, noise in kinds:
+            normal = noise(t)
+            result += [matrix(t).to_dense()[..., 0, 0], normal.mean()[..., 0]]
+            result.append(normal.stddev()[..., 0])
+        return tuple(result)
+
+    kinds = ("transition_matrix", "transition_noise", "observation_matrix", "observation_noise")
+    if any(callable(getattr(model, kind)) for kind in kinds):
+        values = tf.vectorized_map(at_time, model.initial_step + tf.range(model.num_timesteps))
+        return tuple(_to_last_axis(x) for x in values)
+    values = (x[..., tf.newaxis] for x in at_time(model.initial_step))
+    return tuple(
+        tf.broadcast_to(x, ps.concat([ps.shape(x)[:-1], [model.num_timesteps]], axis=0))
+        for x in values
+    )
 
 
 def _to_last_axis(x: tf.Tensor) -> tf.Tensor:
