@@ -147,10 +147,7 @@ def test_forecasts_and_decompositions():
 def test_fits():
     """By variational inference and then by HMC, which starts from it."""
     y = np.float32([1.0, 2.0, np.nan, 0.0, 3.0, 2.0])
-    model = sts.Sum(
-        [tfp_ar1.sts.AR1(observed_time_series=y), sts.LocalLevel(observed_time_series=y)],
-        observed_time_series=y,
-    )
+    model = sts.Sum([tfp_ar1.sts.AR1(observed_time_series=y)], observed_time_series=y)
     samples, _ = sts.fit_with_hmc(
         model,
         y,
@@ -160,5 +157,5 @@ def test_fits():
         num_leapfrog_steps=1,
         seed=(1, 2),
     )
-    assert len(samples) == len(model.parameters) == 4
+    assert len(samples) == len(model.parameters) == 3
     assert all(np.all(np.isfinite(x)) for x in samples)

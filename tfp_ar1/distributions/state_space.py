@@ -217,6 +217,8 @@ def _check_scalar(model: Any) -> None:
 def _along_steps(model: Any) -> tuple[tf.Tensor, ...]:
     """The matrices, means and scales of transitions and observations, `[..., d]`."""
 
+    # Nor what it calls: autograph warns of functions of users whose source it cannot read.
+    @tf.autograph.experimental.do_not_convert
     def at_time(t: tf.Tensor) -> tuple[tf.Tensor, ...]:
         kinds = (
             (model.get_transition_matrix_for_timestep, model.get_transition_noise_for_timestep),
