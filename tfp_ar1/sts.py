@@ -13,7 +13,7 @@ from tensorflow_probability.python.sts.internal import util as sts_util
 from tensorflow_probability.python.sts.structural_time_series import Parameter
 
 from tfp_ar1.correlation import LagOneCorrelation
-from tfp_ar1.distributions.mvn_ante1 import MultivariateNormalANTE1
+from tfp_ar1.distributions.gaussian_markov_chain import GaussianMarkovChain
 from tfp_ar1.distributions.mvn_ar1 import MultivariateNormalAR1
 from tfp_ar1.distributions.noise import NoisyGaussianMarkovChain
 from tfp_ar1.distributions.state_space import of_state_space_model
@@ -136,7 +136,7 @@ def noisy_chain(model: Any, **options: Any) -> NoisyGaussianMarkovChain:
     y = model.sample()                                # [100, 1]
     noisy = tfp_ar1.sts.noisy_chain(model)
     noisy.log_prob(y[..., 0])                         # == model.log_prob(y)
-    noisy.posterior(y[..., 0])                        # a MultivariateNormalANTE1
+    noisy.posterior(y[..., 0]).mean()                 # the level, smoothed
     ```
 
     Args:
@@ -145,15 +145,16 @@ def noisy_chain(model: Any, **options: Any) -> NoisyGaussianMarkovChain:
       **options: `validate_args`, `allow_nan_stats` and `name`, as of the class.
 
     Returns:
-      A `NoisyGaussianMarkovChain` of event shape `[T]`: its `path` is
-      `MultivariateNormalANTE1.from_state_space_model(model)`, of what is observed but for the
-      noise, and its `noise_scale` that of the model.
+      A `NoisyGaussianMarkovChain` of event shape `[T]`. Its `path` is what the model observes but
+      for the noise, a Gaussian Markov chain; its `noise_scale` is that of the model.
 
     Raises:
-      ValueError: as `MultivariateNormalANTE1.from_state_space_model`.
+      ValueError: if states or observations are not scalar, or an `observation_matrix` or the scale
+        of a transition is known to be 0.
       TypeError: if `model` is not a `tfd.LinearGaussianStateSpaceModel`.
     """
     parameters, noise_scale = of_state_space_model(model)
-    path = MultivariateNormalANTE1(**parameters, validate_args=options.get("validate_args", False))
+    make: Any = GaussianMarkovChain.posterior_class
+    path = make(**parameters, validate_args=options.get("validate_args", False))
     observed = None if model.mask is None else tf.logical_not(model.mask)
     return NoisyGaussianMarkovChain(path, noise_scale, observed, **options)

@@ -8,9 +8,8 @@ import numpy as np
 import tensorflow as tf
 from tensorflow_probability import distributions as tfd
 
-from tfp_ar1.distributions import state_space
 from tfp_ar1.distributions.gaussian_markov_chain import GaussianMarkovChain
-from tfp_ar1.distributions.mvn_ante1 import MultivariateNormalANTE1
+from tfp_ar1.distributions.state_space import of_markov_chain, of_state_space_model
 
 __all__: list[str] = []
 
@@ -37,19 +36,24 @@ def _kl_divergence(p: tfd.Distribution, q: tfd.Distribution, name: str | None = 
 def _as_chain(distribution: tfd.Distribution, checks: list[Any]) -> GaussianMarkovChain:
     if isinstance(distribution, GaussianMarkovChain):
         return distribution
-    options = {"validate_args": distribution.validate_args}
     if isinstance(distribution, tfd.MarkovChain):
-        return MultivariateNormalANTE1.from_markov_chain(distribution, **options)
-    parameters, noise = state_space.of_state_space_model(distribution)
+        parameters = of_markov_chain(distribution, distribution.validate_args)
+    else:
+        parameters, noise = of_state_space_model(distribution)
+        checks += _check_no_noise(noise)
+    make: Any = GaussianMarkovChain.posterior_class
+    return make(**parameters, validate_args=distribution.validate_args)
+
+
+def _check_no_noise(noise: tf.Tensor) -> list[Any]:
     message = (
         "A state space model that observes with noise is not a Markov chain, and has no KL "
-        "divergence to one. Take that of `MultivariateNormalANTE1.from_state_space_model(model)`, "
-        "what it observes without the noise, or of the posterior of that, "
-        "`tfp_ar1.sts.noisy_chain(model).posterior(y)`"
+        "divergence to one. Take that of what it observes without the noise, "
+        "`tfp_ar1.sts.noisy_chain(model).path`, or of `tfp_ar1.sts.noisy_chain(model).posterior(y)`"
     )
     static = tf.get_static_value(noise)
     if static is None:
-        checks.append(tf.debugging.assert_equal(noise, tf.zeros_like(noise), f"{message}."))
-    elif np.any(static != 0):
+        return [tf.debugging.assert_equal(noise, tf.zeros_like(noise), f"{message}.")]
+    if np.any(static != 0):
         raise NotImplementedError(f"{message}; got noise of standard deviation {np.max(static)}.")
-    return MultivariateNormalANTE1(**parameters, **options)
+    return []
