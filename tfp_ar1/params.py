@@ -8,20 +8,45 @@ logarithm of the marginal variance, of all coordinates or of each, and the Fishe
 * `MultivariateNormalARH1`: `[loc (d), log s (d), fisher_z]`;
 * with a correlation for each step: `[loc (d), log s (d), fisher_z (d - 1)]`.
 
-A vector of zeros is the standard normal.
+A vector of zeros is the standard normal. Scales are `exp(½ log s)`, or with `scale_map="softplus"`
+`softplus(x + log(e - 1))`, which grows linearly and so learns more slowly far from 1.
+
+`sites` is the mapping where a network gives, instead of a distribution, what each coordinate of a
+path is seen as, and a prior connects them. `from_time_major` makes packed parameters of what a
+network gives for each timestep, `[batch, time, k * channels]`.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import tensorflow as tf
 
 from tfp_ar1._checks import checked_count, named
 from tfp_ar1.distributions.gaussian_markov_chain import GaussianMarkovChain
+from tfp_ar1.distributions.noise import MarkovSites
 from tfp_ar1.families import PACKED
 
-__all__ = ["FISHER_Z_BOUND", "LOC_BOUND", "LOG_S_BOUND", "bounded", "new", "params_size"]
+__all__ = [
+    "FISHER_Z_BOUND",
+    "LOC_BOUND",
+    "LOG_S_BOUND",
+    "SCALE_MAPS",
+    "SITES",
+    "bounded",
+    "from_time_major",
+    "new",
+    "params_size",
+    "sites",
+    "time_major_size",
+]
+
+# How a positive number is made of a real one. Both make 1 of 0.
+SCALE_MAPS = ("exp", "softplus")
+# Beside the members of the family, what `params_size` and `from_time_major` know the layout of.
+SITES = "sites"
 
 # Values beyond these bounds are clipped to them. Any finite float32 vector then gives finite
 # samples, KL divergences and gradients, and no model that is worth anything gets there.
@@ -32,26 +57,54 @@ FISHER_Z_BOUND = 20.0  # |fisher_z|: |ρ| up to 1 - 8e-18
 _FLOAT16_BOUNDS = {LOC_BOUND: 32.0, LOG_S_BOUND: 7.0, FISHER_Z_BOUND: 5.0}
 
 
+def layout(family: str) -> tuple[str, ...]:
+    """What there is one number for, of `loc` and of each packed parameter after it, in their order.
+
+    A `"coordinate"`, a `"step"` to the next, or a `"member"` of the batch.
+
+    Args:
+      family: the name of a member in `tfp_ar1.families.PACKED`, or `"sites"`.
+
+    Raises:
+      ValueError: if the family is unknown.
+    """
+    if family == SITES:
+        return "coordinate", "coordinate"
+    if family not in PACKED:
+        named("family", family, dict.fromkeys([*PACKED, SITES]))
+    declared = (p.per for p in PACKED[family].declaration if p.packed is not None)
+    return ("coordinate", *declared)
+
+
 def params_size(event_size: int, family: str = "ar1") -> int:
     """The number of packed parameters of a distribution over vectors of `event_size`.
 
     Args:
       event_size: number of coordinates d, at least 1.
-      family: the name of a member in `tfp_ar1.families.PACKED`.
+      family: the name of a member in `tfp_ar1.families.PACKED`, or `"sites"`.
 
     Returns:
-      d + 2 for AR(1), 2d + 1 for ARH(1), 3d - 1 with a correlation for each step.
+      d + 2 for AR(1), 2d + 1 for ARH(1), 3d - 1 with a correlation for each step, 2d for sites.
 
     Raises:
       ValueError: if `event_size` is not a positive integer, or the family is unknown.
     """
+    return size_of(layout(family), event_size)
+
+
+def size_of(parameters: Sequence[str], event_size: int) -> int:
+    """How many numbers parameters have that are one for each of what `layout` names."""
     d = checked_event_size(event_size)
-    declaration = named("family", family, PACKED).declaration
-    return d + sum(parameter.num_packed(d) for parameter in declaration)
+    size = {"member": 1, "coordinate": d, "step": d - 1}
+    return sum(size[per] for per in parameters)
 
 
 def new(
-    params: Any, event_size: int, validate_args: bool = False, family: str = "ar1"
+    params: Any,
+    event_size: int,
+    validate_args: bool = False,
+    family: str = "ar1",
+    scale_map: str = "exp",
 ) -> GaussianMarkovChain:
     """Makes the distribution from packed parameters.
 
@@ -62,16 +115,19 @@ def new(
       event_size: number of coordinates d, at least 1.
       validate_args: passed on to the distribution.
       family: the name of a member in `tfp_ar1.families.PACKED`.
+      scale_map: `"exp"`, of the logarithm of the variance; or `"softplus"`, of a real number x:
+        the standard deviation is `softplus(x + log(e - 1))`, bounded alike.
 
     Returns:
       Distribution of the member's class, of batch shape `[...]` and event shape `[event_size]`.
 
     Raises:
-      ValueError: as `params_size`, or if the last dimension of `params` is of another size.
+      ValueError: as `params_size`, if the last dimension of `params` is of another size, or the
+        scale map is unknown.
     """
-    d = event_size
+    d, member = event_size, named("family", family, PACKED)
+    make: Any = member
     params = checked_params(params, params_size(d, family), d)
-    member: Any = PACKED[family]
     unpacked, start = {"loc": bounded(params[..., :d], LOC_BOUND)}, d
     for parameter in member.declaration:
         if parameter.packed is None:
@@ -79,21 +135,175 @@ def new(
         stop = start + parameter.num_packed(d)
         x = params[..., start] if parameter.per == "member" else params[..., start:stop]
         is_scale, start = parameter.packed == "log_variance", stop
-        value = scale_from_log_variance(x) if is_scale else bounded(x, FISHER_Z_BOUND)
+        value = scale_of(x, scale_map) if is_scale else bounded(x, FISHER_Z_BOUND)
         unpacked[parameter.name] = value
-    return member(**unpacked, validate_args=validate_args)
+    return make(**unpacked, validate_args=validate_args)
+
+
+def sites(params: Any, prior: Any, observed: Any = None, scale_map: str = "exp") -> MarkovSites:
+    """A prior times a Gaussian factor (a site) at each coordinate, from packed parameters.
+
+    `params` holds `[m (d), log λ (d)]`: the site at coordinate t has the precision λ_t and the
+    information `η_t = (1 + λ_t) m_t`, so that under a standard normal prior without correlation
+    m_t is the posterior mean, whatever the precision. Where nothing is observed there is no site:
+    λ_t = η_t = 0.
+
+    ```python
+    posterior = tfp_ar1.params.sites(packed, prior, observed).posterior()
+    kl = tfd.kl_divergence(posterior, prior)  # exact
+    ```
+
+    Args:
+      params: floating-point tensor `[..., 2 d]`; any finite values, clipped to ±`LOC_BOUND` and
+        ±`LOG_S_BOUND`, in float16 to ±32 and ±7.
+      prior: the `GaussianMarkovChain` of event shape `[d]` that connects the sites, of a batch
+        shape that broadcasts to `[...]`, such as `[channels]` for `[batch, channels, 2 d]`.
+      observed: boolean tensor that broadcasts to `[..., d]`, `True` where there is a site. Default:
+        everywhere. Parameters where there is none are ignored, and may be NaN.
+      scale_map: `"exp"`, or `"softplus"`: λ is `softplus(x + log(e - 1))`.
+
+    Returns:
+      `prior.with_sites(...)`: its method `posterior` returns a `MultivariateNormalANTE1`.
+
+    Raises:
+      TypeError: if the prior is not a chain of this package, or `observed` not boolean.
+      ValueError: if the last dimension of `params` is of another size, or the scale map is unknown.
+    """
+    check_connects(prior)
+    d = tf.compat.dimension_value(prior.event_shape[-1])
+    if d is None:
+        raise ValueError(f"The number of coordinates of the prior must be known; got {prior!r}.")
+    params = checked_params(params, params_size(d, SITES), d)
+    loc, raw = params[..., :d], params[..., d:]
+    if observed is not None:
+        observed = tf.convert_to_tensor(observed, name="observed")
+        if observed.dtype != tf.bool:
+            raise TypeError(f"`observed` must be boolean; got dtype {observed.dtype.name}.")
+        # Before anything is computed of what may be NaN, whose gradient would be NaN too.
+        loc, raw = (tf.where(observed, x, tf.zeros_like(x)) for x in (loc, raw))
+    precision = _positive(raw, scale_map)
+    information = (1.0 + precision) * bounded(loc, LOC_BOUND)
+    if observed is not None:
+        precision = tf.where(observed, precision, tf.zeros_like(precision))
+    return prior.with_sites(information, precision)
+
+
+def check_connects(prior: Any) -> None:
+    """Raises `TypeError` if a prior is not one that sites can be connected by."""
+    if not isinstance(prior, GaussianMarkovChain):
+        raise TypeError(
+            f"The prior of sites must be a chain of this package, which connects them; got "
+            f"{prior!r}. N(0, I) is `MultivariateNormalAR1(tf.zeros(d), correlation=0.0)`."
+        )
+
+
+def time_major_size(channels: int, family: str) -> int:
+    """How many numbers for each timestep a network must give, for `from_time_major`.
+
+    Args:
+      channels: number of paths, at least 1.
+      family: the name of a member in `tfp_ar1.families.PACKED`, or `"sites"`.
+
+    Returns:
+      `k * channels`, with k = 2 for `"sites"` and 3 for the members.
+
+    Raises:
+      ValueError: if `channels` is not a positive integer, or the family is unknown.
+    """
+    return len(layout(family)) * checked_count("channels", channels, 1, "a positive integer")
+
+
+def from_time_major(outputs: Any, family: str, mask: Any = None) -> tf.Tensor:
+    """Packed parameters of paths, from what a network gives for each timestep.
+
+    As convolutions, recurrent networks and transformers do over time. What belongs to a step is
+    that of the later of its two timesteps (the first timestep's is ignored); what belongs to a
+    whole path, as the correlation of `"ar1"` and `"arh1"`, the mean over the timesteps.
+
+    ```python
+    outputs = keras.layers.Dense(tfp_ar1.params.time_major_size(channels, "ante1"))(features)
+    packed = tfp_ar1.params.from_time_major(outputs, "ante1")
+    paths = tfp_ar1.params.new(packed, num_timesteps, family="ante1")  # batch [batch, channels]
+    ```
+
+    Args:
+      outputs: floating-point tensor `[..., time, k * channels]`, parameter by parameter: loc of
+        each channel, then log s of each, then fisher_z of each; for `"sites"` m, then log λ.
+      family: the name of a member in `tfp_ar1.families.PACKED`, or `"sites"`.
+      mask: boolean tensor `[..., time]`, which timesteps there are, as Keras's masks. It plays a
+        part in the means alone. Default: all.
+
+    Returns:
+      Tensor `[..., channels, params_size(time, family)]`.
+
+    Raises:
+      ValueError: if the family is unknown, or the last dimension not a multiple of its k.
+    """
+    outputs, parameters = tf.convert_to_tensor(outputs, name="outputs"), layout(family)
+    time_major_channels(outputs.shape, family)
+
+    def over_time(x: tf.Tensor) -> tf.Tensor:
+        if mask is None:
+            return tf.reduce_mean(x, axis=-2, keepdims=True)
+        counted = tf.convert_to_tensor(mask)[..., tf.newaxis]
+        total = tf.reduce_sum(tf.where(counted, x, tf.zeros_like(x)), axis=-2, keepdims=True)
+        number = tf.reduce_sum(tf.cast(counted, x.dtype), axis=-2, keepdims=True)
+        return total / tf.maximum(number, 1)
+
+    given = zip(parameters, tf.split(outputs, len(parameters), axis=-1), strict=True)
+    parts = [over_time(x) if per == "member" else x for per, x in given]
+    return joined([tf.linalg.matrix_transpose(x) for x in parts], parameters)
+
+
+def joined(parts: Sequence[tf.Tensor], parameters: Sequence[str]) -> tf.Tensor:
+    """Packed parameters: of parts `[..., d]`, or `[..., 1]` for a `"member"`, as in `layout`."""
+    # The number of a step from one timestep to the next is that of the later one.
+    own = zip(parameters, parts, strict=True)
+    return tf.concat([x[..., 1:] if per == "step" else x for per, x in own], axis=-1)
+
+
+def time_major_channels(shape: Any, family: str, num_timesteps: int | None = None) -> int:
+    """The number of channels of a time-major shape, or `ValueError` if it can be none."""
+    shape, k = tf.TensorShape(shape), len(layout(family))
+    last: Any = None if shape.rank is None or shape.rank < 2 else shape[-1]
+    fits = last is not None and last % k == 0 and last > 0
+    if not fits or not shape[-2:-1].is_compatible_with([num_timesteps]):
+        steps = "time" if num_timesteps is None else num_timesteps
+        raise ValueError(
+            f"What a network gives for each timestep must be of shape [..., {steps}, {k} * "
+            f"channels] for {family!r}; got {shape}."
+        )
+    return last // k
+
+
+def checked_scale_map(scale_map: str) -> str:
+    """Returns it, or raises `ValueError` with the names that there are."""
+    named("scale map", scale_map, dict.fromkeys(SCALE_MAPS))
+    return scale_map
 
 
 def bounded(x: tf.Tensor, bound: float) -> tf.Tensor:
     """Clips to ±`bound`, one of the bounds above, or to what takes its place in float16."""
-    if x.dtype == tf.float16:
-        bound = _FLOAT16_BOUNDS[bound]
+    bound = _bound(x.dtype, bound)
     return tf.clip_by_value(x, -bound, bound)
 
 
-def scale_from_log_variance(log_variance: tf.Tensor) -> tf.Tensor:
-    """The standard deviation `√s` from `log s`, bounded; for every family of posteriors."""
-    return tf.math.exp(0.5 * bounded(log_variance, LOG_S_BOUND))
+def _bound(dtype: tf.DType, bound: float) -> float:
+    return _FLOAT16_BOUNDS[bound] if dtype == tf.float16 else bound
+
+
+def scale_of(x: tf.Tensor, scale_map: str = "exp") -> tf.Tensor:
+    """The standard deviation: by `"exp"` of the log variance; for every family of posteriors."""
+    return _positive(0.5 * x if scale_map == "exp" else x, scale_map, 0.5)
+
+
+def _positive(x: tf.Tensor, scale_map: str, factor: float = 1.0) -> tf.Tensor:
+    """A positive number, 1 for x = 0, between `exp(± factor * LOG_S_BOUND)` or almost."""
+    checked_scale_map(scale_map)
+    bound = factor * _bound(x.dtype, LOG_S_BOUND)
+    if scale_map == "exp":
+        return tf.math.exp(tf.clip_by_value(x, -bound, bound))
+    return tf.math.softplus(tf.clip_by_value(x, -bound, math.exp(bound)) + math.log(math.e - 1.0))
 
 
 def checked_event_size(event_size: int) -> int:

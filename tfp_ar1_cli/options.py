@@ -39,6 +39,7 @@ POSTERIORS = {
     "full": "any covariance, by its Cholesky factor",
     "arh1": "a scale for each coordinate, and one correlation of neighbours",
     "ante1": "a scale for each coordinate, and a correlation for each pair of neighbours",
+    "sites": "a Gaussian factor at each step where something was observed, connected by the prior",
 }
 # Of each model.
 NETWORKS = {
@@ -53,7 +54,7 @@ NETWORKS = {
     },
 }
 POSTERIORS_OF = {
-    "image": tuple(POSTERIORS),
+    "image": tuple(name for name in POSTERIORS if name != "sites"),
     "sequence": tuple(name for name in POSTERIORS if name != "full"),
 }
 PRIORS = ("ar1", "normal")
@@ -229,7 +230,8 @@ class RunOptions:
     posterior: str = _option(
         click.Choice(tuple(POSTERIORS)),
         "Covariance of the posterior q(z | x): with correlations of neighbouring latents (ar1, "
-        "arh1, ante1), of all latents (full), or none (diag, isotropic).",
+        "arh1, ante1), of all latents (full), or none (diag, isotropic). Sequences: or with those "
+        "that the prior gives (sites).",
         "ar1",
     )
     prior: str | None = _option(

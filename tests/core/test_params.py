@@ -146,8 +146,9 @@ def test_event_size_that_is_none(event_size):
 
 
 def test_unknown_family():
-    message = r"Unknown family 'ar2'; expected one of \['ar1', 'arh1', 'ante1'\]"
-    with pytest.raises(ValueError, match=message):
+    message = r"Unknown family '{}'; expected one of \['ar1', 'arh1', 'ante1'{}\]"
+    with pytest.raises(ValueError, match=message.format("ar2", ", 'sites'")):
         params.params_size(3, "ar2")
-    with pytest.raises(ValueError, match=message):
-        params.new(tf.zeros(5), 3, family="ar2")
+    for name in ("ar2", "sites"):  # sites need a prior
+        with pytest.raises(ValueError, match=message.format(name, "")):
+            params.new(tf.zeros(6), 3, family=name)

@@ -31,7 +31,7 @@ def random_params(family, *batch, dtype="float64"):
 
 
 def test_names():
-    assert list(posteriors.POSTERIORS) == list(FAMILIES)
+    assert list(posteriors.POSTERIORS) == [*FAMILIES, "sites"]  # that one: test_sites
     for function in (posteriors.get, lambda name: posteriors.num_covariance_parameters(name, 3)):
         with pytest.raises(ValueError, match=r"Unknown posterior 'ar2'; .*\['ar1', 'arh1', "):
             function("ar2")

@@ -72,6 +72,8 @@ class GaussianMarkovChain(tfd.MultivariateNormalLinearOperator):
     posterior_class: ClassVar[type[GaussianMarkovChain]]
     # Of a posterior: the terms of its KL divergence to its prior, and `None` for another argument.
     _kl_terms_to: Callable[[Any], tf.Tensor | None] = staticmethod(lambda other: None)
+    # Of a posterior: this prior, the same object. A function, or its variables would be ours.
+    _made_from: Callable[[], Any] = staticmethod(lambda: None)
 
     def __init_subclass__(cls, **kwargs: Any):
         """Adds what TFP expects of each class, by what it declares."""

@@ -265,6 +265,7 @@ def _posterior(path: Any, messages: Messages, h: tf.Tensor, w: tf.Tensor | None)
         allow_nan_stats=path.allow_nan_stats,
     )
     posterior._kl_terms_to = lambda other: messages.kl_terms(h, w) if other is path else None
+    posterior._made_from = lambda: path
     return posterior
 
 

@@ -16,12 +16,13 @@ from tfp_ar1.families import PACKED
 from tfp_ar1.layers.markov_chain import layer_class
 from tfp_ar1.layers.prior import MultivariateNormalAR1Prior
 from tfp_ar1.layers.seeding import SeededMixin
+from tfp_ar1.layers.sites import MarkovSites
 
 # At once, so that Keras finds them in saved models.
 _LAYERS = {layer.__name__: layer for layer in map(layer_class, PACKED)}
 globals().update(_LAYERS)
 
-__all__ = [*_LAYERS, "MultivariateNormalAR1Prior", "SeededMixin"]
+__all__ = [*_LAYERS, "MarkovSites", "MultivariateNormalAR1Prior", "SeededMixin"]
 
 
 def __getattr__(name: str) -> Any:

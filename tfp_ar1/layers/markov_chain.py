@@ -12,6 +12,7 @@ from tensorflow_probability import distributions as tfd
 
 from tfp_ar1 import _keras_common
 from tfp_ar1 import params as ar1_params
+from tfp_ar1.distributions.kl import kl_terms
 from tfp_ar1.layers.prior import Prior, checked_prior, current_prior, prior_to_config
 from tfp_ar1.layers.seeding import SeededMixin
 
@@ -39,6 +40,25 @@ class MarkovChainLayer(SeededMixin, _keras_common.Keras3Mixin, keras.layers.Laye
     Steps that a Keras mask leaves out have no KL. Under a half-precision dtype policy all is
     computed in float32, and only the sample that is returned is cast.
 
+    With `time_major` the layer follows a network over time, such as convolutions, and so does its
+    sample: from `[batch, ..., event_size, k * channels]` (see `tfp_ar1.params.from_time_major`) to
+    `[batch, ..., event_size, channels]`. A Keras mask `[batch, ..., event_size]` then says which
+    timesteps there are; those it leaves out must be the last. The distribution is of batch shape
+    `[batch, ..., channels]`.
+
+    ```python
+    channels, num_timesteps = 2, 100
+    encoder = keras.Sequential([
+        keras.layers.Conv1D(32, 5, padding="same", activation="relu"),
+        keras.layers.Dense(tfp_ar1.params.time_major_size(channels, "ante1")),
+        tfp_ar1.layers.MultivariateNormalANTE1(
+            num_timesteps,
+            tfp_ar1.layers.MultivariateNormalAR1Prior(num_timesteps, channels=channels),
+            time_major=True,
+        ),
+    ])
+    ```
+
     Args:
       event_size: number of coordinates d, at least 1.
       prior: a `tfd.Distribution` over vectors of size d, with constant parameters and a registered
@@ -51,6 +71,9 @@ class MarkovChainLayer(SeededMixin, _keras_common.Keras3Mixin, keras.layers.Laye
       reinterpreted_batch_ndims: over how many of the last batch axes the KL is summed, as in
         `tfd.Independent`; it is averaged over those before. `None` for all but the first; 0 for
         the mean over all.
+      scale_map: how standard deviations are made of real numbers, `"exp"` or `"softplus"`: see
+        `tfp_ar1.params.new`.
+      time_major: whether inputs and samples have the axis of the coordinates before the last.
       **kwargs: arguments of `keras.layers.Layer`, such as `name` and `dtype`.
 
     Raises:
@@ -68,6 +91,8 @@ class MarkovChainLayer(SeededMixin, _keras_common.Keras3Mixin, keras.layers.Laye
         kl_weight: float | tf.Variable | keras.Variable = 1.0,
         seed: int | None = None,
         reinterpreted_batch_ndims: int | None = None,
+        scale_map: str = "exp",
+        time_major: bool = False,
         **kwargs,
     ):
         # Autocasting would round the parameters to half precision before they are used.
@@ -76,6 +101,8 @@ class MarkovChainLayer(SeededMixin, _keras_common.Keras3Mixin, keras.layers.Laye
         self.prior = checked_prior(prior, self.event_size, self._distribution_dtype, None)
         ndims = _keras_common.checked_reinterpreted_batch_ndims(reinterpreted_batch_ndims)
         self.reinterpreted_batch_ndims = ndims
+        self.scale_map = ar1_params.checked_scale_map(scale_map)
+        self.time_major = bool(time_major)
         # A variable, so that what is assigned to it reaches functions that are compiled already;
         # TensorFlow's, which Keras neither trains nor saves among the weights.
         given = kl_weight.value if isinstance(kl_weight, keras.Variable) else kl_weight
@@ -108,39 +135,71 @@ class MarkovChainLayer(SeededMixin, _keras_common.Keras3Mixin, keras.layers.Laye
     def _distribution_dtype(self) -> tf.DType:
         return tf.float64 if self.compute_dtype == "float64" else tf.float32
 
-    def distribution(self, params: Any) -> tfd.Distribution:
-        """The distribution for packed parameters `[..., params_size(event_size)]`."""
+    def distribution(self, params: Any, mask: Any = None) -> tfd.Distribution:
+        """The distribution for what the layer takes; the mask is for `time_major` alone."""
+        return self._distribution(self._packed(params, mask), self._current_prior(), mask)
+
+    def _current_prior(self) -> tfd.Distribution | None:
+        return None if self.prior is None else current_prior(self.prior)
+
+    def _packed(self, params: Any, mask: Any) -> tf.Tensor:
+        """Packed parameters `[..., params_size(event_size)]`, in the precision of distributions."""
         if isinstance(params, keras.KerasTensor):
             raise TypeError(
                 "`distribution` takes values, not a placeholder of a functional model. Make a "
                 "model of the layers up to the parameters, and pass what it returns for data."
             )
         params = tf.cast(keras.ops.convert_to_tensor(params), self._distribution_dtype)
-        return ar1_params.new(params, self.event_size, family=self.family)
+        if not self.time_major:
+            return params
+        ar1_params.time_major_channels(params.shape, self.family, self.event_size)
+        return ar1_params.from_time_major(params, self.family, mask)
+
+    def _distribution(
+        self, packed: tf.Tensor, prior: tfd.Distribution | None, mask: Any
+    ) -> tfd.Distribution:
+        return ar1_params.new(packed, self.event_size, family=self.family, scale_map=self.scale_map)
+
+    def _kl(self, distribution: tfd.Distribution, prior: tfd.Distribution, mask: Any) -> tf.Tensor:
+        """The KL of what the mask keeps, of the batch shape of the distribution."""
+        if mask is None:
+            return tfd.kl_divergence(distribution, prior)
+        if self.time_major:
+            # The first terms of the chain rule are the KL of the first timesteps.
+            terms = kl_terms(distribution, prior)
+            terms = tf.where(mask[..., tf.newaxis, :], terms, tf.zeros_like(terms))
+            return tf.reduce_sum(terms, axis=-1)
+        kl = tfd.kl_divergence(distribution, prior)
+        for _ in range(kl.shape.rank - mask.shape.rank):
+            mask = mask[..., tf.newaxis]
+        return tf.where(mask, kl, tf.zeros_like(kl))
 
     def call(self, params: Any, mask: Any = None) -> tf.Tensor:
         """Returns a sample for each example, and adds the KL to the losses if there is a prior."""
-        distribution = self.distribution(params)
-        if self.prior is not None:
+        # The same object for both, to which posteriors by sites know their KL.
+        prior = self._current_prior()
+        distribution = self._distribution(self._packed(params, mask), prior, mask)
+        if prior is not None:
             if "loop_body" in tf.get_current_name_scope():
                 raise ValueError(
                     "In `TimeDistributed` over an unknown number of steps, as in any "
                     "`tf.vectorized_map`, the KL would be that of the first step alone. Call the "
                     "layer on all steps at once, `[batch, steps, size]`."
                 )
-            prior, ndims = current_prior(self.prior), self.reinterpreted_batch_ndims
+            ndims = self.reinterpreted_batch_ndims
             _keras_common.check_batch_axes(distribution, prior, ndims)
-            kl = tfd.kl_divergence(distribution, prior)
-            if mask is not None:
-                for _ in range(kl.shape.rank - mask.shape.rank):
-                    mask = mask[..., tf.newaxis]
-                kl = tf.where(mask, kl, tf.zeros_like(kl))
+            kl = self._kl(distribution, prior, mask)
             kl = _keras_common.mean_over_examples(kl, ndims)
             self.add_loss(tf.cast(self._kl_weight, kl.dtype) * kl)
-        return tf.cast(distribution.sample(seed=self.next_seed()), self.compute_dtype)
+        sample = distribution.sample(seed=self.next_seed())
+        sample = tf.linalg.matrix_transpose(sample) if self.time_major else sample
+        return tf.cast(sample, self.compute_dtype)
 
     def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
-        """The input shape with its last dimension replaced by `event_size`."""
+        """The input shape with its last dimension replaced by `event_size`, or by the channels."""
+        if self.time_major:
+            given = (input_shape, self.family, self.event_size)
+            return (*input_shape[:-2], self.event_size, ar1_params.time_major_channels(*given))
         size = self.params_size(self.event_size)
         ar1_params.check_params_shape(input_shape, size, self.event_size)
         return (*input_shape[:-1], self.event_size)
@@ -154,6 +213,8 @@ class MarkovChainLayer(SeededMixin, _keras_common.Keras3Mixin, keras.layers.Laye
             "kl_weight": self.kl_weight,
             "seed": self.seed,
             "reinterpreted_batch_ndims": self.reinterpreted_batch_ndims,
+            "scale_map": self.scale_map,
+            "time_major": self.time_major,
         }
 
     @classmethod

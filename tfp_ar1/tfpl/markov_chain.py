@@ -39,10 +39,13 @@ class MarkovChainLayer(_keras_common.TFKerasMixin, tfp.layers.DistributionLambda
       convert_to_tensor_fn: what stands for the distribution where a tensor is needed:
         `tfd.Distribution.sample`, `mean`, `mode`, `stddev` or `variance`, or its name.
       validate_args: whether the distribution checks its parameters when the graph runs.
+      scale_map: how standard deviations are made of real numbers, `"exp"` or `"softplus"`: see
+        `tfp_ar1.params.new`.
       **kwargs: arguments of `tf_keras.layers.Layer`, such as `activity_regularizer`.
 
     Raises:
-      ValueError: if `event_size` is not a positive integer, or `convert_to_tensor_fn` is unknown.
+      ValueError: if `event_size` is not a positive integer, or `convert_to_tensor_fn` or the scale
+        map is unknown.
     """
 
     family: str
@@ -52,6 +55,7 @@ class MarkovChainLayer(_keras_common.TFKerasMixin, tfp.layers.DistributionLambda
         event_size: int,
         convert_to_tensor_fn: Callable[[tfd.Distribution], Any] | str = tfd.Distribution.sample,
         validate_args: bool = False,
+        scale_map: str = "exp",
         **kwargs,
     ):
         event_size = ar1_params.checked_event_size(event_size)
@@ -63,8 +67,9 @@ class MarkovChainLayer(_keras_common.TFKerasMixin, tfp.layers.DistributionLambda
             )
         self._event_size, self._validate_args = event_size, validate_args
         self._convert_to_tensor_name = name
+        self._scale_map = ar1_params.checked_scale_map(scale_map)
         super().__init__(
-            lambda params: type(self).new(params, event_size, validate_args),
+            lambda params: type(self).new(params, event_size, validate_args, scale_map),
             convert_to_tensor_fn=getattr(tfd.Distribution, name),
             **kwargs,
         )
@@ -83,13 +88,15 @@ class MarkovChainLayer(_keras_common.TFKerasMixin, tfp.layers.DistributionLambda
         return super().__call__(*args, **kwargs)
 
     @classmethod
-    def new(cls, params: Any, event_size: int, validate_args: bool = False) -> tfd.Distribution:
+    def new(
+        cls, params: Any, event_size: int, validate_args: bool = False, scale_map: str = "exp"
+    ) -> tfd.Distribution:
         """The distribution for packed parameters `[..., params_size(event_size)]`."""
         params = tf.convert_to_tensor(params)
         if params.dtype in (tf.float16, tf.bfloat16):
             # Under mixed precision: half a precision is not enough for a covariance.
             params = tf.cast(params, tf.float32)
-        return ar1_params.new(params, event_size, validate_args, cls.family)
+        return ar1_params.new(params, event_size, validate_args, cls.family, scale_map)
 
     @classmethod
     def params_size(cls, event_size: int) -> int:
@@ -103,6 +110,7 @@ class MarkovChainLayer(_keras_common.TFKerasMixin, tfp.layers.DistributionLambda
             "event_size": self._event_size,
             "convert_to_tensor_fn": self._convert_to_tensor_name,
             "validate_args": self._validate_args,
+            "scale_map": self._scale_map,
             "activity_regularizer": tf_keras.regularizers.serialize(self.activity_regularizer),
         }
 

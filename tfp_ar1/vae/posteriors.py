@@ -1,6 +1,8 @@
-"""The families of approximate posteriors that `RhoVAE` offers, by name."""
+"""The families of approximate posteriors that the models offer, by name."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import tensorflow as tf
 import tensorflow_probability as tfp
@@ -18,18 +20,25 @@ class Posterior:
 
     `parameters` says what there is one number for, of the mean and of each packed parameter after
     it: a "coordinate", a "step" to the next, or a "member" of the batch; `None` without an order.
+    `has_correlations` says whether there is a correlation for each step, and `needs_prior` whether
+    the prior is part of it; only paths in time have such a posterior.
     """
 
     parameters: tuple[str, ...] | None
+    has_correlations = False
+    needs_prior = False
 
     def params_size(self, event_size: int) -> int:
         """The number of outputs that the network needs."""
-        d = ar1_params.checked_event_size(event_size)
-        size = {"member": 1, "coordinate": d, "step": d - 1}
-        return sum(size[per] for per in self.parameters or ())
+        return ar1_params.size_of(self.parameters or (), event_size)
 
-    def new(self, params: tf.Tensor, event_size: int) -> tfd.Distribution:
-        """The distribution for outputs `[..., params_size(event_size)]`."""
+    def new(
+        self, params: tf.Tensor, event_size: int, prior: Any = None, observed: Any = None
+    ) -> tfd.Distribution:
+        """The distribution for outputs `[..., params_size(event_size)]`.
+
+        Where `needs_prior`, of the prior, and of where something was observed, `[..., event_size]`.
+        """
         params = ar1_params.checked_params(params, self.params_size(event_size), event_size)
         loc = ar1_params.bounded(params[..., :event_size], ar1_params.LOC_BOUND)
         return self._around(loc, params[..., event_size:], event_size)
@@ -47,10 +56,12 @@ class _MarkovChain(Posterior):
 
     def __init__(self, family: str):
         self.family = family
-        declared = (p.per for p in PACKED[family].declaration if p.packed is not None)
-        self.parameters = ("coordinate", *declared)
+        self.parameters = ar1_params.layout(family)
+        self.has_correlations = "step" in self.parameters
 
-    def new(self, params: tf.Tensor, event_size: int) -> tfd.Distribution:
+    def new(
+        self, params: tf.Tensor, event_size: int, prior: Any = None, observed: Any = None
+    ) -> tfd.Distribution:
         return ar1_params.new(params, event_size, family=self.family)
 
     def correlation(self, distribution: tfd.Distribution) -> tf.Tensor:
@@ -65,13 +76,33 @@ def _mean_over_steps(rho: tf.Tensor) -> tf.Tensor:
     return tf.reduce_sum(rho, axis=-1) / tf.cast(tf.maximum(tf.shape(rho)[-1], 1), rho.dtype)
 
 
+class _Sites(_MarkovChain):
+    """The prior of a path times a Gaussian factor at each coordinate: see `tfp_ar1.params.sites`.
+
+    What the network gives does not connect the coordinates; the prior does. Where nothing was
+    observed the posterior is what the prior makes of the rest.
+    """
+
+    needs_prior = True
+
+    def __init__(self):
+        super().__init__(ar1_params.SITES)
+        self.has_correlations = True
+
+    def new(
+        self, params: tf.Tensor, event_size: int, prior: Any = None, observed: Any = None
+    ) -> tfd.Distribution:
+        ar1_params.checked_params(params, self.params_size(event_size), event_size)
+        return ar1_params.sites(params, prior, observed).posterior()
+
+
 class _Diagonal(Posterior):
     """A variance for each coordinate: the standard VAE (equation 3). Packed `[loc, log s]`."""
 
     parameters = ("coordinate", "coordinate")
 
     def _around(self, loc: tf.Tensor, rest: tf.Tensor, d: int) -> tfd.Distribution:
-        scale = tf.broadcast_to(ar1_params.scale_from_log_variance(rest), tf.shape(loc))
+        scale = tf.broadcast_to(ar1_params.scale_of(rest), tf.shape(loc))
         return tfd.MultivariateNormalDiag(loc, scale)
 
     def correlation(self, distribution: tfd.Distribution) -> tf.Tensor:
@@ -102,7 +133,7 @@ class _Full(Posterior):
         # Not tf.linalg.set_diag, whose gradient XLA cannot compile for an unknown batch size.
         scale_tril = tf.where(
             tf.eye(d, dtype=tf.bool),
-            ar1_params.scale_from_log_variance(factor),
+            ar1_params.scale_of(factor),
             ar1_params.bounded(factor, ar1_params.LOC_BOUND),
         )
         return tfd.MultivariateNormalTriL(loc, scale_tril)
@@ -118,6 +149,7 @@ POSTERIORS: dict[str, Posterior] = {
     "diag": _Diagonal(),
     "isotropic": _Isotropic(),
     "full": _Full(),
+    ar1_params.SITES: _Sites(),
 }
 
 

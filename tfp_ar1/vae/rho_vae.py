@@ -46,7 +46,8 @@ class RhoVAE(VAE):
       latent_dim: size d of the latent vectors, at least 1.
       posterior: `"ar1"` (one variance and one correlation, the ρ-VAE), `"diag"` (a variance for
         each dimension, the standard VAE), `"isotropic"` (one variance), `"full"` (any covariance,
-        by its Cholesky factor), or another key of `tfp_ar1.vae.posteriors.POSTERIORS`.
+        by its Cholesky factor), or another key of `tfp_ar1.vae.posteriors.POSTERIORS` but
+        `"sites"`, which is for paths in time.
       prior: distribution over vectors of size d, with constant parameters, or a layer that learns
         one (`tfp_ar1.layers.MultivariateNormalAR1Prior`); default N(0, I).
       objective: what to minimize: `"elbo"`, `"infovae"`, `"iwae"`, or one of
@@ -79,6 +80,11 @@ class RhoVAE(VAE):
         if prior is None:
             prior = priors.standard_normal(latent_dim, dtype)
         super().__init__(encoder, decoder, posterior, prior, objective, likelihood, seed, **kwargs)
+        if self.posterior.needs_prior:
+            raise ValueError(
+                f"The posterior {posterior!r} is for latents that are paths in time, which their "
+                f"prior connects: use it with `SequenceVAE`, or another posterior here."
+            )
         self.latent_dim = latent_dim
         self.latent_shape = (latent_dim,)  # of the latents z of one example
         # Made now, as every other initializer is, so that equal seeds give equal weights.

@@ -7,6 +7,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from tfp_ar1 import params as ar1_params
 from tfp_ar1.families import PACKED
 from tfp_ar1.vae import posteriors
 
@@ -86,13 +87,10 @@ class SequencePosteriorHead(keras.layers.Layer):
             features = tf.where(valid[..., tf.newaxis], features, 0)
             mean = tf.einsum("bt,btu->bu", weights, features)
             of_series = tf.split(self.series(mean)[..., tf.newaxis], self._of_series, axis=1)
-        parts = []
-        for per in self.parameters:
-            part = (of_series if per == "member" else of_steps).pop(0)
-            # The number of a step from one timestep to the next is that of the later one.
-            parts.append(part[..., 1:] if per == "step" else part)
+        parts = [(of_series if p == "member" else of_steps).pop(0) for p in self.parameters]
         size = posteriors.get(self.posterior).params_size(num_timesteps)
-        return tf.ensure_shape(tf.concat(parts, axis=-1), [None, self.channels, size])
+        packed = ar1_params.joined(parts, self.parameters)
+        return tf.ensure_shape(packed, [None, self.channels, size])
 
     def get_config(self) -> dict[str, Any]:
         """The arguments of the constructor."""

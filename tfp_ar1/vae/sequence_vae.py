@@ -65,8 +65,11 @@ class SequenceVAE(VAE):
         which cannot forecast. Logits for a Bernoulli likelihood, means for a Gaussian one.
       channels: number of latent channels, at least 1.
       steps: number of timesteps T of the longest series, at least 1.
-      posterior: any family of `RhoVAE` but `"full"`: the distribution of each channel's path, the
-        channels being independent of each other.
+      posterior: the distribution of each channel's path, the channels being independent of each
+        other: any family of `RhoVAE` but `"full"`; or `"sites"`, for which the encoder gives a
+        Gaussian factor at each timestep where anything was observed, and the posterior is the prior
+        times these, exactly (see `tfp_ar1.params.sites`): in a gap what the prior makes of what is
+        around it, and past the end of a series the prior's continuation.
       prior: `"ar1"`, one learned correlation for each channel, which starts as N(0, I); `None` for
         N(0, I); or a `MultivariateNormalAR1` of batch shape `[channels]` and event shape `[steps]`
         with constant parameters; or a layer that learns one,
@@ -217,7 +220,8 @@ class SequenceVAE(VAE):
         inputs = tf.concat([interpolated(series), indicator], axis=-1)
         features = self.encoder([inputs, series.valid], training=training)
         params = self.posterior_head(tf.cast(features, self.distribution_dtype), series.valid)
-        return self.posterior.new(params, self.steps)
+        observed = tf.reduce_any(series.observed, axis=-1)[:, tf.newaxis]
+        return self.posterior.new(params, self.steps, self.prior, observed)
 
     def decoder_outputs(self, z: Any, training: bool = False) -> tf.Tensor:
         """What the decoder gives for paths `[batch, channels, T]`: `[batch, T, features]`."""
@@ -228,17 +232,23 @@ class SequenceVAE(VAE):
         return tf.reshape(outputs, [-1, tf.shape(z)[1], self.data_shape[-1]])
 
     def kl_to_prior(self, posterior: tfd.Distribution, x: Any = None) -> tf.Tensor:
-        """KL(q(z | x) ‖ p(z)), exact, in nats per series, over its own timesteps."""
+        """KL(q(z | x) ‖ p(z)), exact, in nats per series, over its own timesteps.
+
+        Of a posterior by sites the KL to the prior that it was made from.
+        """
+        # A learned prior is another object each time, but a posterior that was made from one knows
+        # its KL to that one object (see `tfp_ar1.messages`).
+        prior = getattr(posterior, "_made_from", lambda: None)()
         # The marginals of a Markov chain are Markov chains, so that the KL over the first timesteps
         # is the sum of the first terms of the chain rule.
-        terms = kl_terms(posterior, self.prior)
+        terms = kl_terms(posterior, self.prior if prior is None else prior)
         if x is None:
             return tf.reduce_sum(terms, axis=[-2, -1])
         return self._series(x).sum_over_timesteps(terms)
 
     def posterior_correlation(self, posterior: tfd.Distribution, x: Any = None) -> tf.Tensor:
         """The posterior's mean lag-one correlation over the channels, `[batch]`."""
-        if "step" not in self.posterior_head.parameters:
+        if not self.posterior.has_correlations:
             return tf.reduce_mean(self.posterior.correlation(posterior), axis=-1)
         # One for each step from a timestep to the next: those within a series count.
         rho = posterior.correlation_parameter()

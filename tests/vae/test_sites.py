@@ -1,0 +1,208 @@
+"""Posteriors by sites: against dense products of prior and sites, masks, training, saving."""
+
+import keras
+import numpy as np
+import oracles
+import pytest
+import tensorflow as tf
+from tensorflow_probability import distributions as tfd
+from test_vae_sequence import LENGTHS, C, F, N, T, ar1_series, data, dense, make, series
+from training import assert_same_weights, compiled, fitted
+
+import tfp_ar1
+from tfp_ar1 import params
+from tfp_ar1.vae import objectives, posteriors, sequence_networks
+
+SITES = {"posterior": "sites"}
+
+
+def with_prior(model, fisher_z=(0.8, -0.5), log_s=(0.6, -0.4), loc=0.3):
+    """A learned prior that is far from N(0, I)."""
+    model._prior.fisher_z.assign(np.reshape(fisher_z, (C, 1)))
+    model._prior.log_s.assign(np.reshape(log_s, (C, 1)))
+    model._prior.loc.assign(np.full((C, T), loc))
+    return model
+
+
+def product(prior, packed, observed):
+    """Mean and covariance of N(prior) times the sites that are observed, dense in float64."""
+    m, precision = np.float64(packed[:T]), np.exp(np.float64(packed[T:]))
+    information = np.where(observed, (1 + precision) * m, 0.0)
+    inverse = np.linalg.inv(prior.covariance)
+    covariance = np.linalg.inv(inverse + np.diag(np.where(observed, precision, 0.0)))
+    return oracles.Dense(covariance @ (inverse @ prior.mean + information), covariance)
+
+
+def head_outputs(model, x):
+    """What the head gives, from the encoder's own inputs: `[N, C, 2 T]`."""
+    captured = []
+    new, model.posterior.new = model.posterior.new, None
+    try:
+        model.posterior.new = lambda packed, *rest: captured.append(packed) or new(packed, *rest)
+        q = model.encode(x)
+    finally:
+        del model.posterior.new
+    return captured[0].numpy(), q
+
+
+@pytest.mark.parametrize("kind", ["complete", "missing, lengths"])
+def test_posterior_and_kl_against_the_dense_product(kind):
+    model, x = with_prior(make(**SITES)), data(kind)
+    packed, q = head_outputs(model, x)
+    assert isinstance(q, tfp_ar1.MultivariateNormalANTE1)
+    assert (q.batch_shape, q.event_shape) == ((N, C), (T,))
+    array, length = (x["x"], LENGTHS) if isinstance(x, dict) else (x, np.full(N, T))
+    observed = np.any(~np.isnan(array), axis=-1) & (np.arange(T) < length[:, None])
+    if kind != "complete":
+        assert 0 < np.sum(observed) < np.sum(length)
+    kl, rho = np.zeros(N), []
+    for i in range(N):
+        for c in range(C):
+            prior = dense(model.prior, None, c, T)
+            expected = product(prior, packed[i, c], observed[i])
+            np.testing.assert_allclose(q.mean()[i, c], expected.mean, rtol=1e-4, atol=1e-5)
+            np.testing.assert_allclose(
+                q.covariance()[i, c], expected.covariance, rtol=1e-4, atol=1e-5
+            )
+            n = length[i]
+            marginals = [oracles.Dense(d.mean[:n], d.covariance[:n, :n]) for d in (expected, prior)]
+            kl[i] += marginals[0].kl(marginals[1])
+            # Past the end the posterior is the prior's continuation: nothing more is added.
+            assert expected.kl(prior) == pytest.approx(marginals[0].kl(marginals[1]), abs=1e-9)
+        deviations = np.float64(q.stddev())[i, :, :n]
+        pairs = np.diagonal(np.float64(q.covariance())[i], 1, -2, -1)[:, : n - 1]
+        pairs = pairs / (deviations[:, 1:] * deviations[:, :-1])
+        rho.append(np.mean(pairs) if n > 1 else 0.0)
+    np.testing.assert_allclose(model.kl_to_prior(q, x), kl, rtol=1e-4)
+    np.testing.assert_allclose(model.kl_to_prior(q), kl, rtol=1e-4)
+    np.testing.assert_allclose(model.posterior_correlation(q, x), rho, rtol=1e-4, atol=1e-5)
+    draws = model.draw(x, q, 1, tf.constant([1, 2]))
+    expected = dense(q, 0, 0, length[0]).log_prob(np.float64(draws.z[0, 0, 0, : length[0]]))
+    assert np.isfinite(expected)
+
+
+def test_kl_where_rounded_parameters_do_not_tell_it():
+    """Near a unit root the KL follows the path from the sites, whatever object the prior is."""
+    model = make(steps=T, **SITES)
+    model._prior.fisher_z.assign(np.full((C, 1), 15.0))
+    x = series()
+    packed, q = head_outputs(model, x)
+    kl = model.kl_to_prior(q, x).numpy()
+    rho = np.longdouble(2) / (1 + np.exp(np.longdouble(-30.0))) - 1
+    # All coordinates are one number, up to 1e-6: its posterior is that of T observations.
+    precision, m = np.exp(np.float64(packed[..., T:])), np.float64(packed[..., :T])
+    total, information = precision.sum(-1), ((1 + precision) * m).sum(-1)
+    expected = 0.5 * (np.log1p(total) - total / (1 + total) + (information / (1 + total)) ** 2)
+    assert 0 < 1 - rho < 1e-12
+    np.testing.assert_allclose(kl, expected.sum(-1), rtol=1e-4)
+
+
+def test_nothing_observed_is_the_prior():
+    model = with_prior(make(**SITES))
+    q = model.encode(np.full((N, T, F), np.nan))
+    np.testing.assert_allclose(q.mean(), np.broadcast_to(model.prior.mean(), (N, C, T)), rtol=1e-6)
+    for name in ("stddev", "correlation_parameter"):
+        expected = np.array(getattr(model.prior, name)())
+        expected = np.broadcast_to(expected if expected.ndim == 2 else expected[:, None], (C, T))
+        actual = getattr(q, name)()
+        np.testing.assert_allclose(
+            actual, np.broadcast_to(expected, (N, C, T))[..., : actual.shape[-1]], rtol=1e-5
+        )
+    np.testing.assert_array_equal(model.kl_to_prior(q), np.zeros(N))
+
+
+def test_gradients_reach_the_prior():
+    """Through the posterior and through the KL; what is missing changes none, whatever it is."""
+    x, results = data("missing, lengths"), []
+    past = np.arange(T) >= LENGTHS[:, None]
+    for rest in (0.0, np.nan):
+        x["x"][past] = rest
+        model = with_prior(make(seed=3, **SITES))
+        with tf.GradientTape(persistent=True) as tape:
+            q = model.encode(x)
+            parts = (
+                tf.reduce_sum(model.kl_to_prior(q, x)),
+                tf.reduce_sum(q.mean()[:, :, 0]) + tf.reduce_sum(q.stddev()[:, :, 0]),
+                tf.reduce_mean(model.objective(model, x, training=True).loss),
+            )
+        variables = [v.value for v in model.trainable_variables]
+        results.append([tape.gradient(part, variables) for part in parts])
+    for first, second in zip(*results, strict=True):
+        for a, b in zip(first, second, strict=True):
+            assert (a is None) == (b is None)
+            if a is not None:
+                np.testing.assert_array_equal(a, b)
+    of_prior = [v.path for v in model.trainable_variables].index("prior/fisher_z")
+    step = 1e-2
+    for part, of in enumerate(
+        (lambda q: model.kl_to_prior(q, x), lambda q: q.mean()[:, :, 0] + q.stddev()[:, :, 0])
+    ):
+        differences = []
+        for c in range(C):
+            values = []
+            for sign in (1, -1):
+                with_prior(model, fisher_z=np.array([0.8, -0.5]) + sign * step * np.eye(C)[c])
+                values.append(np.sum(np.float64(of(model.encode(x)))))
+            differences.append((values[0] - values[1]) / (2 * step))
+        np.testing.assert_allclose(
+            np.ravel(results[0][part][of_prior]), differences, rtol=5e-3, atol=2e-3
+        )
+
+
+def test_fit_save_load(tmp_path):
+    x = data("missing, lengths")
+    model = fitted(compiled(make(**SITES), run_eagerly=True), x, batch_size=N)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras", safe_mode=True)
+    assert loaded.posterior_name == "sites"
+    assert_same_weights(model, loaded)
+    np.testing.assert_array_equal(loaded(x), model(x))
+    assert np.all(np.isfinite(model(x)))
+
+
+@pytest.mark.slow
+def test_learns_and_does_not_collapse(tmp_path):
+    """And the rest that a model can do: a SavedModel, forecasts, XLA."""
+    x = ar1_series(256, 12)
+    keras.utils.set_random_seed(0)
+    parts = sequence_networks.convolutional((12, 3), 2, filters=(16,), kernel_size=5)
+    model = tfp_ar1.SequenceVAE(*parts, 2, 12, posterior="sites", seed=0)
+    history = (
+        compiled(model, learning_rate=0.02).fit(x, epochs=15, batch_size=32, verbose=0).history
+    )
+    assert history["loss"][-1] < history["loss"][0] - 5
+    assert history["kl"][-1] > 3
+    gaps = np.where(np.arange(12)[:, None] % 7 == 3, np.nan, x[:5]).astype("float32")
+    assert np.all(np.isfinite(model.forecast(gaps, 3, 4)))
+    assert np.all(np.isfinite(model.impute(gaps, num_samples=4)))
+    model.export(tmp_path / "exported", verbose=False)
+    exported = tf.saved_model.load(tmp_path / "exported")
+    served = exported.encode(gaps)
+    np.testing.assert_allclose(served["mean"], model.encode(gaps).mean(), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(served["correlation"], model.correlation(gaps), rtol=1e-4, atol=1e-4)
+
+    def kl(x):
+        return model.kl_to_prior(model.encode(x), x)
+
+    by_xla = tf.function(kl, jit_compile=True, autograph=False)(tf.constant(gaps))
+    np.testing.assert_allclose(by_xla, kl(gaps), rtol=1e-3)
+
+
+def test_full_precision_under_a_half_precision_policy(set_policy):
+    set_policy("mixed_bfloat16")
+    model = make(objective=objectives.ImportanceWeighted(2), **SITES)
+    model = fitted(compiled(model, run_eagerly=True), data("missing"), batch_size=N)
+    assert all(np.all(np.isfinite(w)) for w in model.get_weights())
+    assert model.encode(data("missing")).dtype == tf.float32
+
+
+def test_refused_for_vectors():
+    networks = tfp_ar1.vae.architectures.mlp((4,), 2, hidden_units=(3,))
+    with pytest.raises(ValueError, match="'sites' is for latents that are paths in time"):
+        tfp_ar1.RhoVAE(*networks, 2, posterior="sites")
+    with pytest.raises(TypeError, match=r"chain of this package.*got None"):
+        posteriors.get("sites").new(tf.zeros([4]), 2)
+    with pytest.raises(TypeError, match="`observed` must be boolean; got dtype float32"):
+        params.sites(tf.zeros(4), tfp_ar1.MultivariateNormalAR1(tf.zeros(2), 1.0, 0.5), tf.ones(2))
+    with pytest.raises(TypeError, match="chain of this package"):
+        params.sites(tf.zeros(4), tfd.MultivariateNormalDiag(tf.zeros(2)))
