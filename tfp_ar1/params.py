@@ -32,9 +32,11 @@ from tfp_ar1.families import PACKED
 __all__ = [
     "FISHER_Z_BOUND",
     "LOC_BOUND",
+    "LOG_PRECISION_BOUND",
     "LOG_S_BOUND",
     "SCALE_MAPS",
     "SITES",
+    "SITE_BOUND",
     "bounded",
     "from_time_major",
     "new",
@@ -53,8 +55,12 @@ SITES = "sites"
 LOC_BOUND = 1e15  # |loc|: its square, times d, still fits a float32
 LOG_S_BOUND = 40.0  # |log s|: standard deviations from 2e-9 to 5e8
 FISHER_Z_BOUND = 20.0  # |fisher_z|: |ρ| up to 1 - 8e-18
+# Of sites, whose precision times the square of what they say must fit too.
+SITE_BOUND = 1e10  # |m|
+LOG_PRECISION_BOUND = 25.0  # |log λ|: noise of standard deviations from 4e-6
 # The same in float16, whose largest number is 65504: the squares of 30 coordinates fit it.
 _FLOAT16_BOUNDS = {LOC_BOUND: 32.0, LOG_S_BOUND: 7.0, FISHER_Z_BOUND: 5.0}
+_FLOAT16_BOUNDS |= {SITE_BOUND: 32.0, LOG_PRECISION_BOUND: 7.0}
 
 
 def layout(family: str) -> tuple[str, ...]:
@@ -154,8 +160,8 @@ def sites(params: Any, prior: Any, observed: Any = None, scale_map: str = "exp")
     ```
 
     Args:
-      params: floating-point tensor `[..., 2 d]`; any finite values, clipped to ±`LOC_BOUND` and
-        ±`LOG_S_BOUND`, in float16 to ±32 and ±7.
+      params: floating-point tensor `[..., 2 d]`; any finite values, clipped to ±`SITE_BOUND` and
+        ±`LOG_PRECISION_BOUND`, in float16 to ±32 and ±7.
       prior: the `GaussianMarkovChain` of event shape `[d]` that connects the sites, of a batch
         shape that broadcasts to `[...]`, such as `[channels]` for `[batch, channels, 2 d]`.
       observed: boolean tensor that broadcasts to `[..., d]`, `True` where there is a site. Default:
@@ -181,8 +187,8 @@ def sites(params: Any, prior: Any, observed: Any = None, scale_map: str = "exp")
             raise TypeError(f"`observed` must be boolean; got dtype {observed.dtype.name}.")
         # Before anything is computed of what may be NaN, whose gradient would be NaN too.
         loc, raw = (tf.where(observed, x, tf.zeros_like(x)) for x in (loc, raw))
-    precision = _positive(raw, scale_map)
-    information = (1.0 + precision) * bounded(loc, LOC_BOUND)
+    precision = _positive(raw, scale_map, _bound(raw.dtype, LOG_PRECISION_BOUND))
+    information = (1.0 + precision) * bounded(loc, SITE_BOUND)
     if observed is not None:
         precision = tf.where(observed, precision, tf.zeros_like(precision))
     return prior.with_sites(information, precision)
@@ -294,13 +300,13 @@ def _bound(dtype: tf.DType, bound: float) -> float:
 
 def scale_of(x: tf.Tensor, scale_map: str = "exp") -> tf.Tensor:
     """The standard deviation: by `"exp"` of the log variance; for every family of posteriors."""
-    return _positive(0.5 * x if scale_map == "exp" else x, scale_map, 0.5)
+    x = 0.5 * x if scale_map == "exp" else x
+    return _positive(x, scale_map, 0.5 * _bound(x.dtype, LOG_S_BOUND))
 
 
-def _positive(x: tf.Tensor, scale_map: str, factor: float = 1.0) -> tf.Tensor:
-    """A positive number, 1 for x = 0, between `exp(± factor * LOG_S_BOUND)` or almost."""
+def _positive(x: tf.Tensor, scale_map: str, bound: float) -> tf.Tensor:
+    """A positive number, 1 for x = 0, from about `exp(-bound)` to about `exp(bound)`."""
     checked_scale_map(scale_map)
-    bound = factor * _bound(x.dtype, LOG_S_BOUND)
     if scale_map == "exp":
         return tf.math.exp(tf.clip_by_value(x, -bound, bound))
     return tf.math.softplus(tf.clip_by_value(x, -bound, math.exp(bound)) + math.log(math.e - 1.0))
