@@ -169,7 +169,7 @@ def sites(params: Any, prior: Any, observed: Any = None, scale_map: str = "exp")
       scale_map: `"exp"`, or `"softplus"`: λ is `softplus(x + log(e - 1))`.
 
     Returns:
-      `prior.with_sites(...)`: its method `posterior` returns a `MultivariateNormalANTE1`.
+      `prior.with_sites(...)`: its method `posterior` returns the most general member.
 
     Raises:
       TypeError: if the prior is not a chain of this package, or `observed` not boolean.
@@ -227,9 +227,9 @@ def from_time_major(outputs: Any, family: str, mask: Any = None) -> tf.Tensor:
     whole path, as the correlation of `"ar1"` and `"arh1"`, the mean over the timesteps.
 
     ```python
-    outputs = keras.layers.Dense(tfp_ar1.params.time_major_size(channels, "ante1"))(features)
-    packed = tfp_ar1.params.from_time_major(outputs, "ante1")
-    paths = tfp_ar1.params.new(packed, num_timesteps, family="ante1")  # batch [batch, channels]
+    outputs = keras.layers.Dense(tfp_ar1.params.time_major_size(channels, "arh1"))(features)
+    packed = tfp_ar1.params.from_time_major(outputs, "arh1")
+    paths = tfp_ar1.params.new(packed, num_timesteps, family="arh1")  # batch [batch, channels]
     ```
 
     Args:

@@ -180,8 +180,8 @@ def test_sites_against_the_dense_product():
 def test_sites_train_their_prior(tmp_path):
     keras.utils.set_random_seed(0)
     inputs = keras.Input((T, 1))
-    features = keras.layers.GRU(4, return_sequences=True)(keras.layers.Masking()(inputs))
-    features = keras.layers.Dense(params.time_major_size(C, "sites"))(features)
+    size = params.time_major_size(C, "sites")
+    features = keras.layers.Dense(size)(keras.layers.Masking()(inputs))
     learned = MultivariateNormalAR1Prior(T, correlation=0.3, channels=C)
     z = MarkovSites(T, learned, seed=0, scale_map="softplus", time_major=True)(features)
     model = keras.Model(inputs, z)

@@ -101,7 +101,7 @@ def expected_terms(model, x, posterior, z):
 
 @pytest.mark.parametrize(
     ("posterior", "prior", "kind"),
-    [(posterior, "ar1", KINDS[-1]) for posterior in POSTERIORS]
+    [(posterior, "ar1", KINDS[-1]) for posterior in (*POSTERIORS, "sites")]
     + [("ar1", None, kind) for kind in KINDS[:-1]],
 )
 def test_terms_against_dense(posterior, prior, kind):
@@ -244,7 +244,7 @@ def shortened(model, network, steps, **kwargs):
     return short
 
 
-@pytest.mark.parametrize(("network", "posterior"), NETWORKS)
+@pytest.mark.parametrize(("network", "posterior"), [*NETWORKS, ("convolutional", "sites")])
 def test_padding_changes_nothing(network, posterior):
     """Against a model that never sees padding; the values past the end are the wildest."""
     model = make(network, posterior=posterior)

@@ -50,8 +50,8 @@ class MarkovChainLayer(SeededMixin, _keras_common.Keras3Mixin, keras.layers.Laye
     channels, num_timesteps = 2, 100
     encoder = keras.Sequential([
         keras.layers.Conv1D(32, 5, padding="same", activation="relu"),
-        keras.layers.Dense(tfp_ar1.params.time_major_size(channels, "ante1")),
-        tfp_ar1.layers.MultivariateNormalANTE1(
+        keras.layers.Dense(tfp_ar1.params.time_major_size(channels, "arh1")),
+        tfp_ar1.layers.MultivariateNormalARH1(
             num_timesteps,
             tfp_ar1.layers.MultivariateNormalAR1Prior(num_timesteps, channels=channels),
             time_major=True,

@@ -33,7 +33,8 @@ class SequencePosteriorHead(keras.layers.Layer):
     What belongs to a timestep is computed from the features of that timestep, by one dense layer
     for all; what belongs to a series, such as the variance and the correlation of an AR(1)
     posterior, from the mean of the features over its valid timesteps. At first the means are small
-    and the covariance is I.
+    and the covariance is I; sites have the precision 1 and say nearly nothing. A head of one dense
+    layer needs no class: see `tfp_ar1.params.from_time_major`.
 
     Args:
       posterior: name of the family.
