@@ -146,8 +146,8 @@ def test_fit_save_load(set_policy, tmp_path):
 
 
 @pytest.mark.slow
-def test_learns_and_does_not_collapse(tmp_path):
-    """And as a SavedModel, and under XLA."""
+def test_learns_and_does_not_collapse():
+    """And computes the same under XLA."""
     x = ar1_series(256, 12)
     keras.utils.set_random_seed(0)
     parts = sequence_networks.convolutional((12, 3), 2, filters=(16,), kernel_size=5)
@@ -155,15 +155,10 @@ def test_learns_and_does_not_collapse(tmp_path):
     history = (
         compiled(model, learning_rate=0.02).fit(x, epochs=15, batch_size=32, verbose=0).history
     )
-    assert history["loss"][-1] < history["loss"][0] - 5
-    assert history["kl"][-1] > 3
+    assert history["loss"][-1] < history["loss"][0] - 20  # with η = λ m it falls by 16
+    assert history["kl"][-1] > 6
     gaps = np.where(np.arange(12)[:, None] % 7 == 3, np.nan, x[:5]).astype("float32")
     assert np.all(np.isfinite(model.impute(gaps, num_samples=4)))
-    model.export(tmp_path / "exported", verbose=False)
-    exported = tf.saved_model.load(tmp_path / "exported")
-    served = exported.encode(gaps)
-    np.testing.assert_allclose(served["mean"], model.encode(gaps).mean(), rtol=1e-4, atol=1e-4)
-    np.testing.assert_allclose(served["correlation"], model.correlation(gaps), rtol=1e-4, atol=1e-4)
 
     def kl(x):
         return model.kl_to_prior(model.encode(x), x)
