@@ -234,6 +234,11 @@ def test_the_family(run_section):
     assert end["posterior"].batch_shape == (7, 3)
     assert end["layer"].losses[0] == 0
 
+    # Over time.
+    assert end["paths"].shape == (7, 50, 3)
+    assert end["outputs"].shape == (7, 50, 9)
+    assert end["q"].batch_shape == (7, 3)
+
 
 def test_markov_chain(run_section):
     before, after, _ = run_section("A Markov chain")
