@@ -2,15 +2,15 @@
 
 The core (`MultivariateNormalAR1` and its relatives `MultivariateNormalARH1`,
 `MultivariateNormalANTE1` and `MultivariateNormalOU`, `LinearOperatorAR1Cholesky`, `params`,
-`priors`, `sts`) does not use Keras. `layers`, `vae` and `RhoVAE` need Keras 3 on its TensorFlow
-backend, `tfpl` needs tf_keras.
+`priors`, `inference`, `sts`) does not use Keras. `layers`, `vae` and `RhoVAE` need Keras 3 on its
+TensorFlow backend, `tfpl` needs tf_keras.
 """
 
 import importlib
 import sys
 from typing import Any
 
-from tfp_ar1 import params, priors, sts
+from tfp_ar1 import inference, params, priors, sts
 from tfp_ar1.distributions import kl as kl  # Registers the KL divergences.
 from tfp_ar1.distributions import kl_state_space as kl_state_space
 from tfp_ar1.distributions.mvn_ante1 import MultivariateNormalANTE1
@@ -33,6 +33,7 @@ __all__ = [
     "RhoVAE",
     "SequenceVAE",
     "__version__",
+    "inference",
     "layers",
     "params",
     "priors",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import tensorflow as tf
@@ -85,7 +86,11 @@ class LagOneCorrelation:
 
     def cast(self, dtype: tf.DType) -> LagOneCorrelation:
         """The same correlation in another dtype, by the same parameter."""
-        rho, u = (None if x is None else tf.cast(x, dtype) for x in (self._rho, self._u))
+        return self.map(lambda x: tf.cast(x, dtype))
+
+    def map(self, function: Callable[[tf.Tensor], tf.Tensor]) -> LagOneCorrelation:
+        """That by the same parameter, after a function that leaves its values as they are."""
+        rho, u = (None if x is None else function(x) for x in (self._rho, self._u))
         return LagOneCorrelation(rho, u, self.per_step)
 
     def batch_shape(self) -> Any:

@@ -23,15 +23,16 @@ import math
 from typing import Any, NamedTuple
 
 import tensorflow as tf
+import tensorflow_probability as tfp
 from tensorflow_probability.python.internal import dtype_util
 from tensorflow_probability.python.internal import prefer_static as ps
 
 from tfp_ar1 import recurrence
 from tfp_ar1._scan_schemes import Coefficients, shifts_below, step_scheme
-from tfp_ar1.correlation import LagOneCorrelation
+from tfp_ar1.correlation import LagOneCorrelation, with_derivatives_of
 from tfp_ar1.linear_operators.chain import Chain
 
-__all__ = ["Messages", "largest_precision"]
+__all__ = ["Messages", "compose_linear_fractional", "largest_precision"]
 
 # As for recurrences with a coefficient for each step.
 _LARGEST_SIZE_FOR_DOUBLING = 128
@@ -134,23 +135,118 @@ def _prefixes_in_blocks(maps: _Maps, num: int) -> tf.Tensor:
     return tf.reshape(result, shape)[..., :num]
 
 
-def _from_left(
-    tau: tf.Tensor, log_q: tf.Tensor, size: tf.Tensor, one_minus_size: tf.Tensor
+def compose_linear_fractional(
+    earlier: tuple[tf.Tensor, ...], later: tuple[tf.Tensor, ...]
+) -> tuple[tf.Tensor, ...]:
+    """The maps `z → (a z + b) / (c z + e)` one after the other, for `scan_associative`.
+
+    As the product of two 2 × 2 matrices, rows after each other, up to a factor.
+    """
+    (a, b, c, e), (a2, b2, c2, e2) = earlier, later
+    product = (a2 * a + b2 * c, a2 * b + b2 * e, c2 * a + e2 * c, c2 * b + e2 * e)
+    # The factor changes nothing, and so has no derivative.
+    factor = tf.stop_gradient(1.0 / tf.reduce_max(tf.abs(tf.stack(product)), axis=0))
+    return tuple(x * factor for x in product)
+
+
+def _prefixes_of_signed(tau: tf.Tensor, q: tf.Tensor, size: tf.Tensor) -> tf.Tensor:
+    """l_t, `[..., d]`, where some precisions τ are negative.
+
+    Some sites between two coordinates may then have no distribution by themselves, though all
+    sites together have: their map has a pole, which its matrix has not. But digits are lost near
+    it, and so these are float64.
+    """
+    tau, q, size = (tf.cast(x, tf.float64) for x in (tau, q, size))
+    one = tf.ones_like(tau[..., :1])
+    identity = (one, tf.zeros_like(one), tf.zeros_like(one), one)
+    square, before = tf.square(size), tau[..., :-1]
+    maps = (square, square * before, q, 1.0 + q * before)
+    maps = tuple(tf.concat(x, axis=-1) for x in zip(identity, maps, strict=True))
+    _, b, _, e = tfp.math.scan_associative(compose_linear_fractional, maps, axis=-1)
+    return b / e
+
+
+def _left_of_signed(
+    tau: tf.Tensor, q: tf.Tensor, size: tf.Tensor, one_minus_size: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """The messages of τ; where the precision matrix is not positive definite, those of max(τ, 0).
+
+    Returns:
+      The messages, without derivatives, and where the matrix is positive definite, `[...]`.
+    """
+    # Else TensorFlow builds the derivatives of the conditional, which takes it long.
+    tau, q, size, one_minus_size = map(tf.stop_gradient, (tau, q, size, one_minus_size))
+
+    def of_signed() -> tuple[tf.Tensor, tf.Tensor]:
+        left = tf.cast(_prefixes_of_signed(tau, q, size), tau.dtype)
+        # The pivots are positive, by more than rounding.
+        bound = 8.0 * float(dtype_util.eps(tau.dtype)) * (1.0 + tf.abs(left) + tf.abs(tau))
+        is_definite = tf.reduce_all(1.0 + left + tau > bound, axis=-1)
+        at_least_0 = _left_of_positive(tf.maximum(tau, 0.0), q, size, one_minus_size)
+        return tf.where(is_definite[..., tf.newaxis], left, at_least_0), is_definite
+
+    def of_positive() -> tuple[tf.Tensor, tf.Tensor]:
+        left = _left_of_positive(tau, q, size, one_minus_size)
+        return left, tf.ones(ps.shape(left)[:-1], tf.bool)
+
+    return tf.cond(tf.reduce_any(tau < 0.0), of_signed, of_positive)
+
+
+def _left_of_positive(
+    tau: tf.Tensor, q: tf.Tensor, size: tf.Tensor, one_minus_size: tf.Tensor
 ) -> tf.Tensor:
-    """The messages l_t, `[..., d]`; differentiable in τ and log q to any order.
+    x = q * tau[..., :-1]
+    n = 1.0 / (1.0 + x)
+    maps = _Maps(size * n, (one_minus_size + x) * n, (1.0 - q) * tau[..., :-1] * n, q * n)
+    return recurrence.pad(_prefixes(maps), 1, 0)
+
+
+def _with_two_derivatives(
+    left: tf.Tensor, tau: tf.Tensor, q: tf.Tensor, size: tf.Tensor, one_minus_size: tf.Tensor
+) -> tf.Tensor:
+    """The messages, of which the values are given, with first and second derivatives.
+
+    Those of two Newton steps, with the same slopes, for the equations that the messages solve.
+    """
+    m, y = (left + tau)[..., :-1], left
+    n = 1.0 / (1.0 + q * m)
+    slope, one_minus_root = (1.0 - q) * tf.square(n), (one_minus_size + q * m) * n
+    steps = Coefficients(*map(tf.stop_gradient, (slope, one_minus_root * (1.0 + size * n))))
+    for _ in range(2):
+        m = (y + tau)[..., :-1]
+        residual = recurrence.pad((1.0 - q) * (m / (1.0 + q * m)), 1, 0) - y
+        y += recurrence.step_recurrence(residual, steps)
+    return with_derivatives_of(y, left)
+
+
+def _from_left(
+    tau: tf.Tensor,
+    log_q: tf.Tensor,
+    size: tf.Tensor,
+    one_minus_size: tf.Tensor,
+    signed: bool = False,
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """The messages l_t, `[..., d]`; differentiable in τ and log q to any order, twice if signed.
 
     Args:
       tau: `[..., d]`, the precisions of the sites.
       log_q: `[..., d - 1]`, log(1 - ρ²), of the same batch, as the others.
       size: |ρ|.
       one_minus_size: 1 - |ρ|.
+      signed: whether some τ may be negative.
+
+    Returns:
+      The messages; whether the precision matrix is positive definite, `[...]`; and the τ for which
+      the messages are, which are not negative where it is not.
     """
     q = tf.exp(log_q)
-    n = 1.0 / (1.0 + q * tau[..., :-1])
-    maps = _Maps(
-        size * n, (one_minus_size + q * tau[..., :-1]) * n, (1.0 - q) * tau[..., :-1] * n, q * n
-    )
-    left = recurrence.pad(_prefixes(maps), 1, 0)
+    if signed:
+        left, is_definite = _left_of_signed(tau, q, size, one_minus_size)
+        tau = tf.where(is_definite[..., tf.newaxis], tau, tf.maximum(tau, 0.0))
+        left = _with_two_derivatives(left, tau, q, size, one_minus_size)
+        return left, is_definite, tau
+    left = _left_of_positive(tau, q, size, one_minus_size)
+    is_definite = tf.ones(ps.shape(left)[:-1], tf.bool)
 
     # As in `recurrence`: the first derivatives do not pass through the scan, those of the gradient
     # do. By log q, because a derivative by q has the factor m (1 + m), which overflows.
@@ -169,7 +265,7 @@ def _from_left(
 
         return tf.identity(left), gradient
 
-    return with_gradient(left, tau, log_q)
+    return with_gradient(left, tau, log_q), is_definite, tau
 
 
 class Messages:
@@ -180,11 +276,13 @@ class Messages:
 
     Args:
       chain: the chain; what is said here of w is in its standardized coordinates.
-      tau: `[..., 1 or d]`, non-negative, at most `largest_precision`.
+      tau: `[..., 1 or d]`, at most `largest_precision`; non-negative, unless `signed`.
+      signed: whether some τ may be negative. Where the product then has no integral,
+        `positive_definite` is `False`, `[...]`, and 0 stands for the negative τ.
     """
 
-    def __init__(self, chain: Chain, tau: tf.Tensor):
-        self.chain, rho = chain, chain.rho
+    def __init__(self, chain: Chain, tau: tf.Tensor, signed: bool = False):
+        self.chain, self.signed, rho = chain, signed, chain.rho
         batch = ps.broadcast_shape(ps.shape(tau)[:-1], rho.batch_shape())
         steps = ps.concat([batch, [chain.num_steps]], axis=0)
         self.tau = tf.broadcast_to(tau, ps.concat([batch, [chain.size]], axis=0))
@@ -196,15 +294,22 @@ class Messages:
         self.signed_one_minus_abs = along(rho.signed_one_minus_abs)
         self.size, self.one_minus_size = (tf.broadcast_to(x, steps) for x in chain.abs_steps())
         self.q = tf.exp(self.log_q)
-        self.left = _from_left(self.tau, self.log_q, self.size, self.one_minus_size)
+        parts = (self.tau, self.log_q, self.size, self.one_minus_size)
+        self.left, self.positive_definite, self.tau = _from_left(*parts, signed)
         # The share of an observation in what is known of its coordinate, the earlier ones included.
         self.gain = _share(self.tau, 1.0 + self.left)
         self.one_minus_gain = _share(1.0 + self.left, self.tau)
 
     def right(self) -> tf.Tensor:
         """r_t, `[..., d]`: as `left`, from the other end."""
-        parts = (self.tau, self.log_q, self.size, self.one_minus_size)
-        return _from_left(*(x[..., ::-1] for x in parts))[..., ::-1]
+        tau, log_q, size, one_minus_size = (
+            x[..., ::-1] for x in (self.tau, self.log_q, self.size, self.one_minus_size)
+        )
+        return _from_left(tau, log_q, size, one_minus_size, self.signed)[0][..., ::-1]
+
+    def log_det(self) -> tf.Tensor:
+        """`log det(I + C diag(τ))`, with the correlation matrix C of the chain: `[...]`."""
+        return tf.reduce_sum(tf.math.log1p(self.tau / (1.0 + self.left)), axis=-1)
 
     def innovations(self, w: tf.Tensor) -> tf.Tensor:
         """`w_t - E[w_t | the sites before t]`, for sites that observe w, `[..., d]`."""
@@ -238,8 +343,8 @@ class Messages:
         known = self._precision_times_mean(self.left + self.tau, h)
         squares = tf.square(known[..., :-1]) * self.q / (1.0 + self.q * m)
         last = tf.square(known[..., -1:]) / (1.0 + (self.left + self.tau)[..., -1:])
-        log_det = tf.reduce_sum(tf.math.log1p(self.tau / (1.0 + self.left)), axis=-1)
-        return 0.5 * (tf.reduce_sum(tf.concat([squares, last], axis=-1), axis=-1) - log_det)
+        quadratic = tf.reduce_sum(tf.concat([squares, last], axis=-1), axis=-1)
+        return 0.5 * (quadratic - self.log_det())
 
     def _precision_times_mean(
         self, precision: tf.Tensor, h: tf.Tensor, reverse: bool = False
@@ -250,9 +355,12 @@ class Messages:
         steps = Coefficients(self.value * n, (self.one_minus_size + self.q * m) * n)
         return recurrence.step_recurrence(h, steps, reverse)
 
-    def _moments(self, h: tf.Tensor, w: tf.Tensor | None) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    def _moments(
+        self, h: tf.Tensor, w: tf.Tensor | None, right: tf.Tensor | None = None
+    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         """`right`, `_precision_times_mean` from there, and the mean of the posterior."""
-        left, right, tau, q = self.left, self.right(), self.tau, self.q
+        right = self.right() if right is None else right
+        left, tau, q = self.left, self.tau, self.q
         m, s = (left + tau)[..., :-1], (right + tau)[..., 1:]
         from_left = self._precision_times_mean(left + tau, h)
         from_right = self._precision_times_mean(right + tau, h, reverse=True)
@@ -291,10 +399,28 @@ class Messages:
         variance = 1.0 / (1.0 + self.left + s)
         value = recurrence.pad(self.value, 1, 0)
         before = recurrence.pad(tf.sqrt(self.q * variance[..., :-1]), 1, 0)
-        mean_before = recurrence.pad(mean[..., :-1], 1, 0)
-        shift = tf.sqrt(q) * (from_right - s * value * mean_before) * n
+        shift = self._whitened(mean, s, from_right)
         excess = tf.math.log1p(x) - x * n
         return 0.5 * (excess + tf.square(value * s * before * n) + tf.square(shift))
+
+    def whitened_mean(
+        self, h: tf.Tensor, right: tf.Tensor | None = None
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """The mean of the posterior, and its innovations: whitened by the chain, `[..., d]`.
+
+        These are right also where those of the rounded mean would not be.
+
+        Args:
+          h: as of `posterior`.
+          right: the result of `right`, if it is there already.
+        """
+        right, from_right, mean = self._moments(h, None, right)
+        return mean, self._whitened(mean, right + self.tau, from_right)
+
+    def _whitened(self, mean: tf.Tensor, s: tf.Tensor, from_right: tf.Tensor) -> tf.Tensor:
+        root = recurrence.pad(tf.exp(0.5 * self.log_q), 1, 0, value=1.0)
+        predicted = recurrence.pad(self.value * mean[..., :-1], 1, 0)
+        return root * (from_right - s * predicted) / (1.0 + tf.square(root) * s)
 
 
 def _shrunk_fisher_z(rho: LagOneCorrelation, half_log: tf.Tensor) -> tf.Tensor:

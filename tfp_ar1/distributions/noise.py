@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from tfp_ar1.distributions.derived import DerivedFromPath
 from tfp_ar1.linear_operators.chain import log_abs, widened
 from tfp_ar1.messages import Messages, largest_precision
 
-__all__ = ["MarkovSites", "NoisyGaussianMarkovChain"]
+__all__ = ["MarkovSites", "NoisyGaussianMarkovChain", "posterior_of_path"]
 
 
 class NoisyGaussianMarkovChain(DerivedFromPath):
@@ -252,8 +253,18 @@ class MarkovSites:
 
 
 def _posterior(path: Any, messages: Messages, h: tf.Tensor, w: tf.Tensor | None) -> Any:
-    mean, stddev, fisher_z = messages.posterior(h, w)
-    scale = messages.chain.scale
+    return posterior_of_path(path, *messages.posterior(h, w), lambda: messages.kl_terms(h, w))
+
+
+def posterior_of_path(
+    path: Any,
+    mean: tf.Tensor,
+    stddev: tf.Tensor,
+    fisher_z: tf.Tensor,
+    kl_terms: Callable[[], tf.Tensor],
+) -> Any:
+    """The posterior with given moments of the standardized path, and its KL terms to `path`."""
+    scale = path.scale.chain().widened().scale
     parameters = {
         "loc": widened(path._loc_or_zero()) + scale * mean,
         "scale_diag": scale * stddev,
@@ -264,7 +275,7 @@ def _posterior(path: Any, messages: Messages, h: tf.Tensor, w: tf.Tensor | None)
         validate_args=path.validate_args,
         allow_nan_stats=path.allow_nan_stats,
     )
-    posterior._kl_terms_to = lambda other: messages.kl_terms(h, w) if other is path else None
+    posterior._kl_terms_to = lambda other: kl_terms() if other is path else None
     posterior._made_from = lambda: path
     return posterior
 

@@ -17,6 +17,7 @@ import tensorflow_probability as tfp
 from tensorflow_probability.python.internal import prefer_static as ps
 
 from tfp_ar1.linear_operators.markov_cholesky import common_float_dtype
+from tfp_ar1.messages import compose_linear_fractional
 
 __all__ = ["from_precision", "from_precision_cholesky", "from_transitions", "tensors", "then"]
 
@@ -161,7 +162,7 @@ def from_precision(
     kappa = tf.concat([tf.zeros(ps.concat([batch, [1]], axis=0), kappa.dtype), kappa], axis=-1)
     one = tf.ones_like(kappa)
     a, b, c, e = tfp.math.scan_associative(
-        _compose, (one, -kappa, one, tf.zeros_like(kappa)), axis=-1
+        compose_linear_fractional, (one, -kappa, one, tf.zeros_like(kappa)), axis=-1
     )
     pivots = (a + b) / (c + e)
     message = "The precision matrix is not positive definite."
@@ -170,15 +171,6 @@ def from_precision(
         factor = root * tf.math.sqrt(pivots)
     parameters = from_precision_cholesky(factor, off_diagonal / factor[..., :-1])
     return {name: tf.cast(x, dtype) for name, x in parameters.items()}
-
-
-def _compose(earlier: tuple[tf.Tensor, ...], later: tuple[tf.Tensor, ...]) -> tuple[tf.Tensor, ...]:
-    """The product of two 2 × 2 matrices, rows after each other, up to a factor."""
-    (a, b, c, e), (a2, b2, c2, e2) = earlier, later
-    product = (a2 * a + b2 * c, a2 * b + b2 * e, c2 * a + e2 * c, c2 * b + e2 * e)
-    # The factor changes nothing, and so has no derivative.
-    factor = tf.stop_gradient(1.0 / tf.reduce_max(tf.abs(tf.stack(product)), axis=0))
-    return tuple(x * factor for x in product)
 
 
 def _check_off_diagonal(diagonal: tf.Tensor, off_diagonal: tf.Tensor) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import tensorflow as tf
@@ -53,11 +54,21 @@ class Chain:
         float16 ends at 65504, which the number of coordinates alone may exceed, and the terms of a
         sum, or of its gradient, long before their total does.
         """
+        dtype = widened(self.shared_scale).dtype
+        return self if dtype == self.dtype else self.cast(dtype)
+
+    def cast(self, dtype: tf.DType) -> Chain:
+        """The same chain in another dtype, by the same parameters."""
+        return self._map(lambda x: tf.cast(x, dtype))
+
+    def stop_gradient(self) -> Chain:
+        """The same chain, without derivatives in its parameters."""
+        return self._map(tf.stop_gradient)
+
+    def _map(self, function: Callable[[tf.Tensor], tf.Tensor]) -> Chain:
         scale = self.shared_scale if self.coordinate_scale is None else self.coordinate_scale
-        wide = widened(scale)
-        if wide is scale:
-            return self
-        return Chain(self.rho.cast(wide.dtype), wide, self.coordinate_scale is not None, self.size)
+        per_coordinate = self.coordinate_scale is not None
+        return Chain(self.rho.map(function), function(scale), per_coordinate, self.size)
 
     @property
     def num_steps(self) -> Any:

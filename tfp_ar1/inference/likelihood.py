@@ -1,0 +1,98 @@
+"""A likelihood that is a product over the coordinates of a path, and its derivatives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import tensorflow as tf
+from tensorflow_probability.python.internal import prefer_static as ps
+
+__all__ = ["Likelihood"]
+
+
+class Likelihood:
+    """`log p(y_t | x_t)` at each coordinate of a path; 0 where nothing is observed.
+
+    Args:
+      path: the `GaussianMarkovChain` of event shape `[d]`.
+      log_likelihood_fn: maps x, `[..., d]`, of the dtype of `path` to the log-likelihoods.
+      observed: boolean tensor `[..., d]`, or `None` for everywhere.
+
+    Raises:
+      ValueError: if what the function returns, or `observed`, does not have the last dimension d.
+      TypeError: if it returns another dtype than that of `path`, or `observed` is not boolean.
+    """
+
+    def __init__(
+        self, path: Any, log_likelihood_fn: Callable[[tf.Tensor], tf.Tensor], observed: Any
+    ):
+        self._function, self._observed = log_likelihood_fn, None
+        # Any point at which it is defined.
+        self._inside = tf.stop_gradient(path.mean())
+        value = tf.convert_to_tensor(log_likelihood_fn(self._inside))
+        if value.dtype != path.dtype:
+            raise TypeError(
+                f"`log_likelihood_fn` must return the dtype of the path, {path.dtype.name}; got "
+                f"{value.dtype.name}."
+            )
+        _check_last_dimension(path, "what `log_likelihood_fn` returns", value)
+        shape = ps.broadcast_shape(ps.shape(self._inside), ps.shape(value))
+        if observed is not None:
+            self._observed = tf.convert_to_tensor(observed, name="observed")
+            if self._observed.dtype != tf.bool:
+                raise TypeError(f"`observed` must be boolean; got {self._observed.dtype.name}.")
+            if self._observed.shape.rank != 0:
+                _check_last_dimension(path, "`observed`", self._observed)
+            shape = ps.broadcast_shape(shape, ps.shape(self._observed))
+        self.shape = shape
+
+    def __call__(self, x: tf.Tensor) -> tf.Tensor:
+        """The log-likelihoods at x, `[..., d]`, in the dtype of x."""
+        inside, dtype = self._inside, x.dtype
+        x = tf.cast(x, inside.dtype)
+        if self._observed is None:
+            return tf.cast(self._function(x), dtype)
+        # Twice, so that a NaN among y that are not observed reaches neither value nor gradient.
+        value = self._function(tf.where(self._observed, x, inside))
+        return tf.cast(tf.where(self._observed, value, tf.zeros_like(value)), dtype)
+
+    def derivatives(self, x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        """The log-likelihoods at x, their first derivatives, and minus the second ones."""
+        with tf.GradientTape() as outer:
+            outer.watch(x)
+            with tf.GradientTape() as inner:
+                inner.watch(x)
+                value = self(x)
+            # Linear ones have no second derivatives, constant ones no first.
+            slope = inner.gradient(value, x, unconnected_gradients="zero")
+        curvature = outer.gradient(slope, x, unconnected_gradients="zero")
+        return value, slope, -curvature
+
+    def expectations(
+        self, mean: tf.Tensor, stddev: tf.Tensor, nodes: Any, weights: Any
+    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        """The expectations under `N(mean, stddev²)`, and their derivatives by the two.
+
+        Args:
+          mean: `[..., d]`.
+          stddev: of the same shape.
+          nodes: of a quadrature for the standard normal distribution, `[n]`.
+          weights: of it, `[n]`, with the sum 1.
+        """
+        shape = ps.concat([[-1], ps.ones([ps.rank(mean)], tf.int32)], axis=0)
+        nodes, weights = (tf.reshape(tf.constant(x, mean.dtype), shape) for x in (nodes, weights))
+        with tf.GradientTape() as tape:
+            tape.watch([mean, stddev])
+            value = tf.reduce_sum(weights * self(mean + stddev * nodes), axis=0)
+        return value, *tape.gradient(value, [mean, stddev], unconnected_gradients="zero")
+
+
+def _check_last_dimension(path: Any, name: str, x: tf.Tensor) -> None:
+    size = tf.compat.dimension_value(path.event_shape[-1])
+    last = 0 if x.shape.rank == 0 else x.shape[-1:].as_list()[0] if x.shape.rank else None
+    if None not in (size, last) and last != size:
+        raise ValueError(
+            f"The last dimension of {name} must be the event size {size}, with one entry for each "
+            f"coordinate, not their sum; got shape {x.shape}."
+        )
