@@ -20,6 +20,7 @@ evaluated by recursive doubling, or in blocks, as recurrences are in `_scan_sche
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import tensorflow as tf
@@ -83,7 +84,7 @@ def _prefixes(maps: _Maps) -> tf.Tensor:
     """What the first 1, 2, 3, … of the maps together make of 0."""
     num = tf.compat.dimension_value(maps.b.shape[-1])
     if num is None:
-        return _prefixes_of_unknown_number(maps)
+        return _prefixes_of_unknown_number(maps, lambda x, y: _Maps(*x).then(_Maps(*y)))[2]
     if num > _LARGEST_SIZE_FOR_DOUBLING:
         return _prefixes_in_blocks(maps, num)
     for shift in shifts_below(num):
@@ -93,19 +94,22 @@ def _prefixes(maps: _Maps) -> tf.Tensor:
     return maps.b
 
 
-def _prefixes_of_unknown_number(maps: _Maps) -> tf.Tensor:
-    size = tf.shape(maps.b)[-1]
+def _prefixes_of_unknown_number(
+    maps: tuple[tf.Tensor, ...], compose: Callable[..., tuple[tf.Tensor, ...]]
+) -> tuple[tf.Tensor, ...]:
+    """The first 1, 2, 3, … of some maps along the last axis, together."""
+    size = tf.shape(maps[0])[-1]
     positions = tf.range(size)
 
     def step(shift: tf.Tensor, *state: tf.Tensor) -> tuple[tf.Tensor, ...]:
         # A gather, because XLA needs every shape in the loop to stay the same.
         source = tf.maximum(positions - shift, 0)
-        later = _Maps(*(tf.gather(x, source, axis=-1) for x in state)).then(_Maps(*state))
+        later = compose(tuple(tf.gather(x, source, axis=-1) for x in state), state)
         inside = positions >= shift
         return 2 * shift, *(tf.where(inside, x, y) for x, y in zip(later, state, strict=True))
 
     state = (tf.constant(1), *maps)
-    return tf.while_loop(lambda shift, *_: shift < size, step, state, maximum_iterations=31)[3]
+    return tf.while_loop(lambda shift, *_: shift < size, step, state, maximum_iterations=31)[1:]
 
 
 def _prefixes_in_blocks(maps: _Maps, num: int) -> tf.Tensor:
@@ -162,7 +166,11 @@ def _prefixes_of_signed(tau: tf.Tensor, q: tf.Tensor, size: tf.Tensor) -> tf.Ten
     square, before = tf.square(size), tau[..., :-1]
     maps = (square, square * before, q, 1.0 + q * before)
     maps = tuple(tf.concat(x, axis=-1) for x in zip(identity, maps, strict=True))
-    _, b, _, e = tfp.math.scan_associative(compose_linear_fractional, maps, axis=-1)
+    if tf.compat.dimension_value(tau.shape[-1]) is None:
+        # `scan_associative` would build many levels, for any size.
+        _, b, _, e = _prefixes_of_unknown_number(maps, compose_linear_fractional)
+    else:
+        _, b, _, e = tfp.math.scan_associative(compose_linear_fractional, maps, axis=-1)
     return b / e
 
 

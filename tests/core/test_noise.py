@@ -163,6 +163,19 @@ def test_gradients(kind):
             close(x, y, 1e-7)
 
 
+def test_what_is_missing_reaches_no_gradient():
+    scale, noise, y = tf.constant(2.0), tf.constant(0.5), tf.constant([1.0, np.nan, 3.0])
+
+    def ours(scale, noise, y):
+        path = tfp_ar1.MultivariateNormalAR1(tf.zeros(3), scale, 0.5)
+        noisy = path.with_observation_noise(noise, ~np.isnan([1.0, np.nan, 3.0]))
+        predicted = tf.reduce_sum(noisy.one_step_predictive(y).mean())
+        return noisy.log_prob(y) + tf.reduce_sum(noisy.posterior(y).mean()) + predicted
+
+    for gradient in tfp.math.value_and_gradient(ours, [scale, noise, y])[1]:
+        assert np.all(np.isfinite(gradient))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["AR1", "ANTE1 by fisher_z"])
 def test_second_derivatives_of_a_compiled_function(kind):

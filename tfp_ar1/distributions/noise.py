@@ -141,6 +141,9 @@ class NoisyGaussianMarkovChain(DerivedFromPath):
         self, value: tf.Tensor, messages: Messages, seen: tf.Tensor | None
     ) -> tuple[tf.Tensor, tf.Tensor | None]:
         """`(y - loc) / σ`, 0 where nothing is seen; and where, of the shape of this."""
+        if seen is not None:
+            # Here too, so that a NaN is not in the derivative by the scale.
+            value = tf.where(seen, value, tf.zeros_like(value))
         w = (widened(value) - widened(self.path._loc_or_zero())) / messages.chain.scale
         w += tf.zeros([messages.chain.size], w.dtype)
         if seen is None:

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
+from tensorflow_probability.python.internal import prefer_static as ps
 
 from tfp_ar1._checks import checked_count
 from tfp_ar1.distributions.noise import posterior_of_path
@@ -83,8 +84,8 @@ def laplace_approximation(
       observed: boolean tensor `[..., d]`, `True` where something was seen. Default: everywhere.
         Elsewhere the log-likelihood may be NaN. (But not where it is differentiated by something
         captured: `tf.where(observed, y, 1.0)` is without fault there.)
-      initial: the path at which to start, broadcast against `[..., d]`. Default: the mean of
-        `path`. Of several modes, the one that is found depends on it.
+      initial: the path at which to start, `[..., d]`; its batch shape broadcasts with the others.
+        Default: the mean of `path`. Of several modes, the one that is found depends on it.
       max_iterations: the largest number of Newton steps.
       tolerance: `newton_decrement` at which a member of the batch has converged. Default: the cube
         root of the machine epsilon of the dtype, because two more steps follow.
@@ -134,7 +135,7 @@ def mode_of(
     if initial is not None:
         initial = tf.stop_gradient(tf.convert_to_tensor(initial, path.dtype, name="initial"))
         w = (widened(initial) - loc) / chain.scale
-    w = tf.broadcast_to(w, likelihood.shape)
+    w = tf.broadcast_to(w, ps.broadcast_shape(ps.shape(w), likelihood.shape))
     return find_mode(likelihood, chain, loc, w, max_iterations, tolerance)
 
 

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
+from tensorflow_probability.python.internal import prefer_static as ps
 
 from tfp_ar1._checks import checked_count
 from tfp_ar1.inference.laplace import mode_of
@@ -170,8 +171,8 @@ def natural_gradient_vi(
             num_iterations += tf.cast(active, tf.int32)
             return active & tf.logical_not(near), converged, num_iterations, rate, state
 
-        batch = likelihood.shape[:-1]
         start = evaluate(*_initial_sites(path, likelihood, initial_sites))
+        batch = ps.shape(start.tau)[:-1]
         _, converged, num_iterations, _, state = tf.while_loop(
             lambda active, *_: tf.reduce_any(active),
             step,
@@ -214,4 +215,5 @@ def _initial_sites(
         for name, x in zip(("information", "precision"), given, strict=True)
     )
     tau, h = precision * tf.square(scale), (information - precision * loc) * scale
-    return tf.broadcast_to(tau, likelihood.shape), tf.broadcast_to(h, likelihood.shape)
+    shape = ps.broadcast_shape(ps.broadcast_shape(ps.shape(tau), ps.shape(h)), likelihood.shape)
+    return tf.broadcast_to(tau, shape), tf.broadcast_to(h, shape)
