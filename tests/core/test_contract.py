@@ -26,7 +26,7 @@ each_kind = pytest.mark.parametrize(
     ("member", "kind"),
     [
         *((member, "Variable") for member in family.ONE_OF_EACH),
-        ("AR1 by fisher_z", "TransformedVariable"),
+        pytest.param("AR1 by fisher_z", "TransformedVariable", marks=pytest.mark.slow),
         ("AR1", "DeferredTensor"),
         ("ANTE1", "TransformedVariable"),
     ],
@@ -240,7 +240,7 @@ def eager_results(member):
     [
         ("AR1", "batch unknown"),
         pytest.param("ARH1 by fisher_z", "event unknown", marks=pytest.mark.slow),
-        ("ANTE1", "rank unknown"),
+        pytest.param("ANTE1", "rank unknown", marks=pytest.mark.slow),
         pytest.param("OU", "event unknown", marks=pytest.mark.slow),
     ],
 )

@@ -213,7 +213,7 @@ def everything(p, value):
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(name, marks=[] if name in ("ANTE1", "OU") else pytest.mark.slow)
+        pytest.param(name, marks=[] if name == "ANTE1" else pytest.mark.slow)
         for name in family.ONE_OF_EACH
     ],
 )
@@ -269,7 +269,7 @@ def test_broadcasting(name):
             assert tuple(actual["event_shape"]) == (size,)
 
 
-@pytest.mark.parametrize("name", ["AR1 by fisher_z", "OU"])
+@pytest.mark.parametrize("name", [pytest.param("AR1 by fisher_z", marks=pytest.mark.slow), "OU"])
 def test_eager_function_and_xla_agree(name):
     """test_recurrence has the same for a size in blocks."""
     case, size = MEMBERS[name], 5

@@ -39,6 +39,7 @@ def test_contenders_have_the_same_density(among, name):
     np.testing.assert_allclose(contender.make(parameters).log_prob(x), expected, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_contenders_have_the_same_noisy_density():
     *_, y = noise.arguments(3, 8)
     lags = np.abs(np.subtract.outer(np.arange(8), np.arange(8)))

@@ -246,6 +246,7 @@ def test_markov_chain(run_section):
     np.testing.assert_allclose(after["walk"].log_prob(x), before["log_prob"], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_state_space_model(run_section):
     before, after, end = run_section("A state-space model")
     np.testing.assert_allclose(after["likelihood"], before["likelihood"], rtol=1e-5)

@@ -67,6 +67,7 @@ def test_endpoints_in_a_process_without_the_package(posterior, tmp_path):
     assert run.returncode == 0, run.stderr
 
 
+@pytest.mark.slow
 def test_log_likelihood(tmp_path):
     """The endpoint: what can be known of the estimate without its draws."""
     keras.utils.set_random_seed(0)

@@ -106,6 +106,7 @@ def test_lists_of_several_arrays(of_images, of_series):
         of_images.fit(X, validation_data=tuple(X), verbose=0)
 
 
+@pytest.mark.slow
 def test_a_list_of_one_array_and_lists_of_numbers(of_images, of_series):
     expected = of_images.reconstruct(X)
     for given in ([X], (X,), X.tolist(), X.astype("longdouble"), Duck(X), keras.Variable(X)):

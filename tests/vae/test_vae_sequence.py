@@ -284,6 +284,7 @@ def test_what_is_past_the_end_changes_no_loss_and_no_gradient(network, objective
             np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.slow
 def test_a_mask_is_what_nan_is():
     rng = np.random.default_rng(3)
     model, x = make(), series()
@@ -357,6 +358,7 @@ def test_batches_that_end_with_their_longest_series_under_xla():
     assert_same_weights(*of_xla, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_wrong_data_after_right_ones():
     """The functions that were traced for right data take others, and must not get them."""
     model, x, of = compiled(make()), series(), tf.constant
@@ -572,6 +574,7 @@ def test_forecasts_follow_the_prior():
             np.testing.assert_allclose(np.cov(paths.T), covariance, atol=0.06)
 
 
+@pytest.mark.slow
 def test_draws(monkeypatch):
     model, x = make(), data("missing, lengths")
     draws = model.impute(x, num_samples=4, seed=3)
@@ -684,7 +687,7 @@ def test_objectives(objective):
     [
         pytest.param("recurrent", "ar1", "diag", marks=pytest.mark.slow),
         pytest.param("convolutional", None, "ar1", marks=pytest.mark.slow),
-        ("convolutional", "fixed", "arh1"),
+        pytest.param("convolutional", "fixed", "arh1", marks=pytest.mark.slow),
         ("convolutional", "layer", "ante1"),
     ],
 )
