@@ -325,21 +325,23 @@ def test_variational_inference_of_a_normal_likelihood_is_exact():
 
 @pytest.mark.slow
 def test_gradients_of_the_optimized_elbo():
+    """Also of a likelihood that is not concave."""
+
     @family.function
-    def elbo(*parameters):
-        level, scale, u, theta = parameters
-        path = chain(level, scale, u, SIZE)
-        fn = log_likelihood(np.where(OBSERVED, Y, 1.0), theta)
-        return natural_gradient_vi(path, fn, OBSERVED, num_steps=200).elbo
+    def elbo(level, scale, u, theta):
+        def fn(x):
+            return LIKELIHOODS[student_t](x, theta).log_prob(Y[3])
 
-    def at(x):
-        return elbo(*(tf.constant(np.full(5, p)) for p in x)).numpy()
+        return natural_gradient_vi(
+            chain(level, scale, u, SIZE), fn, OBSERVED, initial_sites=(0.0, 0.0), num_steps=200
+        ).elbo
 
-    variables = [tf.constant(np.full(5, p)) for p in PARAMETERS]
+    variables = [tf.constant(p) for p in PARAMETERS]
     gradients = tfp.math.value_and_gradient(elbo, variables)[1]
     for i, gradient in enumerate(gradients):
-        expected = difference(lambda h, i=i: at(PARAMETERS + h * np.eye(4)[i]), 0.0, 1e-3)
-        close(gradient, expected, 1e-6)
+        step = 1e-4 * np.eye(4)[i]
+        ends = [elbo(*map(tf.constant, PARAMETERS + s * step)) for s in (1, -1)]
+        close(gradient, (ends[0] - ends[1]) / 2e-4, 1e-5)
 
 
 @pytest.mark.slow
@@ -362,21 +364,16 @@ def test_in_a_graph_of_unknown_size():
 
 @pytest.mark.slow
 def test_compiled():
-    def compute(scale, theta):
+    @tf.function(jit_compile=True, autograph=False)
+    def compute(scale):
         path = chain(0.2, scale, 0.9, SIZE)
+        laplace = laplace_approximation(
+            path, lambda x: LIKELIHOODS[poisson](x, np.float64(1.1)).log_prob(Y[0]), OBSERVED
+        )
+        return laplace.log_evidence
 
-        def fn(x):
-            return LIKELIHOODS[student_t](x, theta).log_prob(Y[3])
-
-        laplace = laplace_approximation(path, fn, OBSERVED)
-        vi = natural_gradient_vi(path, fn, OBSERVED, initial_sites=(0.0, 0.0))
-        return laplace.log_evidence, laplace.posterior.stddev(), vi.elbo
-
-    variables = tf.constant(1.3, tf.float64), tf.constant(1.1, tf.float64)
-    compiled = tf.function(compute, jit_compile=True, autograph=False)(*variables)
-    for actual, expected in zip(compiled, compute(*variables), strict=True):
-        close(actual, expected)
-    close(compiled[0], dense_evidence(student_t, Y[3], 0.2, 1.3, 0.9, 1.1))
+    compiled = compute(tf.constant(1.3, tf.float64))
+    close(compiled, dense_evidence(poisson, Y[0], 0.2, 1.3, 0.9, 1.1))
 
 
 def test_bad_arguments():

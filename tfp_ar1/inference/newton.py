@@ -168,8 +168,7 @@ def find_mode(
     _, converged, num_iterations, decrement, point = tf.while_loop(
         lambda active, *_: tf.reduce_any(active), step, state, maximum_iterations=max_iterations
     )
-    w, force, decrement = (tf.stop_gradient(x) for x in (point.w, point.force, decrement))
-    return Mode(w, force, decrement, converged, num_iterations)
+    return Mode(point.w, point.force, decrement, converged, num_iterations)
 
 
 def _where(condition: tf.Tensor, x: tf.Tensor, y: tf.Tensor) -> tf.Tensor:

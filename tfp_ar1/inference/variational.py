@@ -10,6 +10,7 @@ import tensorflow as tf
 from tensorflow_probability.python.internal import prefer_static as ps
 
 from tfp_ar1._checks import checked_count
+from tfp_ar1.distributions.noise import posterior_of_path
 from tfp_ar1.inference.laplace import mode_of
 from tfp_ar1.inference.likelihood import Likelihood
 from tfp_ar1.linear_operators.chain import widened
@@ -28,7 +29,8 @@ class VariationalApproximation(NamedTuple):
         tolerance.
       num_iterations: int32 `[...]`, the number of steps that were tried.
       information: `[..., d]`, η of the sites, as of `GaussianMarkovChain.with_sites`.
-      precision: `[..., d]`, λ ≥ 0 of the sites. With η the `initial_sites` of a run that continues.
+      precision: `[..., d]`, λ of the sites; negative in places, if the log-likelihood is not
+        concave (Student t). With η the `initial_sites` of a run that continues.
     """
 
     posterior: Any
@@ -78,9 +80,7 @@ def natural_gradient_vi(
 
     The ELBO has the right first derivatives, in the parameters of the path and in all that
     `log_likelihood_fn` captures, where it has converged: with the sites held fixed, because these
-    maximize it. Where the log-likelihood is not concave (Student t), a site would have a negative
-    precision in places; it is 0 then, the ELBO still is a lower bound, but not quite the largest
-    one, and its derivatives are approximate.
+    maximize it.
 
     Args:
       path: a `GaussianMarkovChain` of event shape `[d]`.
@@ -126,14 +126,14 @@ def natural_gradient_vi(
         def evaluate(tau: tf.Tensor, h: tf.Tensor) -> _State:
             chain, loc = stopped
             scale = chain.scale
-            messages = Messages(chain, tau)
+            messages = Messages(chain, tau, signed=True)
             mean, stddev, _ = messages.posterior(h)
             value, by_mean, by_stddev = expected(loc + scale * mean, scale * stddev)
             elbo = tf.reduce_sum(value - messages.kl_terms(h), axis=-1)
+            # Without a distribution there is no bound, and the step is too long.
+            elbo = tf.where(messages.positive_definite, elbo, elbo.dtype.min)
             # E[∂²log p/∂x²] is the derivative by the standard deviation, over that.
-            precision = tf.clip_by_value(
-                -scale * by_stddev / stddev, 0.0, largest_precision(tau.dtype)
-            )
+            precision = tf.minimum(-scale * by_stddev / stddev, largest_precision(tau.dtype))
             next_h = scale * by_mean + precision * mean
             state = _State(tau, h, elbo, mean, stddev, precision, next_h)
             return _State(*map(tf.stop_gradient, state))  # as in `find_mode`
@@ -190,30 +190,45 @@ def natural_gradient_vi(
         information, precision = (
             tf.stop_gradient(tf.cast(x, path.dtype)) for x in (information, precision)
         )
-        sites = path.with_sites(information, precision)
-        posterior = sites.posterior()
-        value, _, _ = expected(widened(posterior.mean()), widened(posterior.stddev()))
-        elbo = tf.cast(tf.reduce_sum(value, axis=-1), path.dtype) - sites.kl_divergence()
+        tau, h = _standardized(path, information, precision)
+        messages = Messages(chain, tau, signed=True)
+        mean, stddev, fisher_z = messages.posterior(h)
+        value, _, _ = expected(loc + chain.scale * mean, chain.scale * stddev)
+        elbo = tf.reduce_sum(value - messages.kl_terms(h), axis=-1)
         return VariationalApproximation(
-            posterior, elbo, converged, num_iterations, information, precision
+            posterior_of_path(path, mean, stddev, fisher_z, lambda: messages.kl_terms(h)),
+            elbo=tf.cast(elbo, path.dtype),
+            converged=converged,
+            num_iterations=num_iterations,
+            information=information,
+            precision=precision,
         )
+
+
+def _standardized(
+    path: Any, information: tf.Tensor, precision: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """τ and h of sites, as of `MarkovSites`."""
+    chain, loc = path.scale.chain().widened(), widened(path._loc_or_zero())
+    information, precision = widened(information), widened(precision)
+    return precision * tf.square(chain.scale), (information - precision * loc) * chain.scale
 
 
 def _initial_sites(
     path: Any, likelihood: Likelihood, given: tuple[Any, Any] | None
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """τ and h in standardized coordinates, of the whole batch."""
-    chain, loc = path.scale.chain().widened(), widened(path._loc_or_zero())
-    scale = chain.scale
+    """τ and h of the whole batch."""
     if given is None:
+        chain, loc = path.scale.chain().widened(), widened(path._loc_or_zero())
         mode = mode_of(path, likelihood, None, 50, None)
-        _, _, curvature = likelihood.derivatives(loc + scale * mode.w)
-        tau = tf.maximum(tf.square(scale) * curvature, 0.0)
+        _, _, curvature = likelihood.derivatives(loc + chain.scale * mode.w)
+        tau = tf.square(chain.scale) * curvature
+        tau = Messages(chain, tau, signed=True).tau  # negative only where the product is normal
         return tau, mode.force + tau * mode.w
     information, precision = (
-        widened(tf.convert_to_tensor(x, path.dtype, name=name))
+        tf.convert_to_tensor(x, path.dtype, name=name)
         for name, x in zip(("information", "precision"), given, strict=True)
     )
-    tau, h = precision * tf.square(scale), (information - precision * loc) * scale
+    tau, h = _standardized(path, information, precision)
     shape = ps.broadcast_shape(ps.broadcast_shape(ps.shape(tau), ps.shape(h)), likelihood.shape)
     return tf.broadcast_to(tau, shape), tf.broadcast_to(h, shape)
