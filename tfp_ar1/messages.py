@@ -24,7 +24,6 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import tensorflow as tf
-import tensorflow_probability as tfp
 from tensorflow_probability.python.internal import dtype_util
 from tensorflow_probability.python.internal import prefer_static as ps
 
@@ -153,28 +152,26 @@ def compose_linear_fractional(
     return tuple(x * factor for x in product)
 
 
-def _prefixes_of_signed(tau: tf.Tensor, q: tf.Tensor, size: tf.Tensor) -> tf.Tensor:
+def _left_of_signed(tau: tf.Tensor, q: tf.Tensor, size: tf.Tensor) -> tf.Tensor:
     """l_t, `[..., d]`, where some precisions τ are negative.
 
     Some sites between two coordinates may then have no distribution by themselves, though all
     sites together have: their map has a pole, which its matrix has not. But digits are lost near
     it, and so these are float64.
     """
+    dtype = tau.dtype
     tau, q, size = (tf.cast(x, tf.float64) for x in (tau, q, size))
     one = tf.ones_like(tau[..., :1])
     identity = (one, tf.zeros_like(one), tf.zeros_like(one), one)
     square, before = tf.square(size), tau[..., :-1]
     maps = (square, square * before, q, 1.0 + q * before)
     maps = tuple(tf.concat(x, axis=-1) for x in zip(identity, maps, strict=True))
-    if tf.compat.dimension_value(tau.shape[-1]) is None:
-        # `scan_associative` would build many levels, for any size.
-        _, b, _, e = _prefixes_of_unknown_number(maps, compose_linear_fractional)
-    else:
-        _, b, _, e = tfp.math.scan_associative(compose_linear_fractional, maps, axis=-1)
-    return b / e
+    # As a loop for any size: few use it, and all build it.
+    _, b, _, e = _prefixes_of_unknown_number(maps, compose_linear_fractional)
+    return tf.cast(b / e, dtype)
 
 
-def _left_of_signed(
+def _left_where_definite(
     tau: tf.Tensor, q: tf.Tensor, size: tf.Tensor, one_minus_size: tf.Tensor
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """The messages of τ; where the precision matrix is not positive definite, those of max(τ, 0).
@@ -184,20 +181,19 @@ def _left_of_signed(
     """
     # Else TensorFlow builds the derivatives of the conditional, which takes it long.
     tau, q, size, one_minus_size = map(tf.stop_gradient, (tau, q, size, one_minus_size))
+    of_positive = _left_of_positive(tf.maximum(tau, 0.0), q, size, one_minus_size)
 
-    def of_signed() -> tuple[tf.Tensor, tf.Tensor]:
-        left = tf.cast(_prefixes_of_signed(tau, q, size), tau.dtype)
+    def with_signs() -> tuple[tf.Tensor, tf.Tensor]:
+        left = _left_of_signed(tau, q, size)
         # The pivots are positive, by more than rounding.
         bound = 8.0 * float(dtype_util.eps(tau.dtype)) * (1.0 + tf.abs(left) + tf.abs(tau))
         is_definite = tf.reduce_all(1.0 + left + tau > bound, axis=-1)
-        at_least_0 = _left_of_positive(tf.maximum(tau, 0.0), q, size, one_minus_size)
-        return tf.where(is_definite[..., tf.newaxis], left, at_least_0), is_definite
+        return tf.where(is_definite[..., tf.newaxis], left, of_positive), is_definite
 
-    def of_positive() -> tuple[tf.Tensor, tf.Tensor]:
-        left = _left_of_positive(tau, q, size, one_minus_size)
-        return left, tf.ones(ps.shape(left)[:-1], tf.bool)
+    def without() -> tuple[tf.Tensor, tf.Tensor]:
+        return of_positive, tf.ones(ps.shape(of_positive)[:-1], tf.bool)
 
-    return tf.cond(tf.reduce_any(tau < 0.0), of_signed, of_positive)
+    return tf.cond(tf.reduce_any(tau < 0.0), with_signs, without)
 
 
 def _left_of_positive(
@@ -233,6 +229,7 @@ def _from_left(
     size: tf.Tensor,
     one_minus_size: tf.Tensor,
     signed: bool = False,
+    with_derivatives: bool = True,
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
     """The messages l_t, `[..., d]`; differentiable in τ and log q to any order, twice if signed.
 
@@ -242,6 +239,7 @@ def _from_left(
       size: |ρ|.
       one_minus_size: 1 - |ρ|.
       signed: whether some τ may be negative.
+      with_derivatives: whether those of signed ones are needed.
 
     Returns:
       The messages; whether the precision matrix is positive definite, `[...]`; and the τ for which
@@ -249,9 +247,10 @@ def _from_left(
     """
     q = tf.exp(log_q)
     if signed:
-        left, is_definite = _left_of_signed(tau, q, size, one_minus_size)
+        left, is_definite = _left_where_definite(tau, q, size, one_minus_size)
         tau = tf.where(is_definite[..., tf.newaxis], tau, tf.maximum(tau, 0.0))
-        left = _with_two_derivatives(left, tau, q, size, one_minus_size)
+        if with_derivatives:
+            left = _with_two_derivatives(left, tau, q, size, one_minus_size)
         return left, is_definite, tau
     left = _left_of_positive(tau, q, size, one_minus_size)
     is_definite = tf.ones(ps.shape(left)[:-1], tf.bool)
@@ -286,11 +285,16 @@ class Messages:
       chain: the chain; what is said here of w is in its standardized coordinates.
       tau: `[..., 1 or d]`, at most `largest_precision`; non-negative, unless `signed`.
       signed: whether some τ may be negative. Where the product then has no integral,
-        `positive_definite` is `False`, `[...]`, and 0 stands for the negative τ.
+        `positive_definite` is `False`, `[...]`, and 0 stands for the negative τ. There are first
+        and second derivatives, but no third ones.
+      with_derivatives: `False` where they are not needed and some τ may be negative: saves time.
     """
 
-    def __init__(self, chain: Chain, tau: tf.Tensor, signed: bool = False):
-        self.chain, self.signed, rho = chain, signed, chain.rho
+    def __init__(
+        self, chain: Chain, tau: tf.Tensor, signed: bool = False, with_derivatives: bool = True
+    ):
+        self.chain, rho = chain, chain.rho
+        self._options = signed, with_derivatives
         batch = ps.broadcast_shape(ps.shape(tau)[:-1], rho.batch_shape())
         steps = ps.concat([batch, [chain.num_steps]], axis=0)
         self.tau = tf.broadcast_to(tau, ps.concat([batch, [chain.size]], axis=0))
@@ -302,18 +306,18 @@ class Messages:
         self.signed_one_minus_abs = along(rho.signed_one_minus_abs)
         self.size, self.one_minus_size = (tf.broadcast_to(x, steps) for x in chain.abs_steps())
         self.q = tf.exp(self.log_q)
-        parts = (self.tau, self.log_q, self.size, self.one_minus_size)
-        self.left, self.positive_definite, self.tau = _from_left(*parts, signed)
+        self.left, self.positive_definite, self.tau = _from_left(
+            self.tau, self.log_q, self.size, self.one_minus_size, *self._options
+        )
         # The share of an observation in what is known of its coordinate, the earlier ones included.
         self.gain = _share(self.tau, 1.0 + self.left)
         self.one_minus_gain = _share(1.0 + self.left, self.tau)
 
     def right(self) -> tf.Tensor:
         """r_t, `[..., d]`: as `left`, from the other end."""
-        tau, log_q, size, one_minus_size = (
-            x[..., ::-1] for x in (self.tau, self.log_q, self.size, self.one_minus_size)
-        )
-        return _from_left(tau, log_q, size, one_minus_size, self.signed)[0][..., ::-1]
+        parts = (self.tau, self.log_q, self.size, self.one_minus_size)
+        tau, log_q, size, one_minus_size = (x[..., ::-1] for x in parts)
+        return _from_left(tau, log_q, size, one_minus_size, *self._options)[0][..., ::-1]
 
     def log_det(self) -> tf.Tensor:
         """`log det(I + C diag(τ))`, with the correlation matrix C of the chain: `[...]`."""

@@ -27,7 +27,8 @@ def chain(level, scale, u, size, dtype=tf.float64):
 # By name: ours, of x, y and a parameter θ that is about 1; and its value, slope and curvature by
 # hand. Noise of standard deviation 0.4 θ, 3 θ negative trials.
 def poisson(x, y, theta):
-    rate = theta * np.exp(x)
+    with np.errstate(over="ignore"):
+        rate = theta * np.exp(x)
     return y * np.log(rate) - rate - scipy.special.gammaln(y + 1), y - rate, rate
 
 
@@ -148,13 +149,7 @@ def partial(likelihood, y, i, h=1e-3):
     return difference(along, PARAMETERS[i], h)
 
 
-@pytest.mark.parametrize(
-    "kind",
-    [
-        "ANTE1",
-        *(pytest.param(k, marks=pytest.mark.slow) for k in ("AR1", "OU", "ARH1 by fisher_z")),
-    ],
-)
+@pytest.mark.parametrize("kind", ["ANTE1", pytest.param("OU", marks=pytest.mark.slow)])
 def test_laplace_against_dense_newton(kind):
     member = family.MEMBERS[kind]
     parameters = member.parameters(np.random.default_rng(1), (5,), SIZE)
@@ -325,23 +320,26 @@ def test_variational_inference_of_a_normal_likelihood_is_exact():
 
 @pytest.mark.slow
 def test_gradients_of_the_optimized_elbo():
-    """Also of a likelihood that is not concave."""
+    y = np.where(OBSERVED, Y[3], 1.0)
 
     @family.function
-    def elbo(level, scale, u, theta):
-        def fn(x):
-            return LIKELIHOODS[student_t](x, theta).log_prob(Y[3])
+    def elbo_and_gradients(parameters):
+        with tf.GradientTape() as tape:
+            tape.watch(parameters)
+            level, scale, u, theta = tf.unstack(parameters)
+            fn = LIKELIHOODS[student_t]  # with sites of negative precision
+            result = natural_gradient_vi(
+                chain(level, scale, u, SIZE), lambda x: fn(x, theta).log_prob(y), OBSERVED
+            )
+        return result.elbo, tape.gradient(result.elbo, parameters), result.converged
 
-        return natural_gradient_vi(
-            chain(level, scale, u, SIZE), fn, OBSERVED, initial_sites=(0.0, 0.0), num_steps=200
-        ).elbo
-
-    variables = [tf.constant(p) for p in PARAMETERS]
-    gradients = tfp.math.value_and_gradient(elbo, variables)[1]
-    for i, gradient in enumerate(gradients):
-        step = 1e-4 * np.eye(4)[i]
-        ends = [elbo(*map(tf.constant, PARAMETERS + s * step)) for s in (1, -1)]
-        close(gradient, (ends[0] - ends[1]) / 2e-4, 1e-5)
+    _, gradients, converged = elbo_and_gradients(PARAMETERS)
+    assert converged
+    for gradient, direction in zip(gradients, np.eye(4), strict=True):
+        expected = difference(
+            lambda h, e=direction: elbo_and_gradients(PARAMETERS + h * e)[0].numpy(), 0.0, 1e-3
+        )
+        np.testing.assert_allclose(gradient, expected, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.slow
@@ -364,16 +362,24 @@ def test_in_a_graph_of_unknown_size():
 
 @pytest.mark.slow
 def test_compiled():
-    @tf.function(jit_compile=True, autograph=False)
-    def compute(scale):
-        path = chain(0.2, scale, 0.9, SIZE)
-        laplace = laplace_approximation(
-            path, lambda x: LIKELIHOODS[poisson](x, np.float64(1.1)).log_prob(Y[0]), OBSERVED
-        )
-        return laplace.log_evidence
+    y = np.array([0.5, 6.0, 0.2, -1.0])
 
-    compiled = compute(tf.constant(1.3, tf.float64))
-    close(compiled, dense_evidence(poisson, Y[0], 0.2, 1.3, 0.9, 1.1))
+    def compute(scale, theta):
+        path = chain(0.2, scale, 0.9, 4)
+
+        def fn(x):
+            return LIKELIHOODS[student_t](x, theta).log_prob(y)
+
+        laplace = laplace_approximation(path, fn)
+        return laplace.log_evidence, laplace.posterior.mean()
+
+    variables = tf.constant(1.3, tf.float64), tf.constant(1.1, tf.float64)
+    compiled = tf.function(compute, jit_compile=True, autograph=False)(*variables)
+    for actual, expected in zip(compiled, compute(*variables), strict=True):
+        close(actual, expected)
+    mode, log_evidence, _ = newton(student_t, np.full(4, 0.2), covariance(1.3, 0.9, 4), y, 1.1)
+    close(compiled[0], log_evidence)
+    close(compiled[1], mode)
 
 
 def test_bad_arguments():

@@ -16,7 +16,8 @@ FILES = {
     for package in PACKAGES
     for path in sorted((ROOT / package).rglob("*.py"))
 }
-CORE = [ROOT / "tfp_ar1" / folder for folder in (".", "linear_operators", "distributions")]
+CORE_FOLDERS = (".", "linear_operators", "distributions", "inference")
+CORE = [ROOT / "tfp_ar1" / folder for folder in CORE_FOLDERS]
 
 
 def imported(name):

@@ -93,7 +93,7 @@ def find_mode(
         is_near = decrement[..., tf.newaxis] <= 0.1
         curvature = tf.where(is_near, curvature, tf.maximum(curvature, 0.0))
         tau = tf.minimum(curvature, largest_precision(curvature.dtype))
-        messages = Messages(chain, tau, signed=True)
+        messages = Messages(chain, tau, signed=True, with_derivatives=False)
         tau = messages.tau
         w, innovations = messages.whitened_mean(slope + tau * point.w)
         by = w - point.w, innovations - point.innovations, slope - tau * (w - point.w) - point.force

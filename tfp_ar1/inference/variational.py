@@ -126,7 +126,7 @@ def natural_gradient_vi(
         def evaluate(tau: tf.Tensor, h: tf.Tensor) -> _State:
             chain, loc = stopped
             scale = chain.scale
-            messages = Messages(chain, tau, signed=True)
+            messages = Messages(chain, tau, signed=True, with_derivatives=False)
             mean, stddev, _ = messages.posterior(h)
             value, by_mean, by_stddev = expected(loc + scale * mean, scale * stddev)
             elbo = tf.reduce_sum(value - messages.kl_terms(h), axis=-1)
@@ -157,9 +157,8 @@ def natural_gradient_vi(
             finite = tf.math.is_finite(trial.elbo) & tf.reduce_all(
                 tf.math.is_finite(trial.next_h), axis=-1
             )
-            better = (trial.elbo >= state.elbo) | tf.logical_not(tf.math.is_finite(state.elbo))
             # Near the maximum the rounding of the ELBO may exceed what is left to gain.
-            moves = active & finite & (better | near)
+            moves = active & finite & ((trial.elbo >= state.elbo) | near)
             state = _State(
                 *(
                     tf.where(moves if x is trial.elbo else moves[..., tf.newaxis], x, y)
@@ -171,19 +170,21 @@ def natural_gradient_vi(
             num_iterations += tf.cast(active, tf.int32)
             return active & tf.logical_not(near), converged, num_iterations, rate, state
 
-        start = evaluate(*_initial_sites(path, likelihood, initial_sites))
-        batch = ps.shape(start.tau)[:-1]
+        tau, h = map(tf.stop_gradient, _initial_sites(path, likelihood, initial_sites))
+        batch, zero = ps.shape(tau)[:-1], tf.zeros_like(tau)
+        # The first step leads to the initial sites from nowhere, and does not count.
+        nowhere = _State(tau, h, zero[..., 0] + tau.dtype.min, zero - np.inf, zero + 1.0, tau, h)
         _, converged, num_iterations, _, state = tf.while_loop(
             lambda active, *_: tf.reduce_any(active),
             step,
             (
                 tf.ones(batch, tf.bool),
                 tf.zeros(batch, tf.bool),
-                tf.zeros(batch, tf.int32),
-                tf.fill(batch, tf.constant(learning_rate, chain.dtype)),
-                start,
+                tf.fill(batch, -1),
+                tf.ones(batch, chain.dtype),
+                nowhere,
             ),
-            maximum_iterations=num_steps,
+            maximum_iterations=1 + num_steps,
         )
         precision = state.tau / tf.square(chain.scale)
         information = state.h / chain.scale + precision * loc
@@ -223,7 +224,8 @@ def _initial_sites(
         mode = mode_of(path, likelihood, None, 50, None)
         _, _, curvature = likelihood.derivatives(loc + chain.scale * mode.w)
         tau = tf.square(chain.scale) * curvature
-        tau = Messages(chain, tau, signed=True).tau  # negative only where the product is normal
+        messages = Messages(chain, tau, signed=True, with_derivatives=False)
+        tau = messages.tau  # negative only where there is a distribution
         return tau, mode.force + tau * mode.w
     information, precision = (
         tf.convert_to_tensor(x, path.dtype, name=name)
