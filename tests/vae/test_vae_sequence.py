@@ -634,12 +634,11 @@ def ar1_series(n, steps, rho=0.9):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("jit_compile", [True, False])
-def test_training_learns_the_correlation(jit_compile):
+def test_training_learns_the_correlation():
     x = ar1_series(512, 30)
     keras.utils.set_random_seed(0)
     parts = sequence_networks.convolutional((30, 3), 2, filters=(16, 16), kernel_size=5)
-    model = compiled(tfp_ar1.SequenceVAE(*parts, 2, 30, seed=0), jit_compile=jit_compile)
+    model = compiled(tfp_ar1.SequenceVAE(*parts, 2, 30, seed=0), jit_compile=False)
     history = model.fit(
         x[:448], epochs=12, batch_size=32, validation_data=(x[448:],), verbose=0
     ).history
