@@ -150,9 +150,12 @@ def noise(modes: tuple[str, ...], seconds: float) -> Any:
     from benchmarks import measure
     from benchmarks import noise as noisy
 
-    for (b, d), gradients in itertools.product(_NOISY_SIZES, (False, True)):
-        times = measure.interleaved(noisy.functions(b, d, gradients), 5 * seconds)
-        entry = {"batch": b, "size": d, "gradients": gradients, "times": times}
+    cases = list(itertools.product(_NOISY_SIZES, (False, True)))
+    # Those of TensorFlow first, before there are threads of JAX, which slow down the others.
+    found = [measure.interleaved(noisy.of_tensorflow(*size, g), 5 * seconds) for size, g in cases]
+    for ((b, d), gradients), times in zip(cases, found, strict=True):
+        others = measure.interleaved(noisy.of_others(b, d, gradients), 5 * seconds)
+        entry = {"batch": b, "size": d, "gradients": gradients, "times": {**others, **times}}
         if b == 1:
             entry["bytes"] = measure.peak_memory("benchmarks.noise", ["tfp_ar1", gradients, b, d])
         yield entry

@@ -191,15 +191,20 @@ def function(name: str, gradients: bool, b: int, d: int) -> Callable[[], Any]:
     return lambda: log_prob(*tensors)
 
 
-def functions(b: int, d: int, gradients: bool) -> dict[str, Callable[[], Any]]:
-    """What computes the log-likelihoods `[b]`, or their sum and its gradients, by name.
-
-    TensorFlow and tinygp have the batch at once and float32, the others one path after the other
-    and float64; statsmodels and the NumPy interface of celerite2 give no gradients.
-    """
-    found = {
+def of_tensorflow(b: int, d: int, gradients: bool) -> dict[str, Callable[[], Any]]:
+    """What computes the log-likelihoods `[b]`, or their sum and its gradients, by name."""
+    return {
         name: function(name, gradients, b, d) for name in TENSORFLOW if d <= _LARGEST.get(name, d)
     }
+
+
+def of_others(b: int, d: int, gradients: bool) -> dict[str, Callable[[], Any]]:
+    """The same by other libraries, of those that are installed, after ours.
+
+    tinygp takes the batch at once and float32, the others one path after the other and float64;
+    statsmodels and the NumPy interface of celerite2 give no gradients.
+    """
+    found = {"tfp_ar1": function("tfp_ar1", gradients, b, d)}
     installed = [n for n, needs in _NEEDS.items() if all(map(importlib.util.find_spec, needs))]
     if "tinygp" in installed:
         arrays, likelihood = arguments(b, d), _tinygp(gradients)

@@ -45,7 +45,8 @@ def test_contenders_have_the_same_noisy_density():
     lags = np.abs(np.subtract.outer(np.arange(8), np.arange(8)))
     covariance = noise._SIGMA**2 * noise._RHO**lags + noise._NOISE**2 * np.eye(8)
     expected = stats.multivariate_normal(np.zeros(8), covariance).logpdf(y)
-    for name, f in noise.functions(3, 8, gradients=False).items():
+    functions = {**noise.of_others(3, 8, False), **noise.of_tensorflow(3, 8, False)}
+    for name, f in functions.items():
         if name not in ("tfp_ar1, posterior", "tfp_ar1, path without noise"):
             np.testing.assert_allclose(f(), expected, rtol=1e-4, err_msg=name)
 
