@@ -138,7 +138,7 @@ def new(
     for parameter in member.declaration:
         if parameter.packed is None:
             continue
-        stop = start + parameter.num_packed(d)
+        stop = start + size_of((parameter.per,), d)
         x = params[..., start] if parameter.per == "member" else params[..., start:stop]
         is_scale, start = parameter.packed == "log_variance", stop
         value = scale_of(x, scale_map) if is_scale else bounded(x, FISHER_Z_BOUND)

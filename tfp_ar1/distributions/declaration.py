@@ -58,12 +58,6 @@ class Parameter(NamedTuple):
             **shapes[self.per],
         )
 
-    def num_packed(self, event_size: int) -> int:
-        """How many packed parameters there are for it."""
-        if self.packed is None:
-            return 0
-        return {"member": 1, "coordinate": event_size, "step": event_size - 1}[self.per]
-
 
 def _softplus(dtype: Any) -> Any:
     return lambda: tfb.Softplus(low=dtype_util.eps(dtype))
