@@ -206,6 +206,14 @@ class RunOptions:
         {"sequence": None},
         show_default="100 for pig_cvp, else whole series",
     )
+    columns: str = _option(
+        click.Choice(("features", "series")),
+        "Tables of series with a row for each step: whether their columns of values are the "
+        "features of one series, or each a series.",
+        {"sequence": "features"},
+        show_default="features",
+        later=True,
+    )
     network: str = _option(
         click.Choice([name for names in NETWORKS.values() for name in names]),
         "Encoder and decoder: a multilayer perceptron, or convolutions. Sequences: "
@@ -303,9 +311,10 @@ class RunOptions:
                     f"--{name} {getattr(self, name)} is not for --model {self.model}; choose "
                     f"{', '.join(choices[self.model])}."
                 )
-        of_series = self.dataset in series.SHIPPED or self.dataset.startswith("csv:")
+        shipped = self.dataset in series.SHIPPED
+        of_series = shipped or loading.is_of_series(self.dataset)
         if of_series and self.model == "image":
-            kind = "is a file of" if ":" in self.dataset else "holds"
+            kind = "holds" if shipped else "is a file of"
             raise click.UsageError(f"{self.dataset} {kind} series; give --model sequence too.")
         self._set("dataset", loading.resolve(self.dataset, self.model))
         self._set("epochs", self.epochs or _EPOCHS.get(self.dataset, _EPOCHS_OWN_DATA))

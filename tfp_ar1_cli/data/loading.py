@@ -6,10 +6,10 @@ from typing import Any
 
 import click
 
-from tfp_ar1_cli.data import images, series, streams
+from tfp_ar1_cli.data import images, series, series_files, streams
 from tfp_ar1_cli.data.protocol import Data, DataOptions
 
-_FILES = {"image": ("npz", "npy", *streams.KINDS), "sequence": ("npz", "npy", "csv")}
+_FILES = {"image": ("npz", "npy", *streams.KINDS), "sequence": tuple(series_files.SUFFIXES)}
 _NAMES = {"image": ("digits", *images.IDX_DATASETS), "sequence": tuple(series.SHIPPED)}
 
 
@@ -20,10 +20,12 @@ def resolve(spec: str, model: str) -> str:
       click.BadParameter: If there is no such data set.
     """
     kind, colon, file = spec.partition(":")
-    if kind in _FILES[model] and file:
-        return f"{kind}:{pathlib.Path(file).expanduser().absolute()}"
     if kind in _NAMES[model] and not colon:
         return spec
+    if kind not in _FILES[model]:  # A path alone says by its suffix what it is.
+        kind, file = series_files.kind_of(pathlib.Path(spec)) or "", spec
+    if kind in _FILES[model] and file:
+        return f"{kind}:{pathlib.Path(file).expanduser().absolute()}"
     choices = {"image": f"dataset {spec!r}; choose {images.CHOICES}"}
     choices["sequence"] = f"set of series {spec!r}; choose {series.CHOICES}"
     raise click.BadParameter(f"there is no {choices[model]}.")
@@ -32,7 +34,7 @@ def resolve(spec: str, model: str) -> str:
 def short_name(spec: str) -> str:
     """A `--dataset` value as a name for folders and titles: `digits`, or the stem of the file."""
     kind, _, file = spec.partition(":")
-    stem = pathlib.Path(file).stem if file else kind
+    stem = pathlib.Path(file.removesuffix(".gz")).stem if file else kind
     # What is left of a pattern without its wildcards.
     return re.sub(r"\[.*?\]|[*?]", "", stem).strip("-_.") or kind if kind == "tfrecord" else stem
 
@@ -40,6 +42,12 @@ def short_name(spec: str) -> str:
 def is_stream(spec: str) -> bool:
     """Whether the images of a `--dataset` value stay on disk."""
     return spec.partition(":")[0] in streams.KINDS
+
+
+def is_of_series(spec: str) -> bool:
+    """Whether a `--dataset` value is a file of a kind that holds series alone."""
+    only = set(_FILES["sequence"]) - set(_FILES["image"])
+    return not {spec.partition(":")[0], series_files.kind_of(pathlib.Path(spec))}.isdisjoint(only)
 
 
 def load(options: DataOptions, trained: dict[str, Any] | None = None, whole: bool = False) -> Data:
@@ -52,7 +60,9 @@ def load(options: DataOptions, trained: dict[str, Any] | None = None, whole: boo
         or are the data of the training.
     """
     if options.model == "sequence":
-        return series.load(options.dataset, options.window, options.likelihood, trained, whole)
+        return series.load(
+            options.dataset, options.window, options.likelihood, trained, whole, options.columns
+        )
     return images.load(
         options.dataset,
         options.data_dir,

@@ -21,6 +21,8 @@ class DataOptions:
       likelihood: With `"bernoulli"` every value must lie within [0, 1].
       corrupt: Images on disk: `"stop"` or `"skip"`, what is done with one that cannot be read.
       window: Series: each is cut into pieces of so many steps.
+      columns: Series in tables with a row for each step: whether columns of values are
+        `"features"` of one series, or `"series"`.
     """
 
     model: str = "image"
@@ -29,6 +31,7 @@ class DataOptions:
     likelihood: str = "bernoulli"
     corrupt: str = "stop"
     window: int | None = None
+    columns: str = "features"
 
 
 @dataclasses.dataclass(frozen=True)

