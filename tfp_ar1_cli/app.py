@@ -7,7 +7,19 @@ from collections.abc import Sequence
 
 import click
 
-from tfp_ar1_cli import errors, evaluate, export, sample, startup, train
+from tfp_ar1_cli import (
+    encode,
+    errors,
+    evaluate,
+    export,
+    forecast,
+    impute,
+    reconstruct,
+    sample,
+    score,
+    startup,
+    train,
+)
 
 _SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100, "show_default": True}
 
@@ -25,8 +37,8 @@ def cli(ctx: click.Context) -> None:
         click.echo(ctx.get_help())
 
 
-for _command in (train.command, evaluate.command, sample.command, export.command):
-    cli.add_command(_command)
+for _module in (train, evaluate, impute, forecast, score, encode, reconstruct, sample, export):
+    cli.add_command(_module.command)
 
 
 def run(argv: Sequence[str] | None = None) -> int:

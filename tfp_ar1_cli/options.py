@@ -123,9 +123,11 @@ def _option(
         "help": help_text,
         **click_args,
     }
+    if click_args.get("required"):
+        del click_args["default"]
     defaults = default if depends else dict.fromkeys(MODELS, default)
     metadata = {"names": names, "click": click_args, "later": later, "defaults": defaults}
-    return dataclasses.field(default=click_args["default"], metadata=metadata)
+    return dataclasses.field(default=click_args.get("default"), metadata=metadata)
 
 
 def _run() -> Any:

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from data_files import GRAY, IDX_NAMES, all_images, idx_bytes, in_order, npy, npz, refusal
 
-from tfp_ar1_cli.data import files, loading, pixels, series, series_csv
+from tfp_ar1_cli.data import files, loading, pixels, series, series_files, tables
 from tfp_ar1_cli.data import images as datasets
 
 BYTES = GRAY[:20]
@@ -149,7 +149,7 @@ def test_the_fingerprint_tells_data_apart(tmp_path):
     ("model", "expected", "wrong"),
     [
         ("image", "choose digits, mnist, fashion_mnist, npz:FILE", ["cifar", "mnist:x", "csv:x"]),
-        ("sequence", "choose pig_cvp, basic_motions, gunpoint, npz", ["mnist", "pig_cvp:x"]),
+        ("sequence", "choose pig_cvp, basic_motions, gunpoint, or a FILE", ["mnist", "pig_cvp:x"]),
     ],
 )
 def test_names_and_paths(monkeypatch, tmp_path, model, expected, wrong):
@@ -326,7 +326,7 @@ def test_archives_of_something_else(tmp_path):
         assert "is a zip archive of a.png and the like, not of arrays; unpack it" in message
     message = refusal(datasets.load, f"images:{path}")
     assert "is a file; unpack an archive, and give that of" in message
-    assert "cannot be read as .csv" in refusal(series.load, f"csv:{path}")
+    assert "cannot be read as text" in refusal(series.load, f"csv:{path}")
 
 
 @pytest.mark.parametrize("compress", [True, False])
@@ -415,7 +415,7 @@ def test_what_is_no_file_is_refused_before_it_is_opened(tmp_path, make, expected
 @pytest.fixture
 def little_memory(monkeypatch):
     """A machine with a megabyte left."""
-    for module in (files, series_csv):
+    for module in (files, tables):
         monkeypatch.setattr(module, "available_memory", lambda: 2**20)
 
 
@@ -431,14 +431,14 @@ def test_arrays_that_do_not_fit_into_memory(tmp_path):
     datasets.load(npy(tmp_path, x, "stream"))
 
 
-STEPS = "series,step,x\ne,0,1\ne,9001,2\n" + "".join(f"{i % 5},{i},2\n" for i in range(70))
+STEPS = "series,step,x\ne,0,1\ne,9001,2\n" + "".join(f"{i % 5},{i // 5},2\n" for i in range(70))
 
 
 @pytest.mark.usefixtures("little_memory")
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
-        ("1," * 30_000 + "2\n", "a row of more than 26214 characters is too long"),
+        ("1," * 30_000 + "2\n", "a text of more than 26214 characters is too long"),
         ("1,2\n" * 99 + "1," * 9_000 + "2\n", "the longest of 100 rows has 9001 cells"),
         (STEPS, "give fewer series, or shorter ones"),
     ],
@@ -452,7 +452,7 @@ def test_memory_that_is_refused(tmp_path, monkeypatch):
         raise MemoryError("Unable to allocate 3.00 GiB")
 
     monkeypatch.setattr(pixels, "to_float32", refuse)
-    monkeypatch.setattr(series, "_check_length", refuse)
+    monkeypatch.setattr(series_files, "check_length", refuse)
     expected = "not enough memory to read it (Unable to allocate 3.00 GiB); "
     message = refusal(datasets.load, npy(tmp_path, BYTES))
     assert f"{expected}keep the images on disk" in message

@@ -9,17 +9,19 @@ the end too. `of_model` makes it of a `SequenceVAE`.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+import tensorflow as tf
 
-from tfp_ar1.vae import data_checks
+from tfp_ar1.vae import batching, data_checks
 
 if TYPE_CHECKING:
     from tfp_ar1.vae.sequence_vae import SequenceVAE
 
-__all__ = ["Prediction", "evaluate", "hidden_steps", "of_model"]
+__all__ = ["Prediction", "evaluate", "hidden_steps", "neg_elbo_by_step", "of_model"]
 
 # Draws of the model that are held at a time, in numbers: 32 MiB of float32.
 _MAX_DRAWS = 2**23
@@ -58,6 +60,49 @@ def of_model(model: SequenceVAE, num_samples: int = 200, seed: int = 0) -> Predi
         return Prediction(*(np.concatenate(column) for column in zip(*parts, strict=True)))
 
     return predict
+
+
+def neg_elbo_by_step(
+    model: SequenceVAE,
+    x: Any,
+    num_samples: int = 50,
+    batch_size: int = 128,
+    seed: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+) -> np.ndarray:
+    """What each step adds to the negative ELBO: high where the model did not expect the values.
+
+    `-E_q[log p(x_t | z_t)] + KL(q(z_t | z_{t-1}) ‖ p(z_t | z_{t-1}))`, the latter in the mean over
+    `z_{t-1}` and as a sum over the channels. Their sum over the steps is the negative ELBO.
+
+    Args:
+      model: the model.
+      x: series as the model takes them.
+      num_samples: draws of the posterior for each series, at least 1.
+      batch_size: series at a time, at least 1.
+      seed: integer; the same values for the same seed.
+      progress: called with the number of series done and N after each batch.
+
+    Returns:
+      Array `[N, steps]` in nats. Steps past the end of a series are 0; one where nothing was
+      observed has the KL alone.
+
+    Raises:
+      ValueError: if a number is less than 1, or the data are not what the model is for.
+    """
+    x = data_checks.checked_arrays(model, x)
+    num_samples = batching.checked_count("num_samples", num_samples, at_least=1)
+    number, parts = batching.num_examples(x), []
+    for index, batch in enumerate(batching.batches(x, batch_size)):
+        log_ps = []
+        for start, n in batching.portions(num_samples, batch_size, math.prod(model.data_shape)):
+            seeds = tf.constant([seed, index * num_samples + start], tf.int32)
+            log_p, kl = model.step_terms(batch, seeds, n)
+            log_ps.append(log_p.numpy())
+        parts.append(kl.numpy() - np.mean(np.concatenate(log_ps), axis=0, dtype=np.float64))
+        if progress is not None:
+            progress(sum(map(len, parts)), number)
+    return np.concatenate(parts)
 
 
 def hidden_steps(length: np.ndarray, steps: int, share: float, seed: int) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import keras
@@ -236,15 +236,21 @@ class SequenceVAE(VAE):
 
         Of a posterior by sites the KL to the prior that it was made from.
         """
-        # A learned prior is another object each time, but a posterior that was made from one knows
-        # its KL to that one object (see `tfp_ar1.messages`).
-        prior = getattr(posterior, "_made_from", lambda: None)()
-        # The marginals of a Markov chain are Markov chains, so that the KL over the first timesteps
-        # is the sum of the first terms of the chain rule.
-        terms = kl_terms(posterior, self.prior if prior is None else prior)
+        terms = self._kl_terms(posterior)
         if x is None:
             return tf.reduce_sum(terms, axis=[-2, -1])
         return self._series(x).sum_over_timesteps(terms)
+
+    def _kl_terms(self, posterior: tfd.Distribution) -> tf.Tensor:
+        """The terms of the KL by the chain rule, `[batch, channels, steps]`.
+
+        The marginals of a Markov chain are Markov chains, so that the KL over the first timesteps
+        is the sum of the first terms.
+        """
+        # A learned prior is another object each time, but a posterior that was made from one knows
+        # its KL to that one object (see `tfp_ar1.messages`).
+        prior = getattr(posterior, "_made_from", lambda: None)()
+        return kl_terms(posterior, self.prior if prior is None else prior)
 
     def posterior_correlation(self, posterior: tfd.Distribution, x: Any = None) -> tf.Tensor:
         """The posterior's mean lag-one correlation over the channels, `[batch]`."""
@@ -268,16 +274,31 @@ class SequenceVAE(VAE):
         series = self._series(x)
         z_seed, path_seed = samplers.split_seed(seed)
         z = posterior.sample(num_samples, seed=z_seed)
-        outputs = self.decoder_outputs(tf.reshape(z, [-1, *self.latent_shape]), training=training)
-        values, observed = (tf.tile(a, [num_samples, 1, 1]) for a in series[:2])
-        terms = self.likelihood.log_prob_terms(values, outputs)
-        log_p = tf.reduce_sum(tf.where(observed, terms, tf.zeros_like(terms)), axis=[1, 2])
+        log_p = tf.reduce_sum(self._log_prob_terms(series, z, training), axis=[1, 2])
         log_p = tf.reshape(log_p, [num_samples, -1])
         log_ratio = log_prob_terms(self.prior, z) - log_prob_terms(posterior, z)
         log_weight = log_p + series.sum_over_timesteps(log_ratio)
         if series.length is not None:
             z = self._continued(z, series, 0, path_seed)
         return objectives.Draws(z, log_p, log_weight)
+
+    def _log_prob_terms(self, series: Series, z: tf.Tensor, training: bool = False) -> tf.Tensor:
+        """Terms of log p(x | z), `[K * batch, steps, features]`; 0 where nothing was observed."""
+        outputs = self.decoder_outputs(tf.reshape(z, [-1, *self.latent_shape]), training=training)
+        values, observed = (tf.tile(a, [tf.shape(z)[0], 1, 1]) for a in series[:2])
+        terms = self.likelihood.log_prob_terms(values, outputs)
+        return tf.where(observed, terms, tf.zeros_like(terms))
+
+    @tf.function(reduce_retracing=True)
+    def step_terms(self, x: Any, seed: tf.Tensor, num_samples: int) -> tuple[tf.Tensor, tf.Tensor]:
+        """`[K, batch, steps]`: log p(x_t | z_t); `[batch, steps]`: the terms of KL(q ‖ prior)."""
+        series, posterior = self._series(x), self.encode(x)
+        z_seed, _ = samplers.split_seed(seed)
+        z = posterior.sample(num_samples, seed=z_seed)
+        log_p = tf.reduce_sum(self._log_prob_terms(series, z), axis=-1)
+        kl = tf.reduce_sum(self._kl_terms(posterior), axis=-2)
+        log_p = tf.reshape(log_p, [num_samples, -1, self.steps])
+        return log_p, tf.where(series.valid, kl, tf.zeros_like(kl))
 
     def _continued(self, z: tf.Tensor, series: Series, more: int, seed: Any) -> tf.Tensor:
         """Paths `[K, batch, channels, steps]` that continue past the end of each series.
@@ -321,6 +342,7 @@ class SequenceVAE(VAE):
         num_samples: int = 100,
         seed: int | None = None,
         batch_size: int = 128,
+        summarize: Callable[[np.ndarray], np.ndarray] | None = None,
     ) -> np.ndarray:
         """Draws of whole series, given what is observed of them.
 
@@ -332,6 +354,9 @@ class SequenceVAE(VAE):
           num_samples: number S of draws of each series.
           seed: integer for the same draws each time, or `None` for the model's own.
           batch_size: series at a time. Draws are made in portions, so that memory stays bounded.
+          summarize: a function of the draws `[S, n, T, features]` of n series that keeps axis 1,
+            such as `lambda x: np.quantile(x, (0.05, 0.95), axis=0)`; what it gives is returned
+            instead, so that the draws of all series are never in memory together.
 
         Returns:
           Array `[S, N, steps, features]`: where a value was observed, that value. Past the end of
@@ -345,7 +370,7 @@ class SequenceVAE(VAE):
             if parts.mask is not None:
                 raise ValueError("Pass `mask` either as an argument or in the dictionary.")
             x = parts._replace(mask=mask).given()
-        return self._draws(self._impute, x, 0, num_samples, seed, batch_size)
+        return self._draws(self._impute, x, 0, num_samples, seed, batch_size, summarize)
 
     def forecast(
         self,
@@ -354,6 +379,7 @@ class SequenceVAE(VAE):
         num_samples: int = 100,
         seed: int | None = None,
         batch_size: int = 128,
+        summarize: Callable[[np.ndarray], np.ndarray] | None = None,
     ) -> np.ndarray:
         """Draws of what follows each series.
 
@@ -367,6 +393,9 @@ class SequenceVAE(VAE):
           num_samples: number S of draws of each series.
           seed: integer for the same draws each time, or `None` for the model's own.
           batch_size: series at a time. Draws are made in portions, so that memory stays bounded.
+          summarize: a function of the draws `[S, n, T, features]` of n series that keeps axis 1,
+            such as `lambda x: np.quantile(x, (0.05, 0.95), axis=0)`; what it gives is returned
+            instead, so that the draws of all series are never in memory together.
 
         Returns:
           Array `[S, N, h, features]`.
@@ -380,10 +409,17 @@ class SequenceVAE(VAE):
                 f"A decoder of whole paths of {self.steps} steps cannot decode what follows them; "
                 f"`forecast` needs one of single steps, from [batch, {self.channels}]."
             )
-        return self._draws(self._forecast, x, steps, num_samples, seed, batch_size)
+        return self._draws(self._forecast, x, steps, num_samples, seed, batch_size, summarize)
 
     def _draws(
-        self, draw: Any, x: Any, more: int, num_samples: int, seed: int | None, batch_size: int
+        self,
+        draw: Any,
+        x: Any,
+        more: int,
+        num_samples: int,
+        seed: int | None,
+        batch_size: int,
+        summarize: Callable[[np.ndarray], np.ndarray] | None,
     ) -> np.ndarray:
         """Calls `draw(x, more, num_samples, seed)`, for `more` timesteps than in x, in portions."""
         x = data_checks.checked_arrays(self, x)
@@ -397,7 +433,8 @@ class SequenceVAE(VAE):
                 draw(batch, more, n, samplers.fold_in(seed, index * num_samples + start)).numpy()
                 for start, n in batching.portions(num_samples, batch_size, size)
             ]
-            batches.append(np.concatenate(portions))
+            draws = np.concatenate(portions)
+            batches.append(draws if summarize is None else summarize(draws))
         return np.concatenate(batches, axis=1)
 
     @tf.function(reduce_retracing=True)

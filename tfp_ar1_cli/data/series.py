@@ -30,7 +30,7 @@ from tfp_ar1_cli.progress import counted
 
 CHOICES = (
     "pig_cvp, basic_motions, gunpoint, or a FILE of text (.csv, .tsv, .txt, .gz), .parquet, .ts, "
-    ".npz or .npy, also as csv:FILE, parquet:FILE, ..."
+    ".npz or .npy (csv:FILE, parquet:FILE and so on, if its name does not say it)"
 )
 # One series alone is cut into so many windows, unless it is said how long these are, of at most
 # so many steps.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pathlib
 import re
 from collections.abc import Sequence
@@ -65,7 +66,8 @@ def _read_table(path: pathlib.Path, kind: str, columns: str) -> SeriesTable:
         return _read_ts(path)
     labelled = pathlib.Path(path.name.removesuffix(".gz")).suffix == ".tsv"
     cells = tables.read_text(path, table_forms.EXPECTED)
-    return table_forms.of_cells(path, cells, columns, labelled)
+    table = table_forms.of_cells(path, cells, columns, labelled)
+    return dataclasses.replace(table, dialect=cells.dialect)
 
 
 def _read_ts(path: pathlib.Path) -> SeriesTable:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from tfp_ar1_cli.data import times
+from tfp_ar1_cli.data.tables import Dialect
 from tfp_ar1_cli.errors import UserError
 from tfp_ar1_cli.progress import counted
 
@@ -31,6 +32,8 @@ class SeriesTable:
       ids: Of the series.
       spacing: The distance of steps in time in words; None where there are no times.
       notes: What should be known about how the table was understood.
+      layout: Where the series stand in it.
+      dialect: How its text is written, if it is one.
     """
 
     x: np.ndarray
@@ -40,6 +43,7 @@ class SeriesTable:
     spacing: str | None
     notes: list[str]
     layout: _Layout
+    dialect: Dialect | None = None
 
     def describe(self) -> str:
         """What was understood, as `8 series of 541 steps every 60 s, 2% missing, 1 feature`."""
@@ -94,6 +98,10 @@ class _Layout:
     def following(self, table: SeriesTable, values: Mapping[str, np.ndarray]) -> pd.DataFrame:
         """Only the steps after the last of each series, in the same layout."""
         raise NotImplementedError
+
+    def label(self, series: int, step: int) -> Any:
+        """What a step of a series is called: its time, or its number."""
+        return int(step)
 
 
 class Columns(NamedTuple):
@@ -151,6 +159,12 @@ class StepRows(_Layout):
         out = self.frame.iloc[:0].reindex(range(len(group)))
         self._fill(out, np.ones(len(group), bool), group, step + self.length[group])
         return self._with(out, table, values, group, step, None)
+
+    def label(self, series: int, step: int) -> Any:  # noqa: D102
+        if self.columns.time is None or self.spacing is None:
+            return int(step)
+        group = 0 if self.as_series else series
+        return self.write_time(self.spacing.times(self.start[group], int(step) + 1)[int(step)])
 
     def _fill(
         self, out: pd.DataFrame, new: np.ndarray, group: np.ndarray, step: np.ndarray
@@ -241,6 +255,9 @@ class SeriesRows(_Layout):
 
     def following(self, table: SeriesTable, values: Mapping[str, np.ndarray]) -> pd.DataFrame:  # noqa: D102
         return self._stacked(table, values, self.more(next(iter(values.values())).shape[1]))
+
+    def label(self, series: int, step: int) -> Any:  # noqa: D102
+        return int(step) if self.steps is None else self.steps[step]
 
     def _stacked(
         self, table: SeriesTable, values: Mapping[str, np.ndarray], steps: list[Any]

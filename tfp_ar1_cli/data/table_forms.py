@@ -13,7 +13,7 @@ import numpy as np
 from tfp_ar1_cli.data import times
 from tfp_ar1_cli.data.files import check_memory
 from tfp_ar1_cli.data.series_table import Columns, SeriesRows, SeriesTable, StepRows
-from tfp_ar1_cli.data.tables import ADVICE, Cells, is_number
+from tfp_ar1_cli.data.tables import ADVICE, Cells, has_decimal_comma, is_number
 from tfp_ar1_cli.errors import UserError
 from tfp_ar1_cli.progress import counted
 
@@ -88,8 +88,8 @@ def of_cells(path: Any, cells: Cells, columns: str, labelled: bool = False) -> S
 
 
 def _checked_names(path: Any, names: list[str]) -> list[str]:
-    names = [name or ("index" if i == 0 else "") for i, name in enumerate(names)]
-    if not all(names) or len(set(names)) < len(names):
+    # The first may be the index of a frame, which has no name.
+    if not all(names[1:]) or len(set(names)) < len(names):
         raise UserError(
             f"{path}: row 1 must be a header with a name for each column, all different; got "
             f"{','.join(names)}."
@@ -97,22 +97,20 @@ def _checked_names(path: Any, names: list[str]) -> list[str]:
     return names
 
 
+def _is_name(cell: str) -> bool:
+    """Whether a cell can only name something."""
+    return not (is_number(cell) or has_decimal_comma(cell) or times.read_dates([cell]))
+
+
 def _is_header(first: list[str], frame: pd.DataFrame) -> bool:
     """Whether the first row names the columns."""
     rest = [cell for cell in first[1:] if cell]
-    if any(not is_number(cell) and times.read_dates([cell]) is None for cell in rest):
+    if any(_is_name(cell) for cell in rest):
         return True
-    if len(first) > 2 and (not first[0] or not is_number(first[0])) and _step_labels(first[1:]):
+    if len(first) > 2 and _step_labels(first[1:]):
         # Steps above, and the name of the column of series, or nothing, in the corner.
-        below = frame.iloc[1:, 0].tolist()
-        dated = times.read_dates([first[0]]) is not None if first[0] else False
-        return not dated and (not first[0] or first[0].lower() in _SERIES or len(set(below)) > 0)
-    return (
-        len(first) == 1
-        and bool(first[0])
-        and not is_number(first[0])
-        and times.read_dates([first[0]]) is None
-    )
+        return not first[0] or _is_name(first[0])
+    return len(first) == 1 and bool(first[0]) and _is_name(first[0])
 
 
 def _step_labels(names: Sequence[str]) -> bool:
@@ -252,7 +250,7 @@ def of_frame(path: Any, frame: pd.DataFrame, columns: str = "features") -> Serie
     x = np.where(row[..., None] >= 0, numbers[row], np.nan)
     own_names = [names[column] for column in what.values]
     as_series = columns == "series" and len(groups) == 1 and len(own_names) > 1
-    ids = [str(key) for key in groups]
+    ids = ["0"] if what.series is None else [str(key) for key in groups]
     layout = StepRows(frame, what, as_series, row, length, start, list(groups), spacing, write_time)
     if as_series:
         x, length = (
@@ -419,11 +417,6 @@ def _series_rows(
             f"Each row of {path} ends in {counted(end, 'empty cell')}, which are not read."
         )
         length, body = length - end, body.iloc[:, : body.shape[1] - end]
-    check_memory(
-        path,
-        len(length) * int(length.max()) * _BYTES_PER_VALUE,
-        f"the longest of {len(length)} rows has {length.max()} cells; look whether that is right",
-    )
     first = 1 + named
     x = np.full(body.shape, np.nan)
     for index, (line, cells) in enumerate(zip(body.index, body.to_numpy(), strict=True)):

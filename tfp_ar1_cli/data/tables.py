@@ -32,8 +32,8 @@ _MISSING = (
     *("", "na", "n/a", "#n/a", "#na", "#n/a n/a", "<na>", "nan", "-nan", "nat", "null", "none"),
     *("1.#ind", "-1.#ind", "1.#qnan", "-1.#qnan", "?", "."),
 )
-# Of memory: for each character of a text.
-_BYTES_PER_CHARACTER = 40
+# Of memory: for each character of a text, and for each cell, also those that shorter rows lack.
+_BYTES_PER_CHARACTER, _BYTES_PER_CELL = 40, 60
 _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?|[-+]?inf(inity)?", re.IGNORECASE)
 
 
@@ -80,10 +80,16 @@ def read_text(path: pathlib.Path, least: str) -> Cells:
         reader = csv.reader(lines, delimiter=separator, skipinitialspace=True)
         # pandas cannot tell a row that is shorter from one that ends in empty cells.
         rows = [(reader.line_num, len(row)) for row in reader]
+        if rows and not rows[-1][1]:
+            rows.pop()  # What is after the end of the last line.
         if not any(line.strip(f"{separator} \t") for line in lines):
             raise UserError(f"{path}: is empty; expected {least}.")
-        check_memory(path, len(text) * _BYTES_PER_CHARACTER, ADVICE)
         width = max(number for _, number in rows)
+        check_memory(
+            path,
+            len(rows) * width * _BYTES_PER_CELL,
+            f"the longest of {len(rows)} rows has {width} cells; look whether that is right",
+        )
         frame = pd.read_csv(
             io.StringIO("\n".join(lines)),
             sep=separator,
@@ -109,9 +115,9 @@ def read_text(path: pathlib.Path, least: str) -> Cells:
     there = length > (0 if width == 1 else 1)
     there |= (frame != "").any(axis=1).to_numpy()
     decimal = "."
-    if separator != "," and _has_decimal_commas(frame):
+    if separator != "," and _decimals_are_commas(frame):
         decimal = ","
-        frame = frame.map(lambda cell: cell.replace(",", ".") if _with_comma(cell) else cell)
+        frame = frame.map(lambda cell: cell.replace(",", ".") if has_decimal_comma(cell) else cell)
     return Cells(frame[there], length[there], Dialect(" " if words else separator, decimal))
 
 
@@ -169,14 +175,15 @@ def is_number(cell: str) -> bool:
     return _NUMBER.fullmatch(cell) is not None
 
 
-def _with_comma(cell: str) -> bool:
+def has_decimal_comma(cell: str) -> bool:
+    """Whether a cell is a number with a comma for its point."""
     return cell.count(",") == 1 and is_number(cell.replace(",", ".")) and "." not in cell
 
 
-def _has_decimal_commas(frame: pd.DataFrame) -> bool:
+def _decimals_are_commas(frame: pd.DataFrame) -> bool:
     """Whether numbers have commas, and none has a point."""
     cells = frame.to_numpy().ravel()
-    commas = any(_with_comma(cell) for cell in cells)
+    commas = any(has_decimal_comma(cell) for cell in cells)
     return commas and not any("." in cell and is_number(cell) for cell in cells)
 
 

@@ -187,7 +187,7 @@ def _of_dates(series: Sequence[pd.DatetimeIndex]) -> list[Spacing]:
             found.append(Spacing(pd.offsets.MonthEnd(number), name))
     fixed = pd.Timedelta(int(np.gcd.reduce(steps)), "ns")
     found.append(Spacing(fixed, _duration(fixed)))
-    if fixed == pd.Timedelta(days=1) and (every.dayofweek < 5).all():
+    if fixed == pd.Timedelta(days=1) and (every.day_of_week < 5).all():
         found.append(Spacing(pd.offsets.BusinessDay(), "1 business day"))
     return found
 

@@ -15,7 +15,7 @@ from tfp_ar1_cli.pictures import style
 from tfp_ar1_cli.pictures.style import BLACK, BLUE, GRAY, ORANGE
 from tfp_ar1_cli.progress import counted
 from tfp_ar1_cli.run_folder import Run
-from tfp_ar1_cli.training.model import prior_correlation
+from tfp_ar1_cli.training.model import prior_correlation, replicate
 
 _CHANNELS = (BLUE, "#c44e52", "#3c8d5a", "#8064a2", "#937860", "#b8860b")
 # More windows, or more channels of the data, say nothing more in a picture.
@@ -68,13 +68,6 @@ def draw_run(run: Run, model: Any, data: SeriesData) -> list[pathlib.Path]:
             path, run.history(), "nats per window", training
         ),
     )
-
-
-def replicate(model: Any, inputs: dict[str, np.ndarray], num: int, seed: int) -> np.ndarray:
-    """Draws of new observations of the same latent paths, `[num, N, steps, channels]`."""
-    z = np.asarray(model.encode(inputs).sample(num, seed=[seed, 0]))
-    x = model.decode(z.reshape(-1, *z.shape[2:])).sample(seed=[seed, 1])
-    return np.asarray(x).reshape(num, *inputs["x"].shape)
 
 
 def gaps(length: np.ndarray, steps: int, share: float, seed: int) -> np.ndarray:

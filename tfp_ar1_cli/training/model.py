@@ -51,3 +51,10 @@ def prior_correlation(model: SequenceVAE) -> np.ndarray:
     """The prior's lag-one correlation for each latent path, `[channels]`; 0 for N(0, I)."""
     learned = getattr(model.prior, "correlation_parameter", lambda: 0.0)()
     return np.broadcast_to(np.asarray(learned, np.float64), [model.channels])
+
+
+def replicate(model: SequenceVAE, inputs: dict[str, np.ndarray], num: int, seed: int) -> np.ndarray:
+    """Draws of new observations of the same latent paths, `[num, N, steps, channels]`."""
+    z = np.asarray(model.encode(inputs).sample(num, seed=[seed, 0]))
+    x = model.decode(z.reshape(-1, *z.shape[2:])).sample(seed=[seed, 1])
+    return np.asarray(x).reshape(num, *inputs["x"].shape)

@@ -1,0 +1,135 @@
+"""The options of the commands that apply a trained model to a file, and where its answer goes."""
+
+# ruff: noqa: RUF009  `_option` makes a field
+
+import dataclasses
+import pathlib
+from typing import Any
+
+import click
+
+from tfp_ar1_cli.atomic import check_writable
+from tfp_ar1_cli.data import tables
+from tfp_ar1_cli.errors import UserError
+from tfp_ar1_cli.options import _COUNT, _IMPORTANCE_HELP, _PATH, _SEED, _option, _run
+
+QUANTILES = (0.05, 0.5, 0.95)
+NUM_DRAWS = 400
+
+
+class _Levels(click.ParamType):
+    """Numbers between 0 and 1 with commas between, in increasing order."""
+
+    name = "numbers"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[float, ...]:
+        if isinstance(value, tuple):
+            return value
+        try:
+            levels = tuple(float(part) for part in value.split(","))
+        except ValueError:
+            levels = (0.0,)
+        if not all(0 < level < 1 for level in levels) or list(levels) != sorted(set(levels)):
+            self.fail(
+                f"{value!r} is not a list of increasing numbers between 0 and 1 like 0.05,0.95.",
+                param,
+                ctx,
+            )
+        return levels
+
+
+def _file() -> Any:
+    return dataclasses.field(metadata={"click": {"metavar": "FILE", "type": click.STRING}})
+
+
+def _out(what: str = ".csv, .tsv, .parquet or .npz, the former also with .gz") -> Any:
+    return _option(
+        _PATH,
+        f"A new file: {what}.",
+        metavar="FILE",
+        show_default="FILE-<command>.csv in this folder, or the next free name",
+    )
+
+
+def _quantiles() -> Any:
+    return _option(
+        _Levels(),
+        "Levels of the quantiles, with commas between.",
+        QUANTILES,
+        show_default=",".join(map(str, QUANTILES)),
+    )
+
+
+def _draws() -> Any:
+    return _option(_COUNT, "Draws that means, deviations and quantiles are taken over.", NUM_DRAWS)
+
+
+@dataclasses.dataclass(frozen=True)
+class ImputeOptions:
+    """Which run fills the gaps of which file, or says what it would observe."""
+
+    run: pathlib.Path = _run()
+    file: str = _file()
+    out: pathlib.Path | None = _out()
+    quantiles: tuple[float, ...] = _quantiles()
+    num_samples: int = _draws()
+    seed: int = _option(_SEED, "Seed of the draws.", 0)
+
+
+@dataclasses.dataclass(frozen=True)
+class ForecastOptions(ImputeOptions):
+    """Which run continues the series of which file, and by how many steps."""
+
+    steps: int = _option(_COUNT, "How many steps to forecast.", required=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class EncodeOptions:
+    """Which run encodes which file."""
+
+    run: pathlib.Path = _run()
+    file: str = _file()
+    out: pathlib.Path | None = _out()
+
+
+@dataclasses.dataclass(frozen=True)
+class ScoreOptions(EncodeOptions):
+    """Which run scores which file."""
+
+    num_importance_samples: int | None = _option(
+        _COUNT, _IMPORTANCE_HELP, show_default="as in the training"
+    )
+    per_step: bool = _option(
+        click.BOOL, "Series: score each step instead of each window.", False, is_flag=True
+    )
+
+
+def new_file(out: pathlib.Path | None, file: str, verb: str) -> pathlib.Path:
+    """Where an answer goes: `out`, or a name after the file that is free.
+
+    A `UserError`, before the work, unless it can be written and is of a known kind.
+    """
+    if out is None:
+        name = pathlib.Path(file.partition(":")[2] or file).name
+        plain = pathlib.Path(name.removesuffix(".gz"))
+        arrays = plain.suffix in (".npz", ".npy")
+        suffix = ".npz" if arrays else plain.suffix
+        suffix = suffix if suffix in (".npz", *tables.PARQUET_SUFFIXES, ".tsv") else ".csv"
+        out = free_name(pathlib.Path(f"{plain.stem}-{verb}{suffix}"))
+    tables.check_output(out)
+    if out.exists():
+        raise UserError(f"{out}: exists already; choose another --out.")
+    if not out.parent.is_dir():
+        raise UserError(f"{out.parent}: no such folder; make it or choose another --out.")
+    check_writable(out)
+    return out
+
+
+def free_name(path: pathlib.Path) -> pathlib.Path:
+    """The path, or the first of `NAME-2.csv`, `NAME-3.csv`, ... that does not exist."""
+    number = 1
+    new = path
+    while new.exists():
+        number += 1
+        new = path.with_name(f"{path.stem}-{number}{path.suffix}")
+    return new

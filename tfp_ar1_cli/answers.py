@@ -1,0 +1,300 @@
+"""What a trained model of series says about them, in their own units and their own layout."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tfp_ar1_cli.atomic import atomic
+from tfp_ar1_cli.data import tables
+from tfp_ar1_cli.data.series import Units
+from tfp_ar1_cli.data.series_table import SeriesTable
+
+if TYPE_CHECKING:
+    pass
+
+_BATCH = 128
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """What was asked for, as a table and as arrays.
+
+    Attributes:
+      frame: Makes the table.
+      arrays: The arrays of an .npz file.
+    """
+
+    frame: Callable[[], Any]
+    arrays: dict[str, np.ndarray]
+
+    def write(self, path: pathlib.Path, dialect: tables.Dialect | None = None) -> None:
+        """Writes the file; its suffix says which kind it is."""
+        if path.suffix == ".npz":
+            with atomic(path) as temporary, temporary.open("wb") as file:
+                np.savez(file, **dict[str, Any](self.arrays))
+        else:
+            tables.write(path, self.frame(), dialect)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Windows:
+    """Pieces of series as a model takes them, and the way back.
+
+    Attributes:
+      x: float32 `[N, steps, features]`, standardised.
+      length: int32 `[N]`.
+      series: Which series each is of, `[N]`.
+      start: Its first step there, `[N]`.
+      owner: int `[series, steps of the longest]`: in which window each step is looked at.
+    """
+
+    x: np.ndarray
+    length: np.ndarray
+    series: np.ndarray
+    start: np.ndarray
+    owner: np.ndarray
+
+    @property
+    def data(self) -> dict[str, np.ndarray]:
+        """The windows, as the model takes them."""
+        return {"x": self.x, "length": self.length}
+
+    def whole(self, values: np.ndarray) -> np.ndarray:
+        """Values `[..., N, steps, width]` of windows as those of series."""
+        step = np.arange(self.owner.shape[1])
+        inside = np.clip(step - self.start[self.owner], 0, values.shape[-2] - 1)
+        return values[..., self.owner, inside, :]
+
+
+def _cut(table: SeriesTable, units: Units, steps: int, starts: Callable[[int], Any]) -> _Windows:
+    """The windows that begin at `starts(length)`; a step is looked at where it is most central."""
+    x = units.standardise(table.x).astype(np.float32)
+    owner = np.zeros(x.shape[:2], int)
+    pieces: list[np.ndarray] = []
+    series: list[int] = []
+    start: list[int] = []
+    length: list[int] = []
+    for index, count in enumerate(table.length.tolist()):
+        begins = np.asarray(starts(count))
+        ends = np.minimum(begins + steps, count)
+        step = np.arange(count)[:, None]
+        outside = (step < begins) | (step >= ends)
+        distance = np.abs(step - (begins + (steps - 1) / 2)) + outside * 2.0 * count
+        owner[index, :count] = len(start) + distance.argmin(axis=1)
+        owner[index, count:] = owner[index, count - 1]
+        for begin, end in zip(begins, ends, strict=True):
+            piece = np.full((steps, x.shape[2]), np.nan, np.float32)
+            piece[: end - begin] = x[index, begin:end]
+            pieces.append(piece)
+            start.append(begin)
+            length.append(end - begin)
+            series.append(index)
+    lengths = np.array(length, np.int32)
+    return _Windows(np.stack(pieces), lengths, np.array(series), np.array(start), owner)
+
+
+def overlapping(steps: int) -> Callable[[int], list[int]]:
+    """Where windows begin that overlap by half, so that no gap lies at the edge of all of them."""
+    return lambda count: [
+        *range(0, max(count - steps, 0), max(1, steps // 2)),
+        max(count - steps, 0),
+    ]
+
+
+def side_by_side(steps: int) -> Callable[[int], list[int]]:
+    """Where windows begin that follow each other, as in the training; the last may be short."""
+    return lambda count: list(range(0, count, steps))
+
+
+def _last(steps: int) -> Callable[[int], list[int]]:
+    return lambda count: [max(count - steps, 0)]
+
+
+def _statistics(quantiles: Sequence[float]) -> Callable[[np.ndarray], np.ndarray]:
+    """Mean, standard deviation and quantiles over axis 0 of draws, stacked."""
+
+    def of(draws: np.ndarray) -> np.ndarray:
+        draws = draws.astype(np.float64)
+        parts = [draws.mean(axis=0)[None], draws.std(axis=0)[None]]
+        return np.concatenate([*parts, np.quantile(draws, quantiles, axis=0)])
+
+    return of
+
+
+def _in_units(units: Units, stacked: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Mean, standard deviation and quantiles in the units of the data."""
+    return (
+        units.restore(stacked[0]),
+        stacked[1] * np.abs(units.scale),
+        units.restore(stacked[2:]),
+    )
+
+
+def _arrays(
+    table: SeriesTable,
+    x: np.ndarray,
+    sd: np.ndarray,
+    quantiles: np.ndarray,
+    levels: Sequence[float],
+    **more: np.ndarray,
+) -> dict[str, np.ndarray]:
+    return {
+        "x": x,
+        "sd": sd,
+        "quantiles": quantiles,
+        "levels": np.array(levels),
+        "ids": np.array(table.ids),
+        "names": np.array(table.names),
+        **more,
+    }
+
+
+def _named(quantiles: np.ndarray, levels: Sequence[float]) -> dict[str, np.ndarray]:
+    return {f"q{level:g}": x for level, x in zip(levels, quantiles, strict=True)}
+
+
+def impute(
+    model: Any, units: Units, table: SeriesTable, levels: Sequence[float], num: int, seed: int
+) -> Answer:
+    """Series with their gaps filled: means, standard deviations and quantiles of draws.
+
+    Observed values stay as they are, with a standard deviation of 0.
+    """
+    windows = _cut(table, units, model.steps, overlapping(model.steps))
+    stacked = model.impute(
+        windows.data, num_samples=num, seed=seed, batch_size=_BATCH, summarize=_statistics(levels)
+    )
+    mean, sd, quantiles = _in_units(units, windows.whole(stacked))
+    observed = ~np.isnan(table.x)
+    x = np.where(observed, table.x, mean)
+    sd = np.where(observed, 0.0, sd)
+    quantiles = np.where(observed, table.x, quantiles)
+    values = {"": x, "sd": sd, **_named(quantiles, levels)}
+    arrays = _arrays(table, x, sd, quantiles, levels, length=table.length)
+    return Answer(lambda: table.rows(values), arrays)
+
+
+def forecast(
+    model: Any,
+    units: Units,
+    table: SeriesTable,
+    steps: int,
+    levels: Sequence[float],
+    num: int,
+    seed: int,
+) -> Answer:
+    """What follows each series: means, standard deviations and quantiles of draws."""
+    windows = _cut(table, units, model.steps, _last(model.steps))
+    stacked = model.forecast(
+        windows.data,
+        steps,
+        num_samples=num,
+        seed=seed,
+        batch_size=_BATCH,
+        summarize=_statistics(levels),
+    )
+    mean, sd, quantiles = _in_units(units, stacked)
+    values = {"": mean, "sd": sd, **_named(quantiles, levels)}
+    arrays = _arrays(table, mean, sd, quantiles, levels)
+    return Answer(lambda: table.layout.following(table, values), arrays)
+
+
+def reconstruct(
+    model: Any, units: Units, table: SeriesTable, levels: Sequence[float], num: int, seed: int
+) -> Answer:
+    """New observations of the same latent paths, of every step, beside what was observed."""
+    from tfp_ar1_cli.training.model import replicate
+
+    windows = _cut(table, units, model.steps, overlapping(model.steps))
+    parts = []
+    for number, start in enumerate(range(0, len(windows.x), _BATCH)):
+        some = {key: x[start : start + _BATCH] for key, x in windows.data.items()}
+        parts.append(_statistics(levels)(replicate(model, some, num, seed + number)))
+    mean, sd, quantiles = _in_units(units, windows.whole(np.concatenate(parts, axis=1)))
+    values = {"": table.x, "reconstruction": mean, "sd": sd, **_named(quantiles, levels)}
+    arrays = _arrays(table, mean, sd, quantiles, levels, length=table.length)
+    return Answer(lambda: table.rows(values), arrays)
+
+
+def encode(model: Any, units: Units, table: SeriesTable) -> Answer:
+    """Means and standard deviations of the posterior, of each latent path at each step."""
+    windows = _cut(table, units, model.steps, overlapping(model.steps))
+    means, stddevs = [], []
+    for start in range(0, len(windows.x), _BATCH):
+        posterior = model.encode({k: x[start : start + _BATCH] for k, x in windows.data.items()})
+        means.append(np.swapaxes(np.asarray(posterior.mean(), np.float64), 1, 2))
+        stddevs.append(np.swapaxes(np.asarray(posterior.stddev(), np.float64), 1, 2))
+    mean, stddev = (windows.whole(np.concatenate(x)) for x in (means, stddevs))
+    values = {"z{}": mean, "z{}_sd": stddev}
+    arrays = {"mean": mean, "stddev": stddev, "length": table.length, "ids": np.array(table.ids)}
+    return Answer(lambda: table.rows(values, width=mean.shape[-1]), arrays)
+
+
+def score(
+    model: Any,
+    units: Units,
+    table: SeriesTable,
+    num_importance_samples: int,
+    per_step: bool,
+    progress: Callable[[int, int], None] | None = None,
+) -> Answer:
+    """How unexpected the series are to the model, in nats: of each window, or of each step.
+
+    Of a window the negative ELBO, its two terms, and the importance-weighted negative
+    log-likelihood; of a step what it adds to the negative ELBO.
+    """
+    import pandas as pd
+
+    from tfp_ar1.vae import batching, sequence_evaluation
+
+    windows = _cut(table, units, model.steps, side_by_side(model.steps))
+    if per_step:
+        terms = sequence_evaluation.neg_elbo_by_step(
+            model, windows.data, num_importance_samples, _BATCH, progress=progress
+        )
+        by_step = windows.whole(terms[..., None])
+        past = np.arange(by_step.shape[1]) >= table.length[:, None]
+        arrays = {"neg_elbo": np.where(past, np.nan, by_step[..., 0]), "length": table.length}
+        values = {"neg_elbo": by_step}
+        return Answer(lambda: table.rows(values, width=1), arrays | {"ids": np.array(table.ids)})
+    estimates = batching.importance_estimates(
+        model.importance_terms, windows.data, num_importance_samples, _BATCH, progress=progress
+    )
+    columns = _scores(*batching.concatenated(estimates))
+    first = [table.layout.label(s, t) for s, t in zip(windows.series, windows.start, strict=True)]
+    columns = {
+        "series": np.array(table.ids)[windows.series],
+        "start": np.array(first),
+        "steps": windows.length,
+        "observed": np.count_nonzero(~np.isnan(windows.x), axis=(1, 2)),
+        **columns,
+    }
+    return Answer(lambda: pd.DataFrame(columns), columns)
+
+
+def _scores(
+    reconstruction: np.ndarray, kl: np.ndarray, log_likelihood: np.ndarray
+) -> dict[str, np.ndarray]:
+    return {
+        "neg_elbo": reconstruction + kl,
+        "reconstruction": reconstruction,
+        "kl": kl,
+        "nll_iw": -log_likelihood,
+    }
+
+
+def score_examples(
+    model: Any, x: np.ndarray, num: int, progress: Callable[[int, int], None] | None = None
+) -> dict[str, np.ndarray]:
+    """The scores of images, as `score` gives them for windows."""
+    from tfp_ar1.vae import batching
+
+    estimates = batching.importance_estimates(
+        model.importance_terms, x, num, _BATCH, progress=progress
+    )
+    return _scores(*batching.concatenated(estimates))

@@ -1,0 +1,26 @@
+"""`tfp-ar1 encode`: the posterior of data."""
+
+import click
+
+from tfp_ar1_cli import answers, apply
+from tfp_ar1_cli.answer_options import EncodeOptions
+from tfp_ar1_cli.options import takes
+
+
+@click.command("encode")
+@takes(EncodeOptions)
+def command(options: EncodeOptions) -> None:
+    """Write the codes of the data in FILE: means and standard deviations of q(z | x).
+
+    Of series there is one for each latent path at each step, of images one for each latent
+    coordinate.
+
+    \b
+    Examples:
+      tfp-ar1 encode runs/nile-ar1-001 nile.csv --out codes.csv
+      tfp-ar1 encode runs/digits-ar1-001 npz:images.npz --out codes.npz
+    """  # noqa: D301
+    if apply.is_of_series(options.run):
+        apply.to_series("encode", options, "encoded", answers.encode)
+    else:
+        apply.to_images(options, "encoded", lambda model, x: model.encode(x))

@@ -1,0 +1,23 @@
+"""`tfp-ar1 forecast`: the steps that follow series."""
+
+import click
+
+from tfp_ar1_cli import answers, apply
+from tfp_ar1_cli.answer_options import ForecastOptions
+from tfp_ar1_cli.options import takes
+
+
+@click.command("forecast")
+@takes(ForecastOptions)
+def command(options: ForecastOptions) -> None:
+    """Forecast the steps that follow each series in FILE by the model of RUN.
+
+    The new file has these steps alone, with the dates that follow: the mean in place of each value,
+    and beside it the standard deviation and quantiles, noise of observation included.
+
+    \b
+    Examples:
+      tfp-ar1 forecast runs/nile-ar1-001 nile.csv --steps 10 --out next.csv
+    """  # noqa: D301
+    args = (options.steps, options.quantiles, options.num_samples, options.seed)
+    apply.to_series("forecast", options, "forecast", answers.forecast, *args)

@@ -1,0 +1,25 @@
+"""`tfp-ar1 impute`: the gaps of series, filled."""
+
+import click
+
+from tfp_ar1_cli import answers, apply
+from tfp_ar1_cli.answer_options import ImputeOptions
+from tfp_ar1_cli.options import takes
+
+
+@click.command("impute")
+@takes(ImputeOptions)
+def command(options: ImputeOptions) -> None:
+    """Fill the gaps of the series in FILE by the model of RUN.
+
+    The new file looks like FILE: rows that lacked are there, missing values are the means of draws
+    given all that was observed, and beside each column stand the standard deviation and quantiles,
+    noise of observation included. Observed values stay as they are.
+
+    \b
+    Examples:
+      tfp-ar1 impute runs/nile-ar1-001 nile.csv --out filled.csv
+      tfp-ar1 impute runs/nile-ar1-001 nile.csv --quantiles 0.1,0.9 --out filled.parquet
+    """  # noqa: D301
+    args = (options.quantiles, options.num_samples, options.seed)
+    apply.to_series("impute", options, "imputed", answers.impute, *args)

@@ -1,0 +1,27 @@
+"""`tfp-ar1 reconstruct`: what a model makes of what it is shown."""
+
+import click
+
+from tfp_ar1_cli import answers, apply
+from tfp_ar1_cli.answer_options import ImputeOptions
+from tfp_ar1_cli.options import takes
+
+
+@click.command("reconstruct")
+@takes(ImputeOptions)
+def command(options: ImputeOptions) -> None:
+    """Write what the model of RUN would observe in place of the data in FILE.
+
+    Of series: mean, standard deviation and quantiles of new observations of the same latent paths,
+    beside each value. Of images: their means; write them to an .npz file.
+
+    \b
+    Examples:
+      tfp-ar1 reconstruct runs/nile-ar1-001 nile.csv --out smooth.csv
+      tfp-ar1 reconstruct runs/digits-ar1-001 npz:images.npz --out reconstructed.npz
+    """  # noqa: D301
+    if apply.is_of_series(options.run):
+        args = (options.quantiles, options.num_samples, options.seed)
+        apply.to_series("reconstruct", options, "reconstructed", answers.reconstruct, *args)
+    else:
+        apply.to_images(options, "reconstructed", lambda model, x: model.reconstruct(x))

@@ -1,0 +1,246 @@
+"""A trained model in the units of its data: what the commands do, from Python.
+
+from tfp_ar1_cli import trained
+
+model = trained.load("runs/nile-ar1-001")
+model.impute("nile.csv")  # a table as in the file, its gaps filled
+model.forecast(frame, steps=12)  # of a DataFrame, with a row for each of the next 12 steps
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tfp_ar1_cli import answers, run_folder
+from tfp_ar1_cli.answer_options import NUM_DRAWS, QUANTILES
+from tfp_ar1_cli.data import loading, series_files, table_forms
+from tfp_ar1_cli.data.series import Units
+from tfp_ar1_cli.data.series_table import SeriesTable
+from tfp_ar1_cli.errors import UserError
+from tfp_ar1_cli.evaluate import load_model
+from tfp_ar1_cli.run_folder import Run
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Progress = Callable[[int, int], None]
+
+
+class TrainedSeries:
+    """A model of series, with the units of its data.
+
+    Its methods take a file (see `--dataset`), a `pandas.DataFrame` that looks like one, an array
+    `[series, steps, features]` or `[series, steps]`, or a dictionary of such arrays as an .npz file
+    has them; missing values are NaN, or rows that lack. They return a `DataFrame` in the same
+    layout; of arrays, a dictionary of arrays.
+
+    Attributes:
+      model: The `tfp_ar1.SequenceVAE`, which takes standardised values.
+      units: Names, means and scales of the features.
+    """
+
+    def __init__(self, run: Run, model: Any) -> None:
+        self.run, self.model = run, model
+        self.units = Units(**run.data["units"])
+
+    def table(self, data: Any) -> SeriesTable:
+        """Data as the model understands them.
+
+        Raises:
+          UserError: If they cannot be read, or are not like those of the training.
+        """
+        return data if isinstance(data, SeriesTable) else read_table(self.run, data)
+
+    def answer(self, method: Callable[..., answers.Answer], data: Any, *args: Any) -> Any:
+        """What a function of `answers` gives for the data."""
+        return method(self.model, self.units, self.table(data), *args)
+
+    def _like(self, data: Any, answer: answers.Answer) -> Any:
+        return answer.arrays if _is_arrays(data) else answer.frame()
+
+    def impute(
+        self,
+        data: Any,
+        quantiles: Sequence[float] = QUANTILES,
+        num_samples: int = NUM_DRAWS,
+        seed: int = 0,
+    ) -> pd.DataFrame | dict[str, np.ndarray]:
+        """Fills the gaps.
+
+        Series longer than the model's windows are filled in windows that overlap by half.
+
+        Args:
+          data: See the class.
+          quantiles: Levels between 0 and 1.
+          num_samples: Draws that means, standard deviations and quantiles are taken over.
+          seed: Of the draws.
+
+        Returns:
+          In each column of values the observed ones, and the means of the missing ones; beside it
+          `NAME_sd`, the standard deviation, noise of observation included, and `NAME_q0.05` and so
+          on, the quantiles. Of an observed value these are 0 and the value. Arrays are called `x`,
+          `sd`, `quantiles` `[levels, ...]`.
+
+        Raises:
+          UserError: If the data are not like those of the training.
+        """
+        answer = self.answer(answers.impute, data, quantiles, num_samples, seed)
+        return self._like(data, answer)
+
+    def forecast(
+        self,
+        data: Any,
+        steps: int,
+        quantiles: Sequence[float] = QUANTILES,
+        num_samples: int = NUM_DRAWS,
+        seed: int = 0,
+    ) -> pd.DataFrame | dict[str, np.ndarray]:
+        """Forecasts the steps that follow each series.
+
+        Args:
+          data: See the class.
+          steps: How many.
+          quantiles: See `impute`.
+          num_samples: See `impute`.
+          seed: Of the draws.
+
+        Returns:
+          A table of the steps that follow alone, with the times that follow; its columns are those
+          of `impute`.
+
+        Raises:
+          UserError: If the data are not like those of the training.
+        """
+        answer = self.answer(answers.forecast, data, steps, quantiles, num_samples, seed)
+        return self._like(data, answer)
+
+    def reconstruct(
+        self,
+        data: Any,
+        quantiles: Sequence[float] = QUANTILES,
+        num_samples: int = NUM_DRAWS,
+        seed: int = 0,
+    ) -> pd.DataFrame | dict[str, np.ndarray]:
+        """What the model would observe in place of every value; as `impute`, beside the values."""
+        answer = self.answer(answers.reconstruct, data, quantiles, num_samples, seed)
+        return self._like(data, answer)
+
+    def encode(self, data: Any) -> pd.DataFrame | dict[str, np.ndarray]:
+        """The posterior of each latent path at each step: `z1`, ..., and `z1_sd`, ..."""
+        return self._like(data, self.answer(answers.encode, data))
+
+    def score(
+        self, data: Any, num_importance_samples: int | None = None, per_step: bool = False
+    ) -> pd.DataFrame | dict[str, np.ndarray]:
+        """How unexpected each window is, in nats, or each step; see `answers.score`."""
+        number = num_importance_samples or self.run.options.num_importance_samples
+        return self._like(data, self.answer(answers.score, data, number, per_step))
+
+
+def read_table(run: Run, data: Any) -> SeriesTable:
+    """Data as the model of a run on series understands them; see `TrainedSeries`.
+
+    Raises:
+      UserError: If they cannot be read, or are not like those of the training.
+    """
+    columns, source = run.options.columns, "the data"
+    if isinstance(data, str | os.PathLike):
+        kind, _, source = loading.resolve(os.fspath(data), "sequence").partition(":")
+        if not source:
+            raise UserError(f"{kind} is the name of a data set; give a file.")
+        table, test = series_files.read(pathlib.Path(source), kind, columns)
+        if test is not None:
+            table.notes.append(f"The {len(test.x)} test series of {source} are not used.")
+    elif _is_arrays(data):
+        arrays = data if isinstance(data, Mapping) else {"x": data}
+        found = {key: np.asarray(value) for key, value in arrays.items()}
+        table = series_files.from_arrays(found, "", source)
+    else:
+        table = table_forms.of_frame(source, data, columns)
+    units = run.data["units"]
+    table = series_files.chosen(table, units["names"], units["step"], source)
+    series_files.check_values(table, source, run.options.likelihood, empty=True)
+    return table
+
+
+def _is_arrays(data: Any) -> bool:
+    return isinstance(data, Mapping) or hasattr(data, "__array_interface__")
+
+
+class TrainedImages:
+    """A model of images.
+
+    Its methods take what `--dataset` does, or an array `[N, *image_shape]`, and return a
+    `pandas.DataFrame` with a row for each image, or an array.
+
+    Attributes:
+      model: The `tfp_ar1.RhoVAE`.
+    """
+
+    def __init__(self, run: Run, model: Any) -> None:
+        self.run, self.model = run, model
+
+    def images(self, data: Any) -> np.ndarray:
+        """Images as the model takes them: those of the training set first, if there are two."""
+        if not isinstance(data, str | os.PathLike):
+            return np.asarray(data)
+        dataset = loading.resolve(os.fspath(data), "image")
+        wanted = dataclasses.replace(self.run.options.data, dataset=dataset)
+        found = loading.load(wanted, {}, whole=True)
+        if found.data_shape != self.run.data_shape:
+            raise UserError(
+                f"the images of {dataset} have shape {found.data_shape}, but {self.run.folder} was "
+                f"trained on {self.run.data_shape}; give images of that shape."
+            )
+        return np.concatenate([np.asarray(found.x_train[:]), found.x_test])
+
+    def encode(self, data: Any) -> pd.DataFrame:
+        """The posterior of each image: means `z1`, ..., and standard deviations `z1_sd`, ..."""
+        import pandas as pd
+
+        from tfp_ar1.vae import batching
+
+        posteriors = map(self.model.encode, batching.batches(self.images(data), 128))
+        parts = [(np.asarray(p.mean()), np.asarray(p.stddev())) for p in posteriors]
+        mean, stddev = map(np.concatenate, zip(*parts, strict=True))
+        columns = {f"z{i + 1}": mean[:, i] for i in range(mean.shape[1])}
+        columns |= {f"z{i + 1}_sd": stddev[:, i] for i in range(mean.shape[1])}
+        return pd.DataFrame({"image": np.arange(len(mean)), **columns})
+
+    def score(
+        self,
+        data: Any,
+        num_importance_samples: int | None = None,
+        progress: Progress | None = None,
+    ) -> pd.DataFrame:
+        """How unexpected each image is, in nats; see `answers.score`."""
+        import pandas as pd
+
+        x = self.images(data)
+        number = num_importance_samples or self.run.options.num_importance_samples
+        scores = answers.score_examples(self.model, x, number, progress)
+        return pd.DataFrame({"image": np.arange(len(x)), **scores})
+
+    def reconstruct(self, data: Any) -> np.ndarray:
+        """The mean of p(x | z) for each image, with z the posterior's mean."""
+        from tfp_ar1.vae import batching
+
+        parts = batching.batches(self.images(data), 128)
+        return np.concatenate([np.asarray(self.model.reconstruct(part)) for part in parts])
+
+
+def load(folder: str | os.PathLike[str]) -> TrainedSeries | TrainedImages:
+    """The model of a run that is finished.
+
+    Raises:
+      UserError: If there is none, or it is damaged.
+    """
+    run = run_folder.read_finished(pathlib.Path(folder))
+    kind = TrainedSeries if run.options.model == "sequence" else TrainedImages
+    return kind(run, load_model(run))
