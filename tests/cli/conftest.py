@@ -2,12 +2,17 @@
 
 import contextlib
 import io
+import json
+import os
+import pathlib
+import shutil
 
 import numpy as np
 import pytest
 from program import TINY, TINY_SERIES, contents, options_of
 
 from tfp_ar1_cli import main, run_folder, startup
+from tfp_ar1_cli.atomic import fcntl
 from tfp_ar1_cli.data import loading
 
 
@@ -48,26 +53,46 @@ def refused(cli, monkeypatch):
 
 
 @pytest.fixture(scope="session")
-def images(tmp_path_factory):
+def shared(tmp_path_factory):
+    """A folder that all processes of `tests/run.py` share, and a lock on it."""
+    folder = os.environ.get("TFP_AR1_TEST_RUNS") or tmp_path_factory.mktemp("shared")
+
+    @contextlib.contextmanager
+    def locked():
+        with open(os.path.join(folder, "lock"), "a") as file:
+            if fcntl is not None:
+                fcntl.flock(file, fcntl.LOCK_EX)
+            yield pathlib.Path(folder)
+
+    return locked
+
+
+@pytest.fixture(scope="session")
+def images(shared):
     """An .npz file of 40 training and 12 test images with labels."""
     rng = np.random.default_rng(0)
-    path = tmp_path_factory.mktemp("images") / "tiny.npz"
     y = rng.integers(0, 3, 52)
     x = (np.arange(36).reshape(6, 6) % (2 + y[:, None, None]) == 0) * rng.random((52, 1, 1))
-    np.savez(path, x_train=x[:40], x_test=x[40:], y_train=y[:40], y_test=y[40:])
+    with shared() as folder:
+        path = folder / "tiny.npz"
+        if not path.exists():
+            np.savez(path, x_train=x[:40], x_test=x[40:], y_train=y[:40], y_test=y[40:])
     return path
 
 
 @pytest.fixture(scope="session")
-def own_series(tmp_path_factory):
+def own_series(shared):
     """An .npz file of 20 training and 6 test series of 2 channels, unequal lengths and gaps."""
     rng = np.random.default_rng(0)
-    path = tmp_path_factory.mktemp("series") / "tiny.npz"
     x = 40 + 10 * np.cumsum(rng.normal(size=(26, 12, 2)), axis=1)
     x[rng.random(x.shape) < 0.1] = np.nan
     length = rng.integers(6, 13, 26)
     length[[0, 22]] = 12
-    np.savez(path, x=x[:20], x_test=x[20:], length=length[:20], length_test=length[20:])
+    with shared() as folder:
+        path = folder / "series" / "tiny.npz"
+        if not path.exists():
+            path.parent.mkdir()
+            np.savez(path, x=x[:20], x_test=x[20:], length=length[:20], length_test=length[20:])
     return path
 
 
@@ -87,22 +112,30 @@ def unfinished(tmp_path, tiny):
     return folder
 
 
-def _finish(folder, *argv):
-    out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        assert main(["train", *map(str, argv), "--out", str(folder)]) == 0, err.getvalue()
-    return folder, out.getvalue(), err.getvalue()
+def _finished(shared, own, name, *argv):
+    """A copy of a finished run, which is trained once for all processes, and what it printed."""
+    with shared() as folder:
+        run, printed = folder / name / "run 1", folder / name / "printed.json"
+        if not printed.exists():
+            out, err = io.StringIO(), io.StringIO()
+            with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+                assert main(["train", *map(str, argv), "--out", str(run)]) == 0, err.getvalue()
+            printed.write_text(json.dumps([out.getvalue(), err.getvalue()]))
+    copy = shutil.copytree(run, own / "run 1")
+    texts = (text.replace(str(run), str(copy)) for text in json.loads(printed.read_text()))
+    return copy, *texts
 
 
 @pytest.fixture(scope="session")
-def finished(tmp_path_factory, images):
+def finished(shared, tmp_path_factory, images):
     """A finished run on the images, with what its training printed on stdout and stderr."""
-    folder = tmp_path_factory.mktemp("finished") / "run 1"
-    return _finish(folder, "--dataset", f"npz:{images}", *TINY)
+    own = tmp_path_factory.mktemp("finished")
+    return _finished(shared, own, "finished", "--dataset", f"npz:{images}", *TINY)
 
 
 @pytest.fixture(scope="session")
-def finished_series(tmp_path_factory, own_series):
+def finished_series(shared, tmp_path_factory, own_series):
     """A finished run on the series, with what its training printed."""
-    folder = tmp_path_factory.mktemp("finished series") / "run 1"
-    return _finish(folder, "--dataset", f"npz:{own_series}", *TINY_SERIES)
+    own = tmp_path_factory.mktemp("finished series")
+    argv = ("--dataset", f"npz:{own_series}", *TINY_SERIES)
+    return _finished(shared, own, "finished series", *argv)
