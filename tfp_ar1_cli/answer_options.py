@@ -42,12 +42,12 @@ def _file() -> Any:
     return dataclasses.field(metadata={"click": {"metavar": "FILE", "type": click.STRING}})
 
 
-def _out(what: str = ".csv, .tsv, .parquet or .npz, the former also with .gz") -> Any:
+def _out(what: str = ".csv or .tsv (also .gz), .parquet or .npz") -> Any:
     return _option(
         _PATH,
         f"A new file: {what}.",
         metavar="FILE",
-        show_default="FILE-<command>.csv in this folder, or the next free name",
+        show_default="named after FILE, in this folder",
     )
 
 
