@@ -115,7 +115,11 @@ def test_evaluate_on_what_cannot_be(refused):
     for folder, argv, expected in (
         (image, "--dataset npy:x.npy", f"have shape (9,), but {image} was trained on (8, 8)"),
         (image, "--dataset gunpoint", "there is no dataset 'gunpoint'"),
-        (sequence, "--dataset npz:y.npz", "has 2 features (channel 1, channel 2), but the model was trained on 1"),
+        (
+            sequence,
+            "--dataset npz:y.npz",
+            "has 2 features (channel 1, channel 2), but the model was trained on 1",
+        ),
         (sequence, "--dataset mnist", "no set of series 'mnist'"),
         (sequence, "--data-dir .", "--data-dir is for models of images"),
     ):

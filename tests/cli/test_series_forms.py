@@ -256,3 +256,20 @@ def test_a_path_says_what_it_is(tmp_path):
     assert loading.resolve(str(path), "sequence") == f"csv:{path}"
     assert loading.short_name(f"csv:{path}") == "my data"
     assert main(["train", "--dataset", str(path), "--out", str(tmp_path / "no")]) == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "said", "indexed"),
+    [
+        ("nile", "1 series of 100 steps every 1, none missing, 1 feature (volume)", False),
+        ("sunspots", "1 series of 309 steps every 1, none missing, 1 feature", False),
+        ("co2", "1 series of 2284 steps every 7 days, 3% missing, 1 feature (co2)", True),
+        ("elnino", "1 series of 61 steps every 1, none missing, 12 features (JAN, FEB,", False),
+    ],
+)
+def test_real_tables(tmp_path, name, said, indexed):
+    """As pandas writes what statsmodels ships."""
+    datasets = pytest.importorskip("statsmodels.datasets")
+    path = tmp_path / f"{name}.csv"
+    getattr(datasets, name).load_pandas().data.to_csv(path, index=indexed)
+    assert read(path).describe().startswith(said)
