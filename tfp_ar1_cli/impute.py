@@ -12,9 +12,9 @@ from tfp_ar1_cli.options import takes
 def command(options: ImputeOptions) -> None:
     """Fill the gaps of the series in FILE by the model of RUN.
 
-    The new file looks like FILE: rows that it lacks are there, missing values are the means of draws
-    given all that was observed, and beside each column stand the standard deviation and quantiles,
-    noise of observation included. Observed values stay as they are.
+    The new file looks like FILE: rows that it lacks are there, missing values are the means of
+    draws given all that was observed, and beside each column stand the standard deviation and
+    quantiles, noise of observation included. Observed values stay as they are.
 
     \b
     Examples:

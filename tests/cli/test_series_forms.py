@@ -69,6 +69,11 @@ READ = {
         "2 series of 2 steps every 1 day",
         [[1, 2], [3, 4]],
     ),
+    "long form, series by number": (
+        "shop,date,x\n7,2020-01-03,1\n7,2020-01-04,2\n8,2020-01-03,3\n8,2020-01-04,4\n",
+        "2 series of 2 steps every 1 day, none missing, 1 feature (x)",
+        [[1, 2], [3, 4]],
+    ),
     "a row for each series": ("1.5,2,3\n4,5,6\n", "2 series of 3 steps, none missing", TWO),
     "rows of unequal length": (
         "1,2,,4\n5, 6 ,7\n",
@@ -135,7 +140,7 @@ REFUSED = {
     "1,inf\n1,2\n": "1 of 4 values are infinite",
     "series,step,x,x\na,0,1,2\n": "with a name for each column, all different",
     "series,step,x\n": "has a header and no rows",
-    "series,step,x\na,0,1\na,0,2\n": "row 3: repeats step 0 of series 'a'; give each time once",
+    "series,step,x\na,0,1\na,0,2\n": "row 3: repeats step 0 of series 'a'; give each time of a",
     "date,x\n2020-01-03,1\n2020-01-03,2\n": "row 3: repeats date 2020-01-03; if the table holds",
     "series,step,x\na,0,1\na,1,cold\n": "row 3, column 3: 'cold' is not a number",
     "series,step,x\na,0,1,4\n": "row 2: has 4 cells, but the header has 3",

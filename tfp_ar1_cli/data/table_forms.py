@@ -272,7 +272,7 @@ def of_frame(path: Any, frame: pd.DataFrame, columns: str = "features") -> Serie
 def _repeats_hint(what: Columns) -> str:
     if what.series is None:
         return "if the table holds several series, add a column that names them."
-    return "give each time once."
+    return "give each time of a series once; one column must name the series."
 
 
 def _without_index(frame: pd.DataFrame) -> pd.DataFrame:
@@ -311,6 +311,12 @@ def _choose(path: Any, frame: pd.DataFrame, names: list[str], notes: list[str]) 
         if time is not None and len(rest) == 1:
             time = None  # The only column there is.
     rest = [column for column in rest if column != time]
+    if series is None and time is not None and frame.iloc[:, time].duplicated().any():
+        # Whole numbers that, with the time, tell rows apart: of shops, or of sensors.
+        series = first(lambda c: _tells_series_apart(frame, c, time) and kinds[c] == "number")
+        if series is not None:
+            notes.append(f"Column {names[series]} of {path} is read as what tells series apart.")
+            rest.remove(series)
     unread = [column for column in rest if kinds[column] != "number"]
     for column in unread:
         cells = [str(x) for x in frame.iloc[:, column]]
@@ -319,6 +325,14 @@ def _choose(path: Any, frame: pd.DataFrame, names: list[str], notes: list[str]) 
     if unread:
         notes.append(f"Not read of {path}: {', '.join(names[column] for column in unread)}.")
     return Columns(series, time, [column for column in rest if column not in unread])
+
+
+def _tells_series_apart(frame: pd.DataFrame, column: int, time: int) -> bool:
+    """Whether a column of few whole numbers makes the times of rows unique."""
+    cells = frame.iloc[:, column]
+    whole = cells.map(lambda cell: re.fullmatch(r"\d+(\.0)?", str(cell)) is not None)
+    few = cells.nunique() <= len(frame) / 2
+    return bool(few and whole.all() and not frame.iloc[:, [column, time]].duplicated().any())
 
 
 def _numbers(path: Any, frame: pd.DataFrame, column: int) -> np.ndarray:
