@@ -63,6 +63,8 @@ def read_dates(cells: Sequence[str]) -> Dates | None:
             found = int(values.notna().sum())
             best = max(best, (found, values, form), key=lambda x: x[0])
             read_all += [form] * (found == len(cells))
+            if read_all and form not in guesses[:-1]:
+                break
         if not best[0]:
             with_quarters = _read_quarters(cells)
             if with_quarters is not None:
