@@ -7,9 +7,10 @@ from typing import Any
 import click
 
 from tfp_ar1_cli.data import images, series, streams
+from tfp_ar1_cli.data.decoding import Form
 from tfp_ar1_cli.data.protocol import Data, DataOptions
 
-_FILES = {"image": ("npz", "npy", *streams.KINDS), "sequence": ("npz", "npy", "csv")}
+_FILES = {"image": ("npz", "npy", "idx", *streams.KINDS), "sequence": ("npz", "npy", "csv")}
 _NAMES = {"image": ("digits", *images.IDX_DATASETS), "sequence": tuple(series.SHIPPED)}
 
 
@@ -42,6 +43,11 @@ def is_stream(spec: str) -> bool:
     return spec.partition(":")[0] in streams.KINDS
 
 
+def is_encoded(spec: str) -> bool:
+    """Whether the images of a `--dataset` value are encoded, as PNG or JPEG."""
+    return spec.partition(":")[0] in streams.ENCODED
+
+
 def load(options: DataOptions, trained: dict[str, Any] | None = None, whole: bool = False) -> Data:
     """Reads data and checks that a model can be trained, or tested, on them; a `UserError` if not.
 
@@ -59,4 +65,5 @@ def load(options: DataOptions, trained: dict[str, Any] | None = None, whole: boo
         options.likelihood,
         options.corrupt,
         trained if whole else None,
+        Form(options.resize, bool(options.grayscale)),
     )
