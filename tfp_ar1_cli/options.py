@@ -452,11 +452,16 @@ class SampleOptions:
     run: pathlib.Path = _run()
     num_samples: int = _option(_COUNT, "How many images, or windows of series.", 64, "-n")
     seed: int = _option(_SEED, "Seed of the samples.", 0)
-    out: pathlib.Path | None = _option(
-        _PATH,
-        "A new file: .png draws the images, or the first windows; .npy stores an array.",
+    noise: bool = _option(
+        click.BOOL, "Draw of p(x | z), with its noise, instead of its mean.", False, is_flag=True
+    )
+    # A string, since a path does not tell how it ends.
+    out: str | pathlib.Path | None = _option(
+        click.Path(),
+        "A new file: .png draws the images, or the first windows; .npy and .npz store an array, "
+        ".csv has a row for each image, or step. FOLDER/ has a .png file of each.",
         metavar="FILE",
-        show_default="RUN/samples-seed<seed>.png",
+        show_default="RUN/samples-seed<seed>.png, -2, -3, ...",
     )
 
 

@@ -13,7 +13,6 @@ from matplotlib.axes import Axes
 from tfp_ar1_cli.data.series import SeriesData, Units
 from tfp_ar1_cli.pictures import style
 from tfp_ar1_cli.pictures.style import BLACK, BLUE, GRAY, ORANGE
-from tfp_ar1_cli.progress import counted
 from tfp_ar1_cli.run_folder import Run
 from tfp_ar1_cli.training.model import prior_correlation
 
@@ -44,21 +43,19 @@ def draw_run(run: Run, model: Any, data: SeriesData) -> list[pathlib.Path]:
 
     def encode(path: pathlib.Path) -> None:
         posterior, prior = model.encode(few), prior_correlation(model)
-        mean, stddev = (
-            np.asarray(moment())[:_NUM_WINDOWS] for moment in (posterior.mean, posterior.stddev)
-        )
+        mean, stddev = np.asarray(posterior.mean()), np.asarray(posterior.stddev())
         latent_paths(path, mean, stddev, length, prior, units.step)
 
     training = "training, steps hidden" if run.options.hide else "training"
     return style.draw_all(
-        run.folder,
+        run,
         reconstructions=lambda path: reconstructions(
             path, units, x, length, replicate(model, few, _NUM_DRAWS, seed)
         ),
         imputations=impute,
         forecasts=forecast,
         samples=lambda path: samples(
-            path, units, np.asarray(model.generate(_MAX_SAMPLES, seed=seed))
+            path, units, np.asarray(model.generate(_MAX_SAMPLES, seed=seed, noise=True)), True
         ),
         latent_paths=encode,
         correlations=lambda path: correlations(
@@ -138,15 +135,14 @@ def forecasts(
     _grid(path, units, len(x), panel, "Forecasts from the first half of test windows")
 
 
-def samples(path: pathlib.Path, units: Units, x: np.ndarray) -> None:
+def samples(path: pathlib.Path, units: Units, x: np.ndarray, noise: bool = False) -> None:
     """Draws new windows `[N, steps, channels]` from the model: the first of them."""
     x = units.restore(x[: _MAX_SAMPLES if len(units.names) == 1 else _NUM_WINDOWS])
 
     def panel(ax: Axes, i: int, channel: int) -> None:
         ax.plot(x[i, :, channel], color=BLUE, linewidth=1.2)
 
-    number = counted(len(x), "sample")
-    _grid(path, units, len(x), panel, f"{number} from the model: z ~ prior, mean of p(x | z)")
+    _grid(path, units, len(x), panel, style.of_samples(len(x), noise))
 
 
 def latent_paths(
@@ -159,8 +155,12 @@ def latent_paths(
 ) -> None:
     """Draws posterior means and 90% bands of latent paths `[N, latent channels, steps]`.
 
-    Each window is a column of panels and ends at its `length`; `correlation` is the prior's.
+    Each window is a column of panels and ends at its `length`; `correlation` is the prior's. The
+    paths that are not used in any window, drawn or not, are named.
     """
+    inside = np.arange(means.shape[-1]) < np.asarray(length)[:, None]
+    unused = style.unused(means.swapaxes(1, 2)[inside].var(axis=0))
+    means = means[:_NUM_WINDOWS]
     named = (f"{style.latent_name(i)}, prior ρ = {_rho(rho)}" for i, rho in enumerate(correlation))
 
     def panel(ax: Axes, i: int, channel: int) -> None:
@@ -169,7 +169,7 @@ def latent_paths(
         ax.fill_between(steps, mean - half, mean + half, color=colour, alpha=0.2, linewidth=0)
         ax.plot(steps, mean, color=colour, linewidth=1.2)
 
-    title = "Latent paths of test windows: posterior mean and 90% band"
+    title = f"Latent paths of test windows: posterior mean and 90% band{unused}"
     _grid(path, Units(list(named), step, [], []), len(means), panel, title, alike=True)
 
 
