@@ -44,6 +44,12 @@ class ImageKind:
 
         return images.draw_run(run, model, data)
 
+    def draw_progress(self, run: Run, model: Any, data: Any, folder: pathlib.Path) -> None:
+        """Draws quickly into a folder what the model makes during its training."""
+        from tfp_ar1_cli.pictures import images
+
+        images.draw_progress(run, model, data, folder)
+
     def draw_samples(self, run: Run, path: pathlib.Path, new: np.ndarray, noise: bool) -> None:
         """Draws what the model generated."""
         from tfp_ar1_cli.pictures import images, style
@@ -97,6 +103,11 @@ class SequenceKind:
         from tfp_ar1_cli.pictures import series
 
         return series.draw_run(run, model, data)
+
+    def draw_progress(self, run: Run, model: Any, data: Any, folder: pathlib.Path) -> None:  # noqa: D102
+        from tfp_ar1_cli.pictures import series
+
+        series.draw_progress(run, model, data, folder)
 
     def draw_samples(self, run: Run, path: pathlib.Path, new: np.ndarray, noise: bool) -> None:  # noqa: D102
         from tfp_ar1_cli.pictures import series, style

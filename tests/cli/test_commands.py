@@ -11,9 +11,12 @@ import matplotlib.image
 import numpy as np
 import pandas as pd
 import pytest
+import tensorflow as tf
 from program import RUNS, TINY, TINY_SERIES, contents
+from tensorboard.backend.event_processing import event_accumulator
 
 from tfp_ar1_cli import errors, evaluate, kinds, options, run_folder, sample, train
+from tfp_ar1_cli.data import loading
 from tfp_ar1_cli.training import checkpoints, fit
 
 PICTURES = {
@@ -122,6 +125,45 @@ def test_evaluate_on_what_cannot_be(refused):
         (sequence, "--data-dir .", "--data-dir is for models of images"),
     ):
         assert expected in refused("evaluate", folder, *argv.split())
+
+
+def logged(folder, part):
+    """What TensorBoard's log holds, by name."""
+    events = event_accumulator.EventAccumulator(str(folder / "logs" / part))
+    events.Reload()
+    return {name: events.Tensors(name) for name in events.Tags()["tensors"]}
+
+
+@BOTH
+def test_the_log_has_pictures_and_histograms(run, kind):
+    run, _, _ = run
+    pictures = ["reconstructions", "samples"] if kind == "image" else ["windows"]
+    found = logged(run.folder, "validation")
+    assert sorted(name for name in found if "_" not in name) == pictures
+    for name in pictures:
+        (event,) = found[name]  # Of 3 epochs after the first alone.
+        picture = tf.io.decode_png(event.tensor_proto.string_val[2])
+        assert event.step == 0
+        assert np.ptp(picture) > 100
+        if name == "reconstructions":  # The originals above.
+            few = loading.load(run.options.data).x_test[:10]
+            np.testing.assert_allclose(picture[:6, :6, 0] / 255, few[0], atol=1.01 / 255)
+    histograms = [name for name in logged(run.folder, "train") if name.endswith("kernel/histogram")]
+    assert len(histograms) >= 4
+
+
+@pytest.mark.slow
+@BOTH
+def test_pictures_in_the_log_do_not_change_the_training(run, kind, monkeypatch, tmp_path):
+    run, _, _ = run
+    monkeypatch.setattr(type(kinds.of(run.options)), "draw_progress", lambda *_: None)
+    folder = tmp_path / "again"
+    with run_folder.claim(folder, "", run.options, run.data) as again:
+        fit.train(again, loading.load(run.options.data))
+    assert all("_" in name for name in logged(folder, "validation"))
+    histories = [each.history() for each in (run, again)]
+    for name in histories[0].keys() - {"seconds"}:
+        assert histories[0][name] == histories[1][name]
 
 
 @BOTH

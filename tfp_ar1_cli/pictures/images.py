@@ -6,6 +6,7 @@ import pathlib
 from typing import Any
 
 import matplotlib as mpl
+import matplotlib.image
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
@@ -45,6 +46,21 @@ def draw_run(run: Run, model: Any, data: ImageData) -> list[pathlib.Path]:
         correlations=lambda path: correlations(path, model.correlation(x), options.posterior),
         learning_curves=lambda path: style.learning_curves(path, run.history()),
     )
+
+
+def draw_progress(run: Run, model: Any, data: ImageData, folder: pathlib.Path) -> None:
+    """Writes samples, always of the same z, and reconstructions, always of the same test images."""
+    if len(run.data_shape) == 1:
+        return
+    few = data.x_test[:10]
+    new = np.asarray(model.generate(20, seed=run.options.seed))
+    cells = {
+        "samples": _in_rows(new, 10),
+        "reconstructions": np.stack([few, np.asarray(model.reconstruct(few))]),
+    }
+    for name, images in cells.items():
+        canvas = np.squeeze(_canvas(_scaled(images, run.value_range)))
+        mpl.image.imsave(folder / f"{name}.png", canvas, cmap="gray", vmin=0, vmax=1)
 
 
 def samples(

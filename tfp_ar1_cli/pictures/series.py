@@ -67,6 +67,24 @@ def draw_run(run: Run, model: Any, data: SeriesData) -> list[pathlib.Path]:
     )
 
 
+def draw_progress(run: Run, model: Any, data: SeriesData, folder: pathlib.Path) -> None:
+    """Draws samples, always of the same z, below reconstructions of the same test windows."""
+    units, seed = data.units, run.options.seed
+    x, length = (part[:_NUM_WINDOWS] for part in _choose_windows(data))
+    new = np.asarray(model.generate(len(x), seed=seed, noise=True))
+    fitted = np.asarray(model.reconstruct({"x": x, "length": length}))
+    x, fitted, new = (units.restore(part)[..., 0] for part in (x, fitted, new))
+    fig, axes = style.panels(9, 4, 2, len(x), sharex=True)
+    for i, (above, below) in enumerate(axes.T):
+        _points(above, x[i], BLACK, "observed")
+        above.plot(fitted[i, : length[i]], color=BLUE, linewidth=1.2)
+        below.plot(new[i], color=BLUE, linewidth=1.2)
+        below.set_xlabel(style.label(units.step), parse_math=False)
+    for ax, name in zip(axes[:, 0], ("reconstructions", "samples"), strict=True):
+        ax.set_ylabel(f"{name}\n{style.label(units.names[0])}", parse_math=False)
+    fig.savefig(folder / "windows.png", dpi=80)
+
+
 def replicate(model: Any, inputs: dict[str, np.ndarray], num: int, seed: int) -> np.ndarray:
     """Draws of new observations of the same latent paths, `[num, N, steps, channels]`."""
     z = np.asarray(model.encode(inputs).sample(num, seed=[seed, 0]))
