@@ -64,10 +64,17 @@ READ = {
     "2.png": (GRAY, turned(2), {}, GRAY[:, ::-1] / 255, "EXIF orientation"),
     "3.webp": (COLOUR, turned(3) | {"lossless": True}, {}, HEAVY[::-1, ::-1], "EXIF orientation"),
     "6.png": (GRAY, turned(6), {}, np.rot90(GRAY, -1) / 255, "turned upright"),
+    "5.tif": (GRAY, turned(5), {}, GRAY.T / 255, "turned upright"),
     "8.jpg": (RAMP, turned(8), {}, np.rot90(RAMP) / 255, "turned upright"),
     # Each pixel is the mean of 8 x 8, or of 16 x 16, where the image is linear.
     "square.png": (RAMP, {}, {"resize": (8, 8)}, RAMP[4::8, 20:80:8] / 255, "resized to 8x8"),
-    "wide.jpg": (RAMP, {}, {"resize": (2, 6)}, RAMP[24:56:16, 8::16] / 255, "cut about the centre"),
+    "wide.jpg": (
+        RAMP,
+        {},
+        {"resize": (2, 6)},
+        RAMP[24:56:16, 8::16] / 255,
+        "exceeds that aspect ratio is cut off",
+    ),
     "both.jpg": (
         RAMP,
         turned(6),

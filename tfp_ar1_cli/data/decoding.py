@@ -59,12 +59,12 @@ def _convert(image: Any, form: Form) -> tuple[np.ndarray, list[str]]:
     said, mode, size = [], image.mode, (image.height, image.width)
     if image.format == "TIFF" and image.n_frames > 1:
         raise Unreadable(f"has {image.n_frames} pages; store each as a file")
+    # Versions of pillow differ in how they call 16 bits; of TIFF, `I` has 32.
+    deep = mode.startswith("I;16") or (mode == "I" and image.format in ("PNG", "PPM"))
     coloured = form.shape is not None and len(form.shape) == 3
     # A palette of grays is grayscale, unless the other images have colours.
     gray = (
-        mode in _GRAY
-        or mode.startswith("I;16")
-        or (mode in ("P", "PA") and not coloured and _is_gray(image.palette))
+        mode in _GRAY or deep or (mode in ("P", "PA") and not coloured and _is_gray(image.palette))
     )
     channels = () if form.grayscale or (gray and not coloured) else (3,)
     if form.resize:
@@ -72,14 +72,16 @@ def _convert(image: Any, form: Form) -> tuple[np.ndarray, list[str]]:
         image.draft(None, (2 * max(form.resize), 2 * max(form.resize)))
     elif form.shape and sorted(size) != sorted(form.shape[:2]):
         _refuse((*size, *channels), form)  # Before the pixels are decoded.
-    image.load()  # What describes the image may be behind its pixels.
+    turned = image.format == "TIFF" and image.tag_v2.get(_ORIENTATION) in _TURNED
+    image.load()  # TIFF is turned by this. What describes an image may be behind its pixels.
     # Asked only where there is something to find, as it takes as long as to decode.
     if _METADATA & image.info.keys() and image.getexif().get(_ORIENTATION) in _TURNED:
-        image = ImageOps.exif_transpose(image)
+        image, turned = ImageOps.exif_transpose(image), True
+    if turned:
         said.append("turned upright, as their EXIF orientation says")
     if mode in ("P", "PA"):
         said.append("with a palette")
-    if mode.startswith("I;16"):
+    if deep:
         said.append("of 16 bits for each pixel, brought to 8")
         image = Image.fromarray(np.round(np.asarray(image) / 257).astype(np.uint8))
     elif mode in _ALPHA or "transparency" in image.info:
@@ -97,8 +99,8 @@ def _convert(image: Any, form: Form) -> tuple[np.ndarray, list[str]]:
     image = image.convert("RGB" if channels else "L")
     if form.resize and (image.height, image.width) != form.resize:
         said.append(
-            f"resized to {pixels.shape_text(form.resize)} (bicubic), of which the longer side was "
-            "cut about the centre where the aspect ratio is another"
+            f"resized to {pixels.shape_text(form.resize)} (bicubic; what exceeds that aspect "
+            "ratio is cut off on both sides)"
         )
         image = ImageOps.fit(image, form.resize[::-1])
     decoded = np.asarray(image)

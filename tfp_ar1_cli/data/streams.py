@@ -155,10 +155,9 @@ def load(
     if not isinstance(test_source, NpyFile):  # The test images stand for all.
         notes += pixels.of_bytes(255, round(255 * float(x_test.max())))
         if done := "; ".join(f"{n} {what}" for what, n in sorted(test_source.converted.items())):
-            notes.append(
-                f"Of {counted(len(x_test), 'test image')}, and likewise of the training images, "
-                f"are converted: {done}."
-            )
+            likewise = ", and likewise of the training images," * bool(len(train))
+            tests = counted(len(x_test), "test image")
+            notes.append(f"Of {tests}{likewise} are converted: {done}.")
     if isinstance(test_source, image_files.ImageFiles):
         read = [row for row in test.tolist() if test_source.position(row) not in faults.found]
         labels = test_source.labels(np.array(read))
