@@ -150,7 +150,7 @@ def test_a_folder_of_all_kinds(tmp_path):
     (note,) = data.notes
     assert note.startswith("Of 8 test images, and likewise of the training images, are converted: ")
     assert f"{gray.sum()} in gray, among images in colour; " in note
-    assert "; 8 resized to 5x5 (bicubic)" in note
+    assert "; 8 resized to 5x5 (bicubic; what" in note
     # In `train` and `test`, those of the test images.
     (tmp_path / "photos" / "all").rename(tmp_path / "photos" / "train")
     data_files.images(tmp_path / "photos" / "test", [GRAY] * 4)
