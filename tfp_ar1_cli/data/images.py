@@ -25,7 +25,7 @@ _ON_DISK = "keep the images on disk, with --dataset stream:FILE.npy"
 _EXPECTED = "x_train and x_test, or one array x (or images, imgs, data)"
 # What images and labels are called in .npz files, the better ones first.
 _IMAGES = ("x", "images", "imgs", "image", "img", "data", "samples", "features")
-_LABELS = ("y", "labels", "label", "targets", "target", "classes")
+_LABELS = ("y", "labels", "label", "targets", "target")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -184,7 +184,8 @@ def _split(x: np.ndarray, y: np.ndarray | None) -> tuple[np.ndarray, np.ndarray,
 def _as_labels(array: np.ndarray, count: int, what: str, notes: list[str]) -> np.ndarray | None:
     if array.shape[:1] != (count,):
         raise UserError(
-            f"{what} has shape {array.shape}; expected one label for each of the {count} images."
+            f"{what} has shape {array.shape}; expected one label for each of the {count} images; give "
+            "it another name if it is something else."
         )
     if array.size != count:
         notes.append(f"{what} has shape {array.shape}, not one label for each image: not used.")
