@@ -184,8 +184,8 @@ def _split(x: np.ndarray, y: np.ndarray | None) -> tuple[np.ndarray, np.ndarray,
 def _as_labels(array: np.ndarray, count: int, what: str, notes: list[str]) -> np.ndarray | None:
     if array.shape[:1] != (count,):
         raise UserError(
-            f"{what} has shape {array.shape}; expected one label for each of the {count} images; give "
-            "it another name if it is something else."
+            f"{what} has shape {array.shape}; expected one label for each of the {count} images; "
+            "give it another name if it is something else."
         )
     if array.size != count:
         notes.append(f"{what} has shape {array.shape}, not one label for each image: not used.")
