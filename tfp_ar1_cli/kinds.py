@@ -44,15 +44,40 @@ class ImageKind:
 
         return images.draw_run(run, model, data)
 
-    def draw_samples(self, run: Run, path: pathlib.Path, new: np.ndarray) -> None:
-        """Draws what the model generated."""
+    def draw_progress(self, run: Run, model: Any, data: Any, folder: pathlib.Path) -> None:
+        """Draws quickly into a folder what the model makes during its training."""
         from tfp_ar1_cli.pictures import images
 
-        images.samples(path, new, run.value_range)
+        images.draw_progress(run, model, data, folder)
+
+    def draw_samples(self, run: Run, path: pathlib.Path, new: np.ndarray, noise: bool) -> None:
+        """Draws what the model generated."""
+        from tfp_ar1_cli.pictures import images, style
+
+        with style.captioned(run):
+            images.samples(path, new, run.value_range, noise)
+
+    def draw_each(self, run: Run, folder: pathlib.Path, new: np.ndarray, noise: bool) -> None:
+        """Draws what the model generated, each in a file of its own."""
+        from tfp_ar1_cli.pictures import images, style
+
+        if new.ndim == 3 or (new.ndim == 4 and new.shape[-1] in (1, 3, 4)):
+            images.write_each(folder, new, run.value_range)
+            return
+        for i, path in enumerate(style.numbered(folder, len(new))):
+            self.draw_samples(run, path, new[i : i + 1], noise)
 
     def restore(self, run: Run, new: np.ndarray) -> np.ndarray:
         """What the model generated, in the unit of the data."""
         return new
+
+    def table(self, run: Run, restored: np.ndarray) -> Any:
+        """What the model generated, in the unit of the data, as a pandas frame for a CSV file."""
+        import pandas as pd
+
+        rows = restored.reshape(len(restored), -1)
+        names = [f"x{i}" for i in range(rows.shape[1])]
+        return pd.DataFrame(rows, columns=names).rename_axis("image")
 
 
 class SequenceKind:
@@ -79,13 +104,34 @@ class SequenceKind:
 
         return series.draw_run(run, model, data)
 
-    def draw_samples(self, run: Run, path: pathlib.Path, new: np.ndarray) -> None:  # noqa: D102
+    def draw_progress(self, run: Run, model: Any, data: Any, folder: pathlib.Path) -> None:  # noqa: D102
         from tfp_ar1_cli.pictures import series
 
-        series.samples(path, Units(**run.data["units"]), new)
+        series.draw_progress(run, model, data, folder)
+
+    def draw_samples(self, run: Run, path: pathlib.Path, new: np.ndarray, noise: bool) -> None:  # noqa: D102
+        from tfp_ar1_cli.pictures import series, style
+
+        with style.captioned(run):
+            series.samples(path, Units(**run.data["units"]), new, noise)
+
+    def draw_each(self, run: Run, folder: pathlib.Path, new: np.ndarray, noise: bool) -> None:  # noqa: D102
+        from tfp_ar1_cli.pictures import style
+
+        for i, path in enumerate(style.numbered(folder, len(new))):
+            self.draw_samples(run, path, new[i : i + 1], noise)
 
     def restore(self, run: Run, new: np.ndarray) -> np.ndarray:  # noqa: D102
         return Units(**run.data["units"]).restore(new)
+
+    def table(self, run: Run, restored: np.ndarray) -> Any:  # noqa: D102
+        import pandas as pd
+
+        names = Units(**run.data["units"]).names
+        where = pd.MultiIndex.from_product(
+            [range(size) for size in restored.shape[:2]], names=["series", "step"]
+        )
+        return pd.DataFrame(restored.reshape(-1, len(names)), where, names)
 
 
 _KINDS: dict[str, ImageKind | SequenceKind] = {"image": ImageKind(), "sequence": SequenceKind()}

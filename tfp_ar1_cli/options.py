@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import math
 import pathlib
+import re
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -99,6 +100,24 @@ class _Counts(click.ParamType):
         return numbers
 
 
+class _Size(click.ParamType):
+    """Height and width, or one number for both."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[int, int]:
+        if isinstance(value, tuple):
+            return value
+        match = re.fullmatch(r"([1-9]\d{0,4})(?:[xX×]([1-9]\d{0,4}))?", value)
+        if match is None:
+            self.fail(
+                f"{value!r} is not a size in pixels, HEIGHTxWIDTH like 48x64, or 64 for a square.",
+                param,
+                ctx,
+            )
+        return int(match[1]), int(match[2] or match[1])
+
+
 def _option(
     kind: Any, help_text: str, default: Any = None, *names: str, later: bool = False, **click_args
 ) -> Any:
@@ -167,7 +186,7 @@ _DATASET_HELP = (
 )
 _DATA_DIR_HELP = (
     "Folder of the four IDX files of mnist or fashion_mnist, gzipped or not, or of folders mnist "
-    "and fashion_mnist that hold them."
+    "and fashion_mnist (MNIST/raw and FashionMNIST/raw too) that hold them."
 )
 _IMPORTANCE_HELP = "Samples per image, or window, for the importance-weighted likelihood."
 
@@ -200,6 +219,24 @@ class RunOptions:
         "Images on disk: what is done at one that cannot be read. 'skip' leaves it out, counts it "
         "and lists it in skipped.json.",
         {"image": "stop"},
+        later=True,
+    )
+    resize: tuple[int, int] | None = _option(
+        _Size(),
+        f"Images of {streams.ENCODED_CHOICES}: brought to HEIGHTxWIDTH pixels, or NxN. They are "
+        "cut about the centre to that aspect ratio, so that nothing is distorted, and resampled "
+        "(bicubic).",
+        {"image": None},
+        metavar="HxW|N",
+        show_default="the size that they have",
+        later=True,
+    )
+    grayscale: bool | None = _option(
+        click.BOOL,
+        f"Images of {streams.ENCODED_CHOICES}: made gray.",
+        {"image": False},
+        is_flag=True,
+        show_default=False,
         later=True,
     )
     window: int | None = _option(
@@ -324,6 +361,9 @@ class RunOptions:
             self._refuse("beta", f"--objective elbo, not for {self.objective}")
         if self.corrupt == "skip" and not loading.is_stream(self.dataset):
             self._refuse("corrupt", f"{streams.CHOICES}, not for {self.dataset}")
+        for name in ("resize", "grayscale"):
+            if getattr(self, name) and not loading.is_encoded(self.dataset):
+                self._refuse(name, f"{streams.ENCODED_CHOICES}, not for {self.dataset}")
         if self.strategy == "none" and self.replicas != 1:
             self._refuse("replicas", "--strategy mirrored, not for none")
             self._set("replicas", 1)
@@ -389,13 +429,16 @@ def _is_valid(field: dataclasses.Field, value: Any) -> bool:
     """Whether a value from a file is of the type of an option; which names there are may change."""
     kind = field.metadata["click"]["type"]
     if value is None:
-        return field.name in ("data_dir", "hidden_units")
+        return field.name in ("data_dir", "hidden_units", "resize")
+    if kind is click.BOOL:
+        return isinstance(value, bool)
     if isinstance(kind, click.IntRange):
         return is_count(value) or (value == 0 and type(value) is int and kind.min == 0)
     if isinstance(kind, click.FloatRange):
         return is_number(value)
-    if isinstance(kind, _Counts):
-        return isinstance(value, list) and bool(value) and all(map(is_count, value))
+    if isinstance(kind, _Counts | _Size):
+        right_length = len(value) == 2 if isinstance(kind, _Size) else value
+        return isinstance(value, list) and bool(right_length) and all(map(is_count, value))
     return isinstance(value, str)
 
 
@@ -420,11 +463,16 @@ class SampleOptions:
     run: pathlib.Path = _run()
     num_samples: int = _option(_COUNT, "How many images, or windows of series.", 64, "-n")
     seed: int = _option(_SEED, "Seed of the samples.", 0)
-    out: pathlib.Path | None = _option(
-        _PATH,
-        "A new file: .png draws the images, or the first windows; .npy stores an array.",
+    noise: bool = _option(
+        click.BOOL, "Draw of p(x | z), with its noise, instead of its mean.", False, is_flag=True
+    )
+    # A string, since a path does not tell how it ends.
+    out: str | pathlib.Path | None = _option(
+        click.Path(),
+        "A new file: .png draws the images, or the first windows; .npy and .npz store an array, "
+        ".csv has a row for each image, or step. FOLDER/ has a .png file of each.",
         metavar="FILE",
-        show_default="RUN/samples-seed<seed>.png",
+        show_default="RUN/samples-seed<seed>.png, -2, -3, ...",
     )
 
 

@@ -1,45 +1,84 @@
 """`tfp-ar1 sample`: new data from the model of a run."""
 
+import contextlib
+import itertools
+import os
 import pathlib
+from collections.abc import Iterator
 
 import click
 import numpy as np
 
 from tfp_ar1_cli import kinds, run_folder
-from tfp_ar1_cli.atomic import atomic, check_writable
+from tfp_ar1_cli.atomic import atomic, atomic_folder, check_new_folder, check_writable
 from tfp_ar1_cli.errors import UserError, reason
 from tfp_ar1_cli.evaluate import load_model
 from tfp_ar1_cli.options import SampleOptions, takes
+from tfp_ar1_cli.run_folder import Run
+
+_SUFFIXES = {".png": "a picture", ".npy": "an array", ".npz": "an array", ".csv": "a table"}
 
 
 def sample(options: SampleOptions) -> pathlib.Path:
-    """Draws new data from the model of a run that is finished, and returns the file of them.
+    """Draws new data from the model of a run that is finished.
+
+    Returns:
+      The file of them, or the folder.
 
     Raises:
       UserError: If the run or its model cannot be used, or the file cannot be written.
     """
     run = run_folder.read_finished(options.run)
-    out = options.out or run.folder / f"samples-seed{options.seed}.png"
-    if out.suffix not in (".png", ".npy"):
-        raise UserError(f"{out}: --out must end in .png (a picture) or .npy (an array).")
-    if out.exists():
+    out = _free(run, options) if options.out is None else pathlib.Path(options.out)
+    is_folder = str(options.out).endswith(("/", os.sep))
+    if is_folder:
+        check_new_folder(out)
+    elif out.suffix not in _SUFFIXES:
+        known = ", ".join(f"{suffix} ({what})" for suffix, what in _SUFFIXES.items())
+        raise UserError(f"{out}: --out must end in {known} or / (a picture of each).")
+    elif out.exists():
         raise UserError(f"{out}: exists already; choose another --out.")
     if not out.parent.is_dir():
         raise UserError(f"{out.parent}: no such folder; make it or choose another --out.")
     check_writable(out)
-    kind = kinds.of(run.options)
-    new = np.asarray(load_model(run).generate(options.num_samples, seed=options.seed))
-    if out.suffix == ".npy":
+    kind, noise = kinds.of(run.options), options.noise
+    model = load_model(run)
+    new = np.asarray(model.generate(options.num_samples, seed=options.seed, noise=noise))
+    if is_folder:
+        with _drawing(out), atomic_folder(out) as folder:
+            kind.draw_each(run, folder, new, noise)
+    elif out.suffix == ".png":
+        with _drawing(out):
+            kind.draw_samples(run, out, new, noise)
+    else:
+        restored = kind.restore(run, new)
         with atomic(out) as path:
-            np.save(path, kind.restore(run, new))
-        return out
+            if out.suffix == ".csv":
+                kind.table(run, restored).to_csv(path)
+            elif out.suffix == ".npz":
+                np.savez(path, x=restored)
+            else:
+                np.save(path, restored)
+    return out
+
+
+def _free(run: Run, options: SampleOptions) -> pathlib.Path:
+    """The first file of the names for these samples that is not there yet."""
+    name = f"samples{'-noise' * options.noise}-seed{options.seed}"
+    names = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))
+    paths = (run.folder / f"{name}.png" for name in names)
+    return next(path for path in paths if not path.exists())
+
+
+@contextlib.contextmanager
+def _drawing(out: pathlib.Path) -> Iterator[None]:
+    """Says in one line why a picture cannot be drawn, and what else can be done."""
     try:
-        kind.draw_samples(run, out, new)
+        yield
     except (ArithmeticError, MemoryError, RuntimeError, ValueError) as error:
         raise click.ClickException(
             f"{out}: cannot be drawn: {reason(error)}; try fewer --num-samples, or --out FILE.npy."
         ) from error
-    return out
 
 
 @click.command("sample")
@@ -51,5 +90,7 @@ def command(options: SampleOptions) -> None:
     Examples:
       tfp-ar1 sample runs/digits-ar1-001
       tfp-ar1 sample runs/digits-ar1-001 -n 1000 --seed 3 --out images.npy
+      tfp-ar1 sample runs/pig_cvp-ar1-001 -n 20 --noise --out new.csv
+      tfp-ar1 sample runs/digits-ar1-001 -n 100 --out digits/
     """  # noqa: D301
     click.echo(sample(options))

@@ -207,7 +207,7 @@ def command(
       tfp-ar1 train
       tfp-ar1 train --dataset mnist --data-dir mnist --posterior diag
       tfp-ar1 train --dataset npz:photos.npz --likelihood gaussian --out photos
-      tfp-ar1 train --dataset images:photos --network cnn --corrupt skip
+      tfp-ar1 train --dataset images:photos --resize 64 --corrupt skip
       tfp-ar1 train --dataset 'tfrecord:shards/*.tfrecord' --network dcgan
       tfp-ar1 train --model sequence --posterior diag --prior normal
       tfp-ar1 train --model sequence --dataset csv:rivers.csv --window 365

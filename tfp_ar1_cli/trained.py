@@ -20,6 +20,7 @@ import numpy as np
 from tfp_ar1_cli import answers, run_folder
 from tfp_ar1_cli.answer_options import NUM_DRAWS, QUANTILES
 from tfp_ar1_cli.data import loading, series_files, table_forms
+from tfp_ar1_cli.data.images import ImageData
 from tfp_ar1_cli.data.series import Units
 from tfp_ar1_cli.data.series_table import SeriesTable
 from tfp_ar1_cli.errors import UserError
@@ -186,10 +187,10 @@ class TrainedImages:
     def __init__(self, run: Run, model: Any) -> None:
         self.run, self.model = run, model
 
-    def images(self, data: Any) -> np.ndarray:
-        """Images as the model takes them: those of the training set first, if there are two."""
+    def images(self, data: Any) -> tuple[np.ndarray, list[Any]]:
+        """Images as the model takes them, the training set first if there are two; their names."""
         if not isinstance(data, str | os.PathLike):
-            return np.asarray(data)
+            return np.asarray(data), list(range(len(data)))
         dataset = loading.resolve(os.fspath(data), "image")
         wanted = dataclasses.replace(self.run.options.data, dataset=dataset)
         found = loading.load(wanted, {}, whole=True)
@@ -198,7 +199,11 @@ class TrainedImages:
                 f"the images of {dataset} have shape {found.data_shape}, but {self.run.folder} was "
                 f"trained on {self.run.data_shape}; give images of that shape."
             )
-        return np.concatenate([np.asarray(found.x_train[:]), found.x_test])
+        train = np.asarray(found.x_train[:])
+        names: list[Any] = list(range(len(train) + len(found.x_test)))
+        if isinstance(found, ImageData) and found.names and not len(train):
+            names = found.names
+        return np.concatenate([train, found.x_test]), names
 
     def encode(self, data: Any) -> pd.DataFrame:
         """The posterior of each image: means `z1`, ..., and standard deviations `z1_sd`, ..."""
@@ -206,12 +211,13 @@ class TrainedImages:
 
         from tfp_ar1.vae import batching
 
-        posteriors = map(self.model.encode, batching.batches(self.images(data), 128))
+        x, names = self.images(data)
+        posteriors = map(self.model.encode, batching.batches(x, 128))
         parts = [(np.asarray(p.mean()), np.asarray(p.stddev())) for p in posteriors]
         mean, stddev = map(np.concatenate, zip(*parts, strict=True))
         columns = {f"z{i + 1}": mean[:, i] for i in range(mean.shape[1])}
         columns |= {f"z{i + 1}_sd": stddev[:, i] for i in range(mean.shape[1])}
-        return pd.DataFrame({"image": np.arange(len(mean)), **columns})
+        return pd.DataFrame({"image": names, **columns})
 
     def score(
         self,
@@ -222,16 +228,16 @@ class TrainedImages:
         """How unexpected each image is, in nats; see `answers.score`."""
         import pandas as pd
 
-        x = self.images(data)
+        x, names = self.images(data)
         number = num_importance_samples or self.run.options.num_importance_samples
         scores = answers.score_examples(self.model, x, number, progress)
-        return pd.DataFrame({"image": np.arange(len(x)), **scores})
+        return pd.DataFrame({"image": names, **scores})
 
     def reconstruct(self, data: Any) -> np.ndarray:
         """The mean of p(x | z) for each image, with z the posterior's mean."""
         from tfp_ar1.vae import batching
 
-        parts = batching.batches(self.images(data), 128)
+        parts = batching.batches(self.images(data)[0], 128)
         return np.concatenate([np.asarray(self.model.reconstruct(part)) for part in parts])
 
 

@@ -14,6 +14,15 @@ from program import TINY, TINY_SERIES, contents, options_of
 from tfp_ar1_cli import main, run_folder, startup
 from tfp_ar1_cli.atomic import fcntl
 from tfp_ar1_cli.data import loading
+from tfp_ar1_cli.pictures import style
+
+
+@pytest.fixture(scope="session", autouse=True)
+def small_pictures():
+    """Of fewer pixels than the user's: most of the time goes to writing these."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(style, "DPI", 80)
+        yield
 
 
 @pytest.fixture

@@ -199,7 +199,9 @@ def test_a_run_has_the_options_of_its_model_alone():
     assert options_of("--network", "cnn").hidden_units is None
     of_images, of_sequences = images.as_json().keys(), sequences.as_json().keys()
     assert of_sequences - of_images == {"prior", "channels", "window", "hide", "columns"}
-    assert of_images - of_sequences == {"latent_dim", "hidden_units", "data_dir", "corrupt"}
+    assert of_images - of_sequences == {
+        *("latent_dim", "hidden_units", "data_dir", "corrupt", "resize", "grayscale")
+    }
     for chosen in (images, sequences):
         again = json.loads(json.dumps(chosen.as_json() | {"window": chosen.window or 9}))
         assert options.RunOptions.from_json(again) == dataclasses.replace(

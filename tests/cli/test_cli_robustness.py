@@ -6,7 +6,6 @@ import dataclasses
 import errno
 import json
 import os
-import pathlib
 import signal
 import subprocess
 import sys
@@ -333,7 +332,7 @@ def test_long_silences_say_what_is_going_on(monkeypatch, capfd, images):
     data = loading.load(chosen.data)
     monkeypatch.setattr(loading, "load", slowly)
     train.prepare(chosen)
-    style.draw_all(pathlib.Path(), samples=slowly)
+    style.draw_all(run_folder.read(RUNS["image"]), samples=slowly)
     for wait in (0.3, 0):  # The first step is announced once.
         with progress.Progress("training", 10, first="compiling") as shown:
             time.sleep(wait)

@@ -1,6 +1,7 @@
 """Trainings, and what the commands make of a finished run: images and series alike."""
 
 import dataclasses
+import itertools
 import json
 import os
 import pathlib
@@ -8,10 +9,14 @@ import re
 
 import matplotlib.image
 import numpy as np
+import pandas as pd
 import pytest
+import tensorflow as tf
 from program import RUNS, TINY, TINY_SERIES, contents
+from tensorboard.backend.event_processing import event_accumulator
 
 from tfp_ar1_cli import errors, evaluate, kinds, options, run_folder, sample, train
+from tfp_ar1_cli.data import loading
 from tfp_ar1_cli.training import checkpoints, fit
 
 PICTURES = {
@@ -126,6 +131,45 @@ def test_evaluate_on_what_cannot_be(refused):
         assert expected in refused("evaluate", folder, *argv.split())
 
 
+def logged(folder, part):
+    """What TensorBoard's log holds, by name."""
+    events = event_accumulator.EventAccumulator(str(folder / "logs" / part))
+    events.Reload()
+    return {name: events.Tensors(name) for name in events.Tags()["tensors"]}
+
+
+@BOTH
+def test_the_log_has_pictures_and_histograms(run, kind):
+    run, _, _ = run
+    pictures = ["reconstructions", "samples"] if kind == "image" else ["windows"]
+    found = logged(run.folder, "validation")
+    assert sorted(name for name in found if "_" not in name) == pictures
+    for name in pictures:
+        (event,) = found[name]  # Of 3 epochs after the first alone.
+        picture = tf.io.decode_png(event.tensor_proto.string_val[2])
+        assert event.step == 0
+        assert np.ptp(picture) > 100
+        if name == "reconstructions":  # The originals above.
+            few = loading.load(run.options.data).x_test[:10]
+            np.testing.assert_allclose(picture[:6, :6, 0] / 255, few[0], atol=1.01 / 255)
+    histograms = [name for name in logged(run.folder, "train") if name.endswith("kernel/histogram")]
+    assert len(histograms) >= 4
+
+
+@pytest.mark.slow
+@BOTH
+def test_pictures_in_the_log_do_not_change_the_training(run, kind, monkeypatch, tmp_path):
+    run, _, _ = run
+    monkeypatch.setattr(type(kinds.of(run.options)), "draw_progress", lambda *_: None)
+    folder = tmp_path / "again"
+    with run_folder.claim(folder, "", run.options, run.data) as again:
+        fit.train(again, loading.load(run.options.data))
+    assert all("_" in name for name in logged(folder, "validation"))
+    histories = [each.history() for each in (run, again)]
+    for name in histories[0].keys() - {"seconds"}:
+        assert histories[0][name] == histories[1][name]
+
+
 @BOTH
 def test_sample(cli, run, kind):
     run, _, _ = run
@@ -137,17 +181,45 @@ def test_sample(cli, run, kind):
     assert a.shape == (5, *run.data_shape)
     np.testing.assert_array_equal(a, b)
     assert not np.array_equal(a, c)
-    expected = np.asarray(evaluate.load_model(run).generate(5, seed=1))
+    model = evaluate.load_model(run)
+    expected = np.asarray(model.generate(5, seed=1))
     if kind == "sequence":  # In the data's own units.
         units = run.data["units"]
         expected = expected * units["scale"] + units["mean"]
     np.testing.assert_allclose(a, expected, rtol=1e-5)
 
+    # The next name that is free.
+    *taken, picture = (run.folder / f"samples-seed7{more}.png" for more in ("", "-2", "-3"))
+    for path in taken:
+        path.touch()
     code, out, _ = cli("sample", run.folder, "-n", 3, "--seed", 7)
-    picture = run.folder / "samples-seed7.png"
     assert (code, out) == (0, f"{picture}\n")
     assert np.ptp(matplotlib.image.imread(picture)) > 0.5
-    picture.unlink()
+    for path in (*taken, picture):
+        path.unlink()
+
+    assert cli("sample", run.folder, "-n", 5, "--seed", 1, "--out", "a.npz")[0] == 0
+    np.testing.assert_array_equal(np.load("a.npz")["x"], a)
+    assert cli("sample", run.folder, "-n", 5, "--seed", 1, "--noise", "--out", "noisy.csv")[0] == 0
+    table = pd.read_csv("noisy.csv")
+    if kind == "sequence":
+        steps = [list(pair) for pair in itertools.product(range(5), range(run.data_shape[0]))]
+        assert table[["series", "step"]].to_numpy().tolist() == steps
+        noisy = table[units["names"]].to_numpy().reshape(a.shape)
+        deviation = (noisy - a) / units["scale"]
+        (scale,) = (w.numpy() for w in model.weights if w.name == "raw_scale")
+        assert deviation.std() == pytest.approx(1e-3 + np.log1p(np.exp(scale)), rel=0.2)
+    else:
+        assert table.columns[:2].tolist() == ["image", "x0"]
+        assert set(table.to_numpy()[:, 1:].ravel()) == {0, 1}
+        assert table.shape == (5, 37)
+
+    code, out, _ = cli("sample", run.folder, "-n", 2, "--seed", 1, "--out", "each/")
+    assert (code, out) == (0, "each\n")
+    assert sorted(os.listdir("each")) == ["sample-0.png", "sample-1.png"]
+    if kind == "image":
+        written = matplotlib.image.imread("each/sample-1.png")
+        np.testing.assert_allclose(written, a[1], atol=0.51 / 255)
 
 
 @pytest.mark.parametrize(
@@ -155,11 +227,15 @@ def test_sample(cli, run, kind):
     [
         ("there.png", "there.png: exists already; choose another --out"),
         ("nowhere/x.png", "nowhere: no such folder; make it or choose another --out"),
-        ("x.jpg", "x.jpg: --out must end in .png (a picture) or .npy (an array)"),
+        ("x.jpg", "x.jpg: --out must end in .png (a picture), .npy (an array), .npz (an array)"),
+        ("full/", "full: exists already and is not empty; choose another --out"),
+        ("there.png/", "there.png: is a file; choose another --out"),
     ],
 )
 def test_sample_never_overwrites(refused, out, expected):
     pathlib.Path("there.png").write_text("precious")
+    pathlib.Path("full").mkdir()
+    pathlib.Path("full/x").touch()
     assert expected in refused("sample", RUNS["image"], "--out", out)
 
 

@@ -214,7 +214,6 @@ def nan_in(x, count):
         (np.zeros((4, 2, 2, 3, 1)), "shape (4, 2, 2, 3, 1); expected"),
         (np.zeros((1, 2, 2)), "shape (1, 2, 2); at least 2 images are needed"),
         (np.zeros((4, 0, 2)), "shape (4, 0, 2); images must have at least 1 pixel"),
-        (np.zeros((9, 3, 8, 8)), "looks like [N, C, H, W]; channels come last"),
         (np.zeros((4, 2), complex), "dtype complex128; images must be uint8"),
         (np.full((4, 2), "a"), "dtype <U1; images must be uint8"),
         (np.zeros((4, 2), [("a", "f4")]), "images must be uint8"),
@@ -367,7 +366,7 @@ def test_idx_files_without_images_and_damaged_gzip(refused):
         (folder / f"{name}.gz").write_bytes(gzip.compress(idx_bytes(np.zeros(shape))))
     assert "shape (0, 3, 2); at least 2 images are needed" in refused(*train, "data")
     path = folder / f"{IDX_NAMES[0]}.gz"
-    for content in (path.read_bytes()[:-9], b"no gzip"):
+    for content in (path.read_bytes()[:-9], b"\x1f\x8b no gzip"):
         path.write_bytes(content)
         assert f"{path.name}: truncated or damaged gzip file" in refused(*train, "data")
 
@@ -406,7 +405,7 @@ def test_what_is_no_file_is_refused_before_it_is_opened(tmp_path, make, expected
     data_files.idx_folder(tmp_path, compress=False)
     (tmp_path / IDX_NAMES[0]).unlink()
     make(tmp_path / IDX_NAMES[0])
-    assert re.search("not a file|no such file", refusal(datasets.load, "mnist", str(tmp_path)))
+    assert expected in refusal(datasets.load, "mnist", str(tmp_path))
 
 
 # Memory

@@ -1,9 +1,14 @@
 """The pictures: drawn for every shape of image, and the right thing in the right place."""
 
+import contextlib
+
 import matplotlib.image
 import numpy as np
 import pytest
+from PIL import Image
+from program import RUNS
 
+from tfp_ar1_cli import kinds, run_folder
 from tfp_ar1_cli.pictures import images as plots
 from tfp_ar1_cli.pictures import style
 
@@ -113,3 +118,41 @@ def test_learning_curves(tmp_path, epochs):
     curve = list(100 / np.arange(1, epochs + 1))
     names = ("reconstruction", "kl", "val_reconstruction", "val_kl")
     drawn(tmp_path, style.learning_curves, dict.fromkeys(names, curve))
+
+
+def test_unused_latents_are_named(monkeypatch):
+    """Those whose posterior means do not vary, in the title of the picture that shows them."""
+    titles, rng = [], np.random.default_rng(0)
+    monkeypatch.setattr(style, "save", lambda fig, _: titles.append(fig.axes[0].get_title()))
+    for scale in ([1, 1], [0.3, 0.05, 1, 0.01], [0.01] * 20):
+        means = rng.normal(size=(50, len(scale))) * scale
+        plots.latent_traversal(None, Decoder((8, 8)), means, UNIT)
+    title = "One latent coordinate varied, the others 0"
+    assert titles[:2] == [title, f"{title}; unused: z₂, z₄"]
+    assert titles[2] == f"{title}; unused: z₁, z₂, z₃, z₄, z₅, z₆ and 14 more"
+
+
+def test_a_picture_says_what_it_is_of(tmp_path):
+    run, texts = run_folder.read(RUNS["image"]), []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(style.Figure, "savefig", lambda fig, *_, **__: texts.append(fig.texts))
+        patch.setattr(style, "atomic", contextlib.nullcontext)
+        for noise in (False, True):
+            kinds.of(run.options).draw_samples(run, tmp_path / "x", images(4, (8, 8)), noise)
+        plots.samples(tmp_path / "x", images(4, (8, 8)), UNIT)
+    expected = "digits · ar1 posterior · 1 epoch"
+    assert [[text.get_text() for text in each] for each in texts] == [[expected]] * 2 + [[]]
+
+
+@pytest.mark.parametrize(
+    ("shape", "value_range"), [((5, 4), UNIT), ((5, 4, 1), UNIT), ((5, 4, 3), (-1.0, 3.0))]
+)
+def test_one_file_for_each_image(tmp_path, shape, value_range):
+    low, high = value_range
+    x = images(11, shape)
+    plots.write_each(tmp_path, low + (high - low) * x, value_range)
+    files = sorted(tmp_path.iterdir())
+    assert [file.name for file in files[::10]] == ["sample-00.png", "sample-10.png"]
+    for file, expected in zip(files, x.squeeze(), strict=True):
+        with Image.open(file) as image:
+            np.testing.assert_allclose(np.asarray(image) / 255, expected, atol=0.51 / 255)

@@ -105,6 +105,15 @@ def test_pictures_of_latent_paths(tmp_path, channels):
     read(tmp_path / "y.png")
 
 
+def test_unused_paths_are_named(monkeypatch):
+    """Past the end of a window there is nothing to go by."""
+    figures, means = drawn(monkeypatch), np.nan_to_num(windows(4, 3).swapaxes(1, 2))
+    means[:, 1], means[:, 1, 9:] = 0.5, 70
+    length, rho = np.array([9] * 4), np.array([0.9, 0.2, 0.3])
+    series_plots.latent_paths(None, means, np.ones_like(means), length, rho, "step")
+    assert figures[0].get_suptitle().endswith("posterior mean and 90% band; unused: z₂")
+
+
 def test_gaps_are_inside_and_of_the_share():
     length = np.array([100, 50, 3, 2])
     for seed in range(50):

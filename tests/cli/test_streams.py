@@ -37,7 +37,11 @@ def test_the_values_of_each_source(tmp_path, kind, x):
     assert isinstance(stream, streams.Stream)
     assert stream.shape == (32, *x.shape[1:])
     assert stream.dtype == np.float32
-    assert (data.data_shape, data.y_test, data.notes) == (x.shape[1:], None, ())
+    assert (data.data_shape, data.notes) == (x.shape[1:], ())
+    if kind == "images":  # The names of the two folders.
+        assert data.y_test.tolist() == ["a" if row < 20 else "b" for row in test]
+    else:
+        assert data.y_test is None
 
     expected = x[train].astype(np.float32) / 255
     shuffled = np.random.default_rng(1).permutation(32)
@@ -349,10 +353,9 @@ NO_IMAGE = "is no PNG, JPEG, BMP, GIF, WEBP, TIFF, PPM image"
         (bomb(), "cannot be decoded ("),
         (encode(GRAY[0][:5]), "has shape 5x5, the others 6x5"),
         (encode(COLOUR[0]), "has shape 6x5x3, the others 6x5"),
-        (encode(GRAY[0], mode="RGBA"), "has an alpha channel"),
-        (encode(GRAY[0], "TIFF", "CMYK"), "has pixels of the kind CMYK"),
-        (encode(GRAY[0].astype(np.uint16) * 99), "has pixels of the kind I;16"),
-        (encode(GRAY[0], "JPEG", exif=TURNED), "is stored turned or mirrored (EXIF orientation 6)"),
+        (encode(GRAY[0], "TIFF", "CMYK"), "has shape 6x5x3, the others 6x5; give --grayscale to"),
+        (encode(GRAY[0].astype(np.int32), "TIFF"), "has pixels of the kind I; store it as gray"),
+        (encode(GRAY[0], "JPEG", exif=TURNED), "has shape 5x6, the others 6x5; give --resize to"),
         (encode(GRAY[0], "TIFF", **PAGES), "has 3 pages; store each as a file"),
         (2**40, f"has {2**40} bytes, more than an encoded image has"),
     ],

@@ -214,6 +214,16 @@ def test_generate():
     for other in drawn:
         assert np.any(other != images)
     assert np.any(drawn[1] != drawn[2])
+    noisy = np.stack([model.generate(500, seed=seed, noise=True) for seed in (3, 3, 4)])
+    np.testing.assert_array_equal(noisy[0], noisy[1])
+    assert np.any(noisy[0] != noisy[2])
+    # Of the same z: zeros and ones, whose mean is what there is without noise.
+    assert set(np.unique(noisy)) == {0, 1}
+    means = np.asarray(model.generate(500, seed=3))
+    np.testing.assert_allclose((noisy[0] - means).mean(), 0, atol=5 * 0.5 / means.size**0.5)
+    assert np.corrcoef(noisy[0].ravel(), means.ravel())[0, 1] == pytest.approx(
+        means.std() / noisy[0].std(), rel=0.1
+    )
 
 
 VARIANTS = {

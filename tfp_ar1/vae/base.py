@@ -10,6 +10,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 from tensorflow_probability import distributions as tfd
+from tensorflow_probability.python.internal import samplers
 
 from tfp_ar1._keras_common import Keras3Mixin
 from tfp_ar1.layers.prior import Prior, current_prior, prior_to_config
@@ -135,18 +136,20 @@ class VAE(SeededMixin, MultiWorkerMixin, Keras3Mixin, data_checks.CheckedDataMix
         """The mean of p(x | z) at the posterior's mean z, for data `[batch, *data_shape]`."""
         return self.decode(self.encode(x).mean()).mean()
 
-    def generate(self, n: int, seed: int | None = None) -> tf.Tensor:
-        """New data: the mean of p(x | z) for n draws z of the prior.
+    def generate(self, n: int, seed: int | None = None, noise: bool = False) -> tf.Tensor:
+        """New data: the mean of p(x | z) for n draws z of the prior, or a draw of p(x | z).
 
         Args:
           n: how many.
           seed: integer for the same data each time, or `None` for the model's own.
+          noise: whether x is drawn too, of the same p(x | z).
 
         Returns:
           Tensor `[n, *data_shape]`.
         """
         seed = self.next_seed() if seed is None else batching.checked_seed(seed)
-        return self.decode(self.prior.sample(n, seed=seed)).mean()
+        x = self.decode(self.prior.sample(n, seed=seed))
+        return x.sample(seed=samplers.fold_in(seed, 1)) if noise else x.mean()
 
     def correlation(self, x: Any, batch_size: int = 128) -> np.ndarray:
         """The mean lag-one correlation of each example's posterior, an array `[N]`.

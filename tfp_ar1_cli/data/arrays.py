@@ -1,28 +1,14 @@
-"""Arrays in the files of NumPy, and in those of MNIST."""
+"""Arrays in the files of NumPy."""
 
-import gzip
 import math
 import pathlib
-import zlib
 from collections.abc import Callable
 from typing import IO
 
 import numpy as np
 
 from tfp_ar1_cli.data.files import check_memory, check_regular
-from tfp_ar1_cli.data.pixels import shape_text
 from tfp_ar1_cli.errors import UserError
-
-# Compressed data cannot become more than 1032 times as much (deflate, RFC 1951).
-_MOST_INFLATED = 1032
-# How far past its end a file is read, to say by how much it is too long.
-_PAST_THE_END = 2**16
-_IDX_FILES = {
-    "x_train": "train-images-idx3-ubyte",
-    "y_train": "train-labels-idx1-ubyte",
-    "x_test": "t10k-images-idx3-ubyte",
-    "y_test": "t10k-labels-idx1-ubyte",
-}
 
 
 def read_npy_header(file: IO[bytes], path: pathlib.Path) -> tuple[tuple[int, ...], bool, np.dtype]:
@@ -115,70 +101,3 @@ def _check_size(path: pathlib.Path, file: IO[bytes], advice: str) -> None:
     """Checks that there is memory for an array, by its header, and for its copies as float32."""
     shape, _, dtype = read_npy_header(file, path)
     check_memory(path, math.prod(shape) * (dtype.itemsize + 8), advice)
-
-
-def read_idx_folder(folder: pathlib.Path, dataset: str) -> dict[str, np.ndarray]:
-    """Reads the four IDX files of a data set, gzipped or not, in a folder or one of its name there.
-
-    A `UserError` if one is missing or damaged, or they do not belong together.
-    """
-    folders = (folder / name for name in (dataset, dataset.replace("_", "-")))
-    folder = next((path for path in folders if path.is_dir()), folder)
-    arrays = {}
-    for name, file in _IDX_FILES.items():
-        candidates = (folder / f"{file}.gz", folder / file)
-        path = next((path for path in candidates if path.is_file()), None)
-        if path is None:
-            raise UserError(
-                f"{candidates[0]}: no such file (nor {file} without .gz); --data-dir must name the "
-                f"folder of the four IDX files of {dataset}."
-            )
-        arrays[name] = read_idx(path, ndim=3 if name.startswith("x") else 1)
-        images = arrays[f"x_{name[2:]}"]
-        if len(images) != len(arrays[name]):
-            raise UserError(
-                f"{path}: holds {len(arrays[name])} labels for {len(images)} images; the files do "
-                "not belong together."
-            )
-    return arrays
-
-
-def read_idx(path: pathlib.Path, ndim: int) -> np.ndarray:
-    """Reads an IDX file of bytes, gzipped if its name ends in `.gz`: images `[N, H, W]` or labels.
-
-    A `UserError` if the magic number, the header or the length is not what it must be.
-    """
-    size, compressed = check_regular(path).st_size, path.suffix == ".gz"
-    try:
-        with (gzip.open if compressed else open)(path, "rb") as file:
-            start = file.read(4 + 4 * ndim)
-            if len(start) < 4 + 4 * ndim:
-                raise UserError(
-                    f"{path}: truncated: expected a header of {4 + 4 * ndim} bytes, found "
-                    f"{len(start)} bytes; download it again."
-                )
-            magic, *sizes = np.frombuffer(start, ">u4").tolist()
-            shape = tuple(sizes)
-            if magic != 0x0800 + ndim:
-                raise UserError(
-                    f"{path}: wrong magic number: expected {0x0800 + ndim} (IDX "
-                    f"{'images' if ndim == 3 else 'labels'}), found {magic}; it is another kind of "
-                    "file."
-                )
-            expected = math.prod(shape)
-            # No more than what the header announces is read, and only if that can be in the file.
-            most = min(expected, size * (_MOST_INFLATED if compressed else 1))
-            check_memory(path, 9 * most, "it is not a data set for reading into memory")
-            content = file.read(most + _PAST_THE_END)
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise UserError(
-            f"{path}: truncated or damaged gzip file ({error}); download it again."
-        ) from error
-    if len(content) != expected:
-        problem = "truncated" if len(content) < expected else "too long"
-        more = "more than " * (len(content) == most + _PAST_THE_END)
-        raise UserError(
-            f"{path}: {problem}: expected {expected} bytes for {shape_text(shape)} values, "
-            f"found {more}{len(content)}; download it again."
-        )
-    return np.frombuffer(content, np.uint8).reshape(shape)

@@ -1,17 +1,18 @@
 """Images as files, and as records of TFRecord files."""
 
 import collections
+import dataclasses
 import glob
-import io
 import os
 import pathlib
 from collections.abc import Iterator, Sequence
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import numpy as np
 
 from tfp_ar1_cli import startup
 from tfp_ar1_cli.data import pixels, tfrecords
+from tfp_ar1_cli.data.decoding import Form, decode
 from tfp_ar1_cli.data.files import open_raw
 from tfp_ar1_cli.data.sources import Faults, Files, Unreadable
 from tfp_ar1_cli.errors import UserError
@@ -20,30 +21,38 @@ _SUFFIXES = (
     *(".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".gif", ".webp", ".tif", ".tiff"),
     *(".ppm", ".pgm", ".pbm", ".pnm"),
 )
-_FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
 # Names of folders of training images, and of test images, the better ones first.
 _TRAIN_FOLDERS = ("train", "training")
 _TEST_FOLDERS = ("test", "testing", "val", "valid", "validation")
 # More bytes than this are no encoded image, of which PIL reads at most 179 million pixels.
 _MOST_ENCODED = 2**30
-# The EXIF tag that says how an image is to be shown, and its values for "not as it is stored".
-_ORIENTATION, _TURNED = 0x0112, range(2, 9)
-_METADATA = {"exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif"}
 _FEATURES = ("image", "image/encoded")
 _MOST_KINDS = 6  # Of files that are left out, each named with its ending.
 
 
 class _Encoded:
-    """Images as encoded files or records, see `streams.Source`."""
+    """Images as encoded files or records, see `streams.Source`.
+
+    Attributes:
+      converted: How many of the images that were read so far were converted, by what was done.
+    """
 
     files: Files
-    image_shape: tuple[int, ...]
     notes: list[str]
+    form: Form
+
+    def __init__(self) -> None:
+        self.converted: collections.Counter[str] = collections.Counter()
+
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        """The shape of each."""
+        return self.form.shape or ()
 
     def __len__(self) -> int:
         raise NotImplementedError
 
-    def _position(self, row: int) -> str:
+    def position(self, row: int) -> str:
         """Where an image lies, for messages."""
         raise NotImplementedError
 
@@ -51,13 +60,16 @@ class _Encoded:
         """The encoded image. Raises `Unreadable`."""
         raise NotImplementedError
 
-    def _find_shape(self, faults: Faults) -> tuple[int, ...]:
-        """The shape of the first image that can be decoded."""
+    def _with_shape(self, form: Form, faults: Faults) -> Form:
+        """A form with the shape, if it has none yet, of the first image that can be decoded."""
+        if form.shape is not None:
+            return form
         for row in range(len(self)):
             try:
-                return _decode(self._content(row)).shape
+                image, _ = decode(self._content(row), form)
+                return dataclasses.replace(form, shape=image.shape)
             except Unreadable as error:
-                faults.add(self._position(row), error)
+                faults.add(self.position(row), error)
         raise UserError(f"none of {len(self)} images can be decoded; the first: {faults.first()}")
 
     def read(self, rows: np.ndarray, faults: Faults) -> np.ndarray:
@@ -66,10 +78,11 @@ class _Encoded:
         done = 0
         for row in rows:
             try:
-                raw[done] = _decode(self._content(row), self.image_shape)
+                raw[done], said = decode(self._content(row), self.form)
+                self.converted.update(said)
                 done += 1
             except Unreadable as error:
-                faults.add(self._position(row), error)
+                faults.add(self.position(row), error)
         return pixels.to_float32(raw[:done])
 
 
@@ -81,8 +94,9 @@ class ImageFiles(_Encoded):
         folder: pathlib.Path,
         faults: Faults,
         at_least: int,
-        image_shape: tuple[int, ...] | None = None,
+        form: Form,
     ) -> None:
+        super().__init__()
         if not folder.is_dir():
             what = "is a file; unpack an archive, and" if folder.is_file() else "no such folder;"
             raise UserError(f"{folder}: {what} give that of the image files.")
@@ -96,13 +110,21 @@ class ImageFiles(_Encoded):
         others = f" (and {others})" * bool(others)
         what = f"{folder}: holds {len(self)} files {', '.join(_SUFFIXES)}{others}"
         pixels.check_count(len(self), what, at_least)
-        self.image_shape = image_shape or self._find_shape(faults)
+        self.form = self._with_shape(form, faults)
+
+    def labels(self, rows: np.ndarray) -> np.ndarray | None:
+        """The names of the folders that the images lie in, where these are several."""
+        folders = [os.path.dirname(self.files.name(row)) for row in rows]
+        root = os.path.commonpath(folders) if all(folders) else ""
+        names = [os.path.relpath(folder or ".", root or ".").split(os.sep)[0] for folder in folders]
+        return None if "." in names or len(set(names)) < 2 else np.array(names)
 
     def __len__(self) -> int:
         """The number of images."""
         return len(self.files)
 
-    def _position(self, row: int) -> str:
+    def position(self, row: int) -> str:
+        """See `_Encoded`."""
         return self.files.position(row)
 
     def _content(self, row: int) -> bytes:
@@ -182,7 +204,8 @@ def beside(folder: pathlib.Path, parts: tuple[str, str]) -> list[str]:
 class TFRecordFiles(_Encoded):
     """The records of TFRecord files."""
 
-    def __init__(self, pattern: pathlib.Path, faults: Faults, at_least: int) -> None:
+    def __init__(self, pattern: pathlib.Path, faults: Faults, at_least: int, form: Form) -> None:
+        super().__init__()
         paths = [path for path in glob.glob(str(pattern), recursive=True) if os.path.isfile(path)]
         if not paths:
             raise UserError(
@@ -213,7 +236,7 @@ class TFRecordFiles(_Encoded):
         import tensorflow as tf
 
         self._parse = tf.train.Example.FromString
-        self.image_shape = self._find_shape(faults)
+        self.form = self._with_shape(form, faults)
 
     def __len__(self) -> int:
         """The number of images."""
@@ -222,7 +245,8 @@ class TFRecordFiles(_Encoded):
     def _file(self, row: int) -> int:
         return int(np.searchsorted(self._first, row, side="right")) - 1
 
-    def _position(self, row: int) -> str:
+    def position(self, row: int) -> str:
+        """See `_Encoded`."""
         file = self._file(row)
         record, byte = row - self._first[file], self._starts[row]
         return f"{self.files.position(file)}: record {record} (byte {byte})"
@@ -257,52 +281,3 @@ def _of_shards(paths: Sequence[str]) -> list[str]:
         f"{len(others)} of {len(names)} files are named {min(others)} or the like, and become one "
         "set with the others; give a pattern that leaves them out if they are test images."
     ]
-
-
-def _decode(content: bytes, image_shape: tuple[int, ...] | None = None) -> np.ndarray:
-    """Decodes an image file: uint8 `[H, W]` or `[H, W, 3]`, or else raises `Unreadable`.
-
-    The shape that it must have is looked at before the pixels are decoded.
-    """
-    from PIL import Image, UnidentifiedImageError
-
-    try:
-        with Image.open(io.BytesIO(content), formats=_FORMATS) as image:
-            if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
-                raise Unreadable("has an alpha channel (transparency); store it without")
-            if image.mode not in ("1", "L", "P", "RGB"):
-                raise Unreadable(
-                    f"has pixels of the kind {image.mode}; store it as grayscale or RGB of 8 bits"
-                )
-            # A palette of grays is grayscale, unless the other images have colours.
-            gray_allowed = image_shape is None or len(image_shape) == 2
-            gray = image.mode in ("1", "L") or (
-                image.mode == "P" and gray_allowed and _is_gray(image.palette)
-            )
-            shape = (image.height, image.width) if gray else (image.height, image.width, 3)
-            if image_shape is not None and shape != image_shape:
-                here, others = pixels.shape_text(shape), pixels.shape_text(image_shape)
-                raise Unreadable(f"has shape {here}, the others {others}")
-            pages = getattr(image, "n_frames", 1)
-            if image.format == "TIFF" and pages > 1:
-                raise Unreadable(f"has {pages} pages; store each as a file")
-            decoded = np.asarray(image.convert("L" if gray else "RGB"))
-            # Asked only where there is something to find, as it takes as long as to decode.
-            turned = image.getexif().get(_ORIENTATION) if _METADATA & image.info.keys() else None
-            if turned in _TURNED:
-                raise Unreadable(
-                    f"is stored turned or mirrored (EXIF orientation {turned}); store it upright, "
-                    "with PIL.ImageOps.exif_transpose"
-                )
-            return decoded
-    except (Unreadable, MemoryError):
-        raise
-    except UnidentifiedImageError as error:
-        raise Unreadable(f"is no {', '.join(_FORMATS)} image ({len(content)} bytes)") from error
-    except Exception as error:  # Foreign bytes fail in many ways.
-        raise Unreadable(f"cannot be decoded ({error})") from error
-
-
-def _is_gray(palette: Any) -> bool:
-    colours = np.frombuffer(palette.tobytes(), np.uint8).reshape(-1, len(palette.mode))
-    return bool((colours[:, :3] == colours[:, :1]).all())

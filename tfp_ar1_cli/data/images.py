@@ -4,30 +4,36 @@ import contextlib
 import dataclasses
 import pathlib
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from tfp_ar1_cli import startup
-from tfp_ar1_cli.data import pixels, streams
-from tfp_ar1_cli.data.arrays import read_idx_folder, read_numpy
+from tfp_ar1_cli.data import idx, pixels, streams
+from tfp_ar1_cli.data.arrays import read_numpy
+from tfp_ar1_cli.data.decoding import AS_STORED, Form
 from tfp_ar1_cli.data.files import short_of_memory
 from tfp_ar1_cli.data.protocol import Data, sha256_of
 from tfp_ar1_cli.errors import UserError
 
 IDX_DATASETS = ("mnist", "fashion_mnist")
-CHOICES = f"digits, mnist, fashion_mnist, npz:FILE, npy:FILE, {streams.CHOICES}"
+CHOICES = f"digits, mnist, fashion_mnist, npz:FILE, npy:FILE, idx:FOLDER, {streams.CHOICES}"
 # Of images for the convolutional networks.
 _MIN_SIDE = 4
 _ON_DISK = "keep the images on disk, with --dataset stream:FILE.npy"
-_EXPECTED = "x_train and x_test, or one array x (or images)"
+_EXPECTED = "x_train and x_test, or one array x (or images, imgs, data)"
+# What images and labels are called in .npz files, the better ones first.
+_IMAGES = ("x", "images", "imgs", "image", "img", "data", "samples", "features")
+_LABELS = ("y", "labels", "label", "targets", "target")
 
 
 @dataclasses.dataclass(frozen=True)
 class ImageData(Data):
-    """Images `[N, H, W]`, `[N, H, W, C]` or `[N, D]`, and the test labels if known."""
+    """Images `[N, H, W]`, `[N, H, W, C]` or `[N, D]`; test labels, and names of files, if known."""
 
     y_test: np.ndarray | None = None
+    names: list[str] | None = None
 
     noun, shape_key = "image", "image_shape"
 
@@ -56,6 +62,7 @@ def load(
     likelihood: str = "bernoulli",
     corrupt: str = "stop",
     trained: dict[str, Any] | None = None,
+    form: Form = AS_STORED,
 ) -> ImageData:
     """Reads images and checks that a model can be trained on them.
 
@@ -69,6 +76,7 @@ def load(
       corrupt: See `DataOptions`.
       trained: To test a trained model: the fingerprint of the data that it was trained on. All
         images are test images then, unless they come with a test set, or are those data.
+      form: What images in files and records are brought to.
 
     Raises:
       UserError: If something is wrong with the data; it names the file, and what to do.
@@ -81,8 +89,10 @@ def load(
     with short_of_memory(file or spec, _ON_DISK):
         if kind in streams.KINDS:
             sha256 = None if trained is None else str(trained.get("sha256"))
-            train, test, noted = streams.load(kind, file, likelihood, corrupt, sha256)
-            data = ImageData(train, test, notes=tuple(noted))
+            train, test, labels, names, noted = streams.load(
+                kind, file, likelihood, corrupt, sha256, form
+            )
+            data = ImageData(train, test, labels, names, notes=tuple(noted))
         else:
             data = _load_in_memory(kind, file, data_dir, likelihood, trained)
         low, high = float(data.x_test.min()), float(data.x_test.max())
@@ -99,11 +109,13 @@ def _load_in_memory(
     source = file or data_dir or kind
     if kind == "digits":
         arrays = _digits()
+    elif kind == "idx":
+        arrays = idx.read_folder(pathlib.Path(file), notes)
     elif file:
         path = pathlib.Path(file)
         arrays = read_numpy(path, kind, _choose_arrays, _EXPECTED, notes, _ON_DISK)
     elif data_dir is not None:
-        arrays = read_idx_folder(pathlib.Path(data_dir), kind)
+        arrays = idx.read_named(pathlib.Path(data_dir), kind)
     else:
         arrays = _download(kind)
 
@@ -111,6 +123,9 @@ def _load_in_memory(
     for name, array in x.items():
         at_least = 2 if trained is None else 1
         pixels.check_array(array.shape, array.dtype, f"{source}: {name}", at_least)
+        if pixels.channels_first(array.shape):
+            notes.append(pixels.moved(name, array.shape))
+            x[name] = np.moveaxis(array, 1, -1)
     greatest = max((array.max() for array in x.values() if array.dtype == np.uint8), default=0)
     white = pixels.white_of(greatest)
     notes += pixels.of_bytes(white, greatest)
@@ -118,10 +133,10 @@ def _load_in_memory(
         x[name] = pixels.to_float32(array, white)
         if problem := pixels.wrong_values(x[name], likelihood):
             raise UserError(f"{source}: {name}: {problem}.")
-    labels = {}
+    labels: dict[str, np.ndarray | None] = {}
     for name, array in x.items():
         if (y := f"y{name[1:]}") in arrays:
-            labels[name] = _as_labels(arrays[y], len(array), f"{source}: {y}")
+            labels[name] = _as_labels(arrays[y], len(array), f"{source}: {y}", notes)
     if "x_train" in x:
         train, test, y_test = x["x_train"], x["x_test"], labels.get("x_test")
     elif trained is None:
@@ -169,25 +184,40 @@ def _split(x: np.ndarray, y: np.ndarray | None) -> tuple[np.ndarray, np.ndarray,
     return x[train], x[test], None if y is None else y[test]
 
 
-def _as_labels(array: np.ndarray, count: int, what: str) -> np.ndarray:
-    if array.shape not in ((count,), (count, 1)):
+def _as_labels(array: np.ndarray, count: int, what: str, notes: list[str]) -> np.ndarray | None:
+    if array.shape[:1] != (count,):
         raise UserError(
-            f"{what} has shape {array.shape}; expected one label for each of the {count} images."
+            f"{what} has shape {array.shape}; expected one label for each of the {count} images; "
+            "give it another name if it is something else."
         )
+    if array.size != count:
+        notes.append(f"{what} has shape {array.shape}, not one label for each image: not used.")
+        return None
     return array.reshape(count)
 
 
 def _choose_arrays(names: list[str]) -> dict[str, str]:
     """Which arrays of an .npz file are the images and labels: our name -> name in the file."""
-    for x, y in (("x_train", "y_train"), ("x", "y"), ("images", "labels")):
-        x_test, y_test = (f"{name.removesuffix('_train')}_test" for name in (x, y))
-        if {x, x_test} <= set(names):
-            wanted = {"x_train": x, "x_test": x_test, "y_train": y, "y_test": y_test}
-        elif x in names and x != "x_train":
-            wanted = {"x": x, "y": y}
+    # As they are written first, else in any case.
+    found = {name.lower(): name for name in names} | {name: name for name in names}
+
+    def find(stems: Sequence[str], part: str = "") -> str | None:
+        forms = ("{0}_{1}", "{1}_{0}", "{0}{1}", "{1}{0}") if part else ("{0}",)
+        wanted = (form.format(stem, part) for stem in stems for form in forms)
+        return next((found[name] for name in wanted if name in found), None)
+
+    for stem in _IMAGES:
+        labels = _LABELS if stem == "x" else (*_LABELS[1:], "y")
+        whole, train, test = find([stem]), find([stem], "train"), find([stem], "test")
+        if (train or whole) and test:
+            wanted = {"x_train": train or whole, "x_test": test}
+            wanted |= {"y_train": find(labels, "train" if train else "")}
+            wanted |= {"y_test": find(labels, "test")}
+        elif whole or train:
+            wanted = {"x": whole or train, "y": find(labels, "" if whole else "train")}
         else:
             continue
-        return {ours: theirs for ours, theirs in wanted.items() if theirs in names}
+        return {ours: theirs for ours, theirs in wanted.items() if theirs}
     return {}
 
 

@@ -7,9 +7,13 @@ from typing import Any
 import click
 
 from tfp_ar1_cli.data import images, series, series_files, streams
+from tfp_ar1_cli.data.decoding import Form
 from tfp_ar1_cli.data.protocol import Data, DataOptions
 
-_FILES = {"image": ("npz", "npy", *streams.KINDS), "sequence": tuple(series_files.SUFFIXES)}
+_FILES = {
+    "image": ("npz", "npy", "idx", *streams.KINDS),
+    "sequence": tuple(series_files.SUFFIXES),
+}
 _NAMES = {"image": ("digits", *images.IDX_DATASETS), "sequence": tuple(series.SHIPPED)}
 
 
@@ -23,7 +27,9 @@ def resolve(spec: str, model: str) -> str:
     if kind in _NAMES[model] and not colon:
         return spec
     if kind not in _FILES[model]:  # A path alone says by its suffix what it is.
-        kind, file = series_files.kind_of(pathlib.Path(spec)) or "", spec
+        is_folder = model == "image" and pathlib.Path(spec).expanduser().is_dir()
+        kind = "images" if is_folder else series_files.kind_of(pathlib.Path(spec)) or ""
+        file = spec
     if kind in _FILES[model] and file:
         return f"{kind}:{pathlib.Path(file).expanduser().absolute()}"
     choices = {"image": f"dataset {spec!r}; choose {images.CHOICES}"}
@@ -50,6 +56,11 @@ def is_of_series(spec: str) -> bool:
     return not {spec.partition(":")[0], series_files.kind_of(pathlib.Path(spec))}.isdisjoint(only)
 
 
+def is_encoded(spec: str) -> bool:
+    """Whether the images of a `--dataset` value are encoded, as PNG or JPEG."""
+    return spec.partition(":")[0] in streams.ENCODED
+
+
 def load(options: DataOptions, trained: dict[str, Any] | None = None, whole: bool = False) -> Data:
     """Reads data and checks that a model can be trained, or tested, on them; a `UserError` if not.
 
@@ -69,4 +80,5 @@ def load(options: DataOptions, trained: dict[str, Any] | None = None, whole: boo
         options.likelihood,
         options.corrupt,
         trained if whole else None,
+        Form(options.resize, bool(options.grayscale)),
     )

@@ -25,11 +25,16 @@ def check_array(shape: tuple[int, ...], dtype: np.dtype, what: str, at_least: in
     check_count(shape[0], what, at_least)
     if 0 in shape:
         raise UserError(f"{what}; images must have at least 1 pixel.")
-    if len(shape) == 4 and shape[1] in (1, 3, 4) and shape[3] > 4:
-        raise UserError(
-            f"{what}, which looks like [N, C, H, W]; channels come last: store "
-            "numpy.moveaxis(x, 1, -1)."
-        )
+
+
+def channels_first(shape: tuple[int, ...]) -> bool:
+    """Whether images of this shape can only be `[N, C, H, W]`."""
+    return len(shape) == 4 and shape[1] in (1, 3, 4) and shape[3] > 4
+
+
+def moved(what: str, shape: tuple[int, ...]) -> str:
+    """A note that channels were moved to the end."""
+    return f"{what} has shape {shape}, which is read as [N, C, H, W]: the channels are moved last."
 
 
 def check_count(count: int, what: str, at_least: int) -> None:

@@ -20,6 +20,8 @@ class DataOptions:
       data_dir: Images: the folder of the IDX files of `mnist` and `fashion_mnist`.
       likelihood: With `"bernoulli"` every value must lie within [0, 1].
       corrupt: Images on disk: `"stop"` or `"skip"`, what is done with one that cannot be read.
+      resize: Images in files: the height and width that they are brought to, or None.
+      grayscale: Images in files: whether colours become gray.
       window: Series: each is cut into pieces of so many steps.
       columns: Series in tables with a row for each step: whether columns of values are
         `"features"` of one series, or `"series"`.
@@ -30,6 +32,8 @@ class DataOptions:
     data_dir: str | None = None
     likelihood: str = "bernoulli"
     corrupt: str = "stop"
+    resize: tuple[int, int] | None = None
+    grayscale: bool = False
     window: int | None = None
     columns: str = "features"
 

@@ -66,7 +66,11 @@ class Files:
 
     def __getitem__(self, index: int) -> pathlib.Path:
         """The path of a file."""
-        return self.root / os.fsdecode(self._names[index].item())
+        return self.root / self.name(index)
+
+    def name(self, index: int) -> str:
+        """The path of a file below `root`."""
+        return os.fsdecode(self._names[index].item())
 
     def position(self, index: int) -> str:
         """The path for messages, where it must be valid Unicode."""
@@ -107,8 +111,10 @@ class NpyFile:
                 f"{path}: is in Fortran order, so that no image lies in one piece; write it in C "
                 "order, with numpy.save(file, numpy.ascontiguousarray(x))."
             )
-        self.image_shape, self._count = shape[1:], shape[0]
-        self._row_bytes = self._dtype.itemsize * math.prod(self.image_shape)
+        self._row_shape, self._count = shape[1:], shape[0]
+        self._channels_first = pixels.channels_first(shape)
+        self.image_shape = (*shape[2:], shape[1]) if self._channels_first else shape[1:]
+        self._row_bytes = self._dtype.itemsize * math.prod(self._row_shape)
         expected, found = self._offset(self._count), path.stat().st_size
         if found < expected:
             raise UserError(
@@ -118,6 +124,8 @@ class NpyFile:
         greatest = self._greatest_byte() if self._dtype == np.uint8 else 0
         self._white = pixels.white_of(greatest)
         self.notes = pixels.of_bytes(self._white, greatest)
+        if self._channels_first:
+            self.notes.append(pixels.moved(f"{path}", shape))
 
     def __len__(self) -> int:
         """The number of images."""
@@ -137,7 +145,7 @@ class NpyFile:
         return self._start + row * self._row_bytes
 
     def _read_raw(self, rows: np.ndarray) -> np.ndarray:
-        raw = np.empty((len(rows), *self.image_shape), self._dtype)
+        raw = np.empty((len(rows), *self._row_shape), self._dtype)
         order = np.argsort(rows, kind="stable")
         with open_raw(self._path) as file:
             # Neighbours in the file are read in one go.
@@ -145,8 +153,8 @@ class NpyFile:
                 if len(run):
                     start, size = self._offset(int(rows[run[0]])), len(run) * self._row_bytes
                     block = read_at(file, start, size)
-                    raw[run] = np.frombuffer(block, self._dtype).reshape(-1, *self.image_shape)
-        return raw
+                    raw[run] = np.frombuffer(block, self._dtype).reshape(-1, *self._row_shape)
+        return np.ascontiguousarray(np.moveaxis(raw, 1, -1)) if self._channels_first else raw
 
     def read(self, rows: np.ndarray, faults: Faults) -> np.ndarray:
         """The images of these rows, float32, without the corrupt ones; see `streams.Source`."""

@@ -4,8 +4,8 @@ A `Stream` reads the images that it is indexed with, from one of three sources:
 
 * `stream:FILE.npy`: an array as in `npy:FILE`, read row by row.
 * `images:FOLDER`: PNG, JPEG, BMP, GIF, WebP, TIFF and PPM files (of an animation the first frame)
-  of one shape, also in folders below, sorted by path. Those in FOLDER/train and FOLDER/test, where
-  there are both, are the training and the test images.
+  of one shape, or brought to one (`decoding.Form`), also in folders below, sorted by path. Those in
+  FOLDER/train and FOLDER/test, where there are both, are the training and the test images.
 * `tfrecord:GLOB`: TFRecord files of `tf.train.Example`, not compressed, each with an encoded image
   as the bytes feature `image` or `image/encoded`.
 
@@ -14,20 +14,25 @@ each of all images, and for a folder their names; and the test images, of which 
 10 000 and 64 MiB. Rows and records are counted from 0, as are bytes.
 """
 
+import dataclasses
 import hashlib
 import math
+import os
 import pathlib
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 
 from tfp_ar1_cli.data import image_files, pixels
+from tfp_ar1_cli.data.decoding import AS_STORED, Form
 from tfp_ar1_cli.data.files import check_memory
 from tfp_ar1_cli.data.sources import Corrupt as Corrupt  # What `Stream` raises.
 from tfp_ar1_cli.data.sources import Faults, NpyFile
 from tfp_ar1_cli.errors import UserError
+from tfp_ar1_cli.progress import counted
 
 KINDS = ("stream", "images", "tfrecord")
+ENCODED, ENCODED_CHOICES = KINDS[1:], "images:FOLDER or tfrecord:GLOB"
 CHOICES = "stream:FILE.npy, images:FOLDER or tfrecord:GLOB"
 MAX_TEST_IMAGES = 10_000
 MAX_TEST_BYTES = 64 * 2**20
@@ -83,9 +88,33 @@ class Stream:
         )
 
 
+class Opened(NamedTuple):
+    """What `load` gives.
+
+    Attributes:
+      train: The training images.
+      test: The test images, float32; of the training at most `MAX_TEST_IMAGES` and
+        `MAX_TEST_BYTES`.
+      labels: The names of the folders of the test images, if they lie in several.
+      names: The paths of the test images, if they are files, below the folder that was given.
+      notes: What the user should know about them.
+    """
+
+    train: Stream
+    test: np.ndarray
+    labels: np.ndarray | None
+    names: list[str] | None
+    notes: list[str]
+
+
 def load(
-    kind: str, place: str, likelihood: str, corrupt: str = "stop", trained: str | None = None
-) -> tuple[Stream, np.ndarray, list[str]]:
+    kind: str,
+    place: str,
+    likelihood: str,
+    corrupt: str = "stop",
+    trained: str | None = None,
+    form: Form = AS_STORED,
+) -> Opened:
     """Opens a source, and reads its test images.
 
     Args:
@@ -95,10 +124,7 @@ def load(
       corrupt: See `DataOptions`.
       trained: To test a trained model: the hash of the data that it was trained on. All images of
         other data are test images, unless they come with a test set.
-
-    Returns:
-      The training images; the test images, float32, of the training at most `MAX_TEST_IMAGES` and
-      `MAX_TEST_BYTES`; and what the user should know about these.
+      form: What images in files and records are brought to.
 
     Raises:
       UserError: If something is wrong with the data.
@@ -110,15 +136,16 @@ def load(
     if kind == "stream":
         source = NpyFile(path, likelihood, at_least)
     elif kind == "tfrecord":
-        source = image_files.TFRecordFiles(path, faults, at_least)
+        source = image_files.TFRecordFiles(path, faults, at_least, form)
     else:
         folder = path / parts[0] if parts else path
-        source = image_files.ImageFiles(folder, faults, at_least)
+        source = image_files.ImageFiles(folder, faults, at_least, form)
     test_source, sha256, notes = source, source.files.sha256(), source.notes
     image_bytes = 4 * math.prod(source.image_shape)
     max_test = max(1, min(MAX_TEST_IMAGES, MAX_TEST_BYTES // image_bytes))
     if parts:
-        test_source = image_files.ImageFiles(path / parts[1], faults, 1, source.image_shape)
+        form = dataclasses.replace(form, shape=source.image_shape)
+        test_source = image_files.ImageFiles(path / parts[1], faults, 1, form)
         notes = [*notes, *test_source.notes, *image_files.beside(path, parts)]
         sha256 = hashlib.sha256((sha256 + test_source.files.sha256()).encode()).hexdigest()
         train, test = np.arange(len(source)), np.arange(len(test_source))
@@ -139,9 +166,18 @@ def load(
         raise UserError(
             f"{place}: none of the {len(test)} test images can be used; the first: {faults.first()}"
         )
-    if kind != "stream":  # Of encoded images the test images stand for all.
+    labels, names = None, None
+    if not isinstance(test_source, NpyFile):  # The test images stand for all.
         notes += pixels.of_bytes(255, round(255 * float(x_test.max())))
-    return Stream(source, train, faults, sha256), x_test, notes
+        if done := "; ".join(f"{n} {what}" for what, n in sorted(test_source.converted.items())):
+            likewise = ", and likewise of the training images," * bool(len(train))
+            tests = counted(len(x_test), "test image")
+            notes.append(f"Of {tests}{likewise} are converted: {done}.")
+    if isinstance(test_source, image_files.ImageFiles):
+        read = [row for row in test.tolist() if test_source.position(row) not in faults.found]
+        labels = test_source.labels(np.array(read))
+        names = [os.path.relpath(test_source.position(row), path) for row in read]
+    return Opened(Stream(source, train, faults, sha256), x_test, labels, names, notes)
 
 
 def _read_all(x: Stream, at_a_time: int = 64) -> np.ndarray:

@@ -6,6 +6,7 @@ import pathlib
 from typing import Any
 
 import matplotlib as mpl
+import matplotlib.image
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
@@ -14,7 +15,6 @@ from matplotlib.figure import Figure
 from tfp_ar1_cli.data.images import ImageData
 from tfp_ar1_cli.pictures import style
 from tfp_ar1_cli.pictures.style import BLUE
-from tfp_ar1_cli.progress import counted
 from tfp_ar1_cli.run_folder import Run
 
 _MAX_CATEGORIES = 20
@@ -34,7 +34,7 @@ def draw_run(run: Run, model: Any, data: ImageData) -> list[pathlib.Path]:
         return np.asarray(posterior.mean()), np.asarray(posterior.stddev())
 
     return style.draw_all(
-        run.folder,
+        run,
         samples=lambda path: samples(
             path, np.asarray(model.generate(64, seed=options.seed)), scale
         ),
@@ -48,12 +48,43 @@ def draw_run(run: Run, model: Any, data: ImageData) -> list[pathlib.Path]:
     )
 
 
-def samples(path: pathlib.Path, images: np.ndarray, value_range: tuple[float, float]) -> None:
+def draw_progress(run: Run, model: Any, data: ImageData, folder: pathlib.Path) -> None:
+    """Writes samples, always of the same z, and reconstructions, always of the same test images."""
+    if len(run.data_shape) == 1:
+        return
+    few = data.x_test[:10]
+    new = np.asarray(model.generate(20, seed=run.options.seed))
+    cells = {
+        "samples": _in_rows(new, 10),
+        "reconstructions": np.stack([few, np.asarray(model.reconstruct(few))]),
+    }
+    for name, images in cells.items():
+        canvas = np.squeeze(_canvas(_scaled(images, run.value_range)))
+        mpl.image.imsave(folder / f"{name}.png", canvas, cmap="gray", vmin=0, vmax=1)
+
+
+def samples(
+    path: pathlib.Path,
+    images: np.ndarray,
+    value_range: tuple[float, float],
+    noise: bool = False,
+) -> None:
     """Draws images `[N, *image_shape]` in a grid that is about square."""
     columns = math.ceil(math.sqrt(len(images)))
     fig, ax = _image_figure(_in_rows(images, columns), value_range)
-    ax.set_title(f"{counted(len(images), 'sample')} from the model: z ~ prior, mean of p(x | z)")
+    ax.set_title(style.of_samples(len(images), noise))
     style.save(fig, path)
+
+
+def write_each(folder: pathlib.Path, images: np.ndarray, value_range: tuple[float, float]) -> None:
+    """Writes each image `[N, H, W]` or `[N, H, W, C]` as a PNG file of its size."""
+    from PIL import Image
+
+    x = np.round(255 * np.clip(_scaled(images, value_range), 0, 1)).astype(np.uint8)
+    if x.shape[-1] == 1 and x.ndim == 4:
+        x = x[..., 0]
+    for path, image in zip(style.numbered(folder, len(x)), x, strict=True):
+        Image.fromarray(image).save(path)
 
 
 def reconstructions(
@@ -87,9 +118,8 @@ def latent_traversal(
     images = np.asarray(model.decode(z.reshape(-1, latent_dim)).mean())
     fig, ax = _image_figure(images.reshape(*z.shape[:2], *images.shape[1:]), value_range)
     several = latent_dim > 1
-    ax.set_title(
-        f"{'One' if several else 'The'} latent coordinate varied{', the others 0' * several}"
-    )
+    title = f"{'One' if several else 'The'} latent coordinate varied{', the others 0' * several}"
+    ax.set_title(title + style.unused(means.var(axis=0)))
     ax.set_yticks(np.arange(len(order)) + 0.5, [style.latent_name(i) for i in order])
     ax.set_xticks(np.arange(len(values)) + 0.5, [f"{value:+.1f}" for value in values])
     ax.set_xlabel("value of the coordinate (prior standard deviations)")

@@ -13,7 +13,6 @@ from matplotlib.axes import Axes
 from tfp_ar1_cli.data.series import SeriesData, Units
 from tfp_ar1_cli.pictures import style
 from tfp_ar1_cli.pictures.style import BLACK, BLUE, GRAY, ORANGE
-from tfp_ar1_cli.progress import counted
 from tfp_ar1_cli.run_folder import Run
 from tfp_ar1_cli.training.model import prior_correlation, replicate
 
@@ -44,21 +43,19 @@ def draw_run(run: Run, model: Any, data: SeriesData) -> list[pathlib.Path]:
 
     def encode(path: pathlib.Path) -> None:
         posterior, prior = model.encode(few), prior_correlation(model)
-        mean, stddev = (
-            np.asarray(moment())[:_NUM_WINDOWS] for moment in (posterior.mean, posterior.stddev)
-        )
+        mean, stddev = np.asarray(posterior.mean()), np.asarray(posterior.stddev())
         latent_paths(path, mean, stddev, length, prior, units.step)
 
     training = "training, steps hidden" if run.options.hide else "training"
     return style.draw_all(
-        run.folder,
+        run,
         reconstructions=lambda path: reconstructions(
             path, units, x, length, replicate(model, few, _NUM_DRAWS, seed)
         ),
         imputations=impute,
         forecasts=forecast,
         samples=lambda path: samples(
-            path, units, np.asarray(model.generate(_MAX_SAMPLES, seed=seed))
+            path, units, np.asarray(model.generate(_MAX_SAMPLES, seed=seed, noise=True)), True
         ),
         latent_paths=encode,
         correlations=lambda path: correlations(
@@ -68,6 +65,24 @@ def draw_run(run: Run, model: Any, data: SeriesData) -> list[pathlib.Path]:
             path, run.history(), "nats per window", training
         ),
     )
+
+
+def draw_progress(run: Run, model: Any, data: SeriesData, folder: pathlib.Path) -> None:
+    """Draws samples, always of the same z, below reconstructions of the same test windows."""
+    units, seed = data.units, run.options.seed
+    x, length = (part[:_NUM_WINDOWS] for part in _choose_windows(data))
+    new = np.asarray(model.generate(len(x), seed=seed, noise=True))
+    fitted = np.asarray(model.reconstruct({"x": x, "length": length}))
+    x, fitted, new = (units.restore(part)[..., 0] for part in (x, fitted, new))
+    fig, axes = style.panels(9, 4, 2, len(x), sharex=True)
+    for i, (above, below) in enumerate(axes.T):
+        _points(above, x[i], BLACK, "observed")
+        above.plot(fitted[i, : length[i]], color=BLUE, linewidth=1.2)
+        below.plot(new[i], color=BLUE, linewidth=1.2)
+        below.set_xlabel(style.label(units.step), parse_math=False)
+    for ax, name in zip(axes[:, 0], ("reconstructions", "samples"), strict=True):
+        ax.set_ylabel(f"{name}\n{style.label(units.names[0])}", parse_math=False)
+    fig.savefig(folder / "windows.png", dpi=80)
 
 
 def gaps(length: np.ndarray, steps: int, share: float, seed: int) -> np.ndarray:
@@ -131,15 +146,14 @@ def forecasts(
     _grid(path, units, len(x), panel, "Forecasts from the first half of test windows")
 
 
-def samples(path: pathlib.Path, units: Units, x: np.ndarray) -> None:
+def samples(path: pathlib.Path, units: Units, x: np.ndarray, noise: bool = False) -> None:
     """Draws new windows `[N, steps, channels]` from the model: the first of them."""
     x = units.restore(x[: _MAX_SAMPLES if len(units.names) == 1 else _NUM_WINDOWS])
 
     def panel(ax: Axes, i: int, channel: int) -> None:
         ax.plot(x[i, :, channel], color=BLUE, linewidth=1.2)
 
-    number = counted(len(x), "sample")
-    _grid(path, units, len(x), panel, f"{number} from the model: z ~ prior, mean of p(x | z)")
+    _grid(path, units, len(x), panel, style.of_samples(len(x), noise))
 
 
 def latent_paths(
@@ -152,8 +166,12 @@ def latent_paths(
 ) -> None:
     """Draws posterior means and 90% bands of latent paths `[N, latent channels, steps]`.
 
-    Each window is a column of panels and ends at its `length`; `correlation` is the prior's.
+    Each window is a column of panels and ends at its `length`; `correlation` is the prior's. The
+    paths that are not used in any window, drawn or not, are named.
     """
+    inside = np.arange(means.shape[-1]) < np.asarray(length)[:, None]
+    unused = style.unused(means.swapaxes(1, 2)[inside].var(axis=0))
+    means = means[:_NUM_WINDOWS]
     named = (f"{style.latent_name(i)}, prior ρ = {_rho(rho)}" for i, rho in enumerate(correlation))
 
     def panel(ax: Axes, i: int, channel: int) -> None:
@@ -162,7 +180,7 @@ def latent_paths(
         ax.fill_between(steps, mean - half, mean + half, color=colour, alpha=0.2, linewidth=0)
         ax.plot(steps, mean, color=colour, linewidth=1.2)
 
-    title = "Latent paths of test windows: posterior mean and 90% band"
+    title = f"Latent paths of test windows: posterior mean and 90% band{unused}"
     _grid(path, Units(list(named), step, [], []), len(means), panel, title, alike=True)
 
 

@@ -3,9 +3,11 @@
 Matplotlib's object interface is used throughout: no global state, no window, no choice of backend.
 """
 
+import contextlib
+import contextvars
 import pathlib
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import matplotlib as mpl
@@ -14,25 +16,49 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from tfp_ar1_cli.atomic import atomic
-from tfp_ar1_cli.errors import dispensable
-from tfp_ar1_cli.progress import doing
+from tfp_ar1_cli.data import loading
+from tfp_ar1_cli.errors import UserError, dispensable
+from tfp_ar1_cli.progress import counted, doing
+from tfp_ar1_cli.run_folder import Run
 
+DPI = 300
 BLUE, ORANGE, BLACK, GRAY = "#1f5fa8", "#e0923a", "#303030", "#a0a0a0"
 # Letters of a name, and of any line.
 _MAX_NAME, _MAX_LINE = 24, 100
 _SUBSCRIPTS = str.maketrans("0123456789", "₀₁₂₃₄₅₆₇₈₉")
+# Latents whose posterior means vary less than this, where the prior's variance is 1, say nothing.
+_LEAST_VARIANCE = 0.01
+_MAX_UNUSED = 6
+_CAPTION: contextvars.ContextVar[str] = contextvars.ContextVar("caption", default="")
 
 
-def draw_all(folder: pathlib.Path, **draw: Callable[[pathlib.Path], None]) -> list[pathlib.Path]:
-    """Draws pictures, each to the file of its name; one that fails is a warning and costs no other.
+@contextlib.contextmanager
+def captioned(run: Run) -> Iterator[None]:
+    """The pictures that are saved within say in a small line what they are of."""
+    options, epochs = run.options, run.options.epochs
+    with contextlib.suppress(UserError, OSError):
+        epochs = len(run.history().get("loss", ())) or epochs
+    name = label(loading.short_name(options.dataset))
+    text = f"{name} · {options.posterior} posterior · {counted(epochs, 'epoch')}"
+    token = _CAPTION.set(text)
+    try:
+        yield
+    finally:
+        _CAPTION.reset(token)
+
+
+def draw_all(run: Run, **draw: Callable[[pathlib.Path], None]) -> list[pathlib.Path]:
+    """Draws the pictures of a run, each to the file of its name.
+
+    One that fails is a warning and costs no other.
 
     Returns:
       The files that were written.
     """
     files = []
-    with doing("Drawing the pictures"):
+    with doing("Drawing the pictures"), captioned(run):
         for name, function in draw.items():
-            path = folder / f"{name}.png"
+            path = run.folder / f"{name}.png"
             with dispensable(path):
                 function(path)
                 files.append(path)
@@ -81,9 +107,29 @@ def learning_curves(
     save(fig, path)
 
 
+def of_samples(number: int, noise: bool) -> str:
+    """The title of pictures of samples."""
+    x = "x ~ p(x | z)" if noise else "mean of p(x | z)"
+    return f"{counted(number, 'sample')} from the model: z ~ prior, {x}"
+
+
+def numbered(folder: pathlib.Path, number: int) -> list[pathlib.Path]:
+    """The files of as many samples."""
+    width = len(str(number - 1))
+    return [folder / f"sample-{i:0{width}}.png" for i in range(number)]
+
+
 def latent_name(index: int) -> str:
     """What a latent coordinate, or path, is called: z₁ is the first."""
     return f"z{index + 1}".translate(_SUBSCRIPTS)
+
+
+def unused(variances: Sequence[float] | np.ndarray) -> str:
+    """Names latents that are not used, by the variances of their posterior means, after a title."""
+    (found,) = np.nonzero(np.asarray(variances) < _LEAST_VARIANCE)
+    names = [latent_name(i) for i in found.tolist()]
+    more = f" and {len(names) - _MAX_UNUSED} more" * (len(names) > _MAX_UNUSED)
+    return f"; unused: {', '.join(names[:_MAX_UNUSED])}{more}" if names else ""
 
 
 def label(text: str, most: int = _MAX_NAME) -> str:
@@ -103,7 +149,18 @@ def save(fig: Figure, path: pathlib.Path) -> None:
         warnings.filterwarnings("ignore", "Glyph .* missing from|constrained_layout not applied")
         for text in fig.findobj(Text):  # Made before, under other settings.
             text.set(parse_math=False, usetex=False, text=label(text.get_text(), _MAX_LINE))
+        if caption := _CAPTION.get():
+            fig.draw_without_rendering()
+            fig.set_layout_engine("none")  # It is laid out, which takes as long as to draw.
+            box, (width, height) = fig.get_tightbbox(), fig.get_size_inches()
+            corner = {
+                "x": box.x1 / width,
+                "y": (box.y0 - 0.05) / height,
+                "ha": "right",
+                "va": "top",
+            }
+            fig.text(s=caption, color="#808080", fontsize=6.5, parse_math=False, **corner)
         # No metadata: the version of matplotlib would be in it.
         fig.savefig(
-            temporary, metadata={"Software": None}, dpi=150, bbox_inches="tight", pad_inches=0.15
+            temporary, metadata={"Software": None}, dpi=DPI, bbox_inches="tight", pad_inches=0.15
         )

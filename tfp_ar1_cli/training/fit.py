@@ -3,6 +3,8 @@
 import contextlib
 import functools
 import math
+import pathlib
+import tempfile
 from collections.abc import Callable
 from typing import Any
 
@@ -20,6 +22,9 @@ from tfp_ar1_cli.run_folder import Position, Run
 from tfp_ar1_cli.training import strategies
 from tfp_ar1_cli.training.batches import Batches
 from tfp_ar1_cli.training.checkpoints import Checkpoint, load_state, state_of
+
+# How often TensorBoard's log has pictures and histograms, and after how many epochs at least.
+_MOST_LOGGED, _LEAST_BETWEEN = 10, 3
 
 
 def train(
@@ -90,7 +95,11 @@ def _train(
                 decay(lambda epoch: rate * (1 + math.cos(math.pi * epoch / epochs)) / 2)
             )
         if progress is not None:
-            callbacks.append(_TensorBoard(run.logs, write_graph=False))
+            # Several replicas are left alone: what one of them does the others would wait for.
+            rhythm = max(_LEAST_BETWEEN, math.ceil(epochs / _MOST_LOGGED))
+            every = rhythm if options.strategy == "none" else 0
+            draw = functools.partial(kinds.of(options).draw_progress, run, model, data)
+            callbacks.append(_TensorBoard(run.logs, draw, every))
         while position.epoch < epochs:
             # Keras begins at the first step of an epoch, so the rest of one is a `fit` of its own.
             last = position.epoch + 1 if position.step else epochs
@@ -116,13 +125,31 @@ def _train(
 
 
 class _TensorBoard(keras.callbacks.TensorBoard):
-    """Writes TensorBoard's log until that fails, and lets the training continue without it."""
+    """Writes TensorBoard's log until that fails, and lets the training continue without it.
 
-    def __init__(self, *args, **kwargs) -> None:
-        super().__init__(*args, **kwargs)
-        self._failed = False
+    Args:
+      folder: Where it is written.
+      draw: Draws pictures as PNG files into a folder. It must not touch the model's random numbers.
+      every: After so many epochs it has pictures, and histograms of the weights; 0 for never.
+    """
+
+    def __init__(
+        self, folder: pathlib.Path, draw: Callable[[pathlib.Path], None], every: int
+    ) -> None:
+        super().__init__(folder, write_graph=False, histogram_freq=every)
+        self._failed, self._draw = False, draw
         for name in ("set_model", *(name for name in dir(self) if name.startswith("on_"))):
             setattr(self, name, functools.partial(self._try, getattr(self, name)))
+
+    def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
+        super().on_epoch_end(epoch, logs)
+        if not self.histogram_freq or epoch % self.histogram_freq:
+            return
+        with tempfile.TemporaryDirectory() as folder, self._val_writer.as_default():
+            self._draw(pathlib.Path(folder))
+            for path in sorted(pathlib.Path(folder).iterdir()):
+                picture = tf.io.decode_png(path.read_bytes())
+                tf.summary.image(path.stem, picture[None], step=epoch)
 
     def _try(self, hook: Callable[..., None], *args, **kwargs) -> None:
         if self._failed:
