@@ -194,9 +194,9 @@ def test_derivatives():
 
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
 def test_a_stationary_mean_is_kept_to_its_last_digit(dtype):
-    mean, rho, scale = (np.asarray(x, dtype) for x in (1234.0, 0.999, 0.5))
+    mean, rho, scale = (tf.constant(x, dtype) for x in (1234.0, 0.999, 0.5))
     chain = tfd.MarkovChain(
-        tfd.Normal(mean, scale / np.sqrt(1 - rho**2)),
+        tfd.Normal(mean, scale / tf.sqrt(1.0 - tf.square(rho))),
         lambda _, x: tfd.Normal(mean + rho * (x - mean), scale),
         300,
     )
