@@ -12,7 +12,7 @@ from typing import Any
 
 from tfp_ar1_cli import run_folder
 from tfp_ar1_cli.data import loading
-from tfp_ar1_cli.options import LIKELIHOODS, NETWORKS, OBJECTIVES, POSTERIORS
+from tfp_ar1_cli.names import LIKELIHOODS, NETWORKS, OBJECTIVES, POSTERIORS
 from tfp_ar1_cli.progress import counted
 from tfp_ar1_cli.run_folder import Run
 
@@ -83,7 +83,7 @@ def make(
             "objective": OBJECTIVES[options.objective] + beta,
         },
         "data": {"name": loading.short_name(options.dataset), "shape": shape, **data},
-        "training": {k: v for k, v in options.as_json().items() if k not in run_folder.MAY_CHANGE},
+        "training": {k: v for k, v in options.as_json().items() if k not in run_folder.PLACES},
         "metrics": measures,
         "versions": {"trained": run.versions, "exported": run_folder.versions()},
         "signatures": _signatures(shape, latent_shape, dtype),

@@ -9,7 +9,6 @@ import: what the library calls its parts is repeated here, and a test compares.
 
 import dataclasses
 import functools
-import math
 import pathlib
 import sys
 from collections.abc import Callable
@@ -20,87 +19,42 @@ import click
 from tfp_ar1_cli import startup
 from tfp_ar1_cli.data import images, loading, series, streams
 from tfp_ar1_cli.data.protocol import DataOptions
+from tfp_ar1_cli.names import (
+    LIKELIHOODS,
+    MODELS,
+    NETWORKS,
+    OBJECTIVES,
+    POSTERIOR_HELP,
+    POSTERIORS,
+    POSTERIORS_OF,
+    PRIORS,
+    SIZES,
+    SPLITS,
+    STRATEGIES,
+)
+from tfp_ar1_cli.option_types import Counts, Finite
 
-# What each name means; model cards say it.
-LIKELIHOODS = {
-    "bernoulli": "Bernoulli, independent for each value; values between 0 and 1 count as "
-    "probabilities",
-    "gaussian": "Gaussian, independent for each value, with one standard deviation, learned",
-}
-OBJECTIVES = {
-    "elbo": "negative evidence lower bound, the KL multiplied by beta",
-    "infovae": "InfoVAE with the maximum mean discrepancy (arXiv:1706.02262)",
-    "iwae": "importance-weighted bound (arXiv:1509.00519)",
-}
-POSTERIORS = {
-    "ar1": "AR(1): one scale and one correlation of neighbouring coordinates",
-    "diag": "diagonal: a scale for each coordinate, no correlation",
-    "isotropic": "isotropic: one scale, no correlation",
-    "full": "any covariance, by its Cholesky factor",
-    "arh1": "a scale for each coordinate, and one correlation of neighbours",
-    "ante1": "a scale for each coordinate, and a correlation for each pair of neighbours",
-    "sites": "a Gaussian factor at each step where something was observed, connected by the prior",
-}
-# Of each model.
-NETWORKS = {
-    "image": {
-        "mlp": "multilayer perceptrons, the decoder the mirror of the encoder",
-        "cnn": "convolutional networks",
-        "dcgan": "convolutional networks in the manner of DCGAN",
-    },
-    "sequence": {
-        "convolutional": "an encoder of dilated convolutions over time, a decoder of single steps",
-        "recurrent": "a recurrent encoder, a decoder of single steps",
-    },
-}
-POSTERIORS_OF = {
-    "image": tuple(name for name in POSTERIORS if name != "sites"),
-    "sequence": tuple(name for name in POSTERIORS if name != "full"),
-}
-PRIORS = ("ar1", "normal")
-STRATEGIES = ("none", "mirrored", "multiworker")
-MODELS = tuple(NETWORKS)
 _EPOCHS = {"digits": 200, "mnist": 15, "fashion_mnist": 15}
 _EPOCHS |= {"pig_cvp": 40, "basic_motions": 300, "gunpoint": 300}
-_EPOCHS_OWN_DATA = 50
+# The user's own data may be few: how long to train on them is counted in steps of the optimizer.
+_STEPS_OWN_DATA = {"image": 3000, "sequence": 1500}
+_FEWEST_EPOCHS, _MOST_EPOCHS = 10, 1500
 _COUNT = click.IntRange(min=1)
 _SEED = click.IntRange(0, 2**31 - 1)
 _PATH = click.Path(path_type=pathlib.Path)
 _FOLDER = click.Path(exists=True, file_okay=False, resolve_path=True)
 _METAVARS = {click.IntRange: "N", click.FloatRange: "X", click.Path: "FOLDER"}
-
-
-class _Finite(click.FloatRange):
-    """A range without NaN, which click's ranges let through, and without infinity."""
-
-    def convert(self, value: Any, param: Any, ctx: Any) -> float:
-        number = super().convert(value, param, ctx)
-        if not math.isfinite(number):
-            self.fail(f"{number} is not a finite number.", param, ctx)
-        return number
-
-
-class _Counts(click.ParamType):
-    """Positive whole numbers with commas between."""
-
-    name = "integers"
-
-    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[int, ...]:
-        try:
-            numbers = tuple(int(part) for part in value.split(","))
-        except ValueError:
-            numbers = (0,)
-        if min(numbers) < 1:
-            self.fail(
-                f"{value!r} is not a list of positive whole numbers like 400 or 400,200.",
-                param,
-                ctx,
-            )
-        return numbers
+# What the config of a run may leave open.
+_OPTIONAL = ("data_dir", "hidden_units", "filters", "units", "patience", "extend", "warm_start")
 
 
 def _option(
-    kind: Any, help_text: str, default: Any = None, *names: str, later: bool = False, **click_args
+    kind: Any,
+    help_text: str,
+    default: Any = None,
+    *names: str,
+    later: bool | str = False,
+    **click_args,
 ) -> Any:
     """A field that is an option too.
 
@@ -109,7 +63,8 @@ def _option(
       help_text: For `--help`.
       default: What it is if it is not given; or a dictionary with that of each model that has it.
       *names: Other names than that of the field.
-      later: Whether runs of the first version do not have it; they did what its default says.
+      later: Whether runs of the first version do not have it, or the model whose runs do not; they
+        did what its default says.
       **click_args: Of `click.option`.
     """
     depends = isinstance(default, dict)
@@ -175,7 +130,8 @@ class RunOptions:
     """What makes a run: its data, its model and its training. Its folder records it.
 
     An option that is None has the default of the model, the data or the network. Those that only
-    the other model has stay None.
+    the other model has stay None, and so do `epochs` and `split` of the user's own data, until
+    `train.prepare` has them.
 
     Raises:
       click.UsageError: If options contradict each other.
@@ -214,10 +170,26 @@ class RunOptions:
         later=True,
     )
     hidden_units: tuple[int, ...] | None = _option(
-        _Counts(),
-        "Widths of the encoder's hidden layers, with commas between, for the network mlp; the "
-        "decoder mirrors them.",
-        {"image": (400,)},
+        Counts(),
+        "Widths of hidden layers, with commas between: of the encoder of the network mlp, which "
+        "the decoder mirrors; of the decoder of the networks for sequences.",
+        {"image": (400,), "sequence": None},
+        show_default="400; for sequences 32",
+        later="sequence",
+    )
+    filters: tuple[int, ...] | None = _option(
+        Counts(),
+        "Filters of each convolution of the encoder, with commas between, for the networks cnn, "
+        "dcgan and convolutional.",
+        show_default="64,128 for cnn, from 64 on doubled for dcgan, six times 32 for convolutional",
+        later=True,
+    )
+    units: int | None = _option(
+        _COUNT,
+        "Width of the recurrent encoder in each direction.",
+        {"sequence": None},
+        show_default="32",
+        later=True,
     )
     objective: str = _option(
         click.Choice(tuple(OBJECTIVES)),
@@ -226,12 +198,10 @@ class RunOptions:
         "elbo",
         later=True,
     )
-    beta: float = _option(_Finite(min=0), "Weight of the KL, for the objective elbo.", 1.0)
+    beta: float = _option(Finite(min=0), "Weight of the KL, for the objective elbo.", 1.0)
     posterior: str = _option(
         click.Choice(tuple(POSTERIORS)),
-        "Covariance of the posterior q(z | x): with correlations of neighbouring latents (ar1, "
-        "arh1, ante1), of all latents (full), or none (diag, isotropic). Sequences: or with those "
-        "that the prior gives (sites).",
+        POSTERIOR_HELP,
         "ar1",
     )
     prior: str | None = _option(
@@ -249,22 +219,46 @@ class RunOptions:
     latent_dim: int | None = _option(_COUNT, "Number of latent coordinates.", {"image": 10})
     channels: int | None = _option(_COUNT, "Sequences: number of latent paths.", {"sequence": 2})
     hide: float | None = _option(
-        _Finite(0, 1),
+        Finite(0, 1),
         "Sequences: in training, up to this share of the steps of every other window is hidden, "
         "so that the encoder learns to impute.",
         {"sequence": 0.5},
     )
     epochs: int = _option(
         _COUNT,
-        "Passes over the training data.",
-        show_default=f"{', '.join(f'{n} for {name}' for name, n in _EPOCHS.items())}, else "
-        f"{_EPOCHS_OWN_DATA}",
+        "Passes over the training data; with --extend so many more.",
+        show_default=f"{', '.join(f'{n} for {name}' for name, n in _EPOCHS.items())}; for your own "
+        f"data as many as make {_STEPS_OWN_DATA['image']} steps of the optimizer, for sequences "
+        f"{_STEPS_OWN_DATA['sequence']}, from {_FEWEST_EPOCHS} to {_MOST_EPOCHS}",
+    )
+    validation: float = _option(
+        Finite(0, 0.5),
+        "Share of the training data that is set apart for validation: learning curves and early "
+        "stopping are then on it, and the test data are for the final evaluation alone. Of series "
+        "these are the last windows.",
+        show_default="0; 0.1 with --patience",
+        later=True,
+    )
+    patience: int | None = _option(
+        _COUNT,
+        "Early stopping: the training ends after N epochs without a lower validation loss, and "
+        "has the weights of the best epoch.",
+        show_default="no early stopping",
+        later=True,
+    )
+    split: str | None = _option(
+        click.Choice(tuple(SPLITS)),
+        "Which examples are test examples, where the data do not say: "
+        + "; ".join(f"{name}: {text}" for name, text in SPLITS.items())
+        + ". One long series is always tested at its end.",
+        show_default="shuffled for digits, stable for your own data",
+        later=True,
     )
     batch_size: int = _option(
         _COUNT, "Images, or windows of series, per gradient step.", {"image": 128, "sequence": 32}
     )
     learning_rate: float = _option(
-        _Finite(min=0, min_open=True),
+        Finite(min=0, min_open=True),
         "Step size of Adam; for sequences it falls to 0 over the epochs.",
         {"image": 1e-3, "sequence": 5e-3},
     )
@@ -283,11 +277,33 @@ class RunOptions:
         show_default="every GPU; without any, 2 parts of the CPU",
         later=True,
     )
+    extend: str | None = _option(
+        _FOLDER,
+        "Continues a finished run in a new folder for --epochs N more, from its weights, its "
+        "optimizer's state and its history, with its options where none are given.",
+        metavar="RUN",
+        later=True,
+    )
+    warm_start: str | None = _option(
+        _FOLDER,
+        "Begins a new run with the weights of a finished one of the same network and shape of "
+        "data, and with its options where none are given.",
+        None,
+        "--from",
+        metavar="RUN",
+        later=True,
+    )
 
     def __post_init__(self) -> None:
         """Fills in the defaults, and checks that the options go together."""
-        if self.network not in (None, "mlp"):
-            self._refuse("hidden_units", f"--network mlp, not for {self.network}")
+        if self.network is None:
+            self._set("network", next(iter(NETWORKS[self.model])))
+        takers = [n for n in NETWORKS[self.model] if self.network in NETWORKS[self.model]]
+        sizes = SIZES[self.network]
+        for name in ("hidden_units", "filters", "units"):
+            able = [network for network in takers if name in SIZES[network]]
+            if able and name not in sizes:
+                self._refuse(name, f"--network {' and '.join(able)}, not for {self.network}")
         (other,) = (model for model in MODELS if model != self.model)
         for field in dataclasses.fields(self):
             defaults = field.metadata["defaults"]
@@ -295,7 +311,7 @@ class RunOptions:
                 self._refuse(field.name, f"--model {other}, not for {self.model}")
             elif getattr(self, field.name) is None:
                 self._set(field.name, defaults[self.model])
-        if self.network != "mlp":
+        if "hidden_units" not in sizes:
             self._set("hidden_units", None)
         for name, choices in (("network", NETWORKS), ("posterior", POSTERIORS_OF)):
             if getattr(self, name) not in choices[self.model]:
@@ -308,7 +324,15 @@ class RunOptions:
             kind = "is a file of" if ":" in self.dataset else "holds"
             raise click.UsageError(f"{self.dataset} {kind} series; give --model sequence too.")
         self._set("dataset", loading.resolve(self.dataset, self.model))
-        self._set("epochs", self.epochs or _EPOCHS.get(self.dataset, _EPOCHS_OWN_DATA))
+        self._set("epochs", self.epochs or _EPOCHS.get(self.dataset))
+        if self.validation is None:
+            self._set("validation", 0.1 if self.patience else 0.0)
+        if self.patience and not self.validation:
+            self._refuse("patience", "--validation above 0, not for 0")
+        if self.extend and self.warm_start:
+            raise click.UsageError(
+                "--extend continues a run, --from begins a new one; leave one of them out."
+            )
         if self.beta != 1 and self.objective != "elbo":
             self._refuse("beta", f"--objective elbo, not for {self.objective}")
         if self.corrupt == "skip" and not loading.is_stream(self.dataset):
@@ -325,6 +349,17 @@ class RunOptions:
         if getattr(self, name) is not None:
             flag = f"--{name.replace('_', '-')}"
             raise click.UsageError(f"{flag} is for {what_for}; leave it out.")
+
+    def default_epochs(self, num_train: int) -> int:
+        """How many epochs there are where that was left open, for so many training examples."""
+        steps_per_epoch = -(-num_train // self.batch_size)
+        epochs = -(-_STEPS_OWN_DATA[self.model] // steps_per_epoch)
+        return min(max(epochs, _FEWEST_EPOCHS), _MOST_EPOCHS)
+
+    @property
+    def monitored(self) -> str:
+        """What the data of the learning curves are called."""
+        return "validation" if self.validation else "test"
 
     @property
     def data(self) -> DataOptions:
@@ -355,13 +390,27 @@ class RunOptions:
                     raise KeyError(field.name)
                 value = values[field.name]
                 found[field.name] = tuple(value) if isinstance(value, list) else value
-            elif not field.metadata["later"]:
+            elif field.metadata["later"] not in (True, model):
                 raise KeyError(field.name)
+        found.setdefault("split", "shuffled")  # Which is what those did that do not say.
         return cls(**found)
+
+    def changed(self) -> dict[str, Any]:
+        """The options that are not what they are by default for the model, data and network."""
+        base = {name: getattr(self, name) for name in ("model", "dataset", "network")}
+        first = RunOptions(model=self.model)
+        defaults = RunOptions(**base).as_json() | {"split": default_split(self.dataset)}
+        defaults |= {"model": MODELS[0], "dataset": first.dataset, "network": first.network}
+        return {name: x for name, x in self.as_json().items() if x != defaults[name]}
 
     @classmethod
     def _fields(cls, model: str) -> list[dataclasses.Field]:
         return [f for f in dataclasses.fields(cls) if model in f.metadata["defaults"]]
+
+
+def default_split(dataset: str) -> str:
+    """What `split` is where it is not given: the user's own data may get more."""
+    return "stable" if ":" in dataset else "shuffled"
 
 
 def is_count(value: Any) -> bool:
@@ -378,12 +427,12 @@ def _is_valid(field: dataclasses.Field, value: Any) -> bool:
     """Whether a value from a file is of the type of an option; which names there are may change."""
     kind = field.metadata["click"]["type"]
     if value is None:
-        return field.name in ("data_dir", "hidden_units")
+        return field.name in _OPTIONAL
     if isinstance(kind, click.IntRange):
         return is_count(value) or (value == 0 and type(value) is int and kind.min == 0)
     if isinstance(kind, click.FloatRange):
         return is_number(value)
-    if isinstance(kind, _Counts):
+    if isinstance(kind, Counts):
         return isinstance(value, list) and bool(value) and all(map(is_count, value))
     return isinstance(value, str)
 

@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 from program import TINY, TINY_SERIES, contents, options_of
 
-from tfp_ar1_cli import main, run_folder, startup
-from tfp_ar1_cli.data import loading
+from tfp_ar1_cli import main, run_folder, startup, train
 
 
 @pytest.fixture
@@ -74,8 +73,8 @@ def own_series(tmp_path_factory):
 @pytest.fixture
 def tiny(images):
     """The options of a run on the images, and the fingerprint of these."""
-    chosen = options_of("--dataset", f"npz:{images}", *TINY)
-    return chosen, loading.load(chosen.data).fingerprint()
+    chosen, data = train.prepare(options_of("--dataset", f"npz:{images}", *TINY))
+    return chosen, data.fingerprint()
 
 
 @pytest.fixture

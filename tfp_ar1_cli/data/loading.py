@@ -52,11 +52,14 @@ def load(options: DataOptions, trained: dict[str, Any] | None = None, whole: boo
         or are the data of the training.
     """
     if options.model == "sequence":
-        return series.load(options.dataset, options.window, options.likelihood, trained, whole)
+        return series.load(
+            options.dataset, options.window, options.likelihood, trained, whole, options.split
+        )
     return images.load(
         options.dataset,
         options.data_dir,
         options.likelihood,
         options.corrupt,
         trained if whole else None,
+        options.split,
     )

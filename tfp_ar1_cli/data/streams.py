@@ -21,7 +21,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from tfp_ar1_cli.data import image_files, pixels
+from tfp_ar1_cli.data import image_files, pixels, split
 from tfp_ar1_cli.data.files import check_memory
 from tfp_ar1_cli.data.sources import Corrupt as Corrupt  # What `Stream` raises.
 from tfp_ar1_cli.data.sources import Faults, NpyFile
@@ -75,6 +75,15 @@ class Stream:
             )
         return self._source.read(rows, self._faults)
 
+    def hold_out(self, kept: np.ndarray, apart: np.ndarray) -> tuple["Stream", np.ndarray]:
+        """The images of some indices, still on disk, and those of others, read into memory.
+
+        Of the latter there are at most `MAX_TEST_IMAGES` and `MAX_TEST_BYTES`.
+        """
+        rows, held = self._rows[kept], self._rows[apart[: _most(self._source)]]
+        left, read = (Stream(self._source, r, self._faults, self.sha256) for r in (rows, held))
+        return left, _read_all(read)
+
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NoReturn:
         """Refuses what `numpy.asarray` would do, unnoticed: read everything into memory."""
         raise TypeError(
@@ -84,7 +93,12 @@ class Stream:
 
 
 def load(
-    kind: str, place: str, likelihood: str, corrupt: str = "stop", trained: str | None = None
+    kind: str,
+    place: str,
+    likelihood: str,
+    corrupt: str = "stop",
+    trained: str | None = None,
+    split_by: str | None = None,
 ) -> tuple[Stream, np.ndarray, list[str]]:
     """Opens a source, and reads its test images.
 
@@ -95,6 +109,7 @@ def load(
       corrupt: See `DataOptions`.
       trained: To test a trained model: the hash of the data that it was trained on. All images of
         other data are test images, unless they come with a test set.
+      split_by: See `DataOptions.split`.
 
     Returns:
       The training images; the test images, float32, of the training at most `MAX_TEST_IMAGES` and
@@ -116,14 +131,16 @@ def load(
         source = image_files.ImageFiles(folder, faults, at_least)
     test_source, sha256, notes = source, source.files.sha256(), source.notes
     image_bytes = 4 * math.prod(source.image_shape)
-    max_test = max(1, min(MAX_TEST_IMAGES, MAX_TEST_BYTES // image_bytes))
+    max_test = _most(source)
     if parts:
         test_source = image_files.ImageFiles(path / parts[1], faults, 1, source.image_shape)
         notes = [*notes, *test_source.notes, *image_files.beside(path, parts)]
         sha256 = hashlib.sha256((sha256 + test_source.files.sha256()).encode()).hexdigest()
         train, test = np.arange(len(source)), np.arange(len(test_source))
+    elif split_by == "stable":
+        train, test = split.stable(len(source))
     else:
-        train, test = pixels.split(len(source), max_test)
+        train, test = split.shuffled(len(source), most=max_test)
     if trained is not None and sha256 != trained:
         if not parts:
             train, test = np.arange(0), np.arange(len(source))
@@ -142,6 +159,11 @@ def load(
     if kind != "stream":  # Of encoded images the test images stand for all.
         notes += pixels.of_bytes(255, round(255 * float(x_test.max())))
     return Stream(source, train, faults, sha256), x_test, notes
+
+
+def _most(source: Source) -> int:
+    """How many images are read into memory at most."""
+    return max(1, min(MAX_TEST_IMAGES, MAX_TEST_BYTES // (4 * math.prod(source.image_shape))))
 
 
 def _read_all(x: Stream, at_a_time: int = 64) -> np.ndarray:
