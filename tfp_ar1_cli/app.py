@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import click
 
-from tfp_ar1_cli import errors, evaluate, export, sample, startup, train
+from tfp_ar1_cli import errors, evaluate, export, info, list_runs, sample, startup, train
 
 _SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100, "show_default": True}
 
@@ -25,8 +25,8 @@ def cli(ctx: click.Context) -> None:
         click.echo(ctx.get_help())
 
 
-for _command in (train.command, evaluate.command, sample.command, export.command):
-    cli.add_command(_command)
+for _command in (train, evaluate, sample, export, info, list_runs):
+    cli.add_command(_command.command)
 
 
 def run(argv: Sequence[str] | None = None) -> int:
@@ -39,8 +39,11 @@ def run(argv: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="backslashreplace")
     try:
         return cli.main(argv, prog_name="tfp-ar1", standalone_mode=False, obj=argv) or 0
-    except click.Abort:
-        return _fail("interrupted.", errors.Interrupted.exit_code)
+    except click.Abort as abort:
+        stopped = errors.Interrupted("interrupted.", abort.__cause__)
+        return _fail(stopped.message, stopped.code, kind="")
+    except errors.Interrupted as error:
+        return _fail(error.message, error.code, kind="")
     except click.ClickException as error:
         message = error.format_message()
         if isinstance(error, click.UsageError) and error.ctx is not None:
@@ -72,7 +75,6 @@ def _discard_stdout() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _fail(message: str, code: int) -> int:
-    kind = "" if code == errors.Interrupted.exit_code else "error: "
+def _fail(message: str, code: int, kind: str = "error: ") -> int:
     click.echo(f"tfp-ar1: {kind}{' '.join(message.split())}", err=True)
     return code

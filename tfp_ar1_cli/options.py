@@ -83,8 +83,12 @@ def _option(
     return dataclasses.field(default=click_args["default"], metadata=metadata)
 
 
+def _argument(metavar: str, **click_args: Any) -> Any:
+    return dataclasses.field(metadata={"click": {"metavar": metavar, "type": _PATH, **click_args}})
+
+
 def _run() -> Any:
-    return dataclasses.field(metadata={"click": {"metavar": "RUN", "type": _PATH}})
+    return _argument("RUN")
 
 
 def takes(options: type) -> Callable[[Callable], Callable]:
@@ -474,3 +478,17 @@ class ExportOptions:
     out: pathlib.Path | None = _option(
         _PATH, "A new folder, or an empty one.", show_default="RUN/export"
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class InfoOptions:
+    """Which run is looked at."""
+
+    run: pathlib.Path = _run()
+
+
+@dataclasses.dataclass(frozen=True)
+class ListOptions:
+    """Where the runs are."""
+
+    folder: pathlib.Path = _argument("[FOLDER]", default=pathlib.Path("runs"))

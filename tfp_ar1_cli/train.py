@@ -119,7 +119,7 @@ def _told_how_to_resume(run: Run, command: str) -> Iterator[None]:
             raise
         done, epochs = run.position().epoch, run.options.epochs
         raise Interrupted(
-            f"interrupted after {done} of {counted(epochs, 'epoch')}; resume with: {command}"
+            f"interrupted after {done} of {counted(epochs, 'epoch')}; resume with: {command}", error
         ) from error
     except (OSError, sources.Corrupt) as error:
         if run.finished or isinstance(error, BrokenPipeError):

@@ -154,6 +154,7 @@ def _start_worker() -> "tf.distribute.MultiWorkerMirroredStrategy":
 
     # TensorFlow waits for the other workers without letting Python handle a signal.
     handler = signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     try:
         # Before anything else: its collective operations belong to the start of the runtime.
         return tf.distribute.MultiWorkerMirroredStrategy()
