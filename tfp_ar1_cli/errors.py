@@ -21,10 +21,12 @@ class Terminated(KeyboardInterrupt):
 class Interrupted(click.ClickException):
     """The user pressed Ctrl-C, or the process was asked to end."""
 
+    exit_code = 130
+
     def __init__(self, message: str, interrupt: BaseException | None) -> None:
         super().__init__(message)
         # By convention 128 and the number of the signal.
-        self.code = 143 if isinstance(interrupt, Terminated) else 130
+        self.code = 143 if isinstance(interrupt, Terminated) else self.exit_code
 
 
 class NotFinite(click.ClickException):

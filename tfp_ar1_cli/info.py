@@ -1,5 +1,6 @@
 """`tfp-ar1 info`: what a run is, and how far it is."""
 
+import pathlib
 import shlex
 
 import click
@@ -7,7 +8,6 @@ import click
 from tfp_ar1_cli import kinds, run_folder
 from tfp_ar1_cli.evaluate import print_table
 from tfp_ar1_cli.names import NETWORKS
-from tfp_ar1_cli.options import InfoOptions, takes
 from tfp_ar1_cli.progress import counted
 from tfp_ar1_cli.remarks import run_remarks
 from tfp_ar1_cli.run_folder import Run
@@ -26,15 +26,15 @@ def num_epochs(run: Run) -> str:
 
 
 @click.command("info")
-@takes(InfoOptions)
-def command(options: InfoOptions) -> None:
+@click.argument("folder", metavar="RUN", type=click.Path(path_type=pathlib.Path))
+def command(folder: pathlib.Path) -> None:
     """Say what RUN is: its data, model, options, results and files; and how to resume it.
 
     \b
     Examples:
       tfp-ar1 info runs/digits-ar1-001
     """  # noqa: D301
-    run = run_folder.read(options.run)
+    run = run_folder.read(folder)
     chosen, data = run.options, run.data
     noun = "window" if chosen.model == "sequence" else "image"
     parts = f"{data['num_train']} training and {counted(data['num_test'], f'test {noun}')}"

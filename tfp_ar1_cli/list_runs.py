@@ -1,5 +1,7 @@
 """`tfp-ar1 list`: the runs in a folder."""
 
+import pathlib
+
 import click
 import rich.console
 import rich.table
@@ -7,20 +9,20 @@ import rich.table
 from tfp_ar1_cli import info, run_folder
 from tfp_ar1_cli.data import loading
 from tfp_ar1_cli.errors import UserError
-from tfp_ar1_cli.options import ListOptions, takes
 
 
 @click.command("list")
-@takes(ListOptions)
-def command(options: ListOptions) -> None:
-    """Show the runs in FOLDER, and how far each is.
+@click.argument(
+    "folder", metavar="[FOLDER]", type=click.Path(path_type=pathlib.Path), default="runs"
+)
+def command(folder: pathlib.Path) -> None:
+    """Show the runs in FOLDER, which is "runs" by default, and how far each is.
 
     \b
     Examples:
       tfp-ar1 list
       tfp-ar1 list experiments/may
     """  # noqa: D301
-    folder = options.folder
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; name one that holds runs.")
     names = sorted(path.parent for path in folder.glob("*/config.json"))

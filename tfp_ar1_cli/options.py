@@ -83,12 +83,8 @@ def _option(
     return dataclasses.field(default=click_args["default"], metadata=metadata)
 
 
-def _argument(metavar: str, **click_args: Any) -> Any:
-    return dataclasses.field(metadata={"click": {"metavar": metavar, "type": _PATH, **click_args}})
-
-
 def _run() -> Any:
-    return _argument("RUN")
+    return dataclasses.field(metadata={"click": {"metavar": "RUN", "type": _PATH}})
 
 
 def takes(options: type) -> Callable[[Callable], Callable]:
@@ -476,19 +472,15 @@ class ExportOptions:
 
     run: pathlib.Path = _run()
     out: pathlib.Path | None = _option(
-        _PATH, "A new folder, or an empty one.", show_default="RUN/export"
+        _PATH,
+        "A new folder, or an empty one; with --serving one that may hold versions already.",
+        show_default="RUN/export, with --serving RUN/serving",
     )
-
-
-@dataclasses.dataclass(frozen=True)
-class InfoOptions:
-    """Which run is looked at."""
-
-    run: pathlib.Path = _run()
-
-
-@dataclasses.dataclass(frozen=True)
-class ListOptions:
-    """Where the runs are."""
-
-    folder: pathlib.Path = _argument("[FOLDER]", default=pathlib.Path("runs"))
+    serving: bool = _option(
+        click.BOOL,
+        "Write the form that TensorFlow Serving takes: the folder --out/1, or that of the next "
+        "free number, so that exporting again adds a version.",
+        False,
+        is_flag=True,
+        metavar=None,
+    )
