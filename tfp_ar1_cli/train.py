@@ -136,11 +136,15 @@ def _train(
     options, kind = run.options, kinds.of(run.options)
     epoch, step = run.position()
     steps = f" and {counted(step, 'step')}" * bool(step)
+    steps_per_epoch = -(-len(data.x_train) // options.batch_size)
+    default = ":" in options.dataset and options.epochs == options.default_epochs(len(data.x_train))
+    length = counted(options.epochs, "epoch")
+    length += f" ({options.epochs * steps_per_epoch} steps, the default)" * default
     already = f", {epoch}{steps} of them done" * bool(epoch or step)
     click.echo(
         f"Training on {loading.short_name(options.dataset)}: {data.describe()}; "
         f"{options.posterior} posterior {kind.describe_latents(options)}; "
-        f"{counted(options.epochs, 'epoch')}{already}."
+        f"{length}{already}."
     )
     if options.extend or options.warm_start:
         begins = "Goes on from the end of" if options.extend else "Begins with the weights of"

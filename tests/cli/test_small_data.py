@@ -193,7 +193,7 @@ def test_a_warm_start_begins_with_the_weights(cli, monkeypatch, finished_series)
         raise KeyboardInterrupt
 
     monkeypatch.setattr(checkpoints.Checkpoint, "on_epoch_begin", stop)
-    code, out, err = cli("train", "--from", folder, "--learning-rate", 1, "--out", "warm")
+    code, out, _ = cli("train", "--from", folder, "--learning-rate", 1, "--out", "warm")
     assert code == 130
     assert f"\nBegins with the weights of {folder}.\n" in out
     run, before = (run_folder.read(pathlib.Path(x)) for x in ("warm", folder))
