@@ -22,7 +22,7 @@ def run_remarks(run: Run) -> list[str]:
             ended = f"Stopped after {epochs} of {counted(options.epochs, 'epoch')}, "
             ended += f"{options.patience} without a lower validation loss. "
         remarks.append(f"{ended}The weights are those after epoch {best}, the best one.")
-    longer = f"train longer (--extend {run.folder} --epochs {max(epochs, 10)})"
+    longer = f"train longer (tfp-ar1 train --extend {run.folder} --epochs {max(epochs, 10)})"
     curve = np.add(history["reconstruction"], history["kl"])
     if epochs > 1 and curve[0] - curve.min() < _HARDLY * max(abs(curve[0]), 1):
         remarks.append(

@@ -175,6 +175,7 @@ def test_a_stopped_run_is_extended_with_more_patience(cli, only_training, stoppe
     assert contents(folder) == before
 
 
+@pytest.mark.slow
 def test_an_extended_run_is_one_that_was_longer_from_the_start(cli, only_training, finished):
     folder, _, _ = finished
     code, out, _ = cli("train", "--extend", folder, "--epochs", 2, "--out", "extended", "--quiet")
