@@ -52,7 +52,7 @@ PRIORS = ("ar1", "normal")
 STRATEGIES = ("none", "mirrored", "multiworker")
 MODELS = tuple(NETWORKS)
 SPLITS = {
-    "stable": "one of every five in a row, drawn by its place: examples that are appended later "
-    "move none from one part to the other",
-    "shuffled": "20% of all, drawn anew when there are more",
+    "stable": "one of every five in a row, so that examples which are appended later change "
+    "nothing for those before",
+    "shuffled": "20% of all, drawn anew when their number changes",
 }
