@@ -47,7 +47,11 @@ def check(options: RunOptions, data: dict[str, Any]) -> None:
             f"{before.data_shape}; give data of that shape, or train a new run."
         )
     if options.extend:
-        run_folder.check_data(before, data)
+        if any(before.data.get(key, value) != value for key, value in data.items()):
+            raise UserError(
+                f"{options.dataset}: is not, or no longer, what {before.folder} was trained on, "
+                "and --extend goes on with the same data; begin a new run with --from instead."
+            )
         patience = before.options.patience
         if options.patience and not patience:
             raise UserError(

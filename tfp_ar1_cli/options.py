@@ -42,6 +42,7 @@ _FEWEST_EPOCHS, _MOST_EPOCHS = 10, 1500
 _COUNT = click.IntRange(min=1)
 _SEED = click.IntRange(0, 2**31 - 1)
 _PATH = click.Path(path_type=pathlib.Path)
+_OTHER_RUN = click.Path(file_okay=False, resolve_path=True)
 _FOLDER = click.Path(exists=True, file_okay=False, resolve_path=True)
 _METAVARS = {click.IntRange: "N", click.FloatRange: "X", click.Path: "FOLDER"}
 # What the config of a run may leave open.
@@ -278,14 +279,14 @@ class RunOptions:
         later=True,
     )
     extend: str | None = _option(
-        _FOLDER,
+        _OTHER_RUN,
         "Continues a finished run in a new folder for --epochs N more, from its weights, its "
         "optimizer's state and its history, with its options where none are given.",
         metavar="RUN",
         later=True,
     )
     warm_start: str | None = _option(
-        _FOLDER,
+        _OTHER_RUN,
         "Begins a new run with the weights of a finished one of the same network and shape of "
         "data, and with its options where none are given.",
         None,

@@ -13,7 +13,8 @@ _ABOUT_ZERO = 0.05
 
 def run_remarks(run: Run) -> list[str]:
     """The remarks on a run that has its history and its results, a line for each."""
-    options, history, remarks = run.options, run.history(), []
+    options, history = run.options, run.history()
+    remarks: list[str] = []
     if "loss" not in history:  # Lost, as of a run that was copied in part.
         return remarks
     epochs = len(history["loss"])

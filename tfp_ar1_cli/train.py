@@ -93,7 +93,8 @@ def train(
     before = run_folder.read(out).options if out is not None and resumed else None
     options, data = prepare(options, before)
     fingerprint = data.fingerprint()  # Of the training data with those for validation.
-    continuing.check(options, fingerprint)
+    if before is None:
+        continuing.check(options, fingerprint)
     if options.validation:
         data = data.hold_out(options.validation)
     claimed: contextlib.AbstractContextManager[Run]
@@ -283,7 +284,7 @@ def command(
     results, said = sys.stdout, sys.stderr if as_json else sys.stdout
     with contextlib.ExitStack() as stack:
         if quiet:
-            said = stack.enter_context(open(os.devnull, "w"))
+            said = stack.enter_context(open(os.devnull, "w", errors="replace"))
             stack.enter_context(progress.silence())
         stack.enter_context(contextlib.redirect_stdout(said))
         report = (lambda values: click.echo(json.dumps(values), results)) if as_json else None

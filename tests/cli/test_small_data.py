@@ -185,8 +185,9 @@ def test_an_extended_run_is_one_that_was_longer_from_the_start(cli, only_trainin
     assert_same_run("extended", "whole")
 
 
-def test_a_warm_start_begins_with_the_weights(cli, monkeypatch, finished_series):
-    folder, _, _ = finished_series
+@pytest.mark.parametrize(("how", "fixture"), [("from", "finished_series"), ("extend", "finished")])
+def test_what_other_runs_begin_with(cli, monkeypatch, request, how, fixture):
+    folder, _, _ = request.getfixturevalue(fixture)
     begun = []
 
     def stop(checkpoint, *_):
@@ -194,16 +195,20 @@ def test_a_warm_start_begins_with_the_weights(cli, monkeypatch, finished_series)
         raise KeyboardInterrupt
 
     monkeypatch.setattr(checkpoints.Checkpoint, "on_epoch_begin", stop)
-    code, out, _ = cli("train", "--from", folder, "--learning-rate", 1, "--out", "warm")
+    argv = (f"--{how}", folder, "--learning-rate", 0.5, "--epochs", 4, "--out", "new")
+    code, out, _ = cli("train", *argv)
     assert code == 130
-    assert f"\nBegins with the weights of {folder}.\n" in out
-    run, before = (run_folder.read(pathlib.Path(x)) for x in ("warm", folder))
-    changed = {"learning_rate": 1.0, "warm_start": str(folder)}
-    assert run.options == dataclasses.replace(before.options, **changed)
-    expected = evaluate.load_model(before).get_weights()
-    for found, weights in zip(begun[0].get_weights(), expected, strict=True):
-        np.testing.assert_array_equal(found, weights)
-    assert begun[0].optimizer.iterations == 0
+    words = {"from": "Begins with the weights of", "extend": "Goes on from the end of"}[how]
+    assert f"\n{words} {folder}.\n" in out
+    run, before = (run_folder.read(pathlib.Path(x)) for x in ("new", folder))
+    changed = {"from": {"warm_start": str(folder), "epochs": 4}}
+    changed["extend"] = {"extend": str(folder), "epochs": 7}
+    assert run.options == dataclasses.replace(before.options, learning_rate=0.5, **changed[how])
+    (model,), old = begun, evaluate.load_model(before)
+    for found, expected in zip(model.get_weights(), old.get_weights(), strict=True):
+        np.testing.assert_array_equal(found, expected)
+    assert model.optimizer.iterations == {"from": 0, "extend": 9}[how]
+    assert model.optimizer.learning_rate == 0.5
     assert run.position() == (0, 0)
 
 
@@ -217,7 +222,7 @@ def test_a_warm_start_begins_with_the_weights(cli, monkeypatch, finished_series)
         ("--extend RUN", "--extend needs --epochs N: how many more"),
         ("--extend RUN --epochs 3 --beta 2", "--beta 2.0 does not go with RUN, which has 1.0"),
         ("--extend RUN --epochs 3 --patience 3 --validation 0.1", "--validation 0.1 does not go"),
-        ("--extend RUN --epochs 3 --split stable", "digits: has changed since RUN was trained"),
+        ("--extend RUN --epochs 3 --split stable", "digits: is not, or no longer, what RUN was"),
     ],
 )
 def test_runs_that_cannot_begin_with_others(refused, argv, expected):

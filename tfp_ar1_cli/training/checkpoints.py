@@ -80,6 +80,7 @@ class Checkpoint(keras.callbacks.Callback):
             if position.epoch:
                 state = state_of(loaded)
                 load_state(self._model, state)
+                self._model.optimizer.learning_rate = self._run.options.learning_rate
                 if self._run.options.patience is not None:
                     self._save(self._run.best_file, state)
             elif loaded is not None:
