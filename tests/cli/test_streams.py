@@ -688,7 +688,8 @@ def test_data_of_four_times_the_memory(tmp_path, large_file, kind):
     done = subprocess.run(command, env=os.environ | threads, capture_output=True, text=True)
     if kind == "stream":
         assert done.returncode == 0, done.stderr
-        assert f"{4 * LIMIT // 8192 - 10_000} training and 10000 test images" in done.stdout
+        assert f"{4 * LIMIT // 8192 * 4 // 5} training and 10000 test images" in done.stdout
+        assert "--split shuffled trains on the others." in done.stdout
         assert (tmp_path / "run" / "metrics.json").exists()
     else:
         assert done.returncode == 2, done.stderr

@@ -149,6 +149,8 @@ def load(
         notes.append(
             f"Of {len(test)} test images {max_test} are used, chosen at random, the same in "
             f"every run: at most {MAX_TEST_IMAGES}, and {MAX_TEST_BYTES // 2**20} MiB."
+            + " --split shuffled trains on the others."
+            * (not parts and split_by == "stable")
         )
         test = np.sort(np.random.default_rng(0).permutation(test)[:max_test])
     x_test = _read_all(Stream(test_source, test, faults, sha256))
