@@ -15,16 +15,18 @@ def main(argv: Sequence[str] | None = None) -> int:
       argv: The arguments, without the program's name; None takes those of the process.
 
     Returns:
-      The exit code: 0; 1 if the work failed, 2 if what was asked is wrong, 130 after Ctrl-C.
+      The exit code: 0; 1 if the work failed, 2 if what was asked is wrong, 130 after Ctrl-C, 143
+      after SIGTERM.
     """
     try:
-        with startup.interrupt_afterwards():
-            from tfp_ar1_cli import app
+        with startup.terminated_as_interrupted():
+            with startup.interrupt_afterwards():
+                from tfp_ar1_cli import app
 
-        return app.run(argv)
-    except KeyboardInterrupt:
+            return app.run(argv)
+    except KeyboardInterrupt as error:
         print("tfp-ar1: interrupted.", file=sys.stderr)
-        return 130
+        return 130 if type(error) is KeyboardInterrupt else 143
     except ModuleNotFoundError as error:
         # The library is installed without what only the program needs.
         needs = "run, in the project's folder: pip install '.[cli]'"

@@ -1,6 +1,6 @@
 """The options of the commands that apply a trained model to a file, and where its answer goes."""
 
-# ruff: noqa: RUF009  `_option` makes a field
+# ruff: noqa: RUF009  `option` makes a field
 
 import dataclasses
 import pathlib
@@ -11,31 +11,11 @@ import click
 from tfp_ar1_cli.atomic import check_writable
 from tfp_ar1_cli.data import tables
 from tfp_ar1_cli.errors import UserError
-from tfp_ar1_cli.options import _COUNT, _IMPORTANCE_HELP, _PATH, _SEED, _option, _run
+from tfp_ar1_cli.option_fields import COUNT, PATH, SEED, Levels, option, run_argument
+from tfp_ar1_cli.options import IMPORTANCE_HELP
 
 QUANTILES = (0.05, 0.5, 0.95)
 NUM_DRAWS = 400
-
-
-class _Levels(click.ParamType):
-    """Numbers between 0 and 1 with commas between, in increasing order."""
-
-    name = "numbers"
-
-    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[float, ...]:
-        if isinstance(value, tuple):
-            return value
-        try:
-            levels = tuple(float(part) for part in value.split(","))
-        except ValueError:
-            levels = (0.0,)
-        if not all(0 < level < 1 for level in levels) or list(levels) != sorted(set(levels)):
-            self.fail(
-                f"{value!r} is not a list of increasing numbers between 0 and 1 like 0.05,0.95.",
-                param,
-                ctx,
-            )
-        return levels
 
 
 def _file() -> Any:
@@ -43,8 +23,8 @@ def _file() -> Any:
 
 
 def _out(what: str = ".csv or .tsv (also .gz), .parquet or .npz") -> Any:
-    return _option(
-        _PATH,
+    return option(
+        PATH,
         f"A new file: {what}.",
         metavar="FILE",
         show_default="named after FILE, in this folder",
@@ -52,8 +32,8 @@ def _out(what: str = ".csv or .tsv (also .gz), .parquet or .npz") -> Any:
 
 
 def _quantiles() -> Any:
-    return _option(
-        _Levels(),
+    return option(
+        Levels(),
         "Levels of the quantiles, with commas between.",
         QUANTILES,
         show_default=",".join(map(str, QUANTILES)),
@@ -61,33 +41,33 @@ def _quantiles() -> Any:
 
 
 def _draws() -> Any:
-    return _option(_COUNT, "Draws that means, deviations and quantiles are taken over.", NUM_DRAWS)
+    return option(COUNT, "Draws that means, deviations and quantiles are taken over.", NUM_DRAWS)
 
 
 @dataclasses.dataclass(frozen=True)
 class ImputeOptions:
     """Which run fills the gaps of which file, or says what it would observe."""
 
-    run: pathlib.Path = _run()
+    run: pathlib.Path = run_argument()
     file: str = _file()
     out: pathlib.Path | None = _out()
     quantiles: tuple[float, ...] = _quantiles()
     num_samples: int = _draws()
-    seed: int = _option(_SEED, "Seed of the draws.", 0)
+    seed: int = option(SEED, "Seed of the draws.", 0)
 
 
 @dataclasses.dataclass(frozen=True)
 class ForecastOptions(ImputeOptions):
     """Which run continues the series of which file, and by how many steps."""
 
-    steps: int = _option(_COUNT, "How many steps to forecast.", required=True)
+    steps: int = option(COUNT, "How many steps to forecast.", required=True)
 
 
 @dataclasses.dataclass(frozen=True)
 class EncodeOptions:
     """Which run encodes which file."""
 
-    run: pathlib.Path = _run()
+    run: pathlib.Path = run_argument()
     file: str = _file()
     out: pathlib.Path | None = _out()
 
@@ -96,10 +76,10 @@ class EncodeOptions:
 class ScoreOptions(EncodeOptions):
     """Which run scores which file."""
 
-    num_importance_samples: int | None = _option(
-        _COUNT, _IMPORTANCE_HELP, show_default="as in the training"
+    num_importance_samples: int | None = option(
+        COUNT, IMPORTANCE_HELP, show_default="as in the training"
     )
-    per_step: bool = _option(
+    per_step: bool = option(
         click.BOOL, "Series: score each step instead of each window.", False, is_flag=True
     )
 

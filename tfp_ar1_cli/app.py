@@ -14,6 +14,8 @@ from tfp_ar1_cli import (
     export,
     forecast,
     impute,
+    info,
+    list_runs,
     reconstruct,
     sample,
     score,
@@ -37,7 +39,11 @@ def cli(ctx: click.Context) -> None:
         click.echo(ctx.get_help())
 
 
-for _module in (train, evaluate, impute, forecast, score, encode, reconstruct, sample, export):
+_COMMANDS = (
+    *(train, evaluate, impute, forecast, score, encode, reconstruct, sample, export),
+    *(info, list_runs),
+)
+for _module in _COMMANDS:
     cli.add_command(_module.command)
 
 
@@ -51,8 +57,11 @@ def run(argv: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="backslashreplace")
     try:
         return cli.main(argv, prog_name="tfp-ar1", standalone_mode=False, obj=argv) or 0
-    except click.Abort:
-        return _fail("interrupted.", errors.Interrupted.exit_code)
+    except click.Abort as abort:
+        stopped = errors.Interrupted("interrupted.", abort.__cause__)
+        return _fail(stopped.message, stopped.code, kind="")
+    except errors.Interrupted as error:
+        return _fail(error.message, error.code, kind="")
     except click.ClickException as error:
         message = error.format_message()
         if isinstance(error, click.UsageError) and error.ctx is not None:
@@ -84,7 +93,6 @@ def _discard_stdout() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _fail(message: str, code: int) -> int:
-    kind = "" if code == errors.Interrupted.exit_code else "error: "
+def _fail(message: str, code: int, kind: str = "error: ") -> int:
     click.echo(f"tfp-ar1: {kind}{' '.join(message.split())}", err=True)
     return code

@@ -14,10 +14,19 @@ class UserError(click.ClickException):
     exit_code = 2
 
 
+class Terminated(KeyboardInterrupt):
+    """The process was asked to end, by SIGTERM: it ends as after Ctrl-C."""
+
+
 class Interrupted(click.ClickException):
-    """The user pressed Ctrl-C."""
+    """The user pressed Ctrl-C, or the process was asked to end."""
 
     exit_code = 130
+
+    def __init__(self, message: str, interrupt: BaseException | None) -> None:
+        super().__init__(message)
+        # By convention 128 and the number of the signal.
+        self.code = 143 if isinstance(interrupt, Terminated) else self.exit_code
 
 
 class NotFinite(click.ClickException):

@@ -17,7 +17,8 @@ from tfp_ar1_cli import kinds, run_folder, startup
 from tfp_ar1_cli.data import loading
 from tfp_ar1_cli.data.protocol import Data
 from tfp_ar1_cli.errors import NotFinite, UserError, describe
-from tfp_ar1_cli.options import EvaluateOptions, takes
+from tfp_ar1_cli.option_fields import takes
+from tfp_ar1_cli.options import EvaluateOptions
 from tfp_ar1_cli.progress import Progress, counted, doing
 from tfp_ar1_cli.run_folder import Run
 

@@ -4,7 +4,7 @@ import click
 
 from tfp_ar1_cli import answers, apply
 from tfp_ar1_cli.answer_options import ForecastOptions
-from tfp_ar1_cli.options import takes
+from tfp_ar1_cli.option_fields import takes
 
 
 @click.command("forecast")

@@ -12,7 +12,7 @@ from typing import Any
 
 from tfp_ar1_cli import run_folder
 from tfp_ar1_cli.data import loading
-from tfp_ar1_cli.options import LIKELIHOODS, NETWORKS, OBJECTIVES, POSTERIORS
+from tfp_ar1_cli.names import LIKELIHOODS, NETWORKS, OBJECTIVES, POSTERIORS
 from tfp_ar1_cli.progress import counted
 from tfp_ar1_cli.run_folder import Run
 
@@ -83,21 +83,23 @@ def make(
             "objective": OBJECTIVES[options.objective] + beta,
         },
         "data": {"name": loading.short_name(options.dataset), "shape": shape, **data},
-        "training": {k: v for k, v in options.as_json().items() if k not in run_folder.MAY_CHANGE},
+        "training": {k: v for k, v in options.as_json().items() if k not in run_folder.PLACES},
         "metrics": measures,
         "versions": {"trained": run.versions, "exported": run_folder.versions()},
-        "signatures": _signatures(shape, latent_shape, dtype),
+        "signatures": _signatures(shape, latent_shape, dtype, options.model == "sequence"),
     }
 
 
-def _signatures(shape: list[int], latent_shape: list[int], dtype: str) -> dict[str, dict]:
+def _signatures(
+    shape: list[int], latent_shape: list[int], dtype: str, of_series: bool
+) -> dict[str, dict]:
     """Inputs and outputs of each endpoint, by the names that they have in its signature.
 
-    None in a shape stands for the number of examples.
+    None in a shape stands for the number of examples N, or for what `axes` says: S draws, H steps.
     """
 
-    def spec(*shape: int | None, dtype: str = dtype) -> dict[str, Any]:
-        return {"dtype": dtype, "shape": list(shape)}
+    def spec(*shape: int | None, dtype: str = dtype, axes: str = "N") -> dict[str, Any]:
+        return {"dtype": dtype, "shape": list(shape)} | ({"axes": axes} if axes != "N" else {})
 
     data, latents, scores = spec(None, *shape), spec(None, *latent_shape), spec(None)
     number, seed = spec(dtype="int32"), spec(2, dtype="int32")
@@ -106,7 +108,25 @@ def _signatures(shape: list[int], latent_shape: list[int], dtype: str) -> dict[s
         return {"inputs": inputs, "outputs": outputs, "meaning": meaning}
 
     mean = "the mean of p(x | z) at the posterior's mean z"
-    return {
+    follow = spec(None, None, *shape[1:], axes="NH")
+    draws = {"num_samples": number, "seed": seed}
+    more = {
+        "impute": endpoint(
+            "draws of whole series, whose values are NaN where they were not observed",
+            {"x": data, **draws},
+            draws=spec(None, *data["shape"], axes="SN"),
+            mean=data,
+            stddev=data,
+        ),
+        "forecast": endpoint(
+            "draws of the steps that follow",
+            {"x": data, "steps": number, **draws},
+            draws=spec(None, *follow["shape"], axes="SNH"),
+            mean=follow,
+            stddev=follow,
+        ),
+    }
+    return (more if of_series else {}) | {
         "encode": endpoint(
             "the posterior q(z | x): its mean, standard deviations and mean lag-one correlation",
             {"x": data},
@@ -131,7 +151,7 @@ def _signatures(shape: list[int], latent_shape: list[int], dtype: str) -> dict[s
 
 
 def signature(card: dict[str, Any], name: str) -> str:
-    """One line that says what an endpoint takes and returns, N being the number of examples."""
+    """One line that says what an endpoint takes and returns, for N examples, S draws, H steps."""
     endpoint = card["signatures"][name]
     inputs = ", ".join(f"{key} {_spec(spec)}" for key, spec in endpoint["inputs"].items())
     outputs = ", ".join(
@@ -142,12 +162,13 @@ def signature(card: dict[str, Any], name: str) -> str:
 
 
 def _spec(spec: dict[str, Any]) -> str:
-    shape = ", ".join("N" if size is None else str(size) for size in spec["shape"])
+    axes = iter(spec.get("axes", "N"))
+    shape = ", ".join(next(axes) if size is None else str(size) for size in spec["shape"])
     return f"{spec['dtype']} [{shape}]" if shape else spec["dtype"]
 
 
-def text(card: dict[str, Any]) -> str:
-    """The card as Markdown, its human-readable form."""
+def text(card: dict[str, Any], saved_model: str = ".") -> str:
+    """The card as Markdown, its human-readable form, and where the SavedModel lies from there."""
     import jinja2  # Not before it is needed: `--help` would wait for it.
 
     model, data, training = card["model"], card["data"], card["training"]
@@ -164,6 +185,7 @@ def text(card: dict[str, Any]) -> str:
     template = environment.from_string(_TEMPLATE.read_text(encoding="utf-8"))
     return template.render(
         card=card,
+        saved_model=saved_model,
         training=training,
         units=units,
         one=one,

@@ -23,6 +23,20 @@ def counted(number: int, noun: str) -> str:
     return f"{number} {noun}{'s' * (number != 1)}"
 
 
+_silent = False
+
+
+@contextlib.contextmanager
+def silence() -> Iterator[None]:
+    """Nothing of this module is shown meanwhile."""
+    global _silent
+    before, _silent = _silent, True
+    try:
+        yield
+    finally:
+        _silent = before
+
+
 @contextlib.contextmanager
 def doing(what: str) -> Iterator[None]:
     """Says on stderr what is being done (`Reading x.csv`), if it takes more than a moment."""
@@ -33,7 +47,9 @@ def doing(what: str) -> Iterator[None]:
             stream = os.fdopen(os.dup(stream.fileno()), "w", errors="backslashreplace")
             stack.enter_context(stream)
         console = rich.console.Console(file=stream)
-        if console.is_interactive:
+        if _silent:
+            pass
+        elif console.is_interactive:
             stack.enter_context(console.status(rich.markup.escape(f"{what} …")))
         else:
             stack.callback(_say_later(f"{what} ...", stream))
@@ -70,8 +86,8 @@ class Progress:
         self._start = self._printed = time.monotonic()
         self._first: tuple[float, int] | None = None
         console = rich.console.Console(stderr=True)
-        self._bar = None
-        if console.is_interactive:
+        self._bar, self._is_shown = None, not _silent
+        if self._is_shown and console.is_interactive:
             self._bar = rich.progress.Progress(
                 rich.progress.TextColumn("{task.description}"),
                 rich.progress.BarColumn(bar_width=24),
@@ -84,7 +100,7 @@ class Progress:
         """Starts the live line."""
         if self._bar is not None:
             self._bar.start()
-        else:
+        elif self._is_shown:
             self._silence.callback(_say_later(self._line, sys.stderr))
         return self
 
@@ -107,7 +123,9 @@ class Progress:
             note += f"  {_duration(left)} left"
         if self._bar is not None:
             self._bar.update(self._task, completed=done, note=note)
-        elif done == self._total or now - self._printed >= _SECONDS_BETWEEN_LINES:
+        elif self._is_shown and (
+            done == self._total or now - self._printed >= _SECONDS_BETWEEN_LINES
+        ):
             self._printed = now
             click.echo(f"{self._name} {done / self._total:4.0%}  {note.strip()}", err=True)
 

@@ -11,6 +11,7 @@ import itertools
 import pathlib
 import platform
 import re
+import shlex
 import shutil
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -26,6 +27,8 @@ _PACKAGES = ("tfp_ar1", "tensorflow", "tensorflow-probability", "keras", "numpy"
 # Options that may change when a run is resumed. Where the same images lie is no part of what a run
 # is; their hash in `data` is. A run that stopped at a corrupt image may be resumed without it.
 MAY_CHANGE = ("dataset", "data_dir", "corrupt")
+# Options that name places, which are nobody's business but the user's.
+PLACES = (*MAY_CHANGE, "extend", "warm_start")
 
 
 class Position(NamedTuple):
@@ -80,7 +83,14 @@ class Run:
     @property
     def trained(self) -> bool:
         """Whether the training came to its end, and the state at its end is written."""
-        return self.finished or self.position().epoch >= self.options.epochs
+        epoch = self.position().epoch
+        return self.finished or epoch >= self.options.epochs or self.waited(epoch)
+
+    def waited(self, epoch: int) -> bool:
+        """Whether early stopping ends the training after so many epochs."""
+        if self.options.patience is None:
+            return False
+        return has_waited(self.history().get("val_loss", [])[:epoch], self.options.patience)
 
     @property
     def value_range(self) -> tuple[float, float]:
@@ -112,6 +122,17 @@ class Run:
     def logs(self) -> pathlib.Path:
         """TensorBoard's folder."""
         return self.folder / "logs"
+
+    @property
+    def best_file(self) -> pathlib.Path:
+        """The state after the best epoch so far, with early stopping."""
+        return self.checkpoints / "best.npz"
+
+    @property
+    def resume_command(self) -> str:
+        """What finishes the run, if it is unfinished."""
+        folder, config = (shlex.quote(str(x)) for x in (self.folder, self.folder / "config.json"))
+        return f"tfp-ar1 train --config {config} --out {folder}"
 
     @property
     def checkpoints(self) -> pathlib.Path:
@@ -169,6 +190,16 @@ class Run:
         shutil.rmtree(self.checkpoints, ignore_errors=True)
 
 
+def best_epoch(losses: list[float]) -> int:
+    """The epoch, counted from 1, of the lowest loss, the first of several; 0 if there is none."""
+    return losses.index(min(losses)) + 1 if losses else 0
+
+
+def has_waited(losses: list[float], patience: int | None) -> bool:
+    """Whether so many epochs came after the best one."""
+    return patience is not None and len(losses) - best_epoch(losses) >= patience
+
+
 def versions() -> dict[str, str]:
     """The versions of Python and of the packages that matter to a model, by name."""
     found = {"python": platform.python_version()}
@@ -190,6 +221,11 @@ def read(folder: pathlib.Path) -> Run:
             f"{folder}: is not a run folder (it has no config.json); name the folder that "
             "'tfp-ar1 train' wrote."
         )
+    return read_config(path)
+
+
+def read_config(path: pathlib.Path) -> Run:
+    """Reads the config of a run, wherever it lies; see `read`."""
     config = read_json(path)
     if not isinstance(config, dict) or "format_version" not in config:
         raise UserError(f"{path}: was not written by 'tfp-ar1 train'; name the folder of a run.")
@@ -224,7 +260,7 @@ def read(folder: pathlib.Path) -> Run:
         raise damaged(path, "data.units")
     if not isinstance(wrote, dict) or not all(map(_is_text, wrote.values())):
         raise damaged(path, "versions")
-    return Run(folder, options, data, wrote)
+    return Run(path.parent, options, data, wrote)
 
 
 def _is_text(value: Any) -> bool:
@@ -265,10 +301,7 @@ def read_finished(folder: pathlib.Path) -> Run:
     """Like `read`, for runs that must have come to their end, and have their model."""
     run = read(folder)
     if not run.finished:
-        raise UserError(
-            f"{folder}: the run is unfinished; finish it with the same 'tfp-ar1 train' options and "
-            f"--out {folder}."
-        )
+        raise UserError(f"{folder}: the run is unfinished; finish it with: {run.resume_command}")
     if not run.model_file.is_file():
         raise UserError(
             f"{run.model_file}: is missing, though the run is finished; restore it from a copy or "

@@ -13,7 +13,8 @@ from tfp_ar1_cli import kinds, run_folder
 from tfp_ar1_cli.atomic import atomic, atomic_folder, check_new_folder, check_writable
 from tfp_ar1_cli.errors import UserError, reason
 from tfp_ar1_cli.evaluate import load_model
-from tfp_ar1_cli.options import SampleOptions, takes
+from tfp_ar1_cli.option_fields import takes
+from tfp_ar1_cli.options import SampleOptions
 from tfp_ar1_cli.run_folder import Run
 
 _SUFFIXES = {".png": "a picture", ".npy": "an array", ".npz": "an array", ".csv": "a table"}

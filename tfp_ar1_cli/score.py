@@ -5,7 +5,7 @@ import click
 from tfp_ar1_cli import answers, apply, run_folder
 from tfp_ar1_cli.answer_options import ScoreOptions
 from tfp_ar1_cli.errors import UserError
-from tfp_ar1_cli.options import takes
+from tfp_ar1_cli.option_fields import takes
 
 
 @click.command("score")

@@ -1,4 +1,4 @@
-"""The import of TensorFlow: late, quiet, and with the right Keras backend; and Ctrl-C meanwhile."""
+"""The import of TensorFlow: late, quiet, with the right Keras backend; and Ctrl-C and SIGTERM."""
 
 import contextlib
 import logging
@@ -7,7 +7,7 @@ import re
 import signal
 import tempfile
 from collections.abc import Callable, Iterator
-from typing import TypeVar
+from typing import Any, TypeVar
 
 _T = TypeVar("_T")
 
@@ -52,33 +52,58 @@ def import_tensorflow(start: Callable[[], _T] | None = None, announce: bool = Tr
         return (start or tf.config.list_logical_devices)()
 
 
+def _terminate(*_: object) -> None:
+    from tfp_ar1_cli.errors import Terminated
+
+    raise Terminated
+
+
+@contextlib.contextmanager
+def terminated_as_interrupted() -> Iterator[None]:
+    """Raises `Terminated`, a `KeyboardInterrupt`, for a SIGTERM that would just end the process."""
+    with _handled(signal.SIGTERM, signal.SIG_DFL, _terminate):
+        yield
+
+
 @contextlib.contextmanager
 def interrupt_afterwards() -> Iterator[None]:
-    """Raises `KeyboardInterrupt` for a Ctrl-C when the block is done; a second one ends at once.
+    """Raises for a Ctrl-C, or SIGTERM, when the block is done; a second one ends at once.
 
     While a package is imported, an exception would come out as another one with its traceback, or
     C++ code would swallow it.
     """
-    interrupted = False
+    signals: list[int] = []
 
-    def note(*_: object) -> None:
-        nonlocal interrupted
-        if interrupted:
-            os._exit(130)
-        interrupted = True
+    def note(number: int, _: object) -> None:
+        if signals:
+            os._exit(128 + number)
+        signals.append(number)
 
-    before = signal.getsignal(signal.SIGINT)
-    # Only where Ctrl-C would be raised at all, and in the main thread.
-    ours = before is signal.default_int_handler
+    # Only where it would be raised at all.
+    with (
+        _handled(signal.SIGINT, signal.default_int_handler, note),
+        _handled(signal.SIGTERM, _terminate, note),
+    ):
+        try:
+            yield
+        finally:
+            if signals == [signal.SIGTERM]:
+                _terminate()
+            elif signals:
+                raise KeyboardInterrupt
+
+
+@contextlib.contextmanager
+def _handled(number: signal.Signals, usual: Any, handler: Any) -> Iterator[None]:
+    """Another handler of a signal meanwhile, in the main thread, if it has the usual one."""
+    ours = signal.getsignal(number) == usual
     with contextlib.suppress(ValueError):
-        ours = ours and signal.signal(signal.SIGINT, note) is before
+        ours = ours and signal.signal(number, handler) == usual
     try:
         yield
     finally:
-        if ours:
-            signal.signal(signal.SIGINT, before)
-        if interrupted:
-            raise KeyboardInterrupt
+        if ours and signal.getsignal(number) is handler:
+            signal.signal(number, usual)
 
 
 @contextlib.contextmanager

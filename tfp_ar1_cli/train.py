@@ -3,30 +3,36 @@
 import contextlib
 import dataclasses
 import functools
+import json
+import os
 import pathlib
 import shlex
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import click
 
-from tfp_ar1_cli import kinds, run_folder, startup
+from tfp_ar1_cli import continuing, kinds, progress, run_folder, startup
 from tfp_ar1_cli.atomic import atomic, check_writable, write_json
 from tfp_ar1_cli.data import loading, sources
 from tfp_ar1_cli.data.protocol import Data
 from tfp_ar1_cli.errors import Interrupted, NotFinite, UserError, describe
 from tfp_ar1_cli.evaluate import evaluate_model, print_skipped, print_table
-from tfp_ar1_cli.options import RunOptions, takes
+from tfp_ar1_cli.option_fields import takes
+from tfp_ar1_cli.options import RunOptions, default_split
 from tfp_ar1_cli.progress import counted, doing
+from tfp_ar1_cli.remarks import run_remarks
 from tfp_ar1_cli.run_folder import Run
 from tfp_ar1_cli.training import strategies
 
 
-def prepare(options: RunOptions) -> tuple[RunOptions, Data]:
+def prepare(options: RunOptions, before: RunOptions | None = None) -> tuple[RunOptions, Data]:
     """Reads the data, and gives the options what follows from them and from the machine.
 
-    A `UserError` if the data cannot be read, or there are not so many devices.
+    What was left open is as in `before`, the options of the run that is resumed, if one is. A
+    `UserError` if the data cannot be read, or there are not so many devices.
     """
     replicas = strategies.num_replicas(options.strategy, options.replicas)
     if options.batch_size < replicas:
@@ -34,11 +40,23 @@ def prepare(options: RunOptions) -> tuple[RunOptions, Data]:
             f"--batch-size {options.batch_size} is too small for {replicas} replicas; it is that "
             "of all of them together."
         )
+    split = options.split or (before.split if before else default_split(options.dataset))
+    options = dataclasses.replace(options, split=split)
     with doing(f"Reading {options.dataset}"):
         data = loading.load(options.data)
     kinds.of(options).check(options, data)
     window = data.data_shape[0] if options.model == "sequence" else None
-    return dataclasses.replace(options, replicas=replicas, window=window), data
+    num_train = len(data.x_train)
+    if options.validation and num_train < 2:
+        raise UserError(
+            f"{options.dataset}: has 1 training {data.noun}, and none is left for validation; "
+            "leave --validation and --patience out, or choose a shorter --window."
+        )
+    apart = max(1, round(options.validation * num_train)) if options.validation else 0
+    epochs = options.epochs or (
+        before.epochs if before else options.default_epochs(num_train - apart)
+    )
+    return dataclasses.replace(options, replicas=replicas, window=window, epochs=epochs), data
 
 
 def train(
@@ -46,6 +64,7 @@ def train(
     out: pathlib.Path | None = None,
     backup_steps: int = 500,
     resume_with: tuple[str, ...] = ("tfp-ar1", "train", "..."),
+    report: Callable[[dict[str, Any]], None] | None = None,
 ) -> Run:
     """Trains a model, evaluates it, and draws pictures; an unfinished run is resumed.
 
@@ -54,6 +73,7 @@ def train(
       out: The folder of the run, or None for the next one in `runs`.
       backup_steps: A backup to resume from after so many steps of an epoch; 0 for none.
       resume_with: The command to name, besides `--out`, where the run is interrupted.
+      report: Is given the losses of each epoch when it is done, and in the end the results.
 
     Returns:
       The run. It is finished, but where this is another worker than 0.
@@ -70,8 +90,14 @@ def train(
         if out is not None:
             run_folder.check_out(out)
         check_writable((out or pathlib.Path("runs")) / "config.json")
-    options, data = prepare(options)
-    fingerprint = data.fingerprint()
+    resumed = out is not None and (out / "config.json").is_file()
+    before = run_folder.read(out).options if out is not None and resumed else None
+    options, data = prepare(options, before)
+    fingerprint = data.fingerprint()  # Of the training data with those for validation.
+    if before is None:
+        continuing.check(options, fingerprint)
+    if options.validation:
+        data = data.hold_out(options.validation)
     claimed: contextlib.AbstractContextManager[Run]
     if worker and out is not None:
         claimed = contextlib.nullcontext(run_folder.visit(out, options, fingerprint, worker))
@@ -81,7 +107,7 @@ def train(
     with claimed as run:
         resume_with += () if out else ("--out", str(run.folder))
         with _told_how_to_resume(run, shlex.join(resume_with)):
-            _train(run, data, backup_steps)
+            _train(run, data, backup_steps, report)
     return run
 
 
@@ -95,7 +121,7 @@ def _told_how_to_resume(run: Run, command: str) -> Iterator[None]:
             raise
         done, epochs = run.position().epoch, run.options.epochs
         raise Interrupted(
-            f"interrupted after {done} of {counted(epochs, 'epoch')}; resume with: {command}"
+            f"interrupted after {done} of {counted(epochs, 'epoch')}; resume with: {command}", error
         ) from error
     except (OSError, sources.Corrupt) as error:
         if run.finished or isinstance(error, BrokenPipeError):
@@ -106,16 +132,25 @@ def _told_how_to_resume(run: Run, command: str) -> Iterator[None]:
         ) from error
 
 
-def _train(run: Run, data: Data, backup_steps: int) -> None:
+def _train(
+    run: Run, data: Data, backup_steps: int, report: Callable[[dict[str, Any]], None] | None
+) -> None:
     options, kind = run.options, kinds.of(run.options)
     epoch, step = run.position()
     steps = f" and {counted(step, 'step')}" * bool(step)
+    steps_per_epoch = -(-len(data.x_train) // options.batch_size)
+    default = ":" in options.dataset and options.epochs == options.default_epochs(len(data.x_train))
+    length = counted(options.epochs, "epoch")
+    length += f" ({options.epochs * steps_per_epoch} steps, the default)" * default
     already = f", {epoch}{steps} of them done" * bool(epoch or step)
     click.echo(
         f"Training on {loading.short_name(options.dataset)}: {data.describe()}; "
         f"{options.posterior} posterior {kind.describe_latents(options)}; "
-        f"{counted(options.epochs, 'epoch')}{already}."
+        f"{length}{already}."
     )
+    if options.extend or options.warm_start:
+        begins = "Goes on from the end of" if options.extend else "Begins with the weights of"
+        click.echo(f"{begins} {options.extend or options.warm_start}.")
     for note in data.notes:
         click.echo(note)
     name = options.strategy
@@ -130,11 +165,14 @@ def _train(run: Run, data: Data, backup_steps: int) -> None:
     start = functools.partial(strategies.start, name, options.replicas or 1)
     with strategies.restarting(run):
         strategy = startup.import_tensorflow(start)
+    click.echo(f"Computed on {strategies.describe_devices(name, options.replicas or 1)}.")
     from tfp_ar1_cli.training import fit
 
     try:
         with strategies.restarting(run):
-            model = fit.train(run, data, strategy=strategy, backup_steps=backup_steps)
+            model = fit.train(
+                run, data, strategy=strategy, backup_steps=backup_steps, on_epoch=report
+            )
             if run.worker:
                 strategies.wait_for_last_backup(run)
                 _leave(data)
@@ -152,6 +190,11 @@ def _train(run: Run, data: Data, backup_steps: int) -> None:
     run.finish()
 
     print_table(metrics, data.noun)
+    remarks = run_remarks(run)
+    if report is not None:
+        report({"run": str(run.folder), **metrics, "remarks": remarks})
+    for remark in remarks:
+        click.echo(remark)
     print_skipped(skipped, f", all in {run.skipped_file}")
     click.echo("Pictures:" if pictures else "Pictures: none could be drawn.")
     for picture in pictures:
@@ -196,9 +239,29 @@ def _program() -> str:
     help="Folder of the run: a new one, or that of an unfinished run with the same options, which "
     "is then resumed.",
 )
-@click.pass_obj
+@click.option(
+    "--config",
+    metavar="FILE",
+    type=click.Path(exists=True, dir_okay=False, path_type=pathlib.Path),
+    help="A run's config.json: its options, where none are given, so that the run is repeated.",
+)
+@click.option("--quiet", is_flag=True, help="Print nothing but errors, and the folder of the run.")
+@click.option(
+    "--json",
+    "as_json",
+    is_flag=True,
+    help="Print a line of JSON for each epoch, and one with the results, and nothing else, on "
+    "stdout.",
+)
+@click.pass_context
 def command(
-    argv: list[str], options: RunOptions, backup_steps: int, out: pathlib.Path | None
+    ctx: click.Context,
+    options: RunOptions,
+    backup_steps: int,
+    out: pathlib.Path | None,
+    config: pathlib.Path | None,
+    quiet: bool,
+    as_json: bool,
 ) -> None:
     """Train a model, evaluate it, and draw pictures.
 
@@ -211,5 +274,44 @@ def command(
       tfp-ar1 train --dataset 'tfrecord:shards/*.tfrecord' --network dcgan
       tfp-ar1 train --model sequence --posterior diag --prior normal
       tfp-ar1 train --model sequence --dataset csv:rivers.csv --window 365
+      tfp-ar1 train --dataset npz:photos.npz --patience 20
+      tfp-ar1 train --extend runs/photos-ar1-001 --epochs 50
     """  # noqa: D301
-    train(options, out, backup_steps, (_program(), *argv))
+    if _is_given(ctx, "extend"):
+        if not _is_given(ctx, "epochs"):
+            raise click.UsageError("--extend needs --epochs N: how many more.")
+        done = continuing.num_epochs(run_folder.read_finished(pathlib.Path(str(options.extend))))
+        options = dataclasses.replace(options, epochs=done + options.epochs)
+    results, said = sys.stdout, sys.stderr if as_json else sys.stdout
+    with contextlib.ExitStack() as stack:
+        if quiet:
+            said = stack.enter_context(open(os.devnull, "w", errors="replace"))
+            stack.enter_context(progress.silence())
+        stack.enter_context(contextlib.redirect_stdout(said))
+        report = (lambda values: click.echo(json.dumps(values), results)) if as_json else None
+        run = train(options, out, backup_steps, (_program(), *ctx.obj), report)
+    if quiet and not as_json:
+        click.echo(run.folder)
+
+
+def _is_given(ctx: click.Context, name: str) -> bool:
+    """Whether an option stands on the command line."""
+    return ctx.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
+
+
+def _take_options(ctx: click.Context, parameter: click.Parameter, value: Any) -> Any:
+    """Makes the options of another run the defaults of this one."""
+    if value is not None:
+        of_run = parameter.name != "config"
+        run = run_folder.read(pathlib.Path(value)) if of_run else run_folder.read_config(value)
+        taken = run.options.changed()
+        if of_run:  # Where that one began is no part of where this one does.
+            taken = {k: v for k, v in taken.items() if k not in ("extend", "warm_start")}
+        values = {k: ",".join(map(str, v)) if type(v) is list else v for k, v in taken.items()}
+        ctx.default_map = {**values, **(ctx.default_map or {})}
+    return value
+
+
+for _parameter in command.params:
+    if _parameter.name in ("config", "extend", "warm_start"):
+        _parameter.is_eager, _parameter.callback = True, _take_options

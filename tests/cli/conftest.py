@@ -11,9 +11,8 @@ import numpy as np
 import pytest
 from program import TINY, TINY_SERIES, contents, options_of
 
-from tfp_ar1_cli import main, run_folder, startup
+from tfp_ar1_cli import main, run_folder, startup, train
 from tfp_ar1_cli.atomic import fcntl
-from tfp_ar1_cli.data import loading
 from tfp_ar1_cli.pictures import style
 
 
@@ -108,8 +107,8 @@ def own_series(shared):
 @pytest.fixture
 def tiny(images):
     """The options of a run on the images, and the fingerprint of these."""
-    chosen = options_of("--dataset", f"npz:{images}", *TINY)
-    return chosen, loading.load(chosen.data).fingerprint()
+    chosen, data = train.prepare(options_of("--dataset", f"npz:{images}", *TINY))
+    return chosen, data.fingerprint()
 
 
 @pytest.fixture

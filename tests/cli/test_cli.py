@@ -152,7 +152,14 @@ def test_the_next_commands_can_be_called_where_the_program_is_not_on_the_path(mo
         ("train --prior ar1", "--prior is for --model sequence, not for image"),
         ("sequence --dataset digits", "there is no set of series 'digits'; choose pig_cvp"),
         ("sequence --latent-dim 10", "--latent-dim is for --model image, not for sequence"),
-        ("sequence --hidden-units 400", "--hidden-units is for --model image, not for seq"),
+        ("sequence --latent-dim 9", "--latent-dim is for --model image, not for sequence"),
+        ("train --filters 9", "--filters is for --network cnn and dcgan, not for mlp; leave it"),
+        ("sequence --network recurrent --filters 9", "for --network convolutional, not for recur"),
+        ("sequence --units 9", "--units is for --network recurrent, not for convolutional"),
+        ("train --units 9", "--units is for --model sequence, not for image"),
+        ("train --patience 3 --validation 0", "--patience is for --validation above 0, not for 0"),
+        ("train --validation 0.6", "0.6 is not in the range 0<=x<=0.5"),
+        ("train --extend . --from .", "is not a run folder"),
         ("sequence --data-dir .", "--data-dir is for --model image, not for sequence"),
         ("sequence --network mlp", "--network mlp is not for --model sequence; choose convol"),
         ("sequence --posterior full", "--posterior full is not for --model sequence; choose"),
@@ -195,17 +202,19 @@ def test_a_run_has_the_options_of_its_model_alone():
     assert (sequences.likelihood, sequences.batch_size) == ("gaussian", 32)
     assert sequences.network == "convolutional"
     assert (images.epochs, sequences.epochs) == (200, 300)
-    assert options_of("--dataset", "npy:x.npy").epochs == 50
+    assert options_of("--dataset", "npy:x.npy").epochs is None
     assert options_of("--network", "cnn").hidden_units is None
     of_images, of_sequences = images.as_json().keys(), sequences.as_json().keys()
-    assert of_sequences - of_images == {"prior", "channels", "window", "hide", "columns"}
+    assert of_sequences - of_images == {
+        *("prior", "channels", "window", "hide", "units", "columns")
+    }
     assert of_images - of_sequences == {
-        *("latent_dim", "hidden_units", "data_dir", "corrupt", "resize", "grayscale")
+        *("latent_dim", "data_dir", "corrupt", "resize", "grayscale")
     }
     for chosen in (images, sequences):
-        again = json.loads(json.dumps(chosen.as_json() | {"window": chosen.window or 9}))
+        again = json.loads(json.dumps(chosen.as_json() | {"window": 9, "split": "stable"}))
         assert options.RunOptions.from_json(again) == dataclasses.replace(
-            chosen, window=9 if chosen is sequences else None
+            chosen, window=9 if chosen is sequences else None, split="stable"
         )
 
 
@@ -322,11 +331,15 @@ def change_config(folder, change):
 
 def test_an_unfinished_run_of_an_earlier_version_is_resumed(unfinished, tiny):
     later = ("network", "objective", "strategy", "replicas", "model", "corrupt")
+    later += ("filters", "validation", "patience", "split", "extend", "warm_start")
     change_config(unfinished, lambda config: [config["options"].pop(name) for name in later])
-    assert run_folder.read(unfinished).options == tiny[0]
-    with run_folder.claim(unfinished, "", *tiny) as run:
+    first = dataclasses.replace(tiny[0], split="shuffled")
+    assert run_folder.read(unfinished).options == first
+    chosen, _ = train.prepare(dataclasses.replace(tiny[0], split=None, epochs=None), first)
+    assert chosen == first
+    with run_folder.claim(unfinished, "", first, tiny[1]) as run:
         assert run.folder == unfinished
-    other = dataclasses.replace(tiny[0], objective="iwae")
+    other = dataclasses.replace(first, objective="iwae")
     with (
         pytest.raises(UserError, match="with --objective elbo, not iwae"),
         run_folder.claim(unfinished, "", other, tiny[1]),

@@ -60,6 +60,11 @@ for n in (1, 3, 7):
     results[f"serve {n}"] = model.serve(x[:n])
     results[f"generate {n}"] = model.generate(n, seed)
     results[f"log_likelihood {n}"] = model.log_likelihood(x[:n], int(given["num_samples"]), seed)
+    if hasattr(model, "impute"):
+        draws = model.impute(x[:n], int(given["num_samples"]), [n, 0])
+        results |= {f"impute {name} {n}": value for name, value in draws.items()}
+        draws = model.forecast(x[:n], 2 * n, int(given["num_samples"]), [n, 0])
+        results |= {f"forecast {name} {n}": value for name, value in draws.items()}
 results["other seed"] = model.log_likelihood(x[:7], int(given["num_samples"]), seed + 1)
 assert not {"tfp_ar1", "tensorflow_probability", "keras"} & set(sys.modules)
 np.savez("results.npz", **results)
@@ -130,6 +135,12 @@ def test_the_same_numbers_from_tensorflow_alone(exported, tmp_path):
             "generate": model.decode(model.prior.sample(n, seed=SEED)).mean(),
             "log_likelihood": log_likelihoods(model, x[:n], NUM_SAMPLES, SEED),
         }
+        if "forecast" in model.draw_endpoints:
+            imputed = model.impute(x[:n], num_samples=NUM_SAMPLES, seed=n)
+            forecast = model.forecast(x[:n], 2 * n, num_samples=NUM_SAMPLES, seed=n)
+            for name, draws in (("impute", imputed), ("forecast", forecast)):
+                moments = {"draws": draws, "mean": draws.mean(0), "stddev": draws.std(0)}
+                of_n |= {f"{name} {key}": value for key, value in moments.items()}
         expected |= {f"{name} {n}": value for name, value in of_n.items()}
     expected["other seed"] = log_likelihoods(model, x, NUM_SAMPLES, SEED + 1)
     assert set(results.files) == expected.keys()
@@ -182,7 +193,7 @@ def test_the_card_says_what_the_run_recorded(exported):
     assert card["versions"] == {"trained": config["versions"], "exported": run_folder.versions()}
     assert card["data"]["shape"] == list(x.shape[1:])
     assert card["data"]["sha256"] == config["data"]["sha256"]
-    options = {k: v for k, v in config["options"].items() if k not in run_folder.MAY_CHANGE}
+    options = {k: v for k, v in config["options"].items() if k not in run_folder.PLACES}
     assert card["training"] == options
     for expected in (
         "tiny",

@@ -25,7 +25,8 @@ WORKER_KILLS = int(os.environ.get("TFP_AR1_WORKER_KILLS", "1"))
 EPOCHS = 8 * max(KILLS, WORKER_KILLS)  # enough that the last kill comes before the end
 COMMAND = [sys.executable, "-m", "tfp_ar1", "train", "--hidden-units", "8", "--latent-dim", "3"]
 COMMAND += ["--epochs", str(EPOCHS), "--num-importance-samples", "2", "--batch-size", "64"]
-COMMAND += ["--backup-steps", "4"]
+# With early stopping, which ends none of them: the best weights have to survive too.
+COMMAND += ["--backup-steps", "4", "--patience", str(EPOCHS), "--learning-rate", "0.1"]
 SECONDS = 300
 
 

@@ -19,7 +19,7 @@ from PIL import Image
 from program import TINY, contents
 
 from tfp_ar1_cli import kinds
-from tfp_ar1_cli.data import image_files, loading, pixels, sources, streams, tfrecords
+from tfp_ar1_cli.data import image_files, loading, sources, split, streams, tfrecords
 from tfp_ar1_cli.data import images as datasets
 from tfp_ar1_cli.errors import UserError
 
@@ -32,7 +32,7 @@ KINDS = pytest.mark.parametrize("kind", streams.KINDS)
 @KINDS
 def test_the_values_of_each_source(tmp_path, kind, x):
     data = datasets.load(STREAMS[kind](tmp_path, x))
-    train, test = pixels.split(len(x))
+    train, test = split.shuffled(len(x))
     stream = data.x_train
     assert isinstance(stream, streams.Stream)
     assert stream.shape == (32, *x.shape[1:])
@@ -308,7 +308,7 @@ def test_records_as_tensorflow_writes_them(tmp_path, size):
 
 def test_nan_and_values_outside(refused):
     x = np.zeros((40, 2, 2), np.float32)
-    row = pixels.split(40)[1][3]
+    row = split.stable(40)[1][3]
     for value, expected in (
         (np.nan, "2 of 4 values are NaN or infinite"),
         (1.5, "2 of 4 values lie outside [0, 1] (they range from 0 to 1.5)"),
@@ -367,7 +367,7 @@ def test_images_that_are_refused(tmp_path, content, expected, monkeypatch):
         os.truncate(path, content)
     else:
         path.write_bytes(content)
-    monkeypatch.setattr(pixels, "split", lambda *_: (np.arange(8), np.array([7, 8])))
+    monkeypatch.setattr(split, "shuffled", lambda *_, **__: (np.arange(8), np.array([7, 8])))
     assert f"b/008.png: {expected}" in refusal(datasets.load, spec)
     # Others are trained on, if that is asked for.
     (problem,) = datasets.load(spec, corrupt="skip").skipped.values()
@@ -460,7 +460,7 @@ CORRUPT = {"stream": corrupt_npy, "images": corrupt_folder, "tfrecord": corrupt_
 @KINDS
 def test_corrupt_images_are_left_out_and_counted_once(tmp_path, kind):
     spec, positions = CORRUPT[kind](tmp_path)
-    train, test = pixels.split(40)
+    train, test = split.shuffled(40)
     data = datasets.load(spec, corrupt="skip")
     good_test = test[~np.isin(test, BAD)]
     np.testing.assert_array_equal(data.x_test, np.float32(GRAY[good_test]) / 255)
@@ -478,7 +478,7 @@ def test_corrupt_images_are_left_out_and_counted_once(tmp_path, kind):
 def test_corrupt_images_stop(tmp_path, kind, monkeypatch):
     spec, positions = CORRUPT[kind](tmp_path)
     # So that they are found while training.
-    monkeypatch.setattr(pixels, "split", lambda *_: (np.arange(35), np.arange(35, 40)))
+    monkeypatch.setattr(split, "shuffled", lambda *_, **__: (np.arange(35), np.arange(35, 40)))
     stream = datasets.load(spec).x_train
     np.testing.assert_array_equal(stream[5:30], np.float32(GRAY[5:30]) / 255)
     with pytest.raises(streams.Corrupt) as caught:
@@ -614,7 +614,7 @@ def test_train_on_each_source(cli, tmp_path, kind):
 def test_train_stops_at_a_corrupt_image_and_is_resumed_without_it(cli, tmp_path, kind, monkeypatch):
     (tmp_path / "data").mkdir()
     spec, positions = CORRUPT[kind](tmp_path / "data")
-    monkeypatch.setattr(pixels, "split", lambda *_: (np.arange(35), np.arange(35, 40)))
+    monkeypatch.setattr(split, "stable", lambda *_: (np.arange(35), np.arange(35, 40)))
     argv = ("train", "--dataset", spec, *TINY, "--out", "run")
     code, _, err = cli(*argv)
     assert code == 1
@@ -639,7 +639,7 @@ def test_train_stops_at_a_corrupt_image_and_is_resumed_without_it(cli, tmp_path,
 @pytest.mark.slow
 def test_evaluate_skips_as_the_training_did(cli, tmp_path):
     x = np.float32(GRAY) / 255
-    _, test = pixels.split(40)
+    _, test = split.stable(40)
     x[test[0]] = np.nan
     spec = data_files.stream(tmp_path, x)
     argv = ("train", "--dataset", spec, "--corrupt", "skip", *TINY, "--epochs", "1")
@@ -691,7 +691,8 @@ def test_data_of_four_times_the_memory(tmp_path, large_file, kind):
     done = subprocess.run(command, env=os.environ | threads, capture_output=True, text=True)
     if kind == "stream":
         assert done.returncode == 0, done.stderr
-        assert f"{4 * LIMIT // 8192 - 10_000} training and 10000 test images" in done.stdout
+        assert f"{4 * LIMIT // 8192 * 4 // 5} training and 10000 test images" in done.stdout
+        assert "--split shuffled trains on the others." in done.stdout
         assert (tmp_path / "run" / "metrics.json").exists()
     else:
         assert done.returncode == 2, done.stderr

@@ -123,3 +123,12 @@ def test_a_model_that_is_not_built(tmp_path):
     with pytest.raises(ValueError, match="not built yet; call it on data before it is exported"):
         model.export(tmp_path / "exported")
     assert not (tmp_path / "exported").exists()
+
+
+@pytest.mark.parametrize("format", ["onnx", "openvino", "torch", "pickle"])
+def test_formats_that_are_refused(tmp_path, format):
+    model = tfp_ar1.RhoVAE(*architectures.mlp((4, 4), D, (8,)), D)
+    model.build((None, 4, 4))
+    with pytest.raises(ValueError, match=f"Cannot export to format='{format}': what Keras makes"):
+        model.export(tmp_path / "exported", format=format)
+    assert not (tmp_path / "exported").exists()

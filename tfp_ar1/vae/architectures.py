@@ -53,15 +53,19 @@ def mlp(
     return encoder, decoder
 
 
-def cnn(data_shape: Sequence[int], latent_dim: int) -> tuple[keras.Model, keras.Model]:
+def cnn(
+    data_shape: Sequence[int], latent_dim: int, filters: Sequence[int] = (64, 128)
+) -> tuple[keras.Model, keras.Model]:
     """The paper's convolutional network: two convolutions, with 64 and 128 filters, and back again.
 
-    All of 4x4 and with stride 2. The decoder has one dense layer and two transposed convolutions.
+    All of 4x4 and with stride 2. The decoder has one dense layer and as many transposed
+    convolutions.
 
     Args:
       data_shape: shape of one image, `(height, width)` or `(height, width, channels)`, of any
         height and width from 4 on.
       latent_dim: size d of the latent vectors.
+      filters: number of filters of each convolution of the encoder; the decoder has them reversed.
 
     Returns:
       Encoder and decoder, as `mlp` does.
@@ -69,10 +73,12 @@ def cnn(data_shape: Sequence[int], latent_dim: int) -> tuple[keras.Model, keras.
     Raises:
       ValueError: if the shape is not that of an image, or a size is too small.
     """
-    return _convolutional(data_shape, latent_dim, filters=(64, 128))
+    return _convolutional(data_shape, latent_dim, filters)
 
 
-def dcgan(data_shape: Sequence[int], latent_dim: int) -> tuple[keras.Model, keras.Model]:
+def dcgan(
+    data_shape: Sequence[int], latent_dim: int, filters: Sequence[int] | None = None
+) -> tuple[keras.Model, keras.Model]:
     """A convolutional network in the manner of DC-GAN (Radford et al., arXiv:1511.06434).
 
     Convolutions of 4x4 with stride 2 halve the image for as long as 4 rows and columns are left,
@@ -83,6 +89,7 @@ def dcgan(data_shape: Sequence[int], latent_dim: int) -> tuple[keras.Model, kera
     Args:
       data_shape: as for `cnn`.
       latent_dim: size d of the latent vectors.
+      filters: number of filters of each convolution of the encoder; `None` for those above.
 
     Returns:
       The encoder and the decoder, as `cnn` does.
@@ -90,9 +97,10 @@ def dcgan(data_shape: Sequence[int], latent_dim: int) -> tuple[keras.Model, kera
     Raises:
       ValueError: if the shape is not that of an image, or a size is too small.
     """
-    side, filters = min(_image_shape(data_shape)[:2]), [64]
-    while _halved(side, len(filters) + 1) >= 4:
-        filters.append(min(2 * filters[-1], 512))
+    if filters is None:
+        side, filters = min(_image_shape(data_shape)[:2]), [64]
+        while _halved(side, len(filters) + 1) >= 4:
+            filters.append(min(2 * filters[-1], 512))
     return _convolutional(data_shape, latent_dim, filters, is_dcgan=True)
 
 
@@ -104,8 +112,11 @@ def _convolutional(
 ) -> tuple[keras.Model, keras.Model]:
     """Halves the image as often as there are `filters`, and doubles it again."""
     data_shape, (*sides, channels) = tuple(data_shape), _image_shape(data_shape)
-    if latent_dim < 1:
-        raise ValueError(f"`latent_dim` must be at least 1; got {latent_dim}.")
+    if not filters or min(latent_dim, *filters) < 1:
+        raise ValueError(
+            f"Sizes must be positive, with at least one convolution; got latent_dim={latent_dim}, "
+            f"filters={tuple(filters)}."
+        )
     maps = [_halved(side, len(filters)) for side in sides]
     smallest = (*maps, filters[-1])
     # Padding "same" rounds up, so that the doubled image may be too large.

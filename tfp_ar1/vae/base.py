@@ -338,24 +338,50 @@ class VAE(SeededMixin, MultiWorkerMixin, Keras3Mixin, data_checks.CheckedDataMix
           made one at a time, so that memory does not grow with their number; the k-th is the same
           whatever their number. It is an error if there are none.
 
+        Those of a `SequenceVAE` are for series of full length, where NaN marks what was not
+        observed, and there are more:
+
+        * `impute(x, num_samples, seed)`: a dictionary with `draws`, `[num_samples, *x.shape]`, as
+          `SequenceVAE.impute` makes them, and their `mean` and `stddev`, of the shape of x;
+        * `forecast(x, steps, num_samples, seed)`: the same of what follows, for an int32 scalar
+          number of steps; not with a decoder of whole paths.
+
+        For the seed `[s, 0]` the draws are those of the methods for the seed s, for as many series
+        and draws as these have in one batch.
+
         Args:
           filepath: folder to write.
-          format: `"tf_saved_model"`; any other format has `serve` alone. What `"litert"` makes of
-            a `SequenceVAE` needs an interpreter with TensorFlow's operations (Flex).
+          format: `"tf_saved_model"`; or `"litert"`, which has `serve` alone, and of a `SequenceVAE`
+            needs an interpreter with TensorFlow's operations (Flex). Other formats are refused:
+            what Keras makes of the model for `"onnx"` is no valid graph, though it reports success.
+            Run the SavedModel instead, or export the parts, `model.encoder` and `model.decoder`,
+            which are plain Keras models.
           verbose: whether to print the endpoints.
           **kwargs: as in Keras.
 
         Raises:
-          ValueError: if the model is not built.
+          ValueError: if the model is not built, or there is no such format for it.
         """
         if not self.built:
             raise ValueError("The model is not built yet; call it on data before it is exported.")
+        if format not in ("tf_saved_model", "litert"):
+            raise ValueError(
+                f"Cannot export to format={format!r}: what Keras makes of the posterior and the "
+                f"likelihood is no valid graph there, though it would report success. Use "
+                f"format='tf_saved_model', which TensorFlow and TensorFlow Serving run, or export "
+                f"the parts by themselves: `encoder` and `decoder` are plain Keras models."
+            )
         if format == "tf_saved_model":
             serving.export(self, filepath, verbose, **kwargs)
             return
         # Keras exports what was called; training does not call the model.
         self(keras.KerasTensor((None, *self.data_shape)))
         super().export(filepath, format=format, verbose=verbose, **kwargs)
+
+    @property
+    def draw_endpoints(self) -> tuple[str, ...]:
+        """What `export` makes besides the endpoints of every model."""
+        return ()
 
     def get_config(self) -> dict[str, Any]:
         """The arguments of the constructor, in a form that Keras can save."""

@@ -370,7 +370,7 @@ class SequenceVAE(VAE):
             if parts.mask is not None:
                 raise ValueError("Pass `mask` either as an argument or in the dictionary.")
             x = parts._replace(mask=mask).given()
-        return self._draws(self._impute, x, 0, num_samples, seed, batch_size, summarize)
+        return self._draws(self.impute_draws, x, 0, num_samples, seed, batch_size, summarize)
 
     def forecast(
         self,
@@ -409,7 +409,7 @@ class SequenceVAE(VAE):
                 f"A decoder of whole paths of {self.steps} steps cannot decode what follows them; "
                 f"`forecast` needs one of single steps, from [batch, {self.channels}]."
             )
-        return self._draws(self._forecast, x, steps, num_samples, seed, batch_size, summarize)
+        return self._draws(self.forecast_draws, x, steps, num_samples, seed, batch_size, summarize)
 
     def _draws(
         self,
@@ -438,13 +438,15 @@ class SequenceVAE(VAE):
         return np.concatenate(batches, axis=1)
 
     @tf.function(reduce_retracing=True)
-    def _impute(self, x: Any, more: int, num_samples: int, seed: tf.Tensor) -> tf.Tensor:
+    def impute_draws(self, x: Any, more: int, num_samples: int, seed: tf.Tensor) -> tf.Tensor:
+        """Draws of whole series `[K, batch, steps, features]`; see `impute`. `more` is 0."""
         series, (z, noise_seed) = self._series(x), self._draw_continued(x, more, num_samples, seed)
         draws = self._observations(z, noise_seed)
         return tf.where(series.observed, series.values, draws)
 
     @tf.function(reduce_retracing=True)
-    def _forecast(self, x: Any, steps: int, num_samples: int, seed: tf.Tensor) -> tf.Tensor:
+    def forecast_draws(self, x: Any, steps: int, num_samples: int, seed: tf.Tensor) -> tf.Tensor:
+        """Draws of what follows series, `[K, batch, steps, features]`; see `forecast`."""
         z, noise_seed = self._draw_continued(x, steps, num_samples, seed)
         following = self._series(x).last_step() + 1 + tf.range(steps)
         following = tf.broadcast_to(following, tf.concat([tf.shape(z)[:3], [steps]], axis=0))
@@ -462,6 +464,11 @@ class SequenceVAE(VAE):
         """Draws of p(x | z), `[K, batch, steps, features]`, for `[K, batch, channels, steps]`."""
         data = self.decode(tf.reshape(z, [-1, self.channels, tf.shape(z)[-1]])).sample(seed=seed)
         return tf.reshape(data, [tf.shape(z)[0], tf.shape(z)[1], -1, self.data_shape[-1]])
+
+    @property
+    def draw_endpoints(self) -> tuple[str, ...]:
+        """See `VAE`."""
+        return ("impute", "forecast") if self._decodes_steps else ("impute",)
 
     def get_config(self) -> dict[str, Any]:
         """The arguments of the constructor, in a form that Keras can save."""

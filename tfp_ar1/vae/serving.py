@@ -7,6 +7,7 @@ from typing import Any
 import keras
 import numpy as np
 import tensorflow as tf
+from tensorflow_probability.python.internal import samplers
 
 
 def export(model: Any, filepath: Any, verbose: bool | None, **kwargs) -> None:
@@ -29,9 +30,7 @@ def export(model: Any, filepath: Any, verbose: bool | None, **kwargs) -> None:
         return model.decode(model.prior.sample(n, seed=seed)).mean()
 
     def log_likelihood(x: tf.Tensor, num_samples: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
-        tf.debugging.assert_positive(
-            num_samples, "`num_samples`, the number of draws, must be at least 1"
-        )
+        num_samples = _positive("`num_samples`, the number of draws,", num_samples)
         posterior = model.encode(x)
 
         def add(k: tf.Tensor, total: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
@@ -47,6 +46,20 @@ def export(model: Any, filepath: Any, verbose: bool | None, **kwargs) -> None:
         )
         return tf.cast(total - tf.math.log(tf.cast(num_samples, total.dtype)), dtype)
 
+    def impute(x: tf.Tensor, num_samples: tf.Tensor, seed: tf.Tensor) -> dict[str, tf.Tensor]:
+        return _draws(model.impute_draws, x, 0, num_samples, seed)
+
+    def forecast(
+        x: tf.Tensor, steps: tf.Tensor, num_samples: tf.Tensor, seed: tf.Tensor
+    ) -> dict[str, tf.Tensor]:
+        steps = _positive("`steps`, how many are forecast,", steps)
+        return _draws(model.forecast_draws, x, steps, num_samples, seed)
+
+    steps = tf.TensorSpec([], tf.int32, name="steps")
+    of_series = {
+        "impute": (impute, [data, num_samples, seed]),
+        "forecast": (forecast, [data, steps, num_samples, seed]),
+    }
     archive = keras.export.ExportArchive()
     archive.track(model)
     for name, endpoint, signature in (
@@ -56,6 +69,24 @@ def export(model: Any, filepath: Any, verbose: bool | None, **kwargs) -> None:
         ("decode", lambda z: model.decode(z).mean(), [latents]),
         ("generate", generate, [n, seed]),
         ("log_likelihood", log_likelihood, [data, num_samples, seed]),
+        *((name, *of_series[name]) for name in model.draw_endpoints),
     ):
         archive.add_endpoint(name, endpoint, signature, **kwargs)
     archive.write_out(filepath, verbose=True if verbose is None else verbose)
+
+
+def _draws(
+    draw: Any, x: tf.Tensor, steps: Any, num_samples: tf.Tensor, seed: tf.Tensor
+) -> dict[str, tf.Tensor]:
+    """The draws of a method of `SequenceVAE`, and what they say of each value."""
+    num_samples = _positive("`num_samples`, the number of draws,", num_samples)
+    draws = draw(x, steps, num_samples, samplers.fold_in(seed, 0))
+    mean, variance = tf.nn.moments(draws, axes=[0])
+    return {"draws": draws, "mean": mean, "stddev": tf.sqrt(variance)}
+
+
+def _positive(what: str, number: tf.Tensor) -> tf.Tensor:
+    with tf.control_dependencies(
+        [tf.debugging.assert_positive(number, f"{what} must be at least 1")]
+    ):
+        return tf.identity(number)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from tfp_ar1_cli import startup
-from tfp_ar1_cli.data import idx, pixels, streams
+from tfp_ar1_cli.data import idx, pixels, split, streams
 from tfp_ar1_cli.data.arrays import read_numpy
 from tfp_ar1_cli.data.decoding import AS_STORED, Form
 from tfp_ar1_cli.data.files import short_of_memory
@@ -36,6 +36,15 @@ class ImageData(Data):
     names: list[str] | None = None
 
     noun, shape_key = "image", "image_shape"
+
+    def hold_out(self, share: float) -> "ImageData":
+        """See `Data`: drawn at random, always in the same way."""
+        train, apart = split.shuffled(len(self.x_train), share, len(self.x_train) - 1)
+        if isinstance(self.x_train, streams.Stream):
+            left, held = self.x_train.hold_out(train, apart)
+        else:
+            left, held = self.x_train[train], self.x_train[apart]
+        return dataclasses.replace(self, x_train=left, validation=held)
 
     def shape_text(self) -> str:
         """See `Data`."""
@@ -63,10 +72,11 @@ def load(
     corrupt: str = "stop",
     trained: dict[str, Any] | None = None,
     form: Form = AS_STORED,
+    split_by: str | None = None,
 ) -> ImageData:
     """Reads images and checks that a model can be trained on them.
 
-    Data that come without a test set are split 80/20, always in the same way.
+    Data that come without a test set are split 80/20, see `split_by`.
 
     Args:
       spec: A `--dataset` value, as `loading.resolve` returns it.
@@ -77,6 +87,7 @@ def load(
       trained: To test a trained model: the fingerprint of the data that it was trained on. All
         images are test images then, unless they come with a test set, or are those data.
       form: What images in files and records are brought to.
+      split_by: See `DataOptions.split`.
 
     Raises:
       UserError: If something is wrong with the data; it names the file, and what to do.
@@ -90,20 +101,25 @@ def load(
         if kind in streams.KINDS:
             sha256 = None if trained is None else str(trained.get("sha256"))
             train, test, labels, names, noted = streams.load(
-                kind, file, likelihood, corrupt, sha256, form
+                kind, file, likelihood, corrupt, sha256, form, split_by
             )
             data = ImageData(train, test, labels, names, notes=tuple(noted))
         else:
-            data = _load_in_memory(kind, file, data_dir, likelihood, trained)
+            data = _load_in_memory(kind, file, data_dir, likelihood, trained, split_by)
         low, high = float(data.x_test.min()), float(data.x_test.max())
         if low < 0 or high > 1:
             note = f"Values are taken as they are; those of the test images go from {low:.6g} to "
             data = dataclasses.replace(data, notes=(*data.notes, f"{note}{high:.6g}."))
-        return data if trained is None else _to_be_scored(data, spec, trained)
+        return data if trained is None else _to_be_scored(data, spec, trained, split_by)
 
 
 def _load_in_memory(
-    kind: str, file: str, data_dir: str | None, likelihood: str, trained: dict | None
+    kind: str,
+    file: str,
+    data_dir: str | None,
+    likelihood: str,
+    trained: dict | None,
+    split_by: str | None,
 ) -> ImageData:
     notes: list[str] = []
     source = file or data_dir or kind
@@ -140,7 +156,7 @@ def _load_in_memory(
     if "x_train" in x:
         train, test, y_test = x["x_train"], x["x_test"], labels.get("x_test")
     elif trained is None:
-        train, test, y_test = _split(x["x"], labels.get("x"))
+        train, test, y_test = _split(x["x"], labels.get("x"), split_by)
     else:
         train, test, y_test = x["x"][:0], x["x"], labels.get("x")
     if train.shape[1:] != test.shape[1:]:
@@ -153,11 +169,11 @@ def _load_in_memory(
     return ImageData(train, test, y_test, notes=tuple(notes))
 
 
-def _to_be_scored(data: ImageData, spec: str, trained: dict) -> ImageData:
+def _to_be_scored(data: ImageData, spec: str, trained: dict, split_by: str | None) -> ImageData:
     """Data for a trained model, with a note of what of them is scored."""
     if not len(data.x_train) and len(data.x_test) > 1:
-        split = ImageData(*_split(data.x_test, data.y_test), notes=data.notes)
-        data = split if split.is_that_of(trained) else data
+        parts = ImageData(*_split(data.x_test, data.y_test, split_by), notes=data.notes)
+        data = parts if parts.is_that_of(trained) else data
     number, apart = len(data.x_test), len(data.x_train)
     if not apart:
         every = f"All {number} images of {spec} are" if number > 1 else f"The image of {spec} is"
@@ -179,8 +195,10 @@ def check_network(network: str, spec: str, image_shape: tuple[int, ...]) -> None
         )
 
 
-def _split(x: np.ndarray, y: np.ndarray | None) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-    train, test = pixels.split(len(x))
+def _split(
+    x: np.ndarray, y: np.ndarray | None, split_by: str | None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    train, test = split.stable(len(x)) if split_by == "stable" else split.shuffled(len(x))
     return x[train], x[test], None if y is None else y[test]
 
 

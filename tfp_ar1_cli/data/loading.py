@@ -72,7 +72,8 @@ def load(options: DataOptions, trained: dict[str, Any] | None = None, whole: boo
     """
     if options.model == "sequence":
         return series.load(
-            options.dataset, options.window, options.likelihood, trained, whole, options.columns
+            *(options.dataset, options.window, options.likelihood, trained, whole),
+            *(options.columns, options.split),
         )
     return images.load(
         options.dataset,
@@ -81,4 +82,5 @@ def load(options: DataOptions, trained: dict[str, Any] | None = None, whole: boo
         options.corrupt,
         trained if whole else None,
         Form(options.resize, bool(options.grayscale)),
+        options.split,
     )

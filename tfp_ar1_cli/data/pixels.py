@@ -1,4 +1,4 @@
-"""What images must be wherever they come from, what they are scaled to, and how they are split."""
+"""What images must be wherever they come from, and what they are scaled to."""
 
 import numpy as np
 
@@ -80,14 +80,6 @@ def wrong_values(x: np.ndarray, likelihood: str) -> str | None:
             f"{x.max():.6g}); rescale them, store 0 to 255 as uint8, or use --likelihood gaussian"
         )
     return None
-
-
-def split(count: int, max_test: int | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """Which of `count` images are for training, and which 20%, at most `max_test`, for testing."""
-    # The seed is fixed, so that runs with different --seed are compared on the same test images.
-    order = np.random.default_rng(0).permutation(count)
-    num_test = min(max(1, round(0.2 * count)), max_test or count)
-    return order[num_test:], order[:num_test]
 
 
 def num_shared(train: np.ndarray, test: np.ndarray) -> int:

@@ -25,6 +25,7 @@ class DataOptions:
       window: Series: each is cut into pieces of so many steps.
       columns: Series in tables with a row for each step: whether columns of values are
         `"features"` of one series, or `"series"`.
+      split: `"stable"` or `"shuffled"` (None too): how test examples are chosen, see `split`.
     """
 
     model: str = "image"
@@ -36,6 +37,7 @@ class DataOptions:
     grayscale: bool = False
     window: int | None = None
     columns: str = "features"
+    split: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,11 +48,13 @@ class Data:
       x_train: The training examples, float32 `[N, *data_shape]`: an array, or a `streams.Stream`.
       x_test: The test examples, float32 `[N, *data_shape]`.
       notes: What the user should know about how the data were understood.
+      validation: What `hold_out` has set apart of the training data, as the model takes them.
     """
 
     x_train: Any
     x_test: np.ndarray
     notes: tuple[str, ...] = dataclasses.field(default=(), kw_only=True)
+    validation: Any = dataclasses.field(default=None, kw_only=True)
 
     noun: ClassVar[str]
     shape_key: ClassVar[str]
@@ -71,6 +75,15 @@ class Data:
         return self.x_test
 
     @property
+    def monitored(self) -> Any:
+        """What the learning curves are on: the validation data, without them the test data."""
+        return self.test if self.validation is None else self.validation
+
+    def hold_out(self, share: float) -> "Data":
+        """The data with a share of the training examples set apart for validation."""
+        raise NotImplementedError
+
+    @property
     def skipped(self) -> dict[str, str]:
         """What was wrong with the examples that were left out so far, by their position on disk."""
         return getattr(self.x_train, "skipped", {})
@@ -82,7 +95,9 @@ class Data:
     def describe(self) -> str:
         """How many examples of which shape there are, in words."""
         tests = counted(len(self.x_test), f"test {self.noun}")
-        return f"{len(self.x_train)} training and {tests} of {self.shape_text()}"
+        apart = self.validation["x"] if isinstance(self.validation, dict) else self.validation
+        validation = "" if apart is None else f", {len(apart)} validation"
+        return f"{len(self.x_train)} training{validation} and {tests} of {self.shape_text()}"
 
     def _sha256(self) -> str:
         raise NotImplementedError

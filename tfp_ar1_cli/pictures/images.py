@@ -44,7 +44,9 @@ def draw_run(run: Run, model: Any, data: ImageData) -> list[pathlib.Path]:
         latent_traversal=lambda path: latent_traversal(path, model, encoded()[0], scale),
         latent_scatter=lambda path: latent_scatter(path, *encoded(), labels),
         correlations=lambda path: correlations(path, model.correlation(x), options.posterior),
-        learning_curves=lambda path: style.learning_curves(path, run.history()),
+        learning_curves=lambda path: style.learning_curves(
+            path, run.history(), monitored=options.monitored
+        ),
     )
 
 

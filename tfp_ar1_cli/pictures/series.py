@@ -62,7 +62,7 @@ def draw_run(run: Run, model: Any, data: SeriesData) -> list[pathlib.Path]:
             path, prior_correlation(model), data.data_shape[0], units.step
         ),
         learning_curves=lambda path: style.learning_curves(
-            path, run.history(), "nats per window", training
+            path, run.history(), "nats per window", training, run.options.monitored
         ),
     )
 

@@ -81,8 +81,9 @@ def learning_curves(
     history: dict[str, list[float]],
     unit: str = "nats per image",
     training: str = "training",
+    monitored: str = "test",
 ) -> None:
-    """Draws -ELBO, reconstruction and KL over the epochs, on training and on test data."""
+    """Draws -ELBO, reconstruction and KL over the epochs, on training and on monitored data."""
     fig, axes = panels(11, 3.6, columns=3)
     shown = (
         ("−ELBO = reconstruction + KL", ("reconstruction", "kl")),
@@ -91,7 +92,7 @@ def learning_curves(
     )
     for ax, (title, terms) in zip(axes[0], shown, strict=True):
         curves = []
-        for name, prefix, colour in ((training, "", ORANGE), ("test", "val_", BLUE)):
+        for name, prefix, colour in ((training, "", ORANGE), (monitored, "val_", BLUE)):
             curve = np.sum([history[prefix + term] for term in terms], axis=0)
             epochs = np.arange(1, len(curve) + 1)
             marker = "." if len(curve) <= 20 else ""

@@ -1,5 +1,6 @@
 """What an unfinished run keeps to resume from: written while it trains, read when it is resumed."""
 
+import pathlib
 import time
 import zipfile
 from collections.abc import Callable
@@ -8,6 +9,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from tfp_ar1_cli import continuing, run_folder
 from tfp_ar1_cli.atomic import atomic, write_json
 from tfp_ar1_cli.errors import UserError
 from tfp_ar1_cli.run_folder import Position, Run
@@ -57,7 +59,7 @@ class Checkpoint(keras.callbacks.Callback):
         self._earlier_seconds = 0.0
 
     def restore(self) -> Position:
-        """Goes back to the latest checkpoint, if there is one; returns the position."""
+        """Goes back to the latest checkpoint, or to what the run begins with; returns the place."""
         files = self._run.checkpoint_files()
         position = max(files, default=Position(0, 0))
         if files:
@@ -72,6 +74,17 @@ class Checkpoint(keras.callbacks.Callback):
             self._earlier_seconds = float(state.pop(_SECONDS))
             load_state(self._model, state)
             self._state = state
+        else:
+            loaded, self._history = continuing.begin(self._run)
+            position = Position(len(self._history.get("loss", [])), 0)
+            if position.epoch:
+                state = state_of(loaded)
+                load_state(self._model, state)
+                self._model.optimizer.learning_rate = self._run.options.learning_rate
+                if self._run.options.patience is not None:
+                    self._save(self._run.best_file, state)
+            elif loaded is not None:
+                self._model.set_weights(loaded.get_weights())
         # Killed between history and checkpoint, the history is one epoch ahead.
         self._history = {name: values[: position.epoch] for name, values in self._history.items()}
         self._begin = position
@@ -105,7 +118,14 @@ class Checkpoint(keras.callbacks.Callback):
             self._history.setdefault(name, []).append(float(value))
         if self._run.worker == 0:
             write_json(self._run.history_file, self._history)
+        if self._run.options.patience is not None:
+            losses = self._history["val_loss"]
+            if run_folder.best_epoch(losses) == len(losses):
+                # Before the checkpoint: killed in between, the epoch is done again, and the same.
+                self._save(self._run.best_file, state_of(self._model))
         self._write(Position(epoch + 1, 0))
+        if run_folder.has_waited(self._history["val_loss"], self._run.options.patience):
+            self.model.stop_training = True
 
     def _elapsed(self) -> float:
         return self._earlier_seconds + time.perf_counter() - self._start
@@ -113,15 +133,18 @@ class Checkpoint(keras.callbacks.Callback):
     def _write(self, position: Position) -> None:
         state: dict[str, Any] = {_SECONDS: self._elapsed(), **state_of(self._model)}
         self._run.add_skipped(self._skipped())
-        if self._run.worker:
-            return
-        old = self._run.checkpoint_files()
-        self._run.checkpoints.mkdir(exist_ok=True)
-        place = self._run.checkpoints / f"{position.epoch}-{position.step}.npz"
-        with atomic(place) as path, path.open("wb") as file:
-            np.savez(file, **state)
+        old = {} if self._run.worker else self._run.checkpoint_files()
+        self._save(self._run.checkpoints / f"{position.epoch}-{position.step}.npz", state)
         for path in old.values():
             path.unlink()
+
+    def _save(self, place: pathlib.Path, state: dict[str, Any]) -> None:
+        """Writes a state, unless this is another worker than the first."""
+        if self._run.worker:
+            return
+        place.parent.mkdir(exist_ok=True)
+        with atomic(place) as path, path.open("wb") as file:
+            np.savez(file, **state)
 
 
 def state_of(model: keras.Model) -> dict[str, np.ndarray]:
@@ -143,6 +166,12 @@ def load_state(model: keras.Model, state: dict[str, np.ndarray]) -> None:
         )
     for name, variable in variables.items():
         variable.assign(state[name])
+
+
+def load_best(run: Run) -> dict[str, np.ndarray]:
+    """The state after the best epoch of a run with early stopping."""
+    with np.load(run.best_file) as file:
+        return dict(file)
 
 
 def _variables(model: keras.Model) -> dict[str, Any]:

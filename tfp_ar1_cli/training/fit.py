@@ -21,14 +21,18 @@ from tfp_ar1_cli.progress import Progress, doing
 from tfp_ar1_cli.run_folder import Position, Run
 from tfp_ar1_cli.training import strategies
 from tfp_ar1_cli.training.batches import Batches
-from tfp_ar1_cli.training.checkpoints import Checkpoint, load_state, state_of
+from tfp_ar1_cli.training.checkpoints import Checkpoint, load_best, load_state, state_of
 
 # How often TensorBoard's log has pictures and histograms, and after how many epochs at least.
 _MOST_LOGGED, _LEAST_BETWEEN = 10, 3
 
 
 def train(
-    run: Run, data: Data, strategy: tf.distribute.Strategy | None = None, backup_steps: int = 0
+    run: Run,
+    data: Data,
+    strategy: tf.distribute.Strategy | None = None,
+    backup_steps: int = 0,
+    on_epoch: Callable[[dict[str, float]], None] | None = None,
 ) -> keras.Model:
     """Trains the model of a run from where it stands, and leaves `history.json`.
 
@@ -39,9 +43,11 @@ def train(
       data: Its data.
       strategy: How the training is distributed; `None` if it is not.
       backup_steps: See `Checkpoint`.
+      on_epoch: Is given the losses of each epoch when that is done.
 
     Returns:
-      The trained model. It is no part of the strategy.
+      The trained model. It is no part of the strategy. With early stopping it is that of the best
+      epoch.
 
     Raises:
       click.ClickException: If the memory is not enough, or the loss not finite (`NotFinite`).
@@ -51,7 +57,7 @@ def train(
     batches = Batches(data.train, options.batch_size, options.seed, options.hide or 0)
     try:
         with batches.own_errors():
-            return _train(run, data, batches, strategy, backup_steps)
+            return _train(run, data, batches, strategy, backup_steps, on_epoch)
     except (MemoryError, tf.errors.ResourceExhaustedError) as error:
         raise click.ClickException(
             "not enough memory; start a new run with a smaller --batch-size, --latent-dim or "
@@ -60,7 +66,12 @@ def train(
 
 
 def _train(
-    run: Run, data: Data, batches: Batches, strategy: tf.distribute.Strategy, backup_steps: int
+    run: Run,
+    data: Data,
+    batches: Batches,
+    strategy: tf.distribute.Strategy,
+    backup_steps: int,
+    on_epoch: Callable[[dict[str, float]], None] | None,
 ) -> keras.Model:
     options = run.options
     epochs, steps = options.epochs, batches.steps_per_epoch
@@ -74,16 +85,18 @@ def _train(
     checkpoint = Checkpoint(run, model, steps, backup_steps, lambda: data.skipped)
     position = checkpoint.restore()
     if run.worker == 0:
-        # Two backups while one takes the place of the other, and the model with its optimizer.
+        # Two backups while one takes the place of the other, perhaps the best one, and the model
+        # with its optimizer.
         # By shapes: to read a variable of several workers, all of them would have to do it.
         variables = (*model.variables, *model.optimizer.variables)
         size = sum(math.prod(v.shape) * tf.as_dtype(v.dtype).size for v in variables)
-        check_space(run.folder, 3 * size)
+        check_space(run.folder, (3 if options.patience is None else 4) * size)
     strategies.check_alike(strategy, run, position)
     with contextlib.ExitStack() as stack:
         rate, done = options.learning_rate, position.epoch * steps + position.step
         progress = None
-        if run.worker == 0 and position.epoch < epochs:
+        ended = position.epoch >= epochs or run.waited(position.epoch)
+        if run.worker == 0 and not ended:
             progress = stack.enter_context(Progress("training", epochs * steps, done))
         callbacks = [_Watch(options, done, progress)]
         if options.model == "sequence":
@@ -100,7 +113,10 @@ def _train(
             every = rhythm if options.strategy == "none" else 0
             draw = functools.partial(kinds.of(options).draw_progress, run, model, data)
             callbacks.append(_TensorBoard(run.logs, draw, every))
-        while position.epoch < epochs:
+        if on_epoch is not None:
+            report = lambda epoch, logs: on_epoch({"epoch": epoch + 1, **logs})  # noqa: E731
+            callbacks.append(keras.callbacks.LambdaCallback(on_epoch_end=report))
+        while not ended:
             # Keras begins at the first step of an epoch, so the rest of one is a `fit` of its own.
             last = position.epoch + 1 if position.step else epochs
             model.fit(
@@ -109,18 +125,20 @@ def _train(
                 initial_epoch=position.epoch,
                 steps_per_epoch=steps - position.step,
                 shuffle=False,
-                validation_data=(data.test,),
+                validation_data=(data.monitored,),
                 validation_batch_size=options.batch_size,
                 verbose=0,
                 callbacks=[*callbacks, checkpoint],
             )
             position = Position(last, 0)
-    if strategy.num_replicas_in_sync == 1:
-        return model
-    # Saving and evaluating are for one process, which cannot read what is shared with others.
-    state = state_of(model)
-    model = new_model()
-    load_state(model, state)
+            ended = last == epochs or model.stop_training
+    if strategy.num_replicas_in_sync > 1:
+        # Saving and evaluating are for one process, which cannot read what is shared with others.
+        state = state_of(model)
+        model = new_model()
+        load_state(model, state)
+    if options.patience is not None and run.worker == 0:
+        load_state(model, load_best(run))
     return model
 
 
@@ -180,7 +198,7 @@ class _Watch(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         self._check(logs["val_loss"])
-        self._test = f"  test {logs['val_loss']:.2f}"
+        self._test = f"  {self._options.monitored} {logs['val_loss']:.2f}"
 
     def _check(self, loss: float) -> None:
         if not math.isfinite(loss):

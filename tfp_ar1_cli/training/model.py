@@ -7,14 +7,14 @@ import numpy as np
 
 from tfp_ar1 import RhoVAE, SequenceVAE
 from tfp_ar1.vae import architectures, objectives, sequence_networks
+from tfp_ar1_cli.names import SIZES
 from tfp_ar1_cli.options import RunOptions
 
 
 def rho_vae(options: RunOptions, image_shape: tuple[int, ...]) -> keras.Model:
     """The autoencoder of images, built and compiled."""
-    mlp = {"hidden_units": options.hidden_units} if options.network == "mlp" else {}
     dim = options.latent_dim or 1
-    networks = architectures.NETWORKS[options.network](image_shape, dim, **mlp)
+    networks = architectures.NETWORKS[options.network](image_shape, dim, **_sizes(options))
     model = RhoVAE(*networks, dim, **_arguments(options))
     return _compiled(model, options, image_shape)
 
@@ -24,10 +24,15 @@ def sequence_vae(options: RunOptions, data_shape: tuple[int, ...]) -> keras.Mode
     channels = options.channels or 1
     make: Any = sequence_networks.NETWORKS[options.network]
     prior = None if options.prior == "normal" else options.prior
-    model = SequenceVAE(
-        *make(data_shape, channels), channels, data_shape[0], prior=prior, **_arguments(options)
-    )
+    networks = make(data_shape, channels, **_sizes(options))
+    model = SequenceVAE(*networks, channels, data_shape[0], prior=prior, **_arguments(options))
     return _compiled(model, options, data_shape)
+
+
+def _sizes(options: RunOptions) -> dict[str, Any]:
+    """The sizes of the networks that are given."""
+    given = {name: getattr(options, name) for name in SIZES[options.network]}
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def _arguments(options: RunOptions) -> dict[str, Any]:

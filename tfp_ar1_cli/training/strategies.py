@@ -138,11 +138,23 @@ def start(strategy: str, replicas: int) -> "tf.distribute.Strategy":
     return tf.distribute.get_strategy()
 
 
+def describe_devices(strategy: str, replicas: int) -> str:
+    """The devices of this process in words: `CPU`, `GPU:0 (NVIDIA H100 80GB HBM3)`."""
+    import tensorflow as tf
+
+    number = replicas if strategy == "mirrored" else 1
+    gpus = tf.config.list_physical_devices("GPU")[:number]
+    details = map(tf.config.experimental.get_device_details, gpus)
+    named = [f"GPU:{i} ({d.get('device_name', 'unnamed')})" for i, d in enumerate(details)]
+    return ", ".join(named) or ("CPU" if number == 1 else f"{number} parts of the CPU")
+
+
 def _start_worker() -> "tf.distribute.MultiWorkerMirroredStrategy":
     import tensorflow as tf
 
     # TensorFlow waits for the other workers without letting Python handle a signal.
     handler = signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     try:
         # Before anything else: its collective operations belong to the start of the runtime.
         return tf.distribute.MultiWorkerMirroredStrategy()

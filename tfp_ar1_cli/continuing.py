@@ -1,0 +1,87 @@
+"""Runs that begin where another one ended: `--extend`, and with its weights alone: `--from`."""
+
+import pathlib
+from typing import Any
+
+from tfp_ar1_cli import run_folder
+from tfp_ar1_cli.errors import UserError
+from tfp_ar1_cli.evaluate import load_model
+from tfp_ar1_cli.options import RunOptions
+from tfp_ar1_cli.run_folder import Run
+
+# What must be as it was for the weights to fit; and for the same training to go on.
+_NETWORK = (
+    *("model", "network", "hidden_units", "filters", "units", "posterior", "prior", "likelihood"),
+    *("latent_dim", "channels"),
+)
+_TRAINING = ("objective", "beta", "hide", "seed", "batch_size", "validation")
+
+
+def source(options: RunOptions) -> Run | None:
+    """The run whose weights a run begins with, which must be finished; None if there is none."""
+    folder = options.extend or options.warm_start
+    return run_folder.read_finished(pathlib.Path(folder)) if folder else None
+
+
+def num_epochs(run: Run) -> int:
+    """How many epochs a run was trained, with early stopping those after the best one too."""
+    return len(run.history().get("loss", []))
+
+
+def check(options: RunOptions, data: dict[str, Any]) -> None:
+    """A `UserError` unless the run of these options and data can begin with those weights."""
+    before = source(options)
+    if before is None:
+        return
+    for name in _NETWORK + _TRAINING * bool(options.extend):
+        was, now = getattr(before.options, name), getattr(options, name)
+        if was != now:
+            raise UserError(
+                f"--{name.replace('_', '-')} {_text(now)} does not go with {before.folder}, which "
+                f"has {_text(was)}; leave it out, or train a new run."
+            )
+    shape = tuple(data.get("image_shape") or data["data_shape"])
+    if shape != before.data_shape:
+        raise UserError(
+            f"{options.dataset}: has examples of shape {shape}, but {before.folder} was trained on "
+            f"{before.data_shape}; give data of that shape, or train a new run."
+        )
+    if options.extend:
+        if any(before.data.get(key, value) != value for key, value in data.items()):
+            raise UserError(
+                f"{options.dataset}: is not, or no longer, what {before.folder} was trained on, "
+                "and --extend goes on with the same data; begin a new run with --from instead."
+            )
+        patience = before.options.patience
+        if options.patience and not patience:
+            raise UserError(
+                f"--patience does not go with {before.folder}, which was trained without; leave it "
+                "out, or train a new run."
+            )
+        if before.waited(num_epochs(before)) and (options.patience or 0) <= (patience or 0):
+            raise UserError(
+                f"{before.folder}: was ended by --patience {patience}, and would be again; give a "
+                "larger one."
+            )
+
+
+def _text(value: Any) -> str:
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def begin(run: Run) -> tuple[Any, dict[str, list[float]]]:
+    """The model that a new run begins with, or None, and the history that it has already.
+
+    Extended, a run takes over every variable, the optimizer's too, so that nothing tells it from
+    one that was longer from the start, but for what depends on the length: the learning rate of
+    series. With early stopping that is the state after the best epoch, from which the epochs that
+    came after it are done again.
+    """
+    before = source(run.options)
+    if before is None:
+        return None, {}
+    history = before.history() if run.options.extend else {}
+    done = num_epochs(before)
+    if before.options.patience is not None:
+        done = run_folder.best_epoch(history.get("val_loss", []))
+    return load_model(before), {name: values[:done] for name, values in history.items()}

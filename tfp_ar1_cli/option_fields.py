@@ -1,0 +1,156 @@
+"""How an option is a field of a dataclass; and what values may be, where click has no type."""
+
+import dataclasses
+import functools
+import math
+import pathlib
+import re
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from tfp_ar1_cli import startup
+from tfp_ar1_cli.names import MODELS
+
+COUNT = click.IntRange(min=1)
+SEED = click.IntRange(0, 2**31 - 1)
+PATH = click.Path(path_type=pathlib.Path)
+OTHER_RUN = click.Path(file_okay=False, resolve_path=True)
+FOLDER = click.Path(exists=True, file_okay=False, resolve_path=True)
+_METAVARS = {click.IntRange: "N", click.FloatRange: "X", click.Path: "FOLDER"}
+
+
+class Finite(click.FloatRange):
+    """A range without NaN, which click's ranges let through, and without infinity."""
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> float:  # noqa: D102
+        number = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{number} is not a finite number.", param, ctx)
+        return number
+
+
+class Counts(click.ParamType):
+    """Positive whole numbers with commas between."""
+
+    name = "integers"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[int, ...]:  # noqa: D102
+        try:
+            numbers = tuple(int(part) for part in value.split(","))
+        except ValueError:
+            numbers = (0,)
+        if min(numbers) < 1:
+            self.fail(
+                f"{value!r} is not a list of positive whole numbers like 400 or 400,200.",
+                param,
+                ctx,
+            )
+        return numbers
+
+
+class Size(click.ParamType):
+    """Height and width, or one number for both."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[int, int]:  # noqa: D102
+        if isinstance(value, tuple):
+            return value
+        match = re.fullmatch(r"([1-9]\d{0,4})(?:[xX×]([1-9]\d{0,4}))?", value)
+        if match is None:
+            self.fail(
+                f"{value!r} is not a size in pixels, HEIGHTxWIDTH like 48x64, or 64 for a square.",
+                param,
+                ctx,
+            )
+        return int(match[1]), int(match[2] or match[1])
+
+
+class Levels(click.ParamType):
+    """Numbers between 0 and 1 with commas between, in increasing order."""
+
+    name = "numbers"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[float, ...]:  # noqa: D102
+        if isinstance(value, tuple):
+            return value
+        try:
+            levels = tuple(float(part) for part in value.split(","))
+        except ValueError:
+            levels = (0.0,)
+        if not all(0 < level < 1 for level in levels) or list(levels) != sorted(set(levels)):
+            self.fail(
+                f"{value!r} is not a list of increasing numbers between 0 and 1 like 0.05,0.95.",
+                param,
+                ctx,
+            )
+        return levels
+
+
+def option(
+    kind: Any,
+    help_text: str,
+    default: Any = None,
+    *names: str,
+    later: bool | str = False,
+    **click_args,
+) -> Any:
+    """A field that is an option too.
+
+    Args:
+      kind: Its click type.
+      help_text: For `--help`.
+      default: What it is if it is not given; or a dictionary with that of each model that has it.
+      *names: Other names than that of the field.
+      later: Whether runs of the first version do not have it, or the model whose runs do not; they
+        did what its default says.
+      **click_args: Of `click.option`.
+    """
+    depends = isinstance(default, dict)
+    if depends and "show_default" not in click_args:
+        values = [",".join(map(str, d)) if type(d) is tuple else d for d in default.values()]
+        click_args["show_default"] = "; for sequences ".join(map(str, values))
+    click_args = {
+        "default": None if depends else default,
+        "metavar": next((m for t, m in _METAVARS.items() if isinstance(kind, t)), None),
+        "type": kind,
+        "help": help_text,
+        **click_args,
+    }
+    if click_args.get("required"):
+        del click_args["default"]
+    defaults = default if depends else dict.fromkeys(MODELS, default)
+    metadata = {"names": names, "click": click_args, "later": later, "defaults": defaults}
+    return dataclasses.field(default=click_args.get("default"), metadata=metadata)
+
+
+def run_argument() -> Any:
+    """The argument RUN."""
+    return dataclasses.field(metadata={"click": {"metavar": "RUN", "type": PATH}})
+
+
+def takes(options: type) -> Callable[[Callable], Callable]:
+    """Makes a click callback of a function of an options object, and of more options if need be."""
+
+    def decorate(function: Callable) -> Callable:
+        fields = dataclasses.fields(options)
+
+        @functools.wraps(function)
+        def call(*args: Any, **values: Any) -> Any:
+            startup.check_backend()
+            mine = {field.name: values.pop(field.name) for field in fields}
+            return function(*args, options=options(**mine), **values)
+
+        for field in reversed(fields):
+            name, metadata = field.name, field.metadata
+            if "names" in metadata:
+                flag = f"--{name.replace('_', '-')}"
+                decorator = click.option(*metadata["names"], flag, name, **metadata["click"])
+            else:
+                decorator = click.argument(name, **metadata["click"])
+            call = decorator(call)
+        return call
+
+    return decorate
