@@ -46,7 +46,7 @@ _EPOCHS = {"digits": 200, "mnist": 15, "fashion_mnist": 15}
 _EPOCHS |= {"pig_cvp": 40, "basic_motions": 300, "gunpoint": 300}
 # The user's own data may be few: how long to train on them is counted in steps of the optimizer.
 _STEPS_OWN_DATA = {"image": 3000, "sequence": 1500}
-_FEWEST_EPOCHS, _MOST_EPOCHS = 10, 1500
+_FEWEST_EPOCHS, _MOST_EPOCHS = 10, 1000
 # What the config of a run may leave open.
 _OPTIONAL = (
     "data_dir",

@@ -59,6 +59,11 @@ def prepare(options: RunOptions, before: RunOptions | None = None) -> tuple[RunO
     return dataclasses.replace(options, replicas=replicas, window=window, epochs=epochs), data
 
 
+def held_out(options: RunOptions, data: Data) -> Data:
+    """The data with a part for validation set apart, if that is asked for."""
+    return data.hold_out(options.validation) if options.validation else data
+
+
 def train(
     options: RunOptions,
     out: pathlib.Path | None = None,
@@ -96,8 +101,7 @@ def train(
     fingerprint = data.fingerprint()  # Of the training data with those for validation.
     if before is None:
         continuing.check(options, fingerprint)
-    if options.validation:
-        data = data.hold_out(options.validation)
+    data = held_out(options, data)
     claimed: contextlib.AbstractContextManager[Run]
     if worker and out is not None:
         claimed = contextlib.nullcontext(run_folder.visit(out, options, fingerprint, worker))
@@ -138,21 +142,7 @@ def _train(
     options, kind = run.options, kinds.of(run.options)
     epoch, step = run.position()
     steps = f" and {counted(step, 'step')}" * bool(step)
-    steps_per_epoch = -(-len(data.x_train) // options.batch_size)
-    default = ":" in options.dataset and options.epochs == options.default_epochs(len(data.x_train))
-    length = counted(options.epochs, "epoch")
-    length += f" ({options.epochs * steps_per_epoch} steps, the default)" * default
-    already = f", {epoch}{steps} of them done" * bool(epoch or step)
-    click.echo(
-        f"Training on {loading.short_name(options.dataset)}: {data.describe()}; "
-        f"{options.posterior} posterior {kind.describe_latents(options)}; "
-        f"{length}{already}."
-    )
-    if options.extend or options.warm_start:
-        begins = "Goes on from the end of" if options.extend else "Begins with the weights of"
-        click.echo(f"{begins} {options.extend or options.warm_start}.")
-    for note in data.notes:
-        click.echo(note)
+    _announce("Training on", options, data, f", {epoch}{steps} of them done" * bool(epoch or step))
     name = options.strategy
     if name == "multiworker" and run.trained:
         # The other workers may have left, and none is needed for what is left to do.
@@ -208,6 +198,23 @@ def _train(
     )
 
 
+def _announce(what: str, options: RunOptions, data: Data, already: str = "") -> None:
+    """Says what will be done, and how the data were understood."""
+    steps_per_epoch = -(-len(data.x_train) // options.batch_size)
+    default = ":" in options.dataset and options.epochs == options.default_epochs(len(data.x_train))
+    length = counted(options.epochs, "epoch")
+    length += f" ({options.epochs * steps_per_epoch} steps, the default)" * default
+    click.echo(
+        f"{what} {loading.short_name(options.dataset)}: {data.describe()}; {options.posterior} "
+        f"posterior {kinds.of(options).describe_latents(options)}; {length}{already}."
+    )
+    if options.extend or options.warm_start:
+        begins = "Goes on from the end of" if options.extend else "Begins with the weights of"
+        click.echo(f"{begins} {options.extend or options.warm_start}.")
+    for note in data.notes:
+        click.echo(note)
+
+
 def _leave(data: Data) -> None:
     """What another worker than 0 says at its end."""
     click.echo("This worker is done; worker 0 evaluates the model and writes the run.")
@@ -245,6 +252,11 @@ def _program() -> str:
     type=click.Path(exists=True, dir_okay=False, path_type=pathlib.Path),
     help="A run's config.json: its options, where none are given, so that the run is repeated.",
 )
+@click.option(
+    "--dry-run",
+    is_flag=True,
+    help="Read the data, say how they were understood and what would be trained, and stop.",
+)
 @click.option("--quiet", is_flag=True, help="Print nothing but errors, and the folder of the run.")
 @click.option(
     "--json",
@@ -260,6 +272,7 @@ def command(
     backup_steps: int,
     out: pathlib.Path | None,
     config: pathlib.Path | None,
+    dry_run: bool,
     quiet: bool,
     as_json: bool,
 ) -> None:
@@ -282,6 +295,10 @@ def command(
             raise click.UsageError("--extend needs --epochs N: how many more.")
         done = continuing.num_epochs(run_folder.read_finished(pathlib.Path(str(options.extend))))
         options = dataclasses.replace(options, epochs=done + options.epochs)
+    if dry_run:
+        options, data = prepare(options)
+        _announce("Would train on", options, held_out(options, data))
+        return
     results, said = sys.stdout, sys.stderr if as_json else sys.stdout
     with contextlib.ExitStack() as stack:
         if quiet:

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from data_files import refusal
+from program import contents
 
 from tfp_ar1_cli import main
 from tfp_ar1_cli.data import loading, series, series_files
@@ -261,6 +262,20 @@ def test_a_path_says_what_it_is(tmp_path):
     assert loading.resolve(str(path), "sequence") == f"csv:{path}"
     assert loading.short_name(f"csv:{path}") == "my data"
     assert main(["train", "--dataset", str(path), "--out", str(tmp_path / "no")]) == 2
+
+
+def test_a_dry_run_says_what_was_understood(cli, tmp_path):
+    content = "date,x\n" + "".join(f"{d:%Y-%m-%d},1.5\n" for d in pd.date_range("2020", periods=40))
+    path = write(tmp_path, content)
+    code, out, err = cli("train", "--model", "sequence", "--dataset", path, "--dry-run")
+    assert (code, err) == (0, "")
+    assert out.splitlines() == [
+        "Would train on own: 6 training and 2 test windows of 5 steps, 1 channel; ar1 posterior "
+        "and ar1 prior over 2 latent paths; 1000 epochs (1000 steps, the default).",
+        f"Read {path}: 1 series of 40 steps every 1 day, none missing, 1 feature (x).",
+        "One series alone is cut into windows of 5 steps (--window).",
+    ]
+    assert contents(".") == {}
 
 
 @pytest.mark.parametrize(

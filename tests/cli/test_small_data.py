@@ -18,11 +18,11 @@ from tfp_ar1_cli.training import checkpoints, model
 @pytest.mark.parametrize(
     ("argv", "num_train", "epochs"),
     [
-        ("--dataset npy:x.npy", 100, 1500),
+        ("--dataset npy:x.npy", 100, 1000),
         ("--dataset npy:x.npy", 4000, 94),
         ("--dataset npy:x.npy --batch-size 40", 4000, 30),
         ("--dataset npy:x.npy", 10**6, 10),
-        ("--model sequence --dataset npy:x.npy", 8, 1500),
+        ("--model sequence --dataset npy:x.npy", 8, 1000),
         ("--model sequence --dataset npy:x.npy", 320, 150),
     ],
 )
