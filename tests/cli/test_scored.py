@@ -155,7 +155,7 @@ def test_all_of_other_series_are_scored(scored, tmp_path, kind):
     (tmp_path / "here").rename(tmp_path / "there")
     x, said = scored(run, "--dataset", trained.replace("here", "there"))
     np.testing.assert_array_equal(x["x"], data.x_test)
-    assert "holds the data of the training, whose test series are scored: 2 windows" in said
+    assert "holds the data of the training, whose test series are scored: 3 windows" in said
     # A test part of their own.
     spec = npz(tmp_path, x=WALKS, x_test=WALKS[:3] + 1)
     x, said = scored(run, "--dataset", spec)
@@ -186,7 +186,7 @@ def test_series_of_a_run_that_have_changed(scored, cli, tmp_path):
     npy(tmp_path, WALKS)
     code, _, err = cli("evaluate", run)
     assert code == 2
-    assert "(8 training and 2 test windows then, 10 training and 2 test now)" in err
+    assert "(8 training and 2 test windows then, 9 training and 3 test now)" in err
     x, _ = scored(run, "--dataset", spec)
     assert len(x["x"]) == 12
 
