@@ -191,8 +191,11 @@ def _train(
         click.echo(f"  {picture}")
     folder, logs, program = (shlex.quote(str(x)) for x in (run.folder, run.logs, _program()))
     tensorboard = program.removesuffix("tfp-ar1") + "tensorboard"
+    file = shlex.quote(options.dataset.partition(":")[2])
+    own = f"  {program} impute {folder} {file}\n  {program} forecast {folder} {file} --steps 10\n"
     click.echo(
-        f"Continue with:\n  {program} sample {folder} --seed {options.seed + 1}\n"
+        f"Continue with:\n{own * (options.model == 'sequence' and ':' in options.dataset)}"
+        f"  {program} sample {folder} --seed {options.seed + 1}\n"
         f"  {program} evaluate {folder} --num-importance-samples 500\n  {program} export {folder}\n"
         f"  {tensorboard} --logdir {logs}"
     )
