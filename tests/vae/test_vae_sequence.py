@@ -14,7 +14,14 @@ import training
 from training import assert_same_weights, compiled
 
 import tfp_ar1
-from tfp_ar1.vae import batching, evaluation, likelihoods, objectives, sequence_networks
+from tfp_ar1.vae import (
+    batching,
+    evaluation,
+    likelihoods,
+    objectives,
+    sequence_evaluation,
+    sequence_networks,
+)
 
 tfd = tfp.distributions
 
@@ -589,6 +596,11 @@ def test_draws(monkeypatch):
     many = model.impute(x, num_samples=5, seed=3, batch_size=1)
     assert many.shape == (5, N, T, F)
     assert len({many[k, 1, 0, 0].item() for k in range(5)}) in (1, 5)
+    # What is made of the draws of each batch, in place of these.
+    halves = model.impute(
+        x, num_samples=5, seed=3, batch_size=1, summarize=lambda x: np.quantile(x, [0.5], axis=0)
+    )
+    np.testing.assert_array_equal(halves, np.median(many, axis=0)[None])
     # Every batch and every portion has noise of its own.
     twice = {"x": x["x"][[0, 0]], "length": LENGTHS[[0, 0]]}
     ahead = model.forecast(twice, steps=2, num_samples=5, seed=3, batch_size=1)
@@ -617,6 +629,10 @@ def test_evaluate():
     ]
     assert table["kl"] == pytest.approx(np.mean(kl), rel=1e-4)
     assert table["nll_iw"] < table["neg_elbo"]
+    by_step = sequence_evaluation.neg_elbo_by_step(model, x, num_samples=200, batch_size=4)
+    assert by_step.shape == (N, T)
+    assert by_step.sum() / N == pytest.approx(table["neg_elbo"], rel=1e-5)
+    np.testing.assert_array_equal(by_step[np.arange(T) >= LENGTHS[:, None]], 0)
     variance = [np.mean(np.float64(q.variance())[i, :, :n]) for i, n in enumerate(LENGTHS)]
     assert table["scale_mean"] == pytest.approx(np.mean(np.sqrt(variance)), rel=1e-4)
 
