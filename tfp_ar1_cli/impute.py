@@ -19,7 +19,7 @@ def command(options: ImputeOptions) -> None:
     \b
     Examples:
       tfp-ar1 impute runs/nile-ar1-001 nile.csv --out filled.csv
-      tfp-ar1 impute runs/nile-ar1-001 nile.csv --quantiles 0.1,0.9 --out filled.parquet
+      tfp-ar1 impute runs/nile-ar1-001 nile.csv --quantiles 0.1,0.9
     """  # noqa: D301
     args = (options.quantiles, options.num_samples, options.seed)
     apply.to_series("impute", options, "imputed", answers.impute, *args)

@@ -18,7 +18,7 @@ def command(options: ImputeOptions) -> None:
     \b
     Examples:
       tfp-ar1 reconstruct runs/nile-ar1-001 nile.csv --out smooth.csv
-      tfp-ar1 reconstruct runs/digits-ar1-001 npz:images.npz --out reconstructed.npz
+      tfp-ar1 reconstruct runs/digits-ar1-001 npz:images.npz --out new.npz
     """  # noqa: D301
     if apply.is_of_series(options.run):
         args = (options.quantiles, options.num_samples, options.seed)
