@@ -11,7 +11,7 @@ from PIL import Image
 from program import options_of
 
 from tfp_ar1_cli.data import images as datasets
-from tfp_ar1_cli.data import loading, pixels
+from tfp_ar1_cli.data import loading, split
 from tfp_ar1_cli.data.decoding import Form
 
 RNG = np.random.default_rng(3)
@@ -128,7 +128,7 @@ def test_photos_that_are_refused(tmp_path, monkeypatch, files, form, expected):
             first, *more = [Image.fromarray(page) for page in (x if isinstance(x, list) else [x])]
             more = {"save_all": True, "append_images": more} if more else {}
             first.save(tmp_path / name, "PNG" if name.endswith("heic") else None, **more)
-    monkeypatch.setattr(pixels, "split", lambda n, _: (np.arange(1), np.arange(1, n)))
+    monkeypatch.setattr(split, "shuffled", lambda n, **_: (np.arange(1), np.arange(1, n)))
     assert expected in refusal(datasets.load, f"images:{tmp_path}", form=Form(**form))
 
 
@@ -160,7 +160,8 @@ def test_a_folder_of_all_kinds(tmp_path):
 
 def test_the_options_of_photos(refused, tmp_path):
     def chosen(*argv):
-        return options_of("--dataset", f"images:{tmp_path}", *argv)
+        found = ("--epochs", 7, "--split", "stable")  # As training notes them.
+        return options_of("--dataset", f"images:{tmp_path}", *found, *argv)
 
     assert (chosen().resize, chosen().grayscale) == (None, False)
     options = chosen("--resize", "48x64", "--grayscale")
@@ -239,7 +240,7 @@ def test_idx_files_to_choose_from(tmp_path):
     )
     write("kmnist-train-images-idx3-ubyte", "kmnist-train-labels-idx1-ubyte")
     data = datasets.load(spec)  # Without a test part they are split.
-    train, test = pixels.split(9)
+    train, test = split.shuffled(9)
     np.testing.assert_allclose(data.x_train, X[train] / 255, rtol=1e-6)
     np.testing.assert_array_equal(data.y_test, test)
     write("emnist-letters-train-images-idx3-ubyte")
@@ -273,7 +274,7 @@ ROWS = RNG.random((10, 4, 5))
     ],
 )
 def test_names_of_arrays(tmp_path, x, y, x_test, y_test):
-    train, test = (np.arange(6), np.arange(6, 10)) if x_test else pixels.split(10)
+    train, test = (np.arange(6), np.arange(6, 10)) if x_test else split.shuffled(10)
     arrays = {x: ROWS, y: np.arange(10)}
     if x_test:
         arrays = {x: ROWS[:6], y: Y[:6], x_test: ROWS[6:], y_test: np.arange(6, 10)[:, None]}
