@@ -6,6 +6,7 @@ from typing import Any
 
 import tensorflow as tf
 from tensorflow_probability.python.internal import prefer_static as ps
+from tensorflow_probability.python.internal import tensorshape_util
 
 from tfp_ar1._checks import checked_count
 from tfp_ar1.distributions.conditional import NearestObserved
@@ -32,7 +33,7 @@ def forecast(
     """
     steps = _continued(path, num_steps, times)
     last = path._loc_or_zero()
-    last = last[..., -1:] if last.shape.rank else last[tf.newaxis]
+    last = last[..., -1:] if tensorshape_util.rank(last.shape) else last[tf.newaxis]
     loc = last if loc is None else tf.convert_to_tensor(loc, path.dtype, name="loc")
     # In the dtype of sums: half precision cannot hold the powers of ρ.
     chain = steps.scale.chain().widened()

@@ -11,11 +11,7 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 from tensorflow_probability import distributions as tfd
 from tensorflow_probability.python.internal import prefer_static as ps
-from tensorflow_probability.python.internal import (
-    samplers,
-    tensor_util,
-    tensorshape_util,
-)
+from tensorflow_probability.python.internal import samplers, tensor_util, tensorshape_util
 
 from tfp_ar1 import recurrence
 from tfp_ar1.correlation import check_one_given
@@ -423,7 +419,7 @@ class GaussianMarkovChain(tfd.MultivariateNormalLinearOperator):
         chain = self.scale.chain().widened()
         entropy = 0.5 * (1.0 + math.log(2.0 * math.pi)) * tf.cast(self._event_size(), chain.dtype)
         entropy = tf.cast(entropy + chain.log_abs_determinant(), self.dtype)
-        if entropy.shape.is_fully_defined() and entropy.shape == self.batch_shape:
+        if tensorshape_util.is_fully_defined(entropy.shape) and entropy.shape == self.batch_shape:
             return entropy
         return tf.broadcast_to(entropy, self._static_or_dynamic_batch_shape())
 

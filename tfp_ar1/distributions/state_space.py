@@ -14,7 +14,7 @@ import tensorflow_probability as tfp
 from tensorflow_probability import distributions as tfd
 from tensorflow_probability.python.distributions.independent import _Independent
 from tensorflow_probability.python.distributions.sample import _Sample
-from tensorflow_probability.python.internal import distribution_util, dtype_util
+from tensorflow_probability.python.internal import distribution_util, dtype_util, tensorshape_util
 from tensorflow_probability.python.internal import prefer_static as ps
 
 from tfp_ar1.distributions.transitions import from_transitions, then
@@ -58,7 +58,7 @@ def of_markov_chain(chain: tfd.MarkovChain, validate_args: bool = False) -> Para
     steps = ps.concat([[num_steps], ps.shape(mean)], axis=0)
     # The initial mean: of a chain that is stationary about it, the means are that without rounding.
     start = tf.broadcast_to(mean, steps)
-    is_vector = prior.event_shape.rank == 1
+    is_vector = tensorshape_util.rank(prior.event_shape) == 1
 
     def transition(state: tf.Tensor) -> tuple[tf.Tensor, ...]:
         """As the chain itself calls the function, with all steps along the first axis."""

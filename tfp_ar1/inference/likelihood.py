@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import tensorflow as tf
+from tensorflow_probability.python.internal import dtype_util, tensorshape_util
 from tensorflow_probability.python.internal import prefer_static as ps
 
 __all__ = ["Likelihood"]
@@ -33,16 +34,18 @@ class Likelihood:
         value = tf.convert_to_tensor(log_likelihood_fn(self._inside))
         if value.dtype != path.dtype:
             raise TypeError(
-                f"`log_likelihood_fn` must return the dtype of the path, {path.dtype.name}; got "
-                f"{value.dtype.name}."
+                f"`log_likelihood_fn` must return the dtype of the path, {dtype_util.name(path.dtype)}; got "
+                f"{dtype_util.name(value.dtype)}."
             )
         _check_last_dimension(path, "what `log_likelihood_fn` returns", value)
         shape = ps.broadcast_shape(ps.shape(self._inside), ps.shape(value))
         if observed is not None:
             self._observed = tf.convert_to_tensor(observed, name="observed")
             if self._observed.dtype != tf.bool:
-                raise TypeError(f"`observed` must be boolean; got {self._observed.dtype.name}.")
-            if self._observed.shape.rank != 0:
+                raise TypeError(
+                    f"`observed` must be boolean; got {dtype_util.name(self._observed.dtype)}."
+                )
+            if tensorshape_util.rank(self._observed.shape) != 0:
                 _check_last_dimension(path, "`observed`", self._observed)
             shape = ps.broadcast_shape(shape, ps.shape(self._observed))
         self.shape = shape
@@ -90,7 +93,13 @@ class Likelihood:
 
 def _check_last_dimension(path: Any, name: str, x: tf.Tensor) -> None:
     size = tf.compat.dimension_value(path.event_shape[-1])
-    last = 0 if x.shape.rank == 0 else x.shape[-1:].as_list()[0] if x.shape.rank else None
+    last = (
+        0
+        if tensorshape_util.rank(x.shape) == 0
+        else x.shape[-1:].as_list()[0]
+        if tensorshape_util.rank(x.shape)
+        else None
+    )
     if None not in (size, last) and last != size:
         raise ValueError(
             f"The last dimension of {name} must be the event size {size}, with one entry for each "

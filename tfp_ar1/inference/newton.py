@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 import tensorflow as tf
 from tensorflow_probability.python.internal import prefer_static as ps
+from tensorflow_probability.python.internal import tensorshape_util
 
 from tfp_ar1.inference.likelihood import Likelihood
 from tfp_ar1.linear_operators.chain import Chain
@@ -173,6 +174,6 @@ def find_mode(
 
 def _where(condition: tf.Tensor, x: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
     """For `condition` of the batch shape and x and y of that or with the axis of coordinates."""
-    if x.shape.rank != condition.shape.rank:
+    if tensorshape_util.rank(x.shape) != tensorshape_util.rank(condition.shape):
         condition = condition[..., tf.newaxis]
     return tf.where(condition, x, y)

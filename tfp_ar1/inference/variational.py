@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
+from tensorflow_probability.python.internal import dtype_util
 from tensorflow_probability.python.internal import prefer_static as ps
 
 from tfp_ar1._checks import checked_count
@@ -109,7 +110,7 @@ def natural_gradient_vi(
     num_points = checked_count("num_quadrature_points", num_quadrature_points, 1)
     if not 0.0 < learning_rate <= 1.0:
         raise ValueError(f"`learning_rate` must be in (0, 1]; got {learning_rate}.")
-    epsilon = float(np.spacing(path.dtype.as_numpy_dtype(1)))
+    epsilon = float(np.spacing(dtype_util.as_numpy_dtype(path.dtype)(1)))
     tolerance = 4.0 * epsilon**0.5 if tolerance is None else tolerance
     if not tolerance > 0.0:
         raise ValueError(f"`tolerance` must be positive; got {tolerance}.")

@@ -7,15 +7,10 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
-from tensorflow.python.framework import type_spec_registry
-from tensorflow.python.ops.linalg import linear_operator_util
-from tensorflow.python.ops.linalg.linear_operator import (
-    _LinearOperatorSpec,
-    make_composite_tensor,
-)
-from tensorflow_probability.python.internal import dtype_util, tensor_util
+from tensorflow_probability.python.internal import dtype_util, tensor_util, tensorshape_util
 from tensorflow_probability.python.internal import prefer_static as ps
 
+from tfp_ar1._backend import composite_tensor, is_adjoint_pair
 from tfp_ar1.correlation import LagOneCorrelation, check_one_given, correlation_of_times
 from tfp_ar1.linear_operators.chain import Chain
 
@@ -29,11 +24,6 @@ POSITIVE_DEFINITE: dict[str, bool | None] = {
     "is_positive_definite": True,
     "is_square": True,
 }
-
-
-def composite_tensor(cls: Any) -> Any:
-    """Class decorator: operators as `CompositeTensor`s, whose types have names in saved files."""
-    return make_composite_tensor(cls, module_name="tfp_ar1")
 
 
 @composite_tensor
@@ -304,19 +294,9 @@ class LinearOperatorMarkovCholesky(tf.linalg.LinearOperator):
     def _linop_matmul(
         self, left_operator: tf.linalg.LinearOperator, right_operator: tf.linalg.LinearOperator
     ) -> tf.linalg.LinearOperator:
-        if linear_operator_util.is_adjoint_pair(left_operator, right_operator):
+        if is_adjoint_pair(left_operator, right_operator):
             return LinearOperatorMarkovCovariance(self)
         return super()._linop_matmul(left_operator, right_operator)
-
-
-def register_earlier_name(name: str, per_step: bool) -> None:
-    """Lets saved files be read that name an operator of one member, as earlier versions had them.
-
-    What is read is a `LinearOperatorMarkovCholesky`.
-    """
-    value_type = functools.partial(LinearOperatorMarkovCholesky, per_step=per_step)
-    spec = type(f"{name}Spec", (_LinearOperatorSpec,), {"value_type": value_type})
-    type_spec_registry.register(f"tfp_ar1.{name}Spec")(spec)
 
 
 @composite_tensor
@@ -399,18 +379,20 @@ def size_of_last_axis(name: str, x: Any) -> tf.Tensor:
     Raises:
       ValueError: if it is a scalar.
     """
-    if x.shape.rank == 0:
+    if tensorshape_util.rank(x.shape) == 0:
         raise ValueError(
             f"`{name}` must have at least one dimension, the coordinates; got a scalar."
         )
-    size = tf.compat.dimension_value(x.shape[-1]) if x.shape.rank else None
+    size = tf.compat.dimension_value(x.shape[-1]) if tensorshape_util.rank(x.shape) else None
     return tf.convert_to_tensor(ps.shape(x)[-1] if size is None else size, tf.int32)
 
 
 def check_steps(name: str, x: Any, size: int | None, sized: str | None) -> None:
     """Raises `ValueError` unless the last axis of a correlation has an entry for each step."""
     num_steps = None if size is None else max(size - 1, 0)
-    if x.shape.rank == 0 or (x.shape.rank and not x.shape[-1:].is_compatible_with([num_steps])):
+    if tensorshape_util.rank(x.shape) == 0 or (
+        tensorshape_util.rank(x.shape) and not x.shape[-1:].is_compatible_with([num_steps])
+    ):
         coordinates = "the coordinates" if size is None else f"the {size} coordinates"
         raise ValueError(
             f"`{name}` must have one entry for each step between {coordinates}"
@@ -443,9 +425,11 @@ def checked_num_rows(num_rows: Any) -> tf.Tensor:
             "`num_rows` must not be a tf.Variable: the size of an operator cannot change."
         )
     num_rows = tf.convert_to_tensor(num_rows, name="num_rows")
-    if not num_rows.dtype.is_integer:
-        raise TypeError(f"`num_rows` must be an integer; got dtype {num_rows.dtype.name}.")
-    if num_rows.shape.rank not in (0, None):
+    if not dtype_util.is_integer(num_rows.dtype):
+        raise TypeError(
+            f"`num_rows` must be an integer; got dtype {dtype_util.name(num_rows.dtype)}."
+        )
+    if tensorshape_util.rank(num_rows.shape) not in (0, None):
         raise ValueError(f"`num_rows` must be a scalar; got shape {num_rows.shape}.")
     static = tf.get_static_value(num_rows)
     if static is not None and np.any(static < 0):

@@ -1,0 +1,36 @@
+"""What differs between backends, for TensorFlow; `tfp_ar1_jax/_backend.py` is its counterpart."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import tensorflow as tf
+from tensorflow.python.framework import type_spec_registry
+from tensorflow.python.ops.linalg import linear_operator_util
+from tensorflow.python.ops.linalg.linear_operator import (
+    _LinearOperatorSpec,
+    make_composite_tensor,
+)
+
+# For functions that work element by element, on arguments of one shape.
+elementwise_gradient = tf.custom_gradient
+# For gradients that take fewer passes over memory than those of the operations, which are right.
+cheaper_gradient = tf.custom_gradient
+LinearOperatorTridiag = tf.linalg.LinearOperatorTridiag
+is_adjoint_pair = linear_operator_util.is_adjoint_pair
+
+
+def composite_tensor(cls: Any) -> Any:
+    """Class decorator: operators as `CompositeTensor`s, whose types have names in saved files."""
+    return make_composite_tensor(cls, module_name="tfp_ar1")
+
+
+def register_earlier_name(name: str, cls: Any, **arguments: Any) -> None:
+    """Lets saved files be read that name an operator as earlier versions had it.
+
+    What is read is `cls(..., **arguments)`.
+    """
+    value_type = functools.partial(cls, **arguments)
+    spec = type(f"{name}Spec", (_LinearOperatorSpec,), {"value_type": value_type})
+    type_spec_registry.register(f"tfp_ar1.{name}Spec")(spec)
