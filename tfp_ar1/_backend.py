@@ -18,7 +18,16 @@ elementwise_gradient = tf.custom_gradient
 # For gradients that take fewer passes over memory than those of the operations, which are right.
 cheaper_gradient = tf.custom_gradient
 LinearOperatorTridiag = tf.linalg.LinearOperatorTridiag
+convert_variables_to_tensors = tf.linalg.LinearOperator._convert_variables_to_tensors
 is_adjoint_pair = linear_operator_util.is_adjoint_pair
+
+
+def gradients_of_first(function: Any, *args: tf.Tensor) -> tuple[tuple[Any, ...], Any]:
+    """What a function returns, a tuple, and the derivatives of the sum of its first entry."""
+    with tf.GradientTape() as tape:
+        tape.watch(args)
+        results = function(*args)
+    return results, tape.gradient(results[0], args, unconnected_gradients="zero")
 
 
 def composite_tensor(cls: Any) -> Any:

@@ -273,9 +273,8 @@ class _BlocksOfSteps(ScanScheme):
         """`[..., d]`, d a multiple of the block size, as `[block size, ..., blocks]`."""
         shape = [self.num_blocks, _BLOCK_SIZE_FOR_STEPS]
         x = tf.reshape(x, ps.concat([ps.shape(x)[:-1], shape], axis=0))
-        return tf.transpose(
-            x, [tensorshape_util.rank(x.shape) - 1, *range(tensorshape_util.rank(x.shape) - 1)]
-        )
+        last = tensorshape_util.rank(x.shape) - 1
+        return tf.transpose(x, [last, *range(last)])
 
 
 class _Blocks(ScanScheme):
@@ -349,7 +348,7 @@ def matmul(a: tf.Tensor, b: tf.Tensor, **transposed: bool) -> tf.Tensor:
 
 
 def _matmul(x: tf.Tensor, matrix: tf.Tensor, transpose_b: bool = False) -> tf.Tensor:
-    if matrix.shape[:-2].num_elements() != 1:
+    if tensorshape_util.num_elements(matrix.shape[:-2]) != 1:
         return matmul(x, matrix, transpose_b=transpose_b)
     # One matrix for all: one product.
     rows, matrix = tf.reshape(x, [-1, x.shape[-1]]), tf.reshape(matrix, matrix.shape[-2:])

@@ -98,7 +98,7 @@ def _prefixes_of_unknown_number(
     maps: tuple[tf.Tensor, ...], compose: Callable[..., tuple[tf.Tensor, ...]]
 ) -> tuple[tf.Tensor, ...]:
     """The first 1, 2, 3, … of some maps along the last axis, together."""
-    size = tf.shape(maps[0])[-1]
+    size = ps.shape(maps[0])[-1]
     positions = tf.range(size)
 
     def step(shift: tf.Tensor, *state: tf.Tensor) -> tuple[tf.Tensor, ...]:

@@ -41,6 +41,11 @@ class LinearOperatorTridiag(linear_operator.LinearOperator):
         )
 
 
+def convert_variables_to_tensors(operator: linear_operator.LinearOperator) -> Any:
+    """The operator: on JAX there are no variables inside."""
+    return operator
+
+
 def elementwise_gradient(function: Callable[..., Any]) -> Callable[..., Any]:
     """As `tf.custom_gradient`, for functions that work element by element.
 
@@ -64,6 +69,17 @@ def elementwise_gradient(function: Callable[..., Any]) -> Callable[..., Any]:
 def cheaper_gradient(function: Callable[..., Any]) -> Callable[..., Any]:
     """The value alone: XLA fuses the passes that other gradients would save."""
     return lambda *args: function(*args)[0]
+
+
+def gradients_of_first(function: Callable[..., Any], *args: jax.Array) -> tuple[Any, Any]:
+    """What a function returns, a tuple, and the derivatives of the sum of its first entry."""
+
+    def first_and_rest(*args: jax.Array) -> tuple[Any, Any]:
+        first, *rest = function(*args)
+        return first, rest
+
+    first, gradients, rest = jax.vjp(first_and_rest, *args, has_aux=True)
+    return (first, *rest), gradients(jnp.ones_like(first))
 
 
 def composite_tensor(cls: Any) -> Any:

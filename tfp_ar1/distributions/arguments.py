@@ -55,7 +55,7 @@ def num_coordinates(loc: Any) -> Any:
 
 def check_loc(loc: Any, sized: str, parameter: Any, scale: LinearOperatorMarkovCholesky) -> None:
     """Raises `ValueError` unless `loc` has as many coordinates as the parameter `sized`, or 1."""
-    size: Any = [] if loc is None else loc.shape[-1:]
+    size: Any = [] if loc is None else tf.TensorShape(loc.shape)[-1:]
     if size in ([], [1]) or size.is_compatible_with(scale.shape[-1:]):
         return
     shape = parameter.shape
@@ -63,7 +63,7 @@ def check_loc(loc: Any, sized: str, parameter: Any, scale: LinearOperatorMarkovC
         f"`loc` must have {shape[-1]} coordinates along its last axis, as `{sized}` has, or 1 for "
         f"all of them; got shapes {loc.shape} and {shape}."
     )
-    if (shape.rank or 0) > 1 and shape[-1] == 1:
+    if (tensorshape_util.rank(shape) or 0) > 1 and shape[-1] == 1:
         message += (
             f" The last axis of `{sized}` runs over the coordinates: an axis of features, as index "
             f"points of a Gaussian process have, is left out by `{sized}[..., 0]`."

@@ -10,7 +10,7 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 from tensorflow_probability import distributions as tfd
 from tensorflow_probability.python.internal import prefer_static as ps
-from tensorflow_probability.python.internal import samplers, tensor_util
+from tensorflow_probability.python.internal import samplers, tensor_util, tensorshape_util
 
 from tfp_ar1 import recurrence
 from tfp_ar1._backend import elementwise_gradient
@@ -70,7 +70,7 @@ class ConditionalMarkov(DerivedFromPath):
             raise TypeError("`observed` must be a boolean tensor; got None.")
         super().__init__(parameters)
         for argument, x in (("value", self._value), ("observed", self._observed)):
-            if not x.shape[-1:].is_compatible_with(path.event_shape):
+            if not tensorshape_util.is_compatible_with(x.shape[-1:], path.event_shape):
                 raise ValueError(
                     f"The last dimension of `{argument}` must be the event size "
                     f"{path.event_shape[-1]}; got shape {x.shape}."

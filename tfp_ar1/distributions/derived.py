@@ -82,10 +82,10 @@ class DerivedFromPath(AutoCompositeTensorDistribution):
     def _whole_shape(self) -> Any:
         """That of a draw, known as far as possible."""
         if tensorshape_util.is_fully_defined(self.batch_shape):
-            batch_shape = np.array(self.batch_shape.as_list(), np.int32)
+            batch_shape = np.array(tensorshape_util.as_list(self.batch_shape), np.int32)
         else:
             batch_shape = self.batch_shape_tensor()
-        return ps.concat([batch_shape, self.event_shape_tensor()], axis=0)
+        return ps.concat([batch_shape, [self.path._event_size()]], axis=0)
 
     def _event_shape(self) -> tf.TensorShape:
         return self.path.event_shape

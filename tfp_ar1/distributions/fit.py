@@ -125,7 +125,7 @@ def antedependent(value: tf.Tensor) -> dict[str, tf.Tensor]:
 
 def _centred(value: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, float]:
     """The mean, the draws less their mean, d, and the square of the dtype's epsilon."""
-    floor = float(np.spacing(np.ones([], tf.as_dtype(value.dtype).as_numpy_dtype))) ** 2
+    floor = float(np.spacing(np.ones([], dtype_util.as_numpy_dtype(value.dtype)))) ** 2
     value = tf.cast(value, tf.float64)
     # Subtracting the first draw is exact where the mean is large: nothing is lost in `w`.
     w = value - value[:1]

@@ -82,7 +82,7 @@ def _continued(path: Any, num_steps: int | None, times: Any) -> Any:
         raise ValueError(f"A {name} needs the `times` of what follows; got `num_steps` alone.")
     before = tf.convert_to_tensor(given["times"])[..., -1:]
     times = tf.convert_to_tensor(times, path.dtype, name="times")
-    if not times.shape.is_compatible_with([*times.shape[:-1], num_steps]):
+    if not tensorshape_util.is_compatible_with(times.shape[-1:], [num_steps]):
         raise ValueError(f"`num_steps` is {num_steps}, and `times` has the shape {times.shape}.")
     batch = ps.broadcast_shape(ps.shape(before)[:-1], ps.shape(times)[:-1])
     given["times"] = tf.concat(

@@ -426,7 +426,7 @@ class GaussianMarkovChain(tfd.MultivariateNormalLinearOperator):
     def _mean(self) -> tf.Tensor:
         shape = ps.concat([self._static_or_dynamic_batch_shape(), [self._event_size()]], axis=0)
         mean = tf.broadcast_to(self._loc_or_zero(), shape)
-        return tf.ensure_shape(mean, self.batch_shape.concatenate(self.event_shape))
+        return tf.ensure_shape(mean, tensorshape_util.concatenate(self.batch_shape, self.event_shape))
 
     def _variance(self) -> tf.Tensor:
         return tf.square(self._stddev())
@@ -452,7 +452,7 @@ class GaussianMarkovChain(tfd.MultivariateNormalLinearOperator):
         """`loc` as a tensor with all coordinates along its last axis."""
         loc = self._loc_or_zero()
         size = loc.shape[-1:]
-        if size.is_fully_defined() and size == self.event_shape:
+        if tensorshape_util.is_fully_defined(size) and size == self.event_shape:
             return loc
         return tf.broadcast_to(loc, ps.concat([ps.shape(loc)[:-1], [self._event_size()]], axis=0))
 
@@ -466,7 +466,7 @@ class GaussianMarkovChain(tfd.MultivariateNormalLinearOperator):
             return np.array(tensorshape_util.as_list(self.batch_shape), np.int32)
         # Not `self.batch_shape_tensor()`, which would check the parameters once more.
         loc = self._loc_or_zero()
-        return ps.broadcast_shape(ps.shape(loc)[:-1], self.scale.batch_shape_tensor())
+        return ps.broadcast_shape(ps.shape(loc)[:-1], self.scale._shape_tensor()[:-2])
 
     def _parameter_control_dependencies(self, is_init: bool) -> list[Any]:
         if not self.validate_args:

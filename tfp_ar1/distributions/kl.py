@@ -154,7 +154,7 @@ def _loc(distribution: tfd.MultivariateNormalLinearOperator) -> tf.Tensor:
 def _check_event_sizes(p: tfd.Distribution, q: tfd.Distribution) -> list[Any]:
     """Refuses events of different shape; returns the assertions for what is not known yet."""
     message = "KL divergence needs two distributions over vectors of the same size"
-    if not p.event_shape.is_compatible_with(q.event_shape):
+    if not tensorshape_util.is_compatible_with(p.event_shape, q.event_shape):
         raise ValueError(
             f"{message}; got event shape {p.event_shape} of `{p.name}` and {q.event_shape} of "
             f"`{q.name}`."

@@ -17,6 +17,7 @@ from tensorflow_probability.python.distributions.sample import _Sample
 from tensorflow_probability.python.internal import distribution_util, dtype_util, tensorshape_util
 from tensorflow_probability.python.internal import prefer_static as ps
 
+from tfp_ar1._backend import gradients_of_first
 from tfp_ar1.distributions.transitions import from_transitions, then
 from tfp_ar1.linear_operators.chain import widened
 from tfp_ar1.recurrence import pad
@@ -68,12 +69,7 @@ def of_markov_chain(chain: tfd.MarkovChain, validate_args: bool = False) -> Para
         moments = _mean_and_stddev(distribution, "What the `transition_fn` returns")
         return tuple(tf.broadcast_to(x, ps.broadcast_shape(ps.shape(x), steps)) for x in moments)
 
-    with tf.GradientTape() as tape:
-        tape.watch(start)
-        next_mean, innovation_scale = transition(start)
-    coefficients = tape.gradient(
-        next_mean, start, unconnected_gradients=tf.UnconnectedGradients.ZERO
-    )
+    (next_mean, innovation_scale), (coefficients,) = gradients_of_first(transition, start)
     checks: list[Any] = []
     if validate_args or tf.get_static_value(coefficients) is not None:
         unit = scale + innovation_scale

@@ -17,8 +17,8 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import tensorflow as tf
+from tensorflow_probability.python.internal import dtype_util, tensorshape_util
 from tensorflow_probability.python.internal import prefer_static as ps
-from tensorflow_probability.python.internal import tensorshape_util
 
 from tfp_ar1.inference.likelihood import Likelihood
 from tfp_ar1.linear_operators.chain import Chain
@@ -105,9 +105,8 @@ def find_mode(
         point: _Point, by: tuple[tf.Tensor, ...], square: tf.Tensor, active: tf.Tensor
     ) -> tuple[_Point, tf.Tensor]:
         """The first of the steps 1, ½, ¼, … that is good enough, and where there is one."""
-        before = tf.where(
-            tf.math.is_finite(point.log_joint), point.log_joint, point.log_joint.dtype.min
-        )
+        value = point.log_joint
+        before = tf.where(tf.math.is_finite(value), value, -dtype_util.max(value.dtype))
 
         def halve(
             step: tf.Tensor, accepted: tf.Tensor, trial: _Point

@@ -132,7 +132,7 @@ def natural_gradient_vi(
             value, by_mean, by_stddev = expected(loc + scale * mean, scale * stddev)
             elbo = tf.reduce_sum(value - messages.kl_terms(h), axis=-1)
             # Without a distribution there is no bound, and the step is too long.
-            elbo = tf.where(messages.positive_definite, elbo, elbo.dtype.min)
+            elbo = tf.where(messages.positive_definite, elbo, -dtype_util.max(elbo.dtype))
             # E[∂²log p/∂x²] is the derivative by the standard deviation, over that.
             precision = tf.minimum(-scale * by_stddev / stddev, largest_precision(tau.dtype))
             next_h = scale * by_mean + precision * mean
@@ -174,7 +174,8 @@ def natural_gradient_vi(
         tau, h = map(tf.stop_gradient, _initial_sites(path, likelihood, initial_sites))
         batch, zero = ps.shape(tau)[:-1], tf.zeros_like(tau)
         # The first step leads to the initial sites from nowhere, and does not count.
-        nowhere = _State(tau, h, zero[..., 0] + tau.dtype.min, zero - np.inf, zero + 1.0, tau, h)
+        lowest = zero[..., 0] - dtype_util.max(tau.dtype)
+        nowhere = _State(tau, h, lowest, zero - np.inf, zero + 1.0, tau, h)
         _, converged, num_iterations, _, state = tf.while_loop(
             lambda active, *_: tf.reduce_any(active),
             step,

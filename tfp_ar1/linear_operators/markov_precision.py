@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import tensorflow as tf
 from tensorflow_probability.python.internal import prefer_static as ps
-from tensorflow_probability.python.internal import tensorshape_util
 
 from tfp_ar1._backend import LinearOperatorTridiag, composite_tensor, is_adjoint_pair
 from tfp_ar1.linear_operators.chain import Chain
@@ -175,8 +174,7 @@ def _solve_backwards(chain: Chain, x: tf.Tensor, adjoint: bool) -> tf.Tensor:
 def _steps(scale: LinearOperatorMarkovCholesky) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
     """`1/√(1 - ρ_t²)` and `ρ_t/√(1 - ρ_t²)`, `[..., d - 1]`, and σ_t, `[..., d]`, of one batch."""
     chain = scale.chain()
-    batch_shape = scale.batch_shape if tensorshape_util.is_fully_defined(scale.shape) else None
-    batch_shape = scale.batch_shape_tensor() if batch_shape is None else batch_shape.as_list()
+    batch_shape = scale._shape_tensor()[:-2]
     inverse_scale = chain.rho.along_steps(chain.rho.inverse_unit_innovation_scale)
     of_previous = chain.rho.along_steps(chain.rho.value) * inverse_scale
     steps = ps.concat([batch_shape, [chain.num_steps]], axis=0)
