@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from tensorflow_probability.python.internal.backend.jax.gen import (
     linear_operator,
     linear_operator_util,
 )
+from tensorflow_probability.substrates.jax import distributions as tfd
 
 is_adjoint_pair = linear_operator_util.is_adjoint_pair
 
@@ -82,22 +85,103 @@ def gradients_of_first(function: Callable[..., Any], *args: jax.Array) -> tuple[
     return (first, *rest), gradients(jnp.ones_like(first))
 
 
+# Pytrees. JAX puts into a tree whatever has its structure: axes, shapes, gradients, placeholders.
+# Where that is no valid operator or distribution, the object only carries it.
+
+
 def composite_tensor(cls: Any) -> Any:
     """Class decorator: operators as pytrees, whose children are their tensors."""
 
-    def flatten(operator: Any) -> tuple[Any, Any]:
-        names = tuple(operator._composite_tensor_fields)
-        values = {name: operator.parameters[name] for name in names}
-        tensors = {k: v for k, v in values.items() if isinstance(v, jax.Array)}
-        rest = {k: v for k, v in operator.parameters.items() if k not in tensors}
-        return tuple(tensors.values()), (tuple(tensors), tuple(rest.items()))
+    def parts(operator: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        fields = {name: getattr(operator, f"_{name}") for name in operator._composite_tensor_fields}
+        children = {name: x for name, x in fields.items() if not isinstance(x, int | None)}
+        rest = {name: x for name, x in operator.parameters.items() if name not in children}
+        return children, rest
+
+    _register(cls, parts)
+    return cls
+
+
+def register_pytree(cls: Any, *names: str) -> None:
+    """For a class whose arguments are tensors or distributions, kept as attributes `_name`."""
+    _register(cls, lambda x: ({name: getattr(x, f"_{name}") for name in names}, {}))
+
+
+def _register(cls: Any, parts: Callable[[Any], tuple[dict[str, Any], dict[str, Any]]]) -> None:
+    """`parts` gives the children, and the other arguments, by name."""
+
+    def flatten(x: Any) -> tuple[Any, Any]:
+        children, rest = vars(x).get("_carried") or parts(x)
+        return tuple(children.values()), (tuple(children), tuple(rest.items()))
 
     def unflatten(static: Any, children: Any) -> Any:
         names, rest = static
-        return cls(**dict(zip(names, children, strict=True)), **dict(rest))
+        x = object.__new__(cls)
+        _fill(x, cls.__init__, dict(zip(names, children, strict=True)), dict(rest))
+        return x
 
     jax.tree_util.register_pytree_node(cls, flatten, unflatten)
-    return cls
+    cls.__getattr__ = _refuse
+
+
+def _fill(x: Any, make: Any, children: dict[str, Any], rest: dict[str, Any]) -> None:
+    """Calls the constructor, or lets the object carry what the constructor does not take."""
+    try:
+        if wrong := [name for name, child in children.items() if not _is_known(child)]:
+            raise TypeError(f"no tensors as {wrong}")
+        make(x, **children, **rest)
+    except Exception as error:
+        vars(x).clear()
+        vars(x).update(_carried=(children, rest), _error=error)
+
+
+def _is_known(x: Any) -> bool:
+    if isinstance(x, linear_operator.LinearOperator | tfd.Distribution):
+        return "_carried" not in vars(x)
+    return isinstance(x, np.ndarray | jax.Array)
+
+
+def _refuse(x: Any, name: str) -> Any:
+    """What is asked of an object that only carries the leaves of a tree."""
+    error = vars(x).get("_error")
+    reason = f", because it was made from a tree of other things: {error!r}" if error else ""
+    raise AttributeError(f"{type(x).__name__!r} object has no attribute {name!r}{reason}")
+
+
+def register_distribution(cls: Any) -> None:
+    """Lets a distribution, which TFP registers as a pytree, carry other trees too."""
+    make, type_spec = cls.__init__, cls._type_spec.fget
+
+    @functools.wraps(make)
+    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+        if names := kwargs.pop("_children", None):
+            children = {name: kwargs.pop(name) for name in names}
+            _fill(self, make, children, kwargs)
+        else:
+            make(self, *args, **kwargs)
+
+    cls.__init__ = __init__
+    cls._type_spec = property(lambda self: _Parts(self, type_spec))
+    cls.__getattr__ = _refuse
+
+
+class _Parts:
+    """What TFP's flattening asks of the type of a distribution.
+
+    TFP makes it again by calling the class with all of that, so that `_children` tells this call.
+    """
+
+    def __init__(self, distribution: Any, type_spec: Any):
+        if "_carried" in vars(distribution):
+            self._children, rest = distribution._carried
+        else:
+            spec = type_spec(distribution)
+            self._children, rest = spec._to_components(distribution), spec._non_tensor_params
+        self._non_tensor_params = {**rest, "_children": tuple(self._children)}
+        self._callable_params: dict[str, Any] = {}
+
+    def _to_components(self, distribution: Any) -> dict[str, Any]:
+        return self._children
 
 
 def register_earlier_name(name: str, cls: Any, **arguments: Any) -> None:
