@@ -11,6 +11,7 @@ import tensorflow as tf
 from tensorflow_probability.python.internal import dtype_util, tensorshape_util
 from tensorflow_probability.python.internal import prefer_static as ps
 
+from tfp_ar1._backend import matmul
 from tfp_ar1.correlation import LagOneCorrelation, with_derivatives_of
 
 # Measured by `python -m benchmarks run --suite schemes` (benchmarks/results/speed.md): doubling is
@@ -328,23 +329,8 @@ def _toeplitz(powers: tf.Tensor) -> tf.Tensor:
     # A row of 2m numbers, laid out again and again, one place later in each line of 2m - 1.
     row = tf.concat([tf.ones_like(powers[..., :1]), powers[..., :-1], tf.zeros_like(powers)], -1)
     batch = ps.shape(row)[:-1]
-    lines = tf.tile(row, ps.concat([tf.ones_like(batch), [m]], axis=0))[..., : m * (2 * m - 1)]
+    lines = tf.tile(row, ps.concat([ps.ones_like(batch), [m]], axis=0))[..., : m * (2 * m - 1)]
     return tf.reshape(lines, ps.concat([batch, [m, 2 * m - 1]], axis=0))[..., :m]
-
-
-def matmul(a: tf.Tensor, b: tf.Tensor, **transposed: bool) -> tf.Tensor:
-    """`tf.linalg.matmul` as accurate as the rest of the package, on GPUs too.
-
-    There TensorFlow rounds the factors of float32 products to TensorFloat-32, which has 10 bits,
-    unless the user has switched that off. No operation can be exempted, so such products are taken
-    in float64; they are small here. Decided when a graph is made: one made where there is no GPU
-    rounds if it is run on one.
-    """
-    rounds = tf.config.experimental.tensor_float_32_execution_enabled()
-    if a.dtype == tf.float32 and rounds and tf.config.list_physical_devices("GPU"):
-        a, b = (tf.cast(x, tf.float64) for x in (a, b))
-        return tf.cast(tf.linalg.matmul(a, b, **transposed), tf.float32)
-    return tf.linalg.matmul(a, b, **transposed)
 
 
 def _matmul(x: tf.Tensor, matrix: tf.Tensor, transpose_b: bool = False) -> tf.Tensor:

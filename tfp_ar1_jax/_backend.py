@@ -74,6 +74,14 @@ def cheaper_gradient(function: Callable[..., Any]) -> Callable[..., Any]:
     return lambda *args: function(*args)[0]
 
 
+def matmul(
+    a: jax.Array, b: jax.Array, transpose_a: bool = False, transpose_b: bool = False
+) -> jax.Array:
+    """The product, as accurate as the rest of the package, on GPUs and TPUs too."""
+    a, b = (x.mT if transposed else x for x, transposed in ((a, transpose_a), (b, transpose_b)))
+    return jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
+
+
 def gradients_of_first(function: Callable[..., Any], *args: jax.Array) -> tuple[Any, Any]:
     """What a function returns, a tuple, and the derivatives of the sum of its first entry."""
 

@@ -2,8 +2,9 @@
 
 The source is the same but for its imports, which are rewritten as it is read, line by line, as TFP
 itself does it when it is built. Tracebacks, debuggers and coverage therefore show the file and the
-line of `tfp_ar1`, and nothing is generated that could be out of date. A file of this package takes
-precedence over one of its name there.
+line of `tfp_ar1`, and nothing is generated that could be out of date, or found twice by a search, a
+type checker or a test runner. A file of this package takes precedence over one of its name there,
+which it finds as `_shared.x.y`.
 """
 
 from __future__ import annotations
@@ -59,9 +60,10 @@ class _Finder(importlib.abc.MetaPathFinder):
         if not fullname.startswith(f"{self._package}."):
             return None
         parts = fullname.split(".")[1:]
-        if self._own.joinpath(*parts).with_suffix(".py").exists():
+        own = self._own.joinpath(*parts)
+        if own.is_dir() or own.with_suffix(".py").exists():
             return None
-        place = self._folder.joinpath(*parts)
+        place = self._folder.joinpath(*(part for part in parts if part != "_shared"))
         is_package = place.is_dir()
         file = place / "__init__.py" if is_package else place.with_suffix(".py")
         if not file.is_file():
