@@ -17,6 +17,8 @@ from tensorflow.python.ops.linalg.linear_operator import (
 elementwise_gradient = tf.custom_gradient
 # For gradients that take fewer passes over memory than those of the operations, which are right.
 cheaper_gradient = tf.custom_gradient
+do_not_convert = tf.autograph.experimental.do_not_convert
+while_loop = tf.while_loop
 LinearOperatorTridiag = tf.linalg.LinearOperatorTridiag
 convert_variables_to_tensors = tf.linalg.LinearOperator._convert_variables_to_tensors
 is_adjoint_pair = linear_operator_util.is_adjoint_pair

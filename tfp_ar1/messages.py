@@ -28,7 +28,7 @@ from tensorflow_probability.python.internal import dtype_util, tensorshape_util
 from tensorflow_probability.python.internal import prefer_static as ps
 
 from tfp_ar1 import recurrence
-from tfp_ar1._backend import cheaper_gradient, elementwise_gradient
+from tfp_ar1._backend import cheaper_gradient, elementwise_gradient, while_loop
 from tfp_ar1._scan_schemes import Coefficients, shifts_below, step_scheme
 from tfp_ar1.correlation import LagOneCorrelation, with_derivatives_of
 from tfp_ar1.linear_operators.chain import Chain
@@ -109,7 +109,7 @@ def _prefixes_of_unknown_number(
         return 2 * shift, *(tf.where(inside, x, y) for x, y in zip(later, state, strict=True))
 
     state = (tf.constant(1), *maps)
-    return tf.while_loop(lambda shift, *_: shift < size, step, state, maximum_iterations=31)[1:]
+    return while_loop(lambda shift, *_: shift < size, step, state, maximum_iterations=31)[1:]
 
 
 def _prefixes_in_blocks(maps: _Maps, num: int) -> tf.Tensor:

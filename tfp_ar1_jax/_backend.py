@@ -82,6 +82,26 @@ def matmul(
     return jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
 
 
+def do_not_convert(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function: there is no autograph."""
+    return function
+
+
+def while_loop(
+    condition: Callable[..., Any], body: Callable[..., Any], state: Any, maximum_iterations: int
+) -> Any:
+    """As `tf.while_loop`; that of the substrate would run to the limit under `jax.vmap`.
+
+    Without derivatives in reverse mode: where it is used, the state has none.
+    """
+
+    def goes_on(counted: Any) -> Any:
+        count, state = counted
+        return jnp.logical_and(count < maximum_iterations, condition(*state))
+
+    return jax.lax.while_loop(goes_on, lambda c: (c[0] + 1, tuple(body(*c[1]))), (0, state))[1]
+
+
 def gradients_of_first(function: Callable[..., Any], *args: jax.Array) -> tuple[Any, Any]:
     """What a function returns, a tuple, and the derivatives of the sum of its first entry."""
 

@@ -17,7 +17,7 @@ from tensorflow_probability.python.distributions.sample import _Sample
 from tensorflow_probability.python.internal import distribution_util, dtype_util, tensorshape_util
 from tensorflow_probability.python.internal import prefer_static as ps
 
-from tfp_ar1._backend import gradients_of_first
+from tfp_ar1._backend import do_not_convert, gradients_of_first
 from tfp_ar1.distributions.transitions import from_transitions, then
 from tfp_ar1.linear_operators.chain import widened
 from tfp_ar1.recurrence import pad
@@ -214,7 +214,7 @@ def _along_steps(model: Any) -> tuple[tf.Tensor, ...]:
     """The matrices, means and scales of transitions and observations, `[..., d]`."""
 
     # Nor what it calls: autograph warns of functions of users whose source it cannot read.
-    @tf.autograph.experimental.do_not_convert
+    @do_not_convert
     def at_time(t: tf.Tensor) -> tuple[tf.Tensor, ...]:
         kinds = (
             (model.get_transition_matrix_for_timestep, model.get_transition_noise_for_timestep),

@@ -20,6 +20,7 @@ import tensorflow as tf
 from tensorflow_probability.python.internal import dtype_util, tensorshape_util
 from tensorflow_probability.python.internal import prefer_static as ps
 
+from tfp_ar1._backend import while_loop
 from tfp_ar1.inference.likelihood import Likelihood
 from tfp_ar1.linear_operators.chain import Chain
 from tfp_ar1.messages import Messages, largest_precision
@@ -128,7 +129,7 @@ def find_mode(
 
         # Twice the first step, which is halved before it is tried.
         start = (2.0 * tf.cast(active, square.dtype), tf.logical_not(active), point)
-        _, accepted, trial = tf.while_loop(
+        _, accepted, trial = while_loop(
             lambda step, accepted, trial: tf.logical_not(tf.reduce_all(accepted)),
             halve,
             start,
@@ -165,7 +166,7 @@ def find_mode(
         tf.fill(batch, tf.constant(float("inf"), initial.dtype)),
         _Point(*map(tf.stop_gradient, start)),
     )
-    _, converged, num_iterations, decrement, point = tf.while_loop(
+    _, converged, num_iterations, decrement, point = while_loop(
         lambda active, *_: tf.reduce_any(active), step, state, maximum_iterations=max_iterations
     )
     return Mode(point.w, point.force, decrement, converged, num_iterations)

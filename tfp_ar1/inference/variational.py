@@ -10,6 +10,7 @@ import tensorflow as tf
 from tensorflow_probability.python.internal import dtype_util
 from tensorflow_probability.python.internal import prefer_static as ps
 
+from tfp_ar1._backend import while_loop
 from tfp_ar1._checks import checked_count
 from tfp_ar1.distributions.noise import posterior_of_path
 from tfp_ar1.inference.laplace import mode_of
@@ -176,7 +177,7 @@ def natural_gradient_vi(
         # The first step leads to the initial sites from nowhere, and does not count.
         lowest = zero[..., 0] - dtype_util.max(tau.dtype)
         nowhere = _State(tau, h, lowest, zero - np.inf, zero + 1.0, tau, h)
-        _, converged, num_iterations, _, state = tf.while_loop(
+        _, converged, num_iterations, _, state = while_loop(
             lambda active, *_: tf.reduce_any(active),
             step,
             (
