@@ -208,14 +208,27 @@ def of_priors(b, p):
     }
 
 
+def selected(b, p):
+    """Little of each kind: compiling derivatives takes long."""
+    c, result = b.constant, {}
+    for name in ("AR1", "OU"):
+        d = member(b, name, p)
+        result[f"log_prob, {name}"] = d.log_prob(c(X))
+        result[f"matvec, {name}"] = b.tf.square(d.scale.matvec(c(Y)))
+    return {
+        **result,
+        "conditional": d.conditional(c(X), OBSERVED).observed_log_prob(),
+        "noisy": d.with_observation_noise(c(NOISE)).log_prob(c(X)),
+    }
+
+
 def of_fits(b, p):
     draws, made = b.constant(DRAWS), b.library
-    times, one = b.constant(np.arange(D)), dict(shared_loc=True)
+    known = {"times": b.constant(np.arange(D)), "observed": OBSERVED, "shared_loc": True}
     fits = [
         made.MultivariateNormalAR1.experimental_fit(draws),
         made.MultivariateNormalANTE1.experimental_fit(draws),
-        made.MultivariateNormalAR1.experimental_fit(draws, observed=OBSERVED, **one),
-        made.MultivariateNormalOU.experimental_fit(draws, times=times, **one),
+        made.MultivariateNormalOU.experimental_fit(draws, **known),
     ]
     return {f"{i}": d.log_prob(draws) + 0.0 * p[0] for i, d in enumerate(fits)}
 
@@ -226,6 +239,7 @@ CASES = {
     "inference": of_inference,
     "constructors": of_constructors,
     "priors": of_priors,
+    "selected": selected,
 }
 
 

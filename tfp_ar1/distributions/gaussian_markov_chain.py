@@ -426,7 +426,9 @@ class GaussianMarkovChain(tfd.MultivariateNormalLinearOperator):
     def _mean(self) -> tf.Tensor:
         shape = ps.concat([self._static_or_dynamic_batch_shape(), [self._event_size()]], axis=0)
         mean = tf.broadcast_to(self._loc_or_zero(), shape)
-        return tf.ensure_shape(mean, tensorshape_util.concatenate(self.batch_shape, self.event_shape))
+        return tf.ensure_shape(
+            mean, tensorshape_util.concatenate(self.batch_shape, self.event_shape)
+        )
 
     def _variance(self) -> tf.Tensor:
         return tf.square(self._stddev())

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 from typing import Any
 
-import numpy as np
 import tensorflow as tf
 from tensorflow_probability.python.internal import dtype_util, tensor_util, tensorshape_util
 from tensorflow_probability.python.internal import prefer_static as ps
@@ -392,9 +391,7 @@ def check_steps(name: str, x: Any, size: int | None, sized: str | None) -> None:
     """Raises `ValueError` unless the last axis of a correlation has an entry for each step."""
     num_steps = None if size is None else max(size - 1, 0)
     rank = tensorshape_util.rank(x.shape)
-    if rank == 0 or (
-        rank and not tensorshape_util.is_compatible_with(x.shape[-1:], [num_steps])
-    ):
+    if rank == 0 or (rank and not tensorshape_util.is_compatible_with(x.shape[-1:], [num_steps])):
         coordinates = "the coordinates" if size is None else f"the {size} coordinates"
         raise ValueError(
             f"`{name}` must have one entry for each step between {coordinates}"
