@@ -7,6 +7,14 @@ import pathlib
 
 from tfp_ar1_jax import _rewrite
 
+try:
+    import tensorflow_probability.substrates.jax  # noqa: F401
+except (AttributeError, ImportError) as error:
+    raise ImportError(
+        "`tfp_ar1_jax` needs the JAX substrate of TensorFlow Probability, of which version 0.25 "
+        f"takes JAX up to 0.6.2: `pip install 'tfp_ar1[jax]'`; got {error!r}."
+    ) from error
+
 _rewrite.install(__name__, pathlib.Path(__file__).parent)
 
 from tfp_ar1_jax import _backend, families, inference, params, priors, sts  # noqa: E402

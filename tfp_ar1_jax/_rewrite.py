@@ -16,7 +16,7 @@ import pathlib
 import re
 import sys
 from collections.abc import Sequence
-from types import ModuleType
+from types import CodeType, ModuleType
 
 _SUBSTRATE = "tensorflow_probability.substrates.jax"
 _GENERATED = "tensorflow_probability.python.internal.backend.jax.gen"
@@ -44,7 +44,7 @@ class _Loader(importlib.machinery.SourceFileLoader):
             source = pattern.sub(replacement, source)
         return source.encode()
 
-    def get_code(self, fullname: str) -> object:
+    def get_code(self, fullname: str) -> CodeType:
         return self.source_to_code(self.get_data(self.path), self.path)
 
 

@@ -44,7 +44,7 @@ def tensorflow():
 
 
 def jax():
-    """Raises `ImportError`, or whatever an unsuitable version of JAX makes of that."""
+    """Raises `ImportError` where TFP has no substrate for the version of JAX."""
     from tensorflow_probability.substrates import jax as tfp
     from tensorflow_probability.substrates.jax import tf2jax as tf
 

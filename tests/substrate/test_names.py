@@ -20,3 +20,9 @@ def names(package):
 
 def test_public_names():
     assert names("tfp_ar1_jax") == names("tfp_ar1") - NOT_YET
+
+
+def test_names_for_type_checkers():
+    tree = ast.parse((ROOT / "tfp_ar1_jax" / "__init__.pyi").read_text(encoding="utf-8"))
+    stubs = {alias.name for node in ast.walk(tree) for alias in getattr(node, "names", ())}
+    assert stubs == names("tfp_ar1_jax")
