@@ -13,7 +13,9 @@ from tensorflow.python.ops.linalg.linear_operator import (
     make_composite_tensor,
 )
 
-# For functions that work element by element, on arguments of one shape.
+# For gradients that are more accurate than those of the operations.
+custom_gradient = tf.custom_gradient
+# The same, for functions that work element by element, on arguments of one shape.
 elementwise_gradient = tf.custom_gradient
 # For gradients that take fewer passes over memory than those of the operations, which are right.
 cheaper_gradient = tf.custom_gradient

@@ -28,7 +28,7 @@ from tensorflow_probability.python.internal import dtype_util, tensorshape_util
 from tensorflow_probability.python.internal import prefer_static as ps
 
 from tfp_ar1 import recurrence
-from tfp_ar1._backend import cheaper_gradient, elementwise_gradient, while_loop
+from tfp_ar1._backend import custom_gradient, elementwise_gradient, while_loop
 from tfp_ar1._scan_schemes import Coefficients, shifts_below, step_scheme
 from tfp_ar1.correlation import LagOneCorrelation, with_derivatives_of
 from tfp_ar1.linear_operators.chain import Chain
@@ -258,7 +258,7 @@ def _from_left(
 
     # As in `recurrence`: the first derivatives do not pass through the scan, those of the gradient
     # do. By log q, because a derivative by q has the factor m (1 + m), which overflows.
-    @cheaper_gradient
+    @custom_gradient
     def with_gradient(left: tf.Tensor, tau: tf.Tensor, log_q: tf.Tensor) -> tuple[tf.Tensor, Any]:
         def gradient(dleft: tf.Tensor) -> tuple[tf.Tensor | None, ...]:
             q = tf.exp(log_q)

@@ -69,6 +69,42 @@ def elementwise_gradient(function: Callable[..., Any]) -> Callable[..., Any]:
     return value
 
 
+def custom_gradient(function: Callable[..., Any]) -> Callable[..., Any]:
+    """As `tf.custom_gradient`, in both modes, to any order.
+
+    A tangent is what the transpose of the gradient function, which is linear, makes of those of the
+    arguments. What the function closes over has no derivative, as on TensorFlow.
+    """
+
+    def with_gradient(*args: jax.Array) -> jax.Array:
+        result = jax.eval_shape(lambda: function(*args)[0])
+        zero = jnp.zeros(result.shape, result.dtype)
+        gradients = jax.eval_shape(lambda: function(*args)[1](zero))
+        used = [i for i, x in enumerate(gradients) if x is not None]
+
+        def pull(dy: jax.Array, *args: jax.Array) -> list[jax.Array]:
+            gradients = function(*args)[1](dy)
+            return [gradients[i] for i in used]
+
+        # JAX wants what has derivatives of its own as arguments.
+        value, of_value = jax.closure_convert(lambda *args: function(*args)[0], *args)
+        pull, of_pull = jax.closure_convert(pull, zero, *args)
+
+        @jax.custom_jvp
+        def call(args: Any, of_value: Any, of_pull: Any) -> jax.Array:
+            return value(*args, *of_value)
+
+        @call.defjvp
+        def _(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
+            args, _, of_pull = primals
+            push = jax.linear_transpose(lambda dy: pull(dy, *args, *of_pull), zero)
+            return call(*primals), *push([tangents[0][i] for i in used])
+
+        return call(args, tuple(of_value), tuple(of_pull))
+
+    return with_gradient
+
+
 def cheaper_gradient(function: Callable[..., Any]) -> Callable[..., Any]:
     """The value alone: XLA fuses the passes that other gradients would save."""
     return lambda *args: function(*args)[0]

@@ -168,6 +168,22 @@ def test_float32_where_correlations_round_to_one():
     np.testing.assert_allclose(slope, exact_slope, rtol=3e-4)
 
 
+def test_float32_where_noise_is_small():
+    """The gradient by the noise, where products of derivatives of the messages would lose it."""
+
+    def log_prob(p, dtype):
+        path = tfp_ar1_jax.MultivariateNormalAR1(jnp.zeros(both.D, dtype), fisher_z=p[1])
+        noisy = path.with_observation_noise(jnp.exp(p[0]), both.OBSERVED)
+        return noisy.log_prob(jnp.asarray(both.Y, dtype))
+
+    points = [(np.log(1e-6), z) for z in (-4.0, -1.0, 4.0, 9.0)]
+    of = [
+        jax.jit(jax.vmap(jax.grad(lambda p, t=t: log_prob(p, t))))(jnp.asarray(points, t))
+        for t in (jnp.float32, jnp.float64)
+    ]
+    np.testing.assert_allclose(*of, rtol=1e-4)
+
+
 def test_messages_of_errors():
     with pytest.raises(ValueError, match=r"`num_rows` must not be negative; got -1\."):
         tfp_ar1_jax.LinearOperatorAR1Cholesky(-1, 0.5)
