@@ -6,6 +6,7 @@ stores what TensorFlow gives in `tests/data/both_backends.npz`, for an environme
 """
 
 import functools
+import importlib
 import json
 import pathlib
 from typing import Any, NamedTuple
@@ -45,12 +46,9 @@ def tensorflow():
 
 def jax():
     """Raises `ImportError` where TFP has no substrate for the version of JAX."""
-    from tensorflow_probability.substrates import jax as tfp
-    from tensorflow_probability.substrates.jax import tf2jax as tf
-
-    import tfp_ar1_jax
-
-    return Backend("jax", tfp_ar1_jax, tf, tfp)
+    library = importlib.import_module("tfp_ar1_jax")
+    tfp = importlib.import_module("tensorflow_probability.substrates.jax")
+    return Backend("jax", library, tfp.tf2jax, tfp)
 
 
 def member(b, name, p, d=D):
