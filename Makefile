@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-all test-lowest test-newest lint clean
+.PHONY: demo test test-all test-lowest test-newest test-jax lint clean
 
 demo: .venv/installed
 	$(BIN)/tfp-ar1 train
@@ -26,6 +26,14 @@ test-lowest test-newest: test-%: .venv/installed
 		--resolution $(RESOLUTION_$*) -e '.[test]'
 	.venv-$*/bin/python tests/run.py -m "not slow" tests/core
 
+# The core on JAX, in an environment without TensorFlow: the recipe of the documentation.
+test-jax: .venv/installed
+	$(BIN)/uv venv --quiet --allow-existing --python $(BIN)/python .venv-jax
+	$(BIN)/uv pip install --quiet --python .venv-jax/bin/python \
+		'tensorflow-probability==0.25.0' 'jax<=0.6.2' numpy scipy pytest pytest-xdist
+	$(BIN)/uv pip install --quiet --python .venv-jax/bin/python --no-deps -e .
+	.venv-jax/bin/python -m pytest -n auto --noconftest tests/substrate
+
 lint: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -38,4 +46,4 @@ lint: .venv/installed
 	touch $@
 
 clean:
-	rm -rf .venv .venv-lowest .venv-newest build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf .venv .venv-lowest .venv-newest .venv-jax build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -8,8 +8,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
+from tensorflow_probability.python.internal import dtype_util, tensorshape_util
 from tensorflow_probability.python.internal import prefer_static as ps
 
+from tfp_ar1._backend import matmul
 from tfp_ar1.correlation import LagOneCorrelation, with_derivatives_of
 
 # Measured by `python -m benchmarks run --suite schemes` (benchmarks/results/speed.md): doubling is
@@ -43,7 +45,7 @@ class _ScalarPowers(NamedTuple):
     def powers(self, exponents: Any) -> tf.Tensor:
         """ρ^k for the exponents 1, 2, 3, … or 1, 2, 4, … given, along a new last axis."""
         later = np.asarray(exponents)[1:]
-        factors = later.astype(self.value.dtype.as_numpy_dtype)
+        factors = later.astype(dtype_util.as_numpy_dtype(self.value.dtype))
         value, sign, log_abs = (t[..., tf.newaxis] for t in self)
         powers = tf.math.exp(factors * log_abs)
         powers = tf.where(later % 2 == 0, powers, sign * powers)
@@ -246,7 +248,7 @@ class _BlocksOfSteps(ScanScheme):
             last = self.carry_scheme.solve(self._run(xs, None, reverse)[-1], reverse)
             carried = pad(last[..., :-1], 1, 0)
         y = tf.stack(self._run(xs, carried, reverse))
-        y = tf.transpose(y, [*range(1, y.shape.rank), 0])
+        y = tf.transpose(y, [*range(1, tensorshape_util.rank(y.shape)), 0])
         y = tf.reshape(y, ps.concat([ps.shape(y)[:-2], [-1]], axis=0))
         return y[..., : self.size] if padding else y
 
@@ -272,14 +274,15 @@ class _BlocksOfSteps(ScanScheme):
         """`[..., d]`, d a multiple of the block size, as `[block size, ..., blocks]`."""
         shape = [self.num_blocks, _BLOCK_SIZE_FOR_STEPS]
         x = tf.reshape(x, ps.concat([ps.shape(x)[:-1], shape], axis=0))
-        return tf.transpose(x, [x.shape.rank - 1, *range(x.shape.rank - 1)])
+        last = tensorshape_util.rank(x.shape) - 1
+        return tf.transpose(x, [last, *range(last)])
 
 
 class _Blocks(ScanScheme):
     """Blocked scan: a Toeplitz product within each block, then a scan over their carries."""
 
     def __init__(self, base: _ScalarPowers, size: int):
-        is_shared = base.value.shape.num_elements() == 1
+        is_shared = tensorshape_util.num_elements(base.value.shape) == 1
         is_short = size <= _LARGEST_SIZE_FOR_SMALL_BLOCKS
         self.block_size = _SMALL_BLOCK_SIZE if is_short and not is_shared else _BLOCK_SIZE
         self.size, self.num_blocks = size, math.ceil(size / self.block_size)
@@ -326,27 +329,12 @@ def _toeplitz(powers: tf.Tensor) -> tf.Tensor:
     # A row of 2m numbers, laid out again and again, one place later in each line of 2m - 1.
     row = tf.concat([tf.ones_like(powers[..., :1]), powers[..., :-1], tf.zeros_like(powers)], -1)
     batch = ps.shape(row)[:-1]
-    lines = tf.tile(row, ps.concat([tf.ones_like(batch), [m]], axis=0))[..., : m * (2 * m - 1)]
+    lines = tf.tile(row, ps.concat([ps.ones_like(batch), [m]], axis=0))[..., : m * (2 * m - 1)]
     return tf.reshape(lines, ps.concat([batch, [m, 2 * m - 1]], axis=0))[..., :m]
 
 
-def matmul(a: tf.Tensor, b: tf.Tensor, **transposed: bool) -> tf.Tensor:
-    """`tf.linalg.matmul` as accurate as the rest of the package, on GPUs too.
-
-    There TensorFlow rounds the factors of float32 products to TensorFloat-32, which has 10 bits,
-    unless the user has switched that off. No operation can be exempted, so such products are taken
-    in float64; they are small here. Decided when a graph is made: one made where there is no GPU
-    rounds if it is run on one.
-    """
-    rounds = tf.config.experimental.tensor_float_32_execution_enabled()
-    if a.dtype == tf.float32 and rounds and tf.config.list_physical_devices("GPU"):
-        a, b = (tf.cast(x, tf.float64) for x in (a, b))
-        return tf.cast(tf.linalg.matmul(a, b, **transposed), tf.float32)
-    return tf.linalg.matmul(a, b, **transposed)
-
-
 def _matmul(x: tf.Tensor, matrix: tf.Tensor, transpose_b: bool = False) -> tf.Tensor:
-    if matrix.shape[:-2].num_elements() != 1:
+    if tensorshape_util.num_elements(matrix.shape[:-2]) != 1:
         return matmul(x, matrix, transpose_b=transpose_b)
     # One matrix for all: one product.
     rows, matrix = tf.reshape(x, [-1, x.shape[-1]]), tf.reshape(matrix, matrix.shape[-2:])
@@ -380,6 +368,10 @@ def broadcast_to_batch(x: tf.Tensor, *batch_shapes: Any) -> tf.Tensor:
     batch_shape = functools.reduce(ps.broadcast_shape, batch_shapes, shape[:-1])
     full_shape = ps.concat([batch_shape, shape[-1:]], axis=0)
     static = tf.get_static_value(full_shape)
-    if static is not None and x.shape.is_fully_defined() and list(static) == list(x.shape):
+    if (
+        static is not None
+        and tensorshape_util.is_fully_defined(x.shape)
+        and list(static) == list(x.shape)
+    ):
         return x
     return tf.broadcast_to(x, full_shape)

@@ -11,6 +11,8 @@ import tensorflow as tf
 from tensorflow_probability.python.internal import dtype_util
 from tensorflow_probability.python.internal import prefer_static as ps
 
+from tfp_ar1._backend import elementwise_gradient
+
 # A gradient function, that of `tf.custom_gradient`, may be differentiated in a graph in which the
 # tensors that it holds are out of scope unless they are inputs of plain operations, and is saved
 # with a model without the custom gradients inside it. In the whole package it is therefore made of
@@ -33,11 +35,11 @@ def _tanh(u: tf.Tensor, signed_one_minus_abs: tf.Tensor) -> tf.Tensor:
     )
 
 
-@tf.custom_gradient
+@elementwise_gradient
 def _log_cosh(u: tf.Tensor) -> tf.Tensor:
     # TFP's own loses relative accuracy near 0, and its second derivative where tanh(u) rounds to 1.
     # Beyond the bound, where sinh would overflow in the end, it is |u| - log 2 to rounding.
-    bound = 2.5 * u.dtype.size
+    bound = 2.5 * dtype_util.size(u.dtype)
     near = tf.clip_by_value(u, -bound, bound)
     value = 0.5 * tf.math.log1p(tf.math.square(tf.math.sinh(near))) + tf.math.abs(u - near)
 
@@ -223,7 +225,7 @@ _FAR = 1e4
 _OF_EQUAL_TIMES = {tf.float16: 5.0, tf.float64: 60.0}
 
 
-@tf.custom_gradient
+@elementwise_gradient
 def _fisher_z(steps: tf.Tensor, length_scale: tf.Tensor) -> tuple[tf.Tensor, Any]:
     """`atanh(e^-x)`, for x the quotient of two tensors of one shape."""
     # Where ρ = e^-x rounds to 0 anyway, the quotient, or its derivative, may overflow.

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from tfp_ar1._backend import register_earlier_name
 from tfp_ar1.distributions.gaussian_markov_chain import GaussianMarkovChain
 from tfp_ar1.distributions.mvn_ante1 import MultivariateNormalANTE1
 from tfp_ar1.distributions.mvn_ar1 import MultivariateNormalAR1
 from tfp_ar1.distributions.mvn_arh1 import MultivariateNormalARH1
 from tfp_ar1.distributions.mvn_ou import MultivariateNormalOU
-from tfp_ar1.linear_operators.markov_cholesky import register_earlier_name
+from tfp_ar1.linear_operators.markov_cholesky import LinearOperatorMarkovCholesky
 
 __all__ = ["NEEDS_DATA", "PACKED", "members"]
 
@@ -27,4 +28,6 @@ def members() -> tuple[type[GaussianMarkovChain], ...]:
 
 
 for _name in ("ARH1", "ANTE1", "OU"):
-    register_earlier_name(f"LinearOperator{_name}Cholesky", per_step=_name == "ANTE1")
+    register_earlier_name(
+        f"LinearOperator{_name}Cholesky", LinearOperatorMarkovCholesky, per_step=_name == "ANTE1"
+    )

@@ -24,10 +24,11 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import tensorflow as tf
-from tensorflow_probability.python.internal import dtype_util
+from tensorflow_probability.python.internal import dtype_util, tensorshape_util
 from tensorflow_probability.python.internal import prefer_static as ps
 
 from tfp_ar1 import recurrence
+from tfp_ar1._backend import custom_gradient, elementwise_gradient, while_loop
 from tfp_ar1._scan_schemes import Coefficients, shifts_below, step_scheme
 from tfp_ar1.correlation import LagOneCorrelation, with_derivatives_of
 from tfp_ar1.linear_operators.chain import Chain
@@ -45,7 +46,7 @@ def largest_precision(dtype: tf.DType) -> float:
     return float(dtype_util.max(dtype)) ** 0.8
 
 
-@tf.custom_gradient
+@elementwise_gradient
 def _share(a: tf.Tensor, b: tf.Tensor) -> tuple[tf.Tensor, Any]:
     """`a / (a + b)` of positive numbers, with a gradient in which nothing cancels."""
     n = 1.0 / (a + b)
@@ -97,7 +98,7 @@ def _prefixes_of_unknown_number(
     maps: tuple[tf.Tensor, ...], compose: Callable[..., tuple[tf.Tensor, ...]]
 ) -> tuple[tf.Tensor, ...]:
     """The first 1, 2, 3, … of some maps along the last axis, together."""
-    size = tf.shape(maps[0])[-1]
+    size = ps.shape(maps[0])[-1]
     positions = tf.range(size)
 
     def step(shift: tf.Tensor, *state: tf.Tensor) -> tuple[tf.Tensor, ...]:
@@ -108,14 +109,14 @@ def _prefixes_of_unknown_number(
         return 2 * shift, *(tf.where(inside, x, y) for x, y in zip(later, state, strict=True))
 
     state = (tf.constant(1), *maps)
-    return tf.while_loop(lambda shift, *_: shift < size, step, state, maximum_iterations=31)[1:]
+    return while_loop(lambda shift, *_: shift < size, step, state, maximum_iterations=31)[1:]
 
 
 def _prefixes_in_blocks(maps: _Maps, num: int) -> tf.Tensor:
     """Composed within blocks, scanned over these, then applied one after the other within each."""
     num_blocks = math.ceil(num / _BLOCK_SIZE)
     padding = num_blocks * _BLOCK_SIZE - num
-    rank = maps.b.shape.rank
+    rank = tensorshape_util.rank(maps.b.shape)
     blocks = ps.concat([ps.shape(maps.b)[:-1], [num_blocks, _BLOCK_SIZE]], axis=0)
 
     def to_blocks(x: tf.Tensor, end: float) -> tf.Tensor:
@@ -257,7 +258,7 @@ def _from_left(
 
     # As in `recurrence`: the first derivatives do not pass through the scan, those of the gradient
     # do. By log q, because a derivative by q has the factor m (1 + m), which overflows.
-    @tf.custom_gradient
+    @custom_gradient
     def with_gradient(left: tf.Tensor, tau: tf.Tensor, log_q: tf.Tensor) -> tuple[tf.Tensor, Any]:
         def gradient(dleft: tf.Tensor) -> tuple[tf.Tensor | None, ...]:
             q = tf.exp(log_q)

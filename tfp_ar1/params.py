@@ -23,6 +23,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import tensorflow as tf
+from tensorflow_probability.python.internal import dtype_util, tensorshape_util
 
 from tfp_ar1._checks import checked_count, named
 from tfp_ar1.distributions.gaussian_markov_chain import GaussianMarkovChain
@@ -184,7 +185,9 @@ def sites(params: Any, prior: Any, observed: Any = None, scale_map: str = "exp")
     if observed is not None:
         observed = tf.convert_to_tensor(observed, name="observed")
         if observed.dtype != tf.bool:
-            raise TypeError(f"`observed` must be boolean; got dtype {observed.dtype.name}.")
+            raise TypeError(
+                f"`observed` must be boolean; got dtype {dtype_util.name(observed.dtype)}."
+            )
         # Before anything is computed of what may be NaN, whose gradient would be NaN too.
         loc, raw = (tf.where(observed, x, tf.zeros_like(x)) for x in (loc, raw))
     precision = _positive(raw, scale_map, _bound(raw.dtype, LOG_PRECISION_BOUND))
@@ -321,7 +324,7 @@ def checked_params(params: Any, size: int, event_size: int) -> tf.Tensor:
     """Returns `params` as a tensor, or raises `ValueError` if its last dimension is not `size`."""
     params = tf.convert_to_tensor(params, name="params")
     check_params_shape(params.shape, size, event_size)
-    if params.shape.rank is not None and params.shape[-1] is None:
+    if tensorshape_util.rank(params.shape) is not None and params.shape[-1] is None:
         # A mixture layer of TFP reshapes to [..., components, -1]; layers after it need a size.
         params = tf.ensure_shape(params, [*params.shape[:-1], size])
     return params

@@ -11,6 +11,7 @@ import tensorflow_probability as tfp
 from tensorflow_probability import distributions as tfd
 from tensorflow_probability.python.distributions.independent import _Independent
 from tensorflow_probability.python.distributions.sample import _Sample
+from tensorflow_probability.python.internal import dtype_util, tensorshape_util
 
 from tfp_ar1._checks import named
 from tfp_ar1.families import members
@@ -60,7 +61,7 @@ def kl_divergence(posterior: tfd.Distribution, prior: tfd.Distribution) -> tf.Te
 def _as_multivariate_normal(distribution: tfd.Distribution) -> tfd.Distribution:
     """A vector of independent `tfd.Normal`s as the `MultivariateNormalDiag` that it is."""
     independent = isinstance(distribution, _Independent | _Sample)
-    vector = independent and distribution.event_shape.rank == 1
+    vector = independent and tensorshape_util.rank(distribution.event_shape) == 1
     if vector and isinstance(distribution.distribution, tfd.Normal):
         return tfd.MultivariateNormalDiag(distribution.mean(), distribution.stddev())
     return distribution
@@ -129,7 +130,7 @@ def _value_to_config(value: Any) -> Any:
     ):
         return value
     array = np.asarray(tf.convert_to_tensor(value))
-    config = {"dtype": array.dtype.name, "values": array.tolist()}
+    config = {"dtype": dtype_util.name(array.dtype), "values": array.tolist()}
     if isinstance(value, tf.Variable):
         config |= {"trainable": value.trainable, "name": value.name.split(":")[0]}
     return config

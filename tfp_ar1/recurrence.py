@@ -21,9 +21,10 @@ from __future__ import annotations
 from typing import Any
 
 import tensorflow as tf
-from tensorflow_probability.python.internal import dtype_util
+from tensorflow_probability.python.internal import dtype_util, tensorshape_util
 from tensorflow_probability.python.internal import prefer_static as ps
 
+from tfp_ar1._backend import cheaper_gradient
 from tfp_ar1._scan_schemes import (
     Coefficients,
     ScanScheme,
@@ -149,7 +150,7 @@ def unwhiten(x: tf.Tensor, rho: LagOneCorrelation, scale: tf.Tensor) -> tf.Tenso
     # From the parameters as they are, not broadcast: once for all draws that share them.
     scheme = scheme_of(rho, _size(x))
 
-    @tf.custom_gradient
+    @cheaper_gradient
     def with_gradient(
         y: tf.Tensor, x: tf.Tensor, coefficient: tf.Tensor, scale: tf.Tensor, later: tf.Tensor
     ) -> tf.Tensor:
@@ -210,7 +211,7 @@ def squared_norm_of_whitened(x: tf.Tensor, rho: LagOneCorrelation, scale: tf.Ten
     return sum_of_squares(first) + sum_of_squares(later)
 
 
-@tf.custom_gradient
+@cheaper_gradient
 def sum_of_squares(x: tf.Tensor) -> tf.Tensor:
     """`Σ x_t²` along the last axis, with a gradient that takes one pass over memory."""
     value = tf.reduce_sum(tf.square(x), axis=-1)
@@ -261,7 +262,7 @@ def _stencil(
     def difference(x: tf.Tensor) -> tf.Tensor:
         return x[..., 1:] - sign * x[..., :-1]
 
-    @tf.custom_gradient
+    @cheaper_gradient
     def with_gradient(
         x: tf.Tensor, a: tf.Tensor, b: tf.Tensor, scale: tf.Tensor
     ) -> tuple[tuple[tf.Tensor, tf.Tensor], Any]:
@@ -285,10 +286,10 @@ def _stencil(
 
 def _sum_to(x: tf.Tensor, like: tf.Tensor) -> tf.Tensor:
     """Sums `x` to the shape of `like`, which broadcasts to its shape."""
-    if x.shape.is_fully_defined() and like.shape.is_fully_defined():
-        missing = x.shape.rank - like.shape.rank
+    if tensorshape_util.is_fully_defined(x.shape) and tensorshape_util.is_fully_defined(like.shape):
+        missing = tensorshape_util.rank(x.shape) - tensorshape_util.rank(like.shape)
         sizes = [None] * missing + list(like.shape)
-        axes = [i for i in range(x.shape.rank) if sizes[i] != x.shape[i]]
+        axes = [i for i in range(tensorshape_util.rank(x.shape)) if sizes[i] != x.shape[i]]
     else:
         _, axes = tf.raw_ops.BroadcastGradientArgs(s0=tf.shape(x), s1=tf.shape(like))
     if isinstance(axes, list) and not axes:
@@ -313,7 +314,7 @@ def _recurrence(
 
     # There is no gradient for y: the first derivatives do not pass through the scheme. Those of the
     # gradient do, which is made of its operations, so that they exist in every graph.
-    @tf.custom_gradient
+    @cheaper_gradient
     def with_gradient(y: tf.Tensor, x: tf.Tensor, coefficient: tf.Tensor) -> tf.Tensor:
         def gradient(dy: tf.Tensor) -> tuple[None, tf.Tensor, tf.Tensor]:
             dx = scheme.solve(dy, not reverse)

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
+from tensorflow_probability.python.internal import dtype_util, tensor_util, tensorshape_util
 from tensorflow_probability.python.internal import prefer_static as ps
-from tensorflow_probability.python.internal import tensor_util
 
 from tfp_ar1.linear_operators.markov_cholesky import LinearOperatorMarkovCholesky
 
@@ -34,7 +34,7 @@ def check_times(times: Any) -> None:
         index = tuple(np.argwhere(wrong)[0])
         raise ValueError(
             f"`times` {message[0]}; got {after[index]} after {before[index]} at position "
-            f"{index[-1] + 1}, in {values.dtype.name}. {message[1]}"
+            f"{index[-1] + 1}, in {dtype_util.name(values.dtype)}. {message[1]}"
         )
 
 
@@ -44,18 +44,18 @@ def num_coordinates(loc: Any) -> Any:
     Raises:
       ValueError: if it is a scalar or `None`.
     """
-    if loc is None or loc.shape.rank == 0:
+    if loc is None or tensorshape_util.rank(loc.shape) == 0:
         raise ValueError(
             f"`loc` must have at least one dimension, the coordinates, which it alone counts: for "
             f"d equal ones write `loc=tf.fill([d], value)`; got {loc!r}."
         )
-    size = tf.compat.dimension_value(loc.shape[-1]) if loc.shape.rank else None
+    size = tf.compat.dimension_value(loc.shape[-1]) if tensorshape_util.rank(loc.shape) else None
     return ps.shape(loc)[-1] if size is None else size
 
 
 def check_loc(loc: Any, sized: str, parameter: Any, scale: LinearOperatorMarkovCholesky) -> None:
     """Raises `ValueError` unless `loc` has as many coordinates as the parameter `sized`, or 1."""
-    size: Any = [] if loc is None else loc.shape[-1:]
+    size: Any = [] if loc is None else tf.TensorShape(loc.shape)[-1:]
     if size in ([], [1]) or size.is_compatible_with(scale.shape[-1:]):
         return
     shape = parameter.shape
@@ -63,7 +63,7 @@ def check_loc(loc: Any, sized: str, parameter: Any, scale: LinearOperatorMarkovC
         f"`loc` must have {shape[-1]} coordinates along its last axis, as `{sized}` has, or 1 for "
         f"all of them; got shapes {loc.shape} and {shape}."
     )
-    if (shape.rank or 0) > 1 and shape[-1] == 1:
+    if (tensorshape_util.rank(shape) or 0) > 1 and shape[-1] == 1:
         message += (
             f" The last axis of `{sized}` runs over the coordinates: an axis of features, as index "
             f"points of a Gaussian process have, is left out by `{sized}[..., 0]`."

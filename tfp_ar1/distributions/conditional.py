@@ -10,9 +10,10 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 from tensorflow_probability import distributions as tfd
 from tensorflow_probability.python.internal import prefer_static as ps
-from tensorflow_probability.python.internal import samplers, tensor_util
+from tensorflow_probability.python.internal import samplers, tensor_util, tensorshape_util
 
 from tfp_ar1 import recurrence
+from tfp_ar1._backend import elementwise_gradient
 from tfp_ar1._scan_schemes import Coefficients
 from tfp_ar1.correlation import LagOneCorrelation
 from tfp_ar1.distributions.derived import DerivedFromPath
@@ -69,7 +70,7 @@ class ConditionalMarkov(DerivedFromPath):
             raise TypeError("`observed` must be a boolean tensor; got None.")
         super().__init__(parameters)
         for argument, x in (("value", self._value), ("observed", self._observed)):
-            if not x.shape[-1:].is_compatible_with(path.event_shape):
+            if not tensorshape_util.is_compatible_with(x.shape[-1:], path.event_shape):
                 raise ValueError(
                     f"The last dimension of `{argument}` must be the event size "
                     f"{path.event_shape[-1]}; got shape {x.shape}."
@@ -284,7 +285,7 @@ class _Given:
         return scale[..., tf.newaxis] * correlations * scale[..., tf.newaxis, :]
 
 
-@tf.custom_gradient
+@elementwise_gradient
 def _one_minus_square(x: tf.Tensor, one_minus_abs: tf.Tensor) -> tf.Tensor:
     """`1 - x²` from x and 1 - x, with its derivative -2x, which the latter would blur."""
     return one_minus_abs * (1.0 + x), lambda dy: (-2.0 * x * dy, tf.zeros_like(one_minus_abs))

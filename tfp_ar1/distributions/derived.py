@@ -9,7 +9,12 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 from tensorflow_probability import distributions as tfd
 from tensorflow_probability.python.distributions.distribution import AutoCompositeTensorDistribution
-from tensorflow_probability.python.internal import parameter_properties, tensor_util
+from tensorflow_probability.python.internal import (
+    dtype_util,
+    parameter_properties,
+    tensor_util,
+    tensorshape_util,
+)
 from tensorflow_probability.python.internal import prefer_static as ps
 
 __all__ = ["DerivedFromPath"]
@@ -32,7 +37,9 @@ class DerivedFromPath(AutoCompositeTensorDistribution):
             parameters["observed"], name="observed"
         )
         if self._observed is not None and self._observed.dtype != tf.bool:
-            raise TypeError(f"`observed` must be boolean; got dtype {self._observed.dtype.name}.")
+            raise TypeError(
+                f"`observed` must be boolean; got dtype {dtype_util.name(self._observed.dtype)}."
+            )
         with tf.name_scope(parameters["name"]) as name:
             super().__init__(
                 dtype=path.dtype,
@@ -74,11 +81,11 @@ class DerivedFromPath(AutoCompositeTensorDistribution):
 
     def _whole_shape(self) -> Any:
         """That of a draw, known as far as possible."""
-        if self.batch_shape.is_fully_defined():
-            batch_shape = np.array(self.batch_shape.as_list(), np.int32)
+        if tensorshape_util.is_fully_defined(self.batch_shape):
+            batch_shape = np.array(tensorshape_util.as_list(self.batch_shape), np.int32)
         else:
             batch_shape = self.batch_shape_tensor()
-        return ps.concat([batch_shape, self.event_shape_tensor()], axis=0)
+        return ps.concat([batch_shape, [self.path._event_size()]], axis=0)
 
     def _event_shape(self) -> tf.TensorShape:
         return self.path.event_shape

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
+from tensorflow_probability.python.internal import dtype_util, tensorshape_util
 from tensorflow_probability.python.internal import prefer_static as ps
 
 __all__ = ["antedependent", "by_optimization", "checked_value", "equal_steps"]
@@ -28,11 +29,14 @@ def checked_value(value: Any, sample_ndims: int = 1) -> tf.Tensor:
       ValueError: if they have not both an axis of draws and one of coordinates.
     """
     value = tf.convert_to_tensor(value, name="value")
-    if value.dtype.is_integer:
+    if dtype_util.is_integer(value.dtype):
         value = tf.cast(value, tf.float32)
-    if not value.dtype.is_floating:
-        raise TypeError(f"`value` must be real numbers; got dtype {value.dtype.name}.")
-    if value.shape.rank is not None and value.shape.rank <= sample_ndims:
+    if not dtype_util.is_floating(value.dtype):
+        raise TypeError(f"`value` must be real numbers; got dtype {dtype_util.name(value.dtype)}.")
+    if (
+        tensorshape_util.rank(value.shape) is not None
+        and tensorshape_util.rank(value.shape) <= sample_ndims
+    ):
         raise ValueError(
             f"`value` must have shape `[n, ..., d]`, an axis of draws before that of coordinates; "
             f"got shape {value.shape}. One series is `value[tf.newaxis]`."
@@ -121,7 +125,7 @@ def antedependent(value: tf.Tensor) -> dict[str, tf.Tensor]:
 
 def _centred(value: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, float]:
     """The mean, the draws less their mean, d, and the square of the dtype's epsilon."""
-    floor = float(np.spacing(np.ones([], tf.as_dtype(value.dtype).as_numpy_dtype))) ** 2
+    floor = float(np.spacing(np.ones([], dtype_util.as_numpy_dtype(value.dtype)))) ** 2
     value = tf.cast(value, tf.float64)
     # Subtracting the first draw is exact where the mean is large: nothing is lost in `w`.
     w = value - value[:1]
@@ -205,7 +209,7 @@ def by_optimization(
             )
         step = (times[..., -1] - times[..., 0]) / tf.cast(ps.maximum(size - 1, 1), tf.float64)
         step = tf.where(step > 0.0, step, tf.ones_like(step))
-    largest = -np.log(float(np.spacing(np.ones([], dtype.as_numpy_dtype))) / 2.0)
+    largest = -np.log(float(np.spacing(np.ones([], dtype_util.as_numpy_dtype(dtype)))) / 2.0)
 
     def parameters(position: tf.Tensor) -> dict[str, tf.Tensor]:
         free = dict(zip(names, tf.split(position, sizes, axis=-1), strict=True))

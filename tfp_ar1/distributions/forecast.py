@@ -6,6 +6,7 @@ from typing import Any
 
 import tensorflow as tf
 from tensorflow_probability.python.internal import prefer_static as ps
+from tensorflow_probability.python.internal import tensorshape_util
 
 from tfp_ar1._checks import checked_count
 from tfp_ar1.distributions.conditional import NearestObserved
@@ -32,7 +33,7 @@ def forecast(
     """
     steps = _continued(path, num_steps, times)
     last = path._loc_or_zero()
-    last = last[..., -1:] if last.shape.rank else last[tf.newaxis]
+    last = last[..., -1:] if tensorshape_util.rank(last.shape) else last[tf.newaxis]
     loc = last if loc is None else tf.convert_to_tensor(loc, path.dtype, name="loc")
     # In the dtype of sums: half precision cannot hold the powers of ρ.
     chain = steps.scale.chain().widened()
@@ -81,7 +82,7 @@ def _continued(path: Any, num_steps: int | None, times: Any) -> Any:
         raise ValueError(f"A {name} needs the `times` of what follows; got `num_steps` alone.")
     before = tf.convert_to_tensor(given["times"])[..., -1:]
     times = tf.convert_to_tensor(times, path.dtype, name="times")
-    if not times.shape.is_compatible_with([*times.shape[:-1], num_steps]):
+    if not tensorshape_util.is_compatible_with(times.shape[-1:], [num_steps]):
         raise ValueError(f"`num_steps` is {num_steps}, and `times` has the shape {times.shape}.")
     batch = ps.broadcast_shape(ps.shape(before)[:-1], ps.shape(times)[:-1])
     given["times"] = tf.concat(

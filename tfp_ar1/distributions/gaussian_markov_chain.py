@@ -11,11 +11,7 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 from tensorflow_probability import distributions as tfd
 from tensorflow_probability.python.internal import prefer_static as ps
-from tensorflow_probability.python.internal import (
-    samplers,
-    tensor_util,
-    tensorshape_util,
-)
+from tensorflow_probability.python.internal import samplers, tensor_util, tensorshape_util
 
 from tfp_ar1 import recurrence
 from tfp_ar1.correlation import check_one_given
@@ -423,14 +419,16 @@ class GaussianMarkovChain(tfd.MultivariateNormalLinearOperator):
         chain = self.scale.chain().widened()
         entropy = 0.5 * (1.0 + math.log(2.0 * math.pi)) * tf.cast(self._event_size(), chain.dtype)
         entropy = tf.cast(entropy + chain.log_abs_determinant(), self.dtype)
-        if entropy.shape.is_fully_defined() and entropy.shape == self.batch_shape:
+        if tensorshape_util.is_fully_defined(entropy.shape) and entropy.shape == self.batch_shape:
             return entropy
         return tf.broadcast_to(entropy, self._static_or_dynamic_batch_shape())
 
     def _mean(self) -> tf.Tensor:
         shape = ps.concat([self._static_or_dynamic_batch_shape(), [self._event_size()]], axis=0)
         mean = tf.broadcast_to(self._loc_or_zero(), shape)
-        return tf.ensure_shape(mean, self.batch_shape.concatenate(self.event_shape))
+        return tf.ensure_shape(
+            mean, tensorshape_util.concatenate(self.batch_shape, self.event_shape)
+        )
 
     def _variance(self) -> tf.Tensor:
         return tf.square(self._stddev())
@@ -456,7 +454,7 @@ class GaussianMarkovChain(tfd.MultivariateNormalLinearOperator):
         """`loc` as a tensor with all coordinates along its last axis."""
         loc = self._loc_or_zero()
         size = loc.shape[-1:]
-        if size.is_fully_defined() and size == self.event_shape:
+        if tensorshape_util.is_fully_defined(size) and size == self.event_shape:
             return loc
         return tf.broadcast_to(loc, ps.concat([ps.shape(loc)[:-1], [self._event_size()]], axis=0))
 
@@ -470,7 +468,7 @@ class GaussianMarkovChain(tfd.MultivariateNormalLinearOperator):
             return np.array(tensorshape_util.as_list(self.batch_shape), np.int32)
         # Not `self.batch_shape_tensor()`, which would check the parameters once more.
         loc = self._loc_or_zero()
-        return ps.broadcast_shape(ps.shape(loc)[:-1], self.scale.batch_shape_tensor())
+        return ps.broadcast_shape(ps.shape(loc)[:-1], self.scale._shape_tensor()[:-2])
 
     def _parameter_control_dependencies(self, is_init: bool) -> list[Any]:
         if not self.validate_args:

@@ -10,9 +10,11 @@ import tensorflow as tf
 from tensorflow_probability import distributions as tfd
 from tensorflow_probability.python.distributions.independent import _Independent
 from tensorflow_probability.python.distributions.sample import _Sample
+from tensorflow_probability.python.internal import dtype_util, tensorshape_util
 from tensorflow_probability.python.internal import prefer_static as ps
 
 from tfp_ar1 import recurrence
+from tfp_ar1._backend import elementwise_gradient
 from tfp_ar1.correlation import LagOneCorrelation, compare
 from tfp_ar1.distributions.gaussian_markov_chain import GaussianMarkovChain
 from tfp_ar1.linear_operators.chain import Chain, log_abs, total, widened
@@ -37,13 +39,13 @@ __all__ = ["kl_terms", "log_prob_terms"]
 # cancellation when p and q are close. Independent normals are the chain with ρ = 0.
 
 
-@tf.custom_gradient
+@elementwise_gradient
 def _excess(v: tf.Tensor) -> tf.Tensor:
     """`exp(v) - 1 - v`, and its derivatives, to full relative accuracy."""
     expm1 = tf.math.expm1(v)
     # The series of 1 - v / expm1(v) ends after two terms, with the relative error v³ / 360; the
     # difference has eps / v. They are alike at the bound, where both are 2e-6 in float32.
-    bound = (360.0 * float(np.spacing(v.dtype.as_numpy_dtype(1)))) ** 0.25
+    bound = (360.0 * float(np.spacing(dtype_util.as_numpy_dtype(v.dtype)(1)))) ** 0.25
     near_zero = expm1 * v * (0.5 - v / 12.0)
     value = tf.where(tf.math.abs(v) < bound, near_zero, expm1 - v)
     return value, lambda dy: dy * tf.math.expm1(v)
@@ -101,7 +103,7 @@ _DIAGONAL_OPERATORS = (
 def _is_operand(distribution: tfd.Distribution) -> bool:
     """Whether `_path` takes it; without reading a variable."""
     if isinstance(distribution, _Independent | _Sample):
-        is_vector = distribution.event_shape.rank in (1, None)
+        is_vector = tensorshape_util.rank(distribution.event_shape) in (1, None)
         return is_vector and isinstance(distribution.distribution, tfd.Normal)
     if isinstance(distribution, GaussianMarkovChain):
         return True
@@ -136,9 +138,9 @@ def _loc_and_scale_of_iid_or_independent(
     loc, scale = tf.convert_to_tensor(normal.loc), tf.convert_to_tensor(normal.scale)
     if isinstance(distribution, _Sample):
         return loc[..., tf.newaxis], scale[..., tf.newaxis]
-    if scale.shape.rank is None:
+    if tensorshape_util.rank(scale.shape) is None:
         scale = tf.broadcast_to(scale, normal.batch_shape_tensor())
-    return loc, scale[tf.newaxis] if scale.shape.rank == 0 else scale
+    return loc, scale[tf.newaxis] if tensorshape_util.rank(scale.shape) == 0 else scale
 
 
 def _loc(distribution: tfd.MultivariateNormalLinearOperator) -> tf.Tensor:
@@ -152,12 +154,14 @@ def _loc(distribution: tfd.MultivariateNormalLinearOperator) -> tf.Tensor:
 def _check_event_sizes(p: tfd.Distribution, q: tfd.Distribution) -> list[Any]:
     """Refuses events of different shape; returns the assertions for what is not known yet."""
     message = "KL divergence needs two distributions over vectors of the same size"
-    if not p.event_shape.is_compatible_with(q.event_shape):
+    if not tensorshape_util.is_compatible_with(p.event_shape, q.event_shape):
         raise ValueError(
             f"{message}; got event shape {p.event_shape} of `{p.name}` and {q.event_shape} of "
             f"`{q.name}`."
         )
-    if p.event_shape.is_fully_defined() and q.event_shape.is_fully_defined():
+    if tensorshape_util.is_fully_defined(p.event_shape) and tensorshape_util.is_fully_defined(
+        q.event_shape
+    ):
         return []
     return [
         tf.debugging.assert_equal(p.event_shape_tensor(), q.event_shape_tensor(), f"{message}.")

@@ -11,7 +11,7 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 from tensorflow_probability import distributions as tfd
 from tensorflow_probability.python.internal import prefer_static as ps
-from tensorflow_probability.python.internal import samplers, tensor_util
+from tensorflow_probability.python.internal import samplers, tensor_util, tensorshape_util
 
 from tfp_ar1 import recurrence
 from tfp_ar1.distributions.derived import DerivedFromPath
@@ -296,7 +296,7 @@ def _filled(messages: Messages, w: tf.Tensor, seen: tf.Tensor) -> tf.Tensor:
 def _check_last_dimension(path: Any, **arguments: Any) -> None:
     size = tf.compat.dimension_value(path.event_shape[-1])
     for name, x in arguments.items():
-        last = None if x is None or not x.shape.rank else x.shape[-1]
+        last = None if x is None or not tensorshape_util.rank(x.shape) else x.shape[-1]
         if None not in (size, last) and last not in (1, size):
             raise ValueError(
                 f"The last dimension of `{name}` must be the event size {size}, or 1 for one "

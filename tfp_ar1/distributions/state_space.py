@@ -14,9 +14,10 @@ import tensorflow_probability as tfp
 from tensorflow_probability import distributions as tfd
 from tensorflow_probability.python.distributions.independent import _Independent
 from tensorflow_probability.python.distributions.sample import _Sample
-from tensorflow_probability.python.internal import distribution_util, dtype_util
+from tensorflow_probability.python.internal import distribution_util, dtype_util, tensorshape_util
 from tensorflow_probability.python.internal import prefer_static as ps
 
+from tfp_ar1._backend import do_not_convert, gradients_of_first
 from tfp_ar1.distributions.transitions import from_transitions, then
 from tfp_ar1.linear_operators.chain import widened
 from tfp_ar1.recurrence import pad
@@ -58,7 +59,7 @@ def of_markov_chain(chain: tfd.MarkovChain, validate_args: bool = False) -> Para
     steps = ps.concat([[num_steps], ps.shape(mean)], axis=0)
     # The initial mean: of a chain that is stationary about it, the means are that without rounding.
     start = tf.broadcast_to(mean, steps)
-    is_vector = prior.event_shape.rank == 1
+    is_vector = tensorshape_util.rank(prior.event_shape) == 1
 
     def transition(state: tf.Tensor) -> tuple[tf.Tensor, ...]:
         """As the chain itself calls the function, with all steps along the first axis."""
@@ -68,12 +69,7 @@ def of_markov_chain(chain: tfd.MarkovChain, validate_args: bool = False) -> Para
         moments = _mean_and_stddev(distribution, "What the `transition_fn` returns")
         return tuple(tf.broadcast_to(x, ps.broadcast_shape(ps.shape(x), steps)) for x in moments)
 
-    with tf.GradientTape() as tape:
-        tape.watch(start)
-        next_mean, innovation_scale = transition(start)
-    coefficients = tape.gradient(
-        next_mean, start, unconnected_gradients=tf.UnconnectedGradients.ZERO
-    )
+    (next_mean, innovation_scale), (coefficients,) = gradients_of_first(transition, start)
     checks: list[Any] = []
     if validate_args or tf.get_static_value(coefficients) is not None:
         unit = scale + innovation_scale
@@ -218,7 +214,7 @@ def _along_steps(model: Any) -> tuple[tf.Tensor, ...]:
     """The matrices, means and scales of transitions and observations, `[..., d]`."""
 
     # Nor what it calls: autograph warns of functions of users whose source it cannot read.
-    @tf.autograph.experimental.do_not_convert
+    @do_not_convert
     def at_time(t: tf.Tensor) -> tuple[tf.Tensor, ...]:
         kinds = (
             (model.get_transition_matrix_for_timestep, model.get_transition_noise_for_timestep),

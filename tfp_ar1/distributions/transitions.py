@@ -79,7 +79,7 @@ def from_transitions(
 def _num_steps(coefficients: tf.Tensor, innovation_scale: tf.Tensor, loc: tf.Tensor | None) -> Any:
     """The number of steps, as a shape `[d - 1]`."""
     given = {"coefficients": coefficients, "innovation_scale": innovation_scale, "loc": loc}
-    shapes = {name: x.shape for name, x in given.items() if x is not None}
+    shapes = {name: tf.TensorShape(x.shape) for name, x in given.items() if x is not None}
     counts = {
         name: (ps.shape(given[name])[-1:] - (name == "loc"), shape[-1])
         for name, shape in shapes.items()
@@ -175,7 +175,7 @@ def from_precision(
 
 def _check_off_diagonal(diagonal: tf.Tensor, off_diagonal: tf.Tensor) -> None:
     """Raises `ValueError` unless it is known to have one entry less, or may have."""
-    shapes = (diagonal.shape, off_diagonal.shape)
+    shapes = (tf.TensorShape(diagonal.shape), tf.TensorShape(off_diagonal.shape))
     if 0 in (shape.rank for shape in shapes):
         sizes = (0, 0)
     else:

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
+from tensorflow_probability.python.internal import dtype_util
 from tensorflow_probability.python.internal import prefer_static as ps
 
 from tfp_ar1._checks import checked_count
@@ -126,7 +127,7 @@ def mode_of(
 ) -> Mode:
     """`find_mode` by the arguments of `laplace_approximation`."""
     if tolerance is None:
-        tolerance = float(np.spacing(path.dtype.as_numpy_dtype(1))) ** (1.0 / 3.0)
+        tolerance = float(np.spacing(dtype_util.as_numpy_dtype(path.dtype)(1))) ** (1.0 / 3.0)
     elif not tolerance > 0.0:
         raise ValueError(f"`tolerance` must be positive; got {tolerance}.")
     chain = path.scale.chain().widened().stop_gradient()

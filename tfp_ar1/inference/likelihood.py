@@ -6,7 +6,10 @@ from collections.abc import Callable
 from typing import Any
 
 import tensorflow as tf
+from tensorflow_probability.python.internal import dtype_util, tensorshape_util
 from tensorflow_probability.python.internal import prefer_static as ps
+
+from tfp_ar1._backend import gradients_of_first
 
 __all__ = ["Likelihood"]
 
@@ -33,16 +36,18 @@ class Likelihood:
         value = tf.convert_to_tensor(log_likelihood_fn(self._inside))
         if value.dtype != path.dtype:
             raise TypeError(
-                f"`log_likelihood_fn` must return the dtype of the path, {path.dtype.name}; got "
-                f"{value.dtype.name}."
+                f"`log_likelihood_fn` must return the dtype of the path, "
+                f"{dtype_util.name(path.dtype)}; got {dtype_util.name(value.dtype)}."
             )
         _check_last_dimension(path, "what `log_likelihood_fn` returns", value)
         shape = ps.broadcast_shape(ps.shape(self._inside), ps.shape(value))
         if observed is not None:
             self._observed = tf.convert_to_tensor(observed, name="observed")
             if self._observed.dtype != tf.bool:
-                raise TypeError(f"`observed` must be boolean; got {self._observed.dtype.name}.")
-            if self._observed.shape.rank != 0:
+                raise TypeError(
+                    f"`observed` must be boolean; got {dtype_util.name(self._observed.dtype)}."
+                )
+            if tensorshape_util.rank(self._observed.shape) != 0:
                 _check_last_dimension(path, "`observed`", self._observed)
             shape = ps.broadcast_shape(shape, ps.shape(self._observed))
         self.shape = shape
@@ -59,15 +64,13 @@ class Likelihood:
 
     def derivatives(self, x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         """The log-likelihoods at x, their first derivatives, and minus the second ones."""
-        with tf.GradientTape() as outer:
-            outer.watch(x)
-            with tf.GradientTape() as inner:
-                inner.watch(x)
-                value = self(x)
-            # Linear ones have no second derivatives, constant ones no first.
-            slope = inner.gradient(value, x, unconnected_gradients="zero")
-        curvature = outer.gradient(slope, x, unconnected_gradients="zero")
-        return value, slope, -curvature
+
+        def slope_and_value(x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+            (value,), (slope,) = gradients_of_first(lambda x: (self(x),), x)
+            return slope, value
+
+        (slope, value), (second,) = gradients_of_first(slope_and_value, x)
+        return value, slope, -second
 
     def expectations(
         self, mean: tf.Tensor, stddev: tf.Tensor, nodes: Any, weights: Any
@@ -82,15 +85,18 @@ class Likelihood:
         """
         shape = ps.concat([[-1], ps.ones([ps.rank(mean)], tf.int32)], axis=0)
         nodes, weights = (tf.reshape(tf.constant(x, mean.dtype), shape) for x in (nodes, weights))
-        with tf.GradientTape() as tape:
-            tape.watch([mean, stddev])
-            value = tf.reduce_sum(weights * self(mean + stddev * nodes), axis=0)
-        return value, *tape.gradient(value, [mean, stddev], unconnected_gradients="zero")
+
+        def expectation(mean: tf.Tensor, stddev: tf.Tensor) -> tuple[tf.Tensor]:
+            return (tf.reduce_sum(weights * self(mean + stddev * nodes), axis=0),)
+
+        (value,), gradients = gradients_of_first(expectation, mean, stddev)
+        return value, *gradients
 
 
 def _check_last_dimension(path: Any, name: str, x: tf.Tensor) -> None:
     size = tf.compat.dimension_value(path.event_shape[-1])
-    last = 0 if x.shape.rank == 0 else x.shape[-1:].as_list()[0] if x.shape.rank else None
+    rank = tensorshape_util.rank(x.shape)
+    last = 0 if rank == 0 else tf.compat.dimension_value(x.shape[-1]) if rank else None
     if None not in (size, last) and last != size:
         raise ValueError(
             f"The last dimension of {name} must be the event size {size}, with one entry for each "

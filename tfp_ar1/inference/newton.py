@@ -17,8 +17,10 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import tensorflow as tf
+from tensorflow_probability.python.internal import dtype_util, tensorshape_util
 from tensorflow_probability.python.internal import prefer_static as ps
 
+from tfp_ar1._backend import while_loop
 from tfp_ar1.inference.likelihood import Likelihood
 from tfp_ar1.linear_operators.chain import Chain
 from tfp_ar1.messages import Messages, largest_precision
@@ -104,9 +106,8 @@ def find_mode(
         point: _Point, by: tuple[tf.Tensor, ...], square: tf.Tensor, active: tf.Tensor
     ) -> tuple[_Point, tf.Tensor]:
         """The first of the steps 1, ½, ¼, … that is good enough, and where there is one."""
-        before = tf.where(
-            tf.math.is_finite(point.log_joint), point.log_joint, point.log_joint.dtype.min
-        )
+        value = point.log_joint
+        before = tf.where(tf.math.is_finite(value), value, -dtype_util.max(value.dtype))
 
         def halve(
             step: tf.Tensor, accepted: tf.Tensor, trial: _Point
@@ -128,7 +129,7 @@ def find_mode(
 
         # Twice the first step, which is halved before it is tried.
         start = (2.0 * tf.cast(active, square.dtype), tf.logical_not(active), point)
-        _, accepted, trial = tf.while_loop(
+        _, accepted, trial = while_loop(
             lambda step, accepted, trial: tf.logical_not(tf.reduce_all(accepted)),
             halve,
             start,
@@ -165,7 +166,7 @@ def find_mode(
         tf.fill(batch, tf.constant(float("inf"), initial.dtype)),
         _Point(*map(tf.stop_gradient, start)),
     )
-    _, converged, num_iterations, decrement, point = tf.while_loop(
+    _, converged, num_iterations, decrement, point = while_loop(
         lambda active, *_: tf.reduce_any(active), step, state, maximum_iterations=max_iterations
     )
     return Mode(point.w, point.force, decrement, converged, num_iterations)
@@ -173,6 +174,6 @@ def find_mode(
 
 def _where(condition: tf.Tensor, x: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
     """For `condition` of the batch shape and x and y of that or with the axis of coordinates."""
-    if x.shape.rank != condition.shape.rank:
+    if tensorshape_util.rank(x.shape) != tensorshape_util.rank(condition.shape):
         condition = condition[..., tf.newaxis]
     return tf.where(condition, x, y)

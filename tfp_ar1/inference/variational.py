@@ -7,8 +7,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
+from tensorflow_probability.python.internal import dtype_util
 from tensorflow_probability.python.internal import prefer_static as ps
 
+from tfp_ar1._backend import while_loop
 from tfp_ar1._checks import checked_count
 from tfp_ar1.distributions.noise import posterior_of_path
 from tfp_ar1.inference.laplace import mode_of
@@ -109,7 +111,7 @@ def natural_gradient_vi(
     num_points = checked_count("num_quadrature_points", num_quadrature_points, 1)
     if not 0.0 < learning_rate <= 1.0:
         raise ValueError(f"`learning_rate` must be in (0, 1]; got {learning_rate}.")
-    epsilon = float(np.spacing(path.dtype.as_numpy_dtype(1)))
+    epsilon = float(np.spacing(dtype_util.as_numpy_dtype(path.dtype)(1)))
     tolerance = 4.0 * epsilon**0.5 if tolerance is None else tolerance
     if not tolerance > 0.0:
         raise ValueError(f"`tolerance` must be positive; got {tolerance}.")
@@ -131,7 +133,7 @@ def natural_gradient_vi(
             value, by_mean, by_stddev = expected(loc + scale * mean, scale * stddev)
             elbo = tf.reduce_sum(value - messages.kl_terms(h), axis=-1)
             # Without a distribution there is no bound, and the step is too long.
-            elbo = tf.where(messages.positive_definite, elbo, elbo.dtype.min)
+            elbo = tf.where(messages.positive_definite, elbo, -dtype_util.max(elbo.dtype))
             # E[∂²log p/∂x²] is the derivative by the standard deviation, over that.
             precision = tf.minimum(-scale * by_stddev / stddev, largest_precision(tau.dtype))
             next_h = scale * by_mean + precision * mean
@@ -173,8 +175,9 @@ def natural_gradient_vi(
         tau, h = map(tf.stop_gradient, _initial_sites(path, likelihood, initial_sites))
         batch, zero = ps.shape(tau)[:-1], tf.zeros_like(tau)
         # The first step leads to the initial sites from nowhere, and does not count.
-        nowhere = _State(tau, h, zero[..., 0] + tau.dtype.min, zero - np.inf, zero + 1.0, tau, h)
-        _, converged, num_iterations, _, state = tf.while_loop(
+        lowest = zero[..., 0] - dtype_util.max(tau.dtype)
+        nowhere = _State(tau, h, lowest, zero - np.inf, zero + 1.0, tau, h)
+        _, converged, num_iterations, _, state = while_loop(
             lambda active, *_: tf.reduce_any(active),
             step,
             (

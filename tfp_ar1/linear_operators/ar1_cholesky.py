@@ -7,7 +7,8 @@ from typing import Any
 import tensorflow as tf
 from tensorflow_probability.python.internal import prefer_static as ps
 
-from tfp_ar1.linear_operators.markov_cholesky import LinearOperatorMarkovCholesky, composite_tensor
+from tfp_ar1._backend import composite_tensor
+from tfp_ar1.linear_operators.markov_cholesky import LinearOperatorMarkovCholesky
 
 __all__ = ["LinearOperatorAR1Cholesky"]
 

@@ -6,9 +6,11 @@ from collections.abc import Callable
 from typing import Any
 
 import tensorflow as tf
+from tensorflow_probability.python.internal import dtype_util
 from tensorflow_probability.python.internal import prefer_static as ps
 
 from tfp_ar1 import recurrence
+from tfp_ar1._backend import elementwise_gradient
 from tfp_ar1.correlation import LagOneCorrelation
 
 __all__ = ["Chain"]
@@ -146,10 +148,10 @@ class Chain:
 
 def widened(x: tf.Tensor) -> tf.Tensor:
     """`x` itself, but in float32 if it is in half precision; see `Chain.widened`."""
-    return tf.cast(x, tf.float32) if x.dtype.size < tf.float32.size else x
+    return tf.cast(x, tf.float32) if dtype_util.size(x.dtype) < dtype_util.size(tf.float32) else x
 
 
-@tf.custom_gradient
+@elementwise_gradient
 def log_abs(x: tf.Tensor) -> tuple[tf.Tensor, Any]:
     """`log |x|`, with the derivative 1/x in one operation."""
     return tf.math.log(tf.math.abs(x)), lambda dy: dy / x

@@ -5,17 +5,11 @@ from __future__ import annotations
 import functools
 from typing import Any
 
-import numpy as np
 import tensorflow as tf
-from tensorflow.python.framework import type_spec_registry
-from tensorflow.python.ops.linalg import linear_operator_util
-from tensorflow.python.ops.linalg.linear_operator import (
-    _LinearOperatorSpec,
-    make_composite_tensor,
-)
-from tensorflow_probability.python.internal import dtype_util, tensor_util
+from tensorflow_probability.python.internal import dtype_util, tensor_util, tensorshape_util
 from tensorflow_probability.python.internal import prefer_static as ps
 
+from tfp_ar1._backend import composite_tensor, convert_variables_to_tensors, is_adjoint_pair
 from tfp_ar1.correlation import LagOneCorrelation, check_one_given, correlation_of_times
 from tfp_ar1.linear_operators.chain import Chain
 
@@ -29,11 +23,6 @@ POSITIVE_DEFINITE: dict[str, bool | None] = {
     "is_positive_definite": True,
     "is_square": True,
 }
-
-
-def composite_tensor(cls: Any) -> Any:
-    """Class decorator: operators as `CompositeTensor`s, whose types have names in saved files."""
-    return make_composite_tensor(cls, module_name="tfp_ar1")
 
 
 @composite_tensor
@@ -139,12 +128,10 @@ class LinearOperatorMarkovCholesky(tf.linalg.LinearOperator):
                 self._num_rows = checked_num_rows(num_rows)
             else:
                 self._num_rows = size_of_last_axis(sized, getattr(self, f"_{sized}"))
-            static = tf.get_static_value(self._num_rows)
-            self._num_rows_static = None if static is None else int(static)
             if per_step:
                 for name_, x in self._given().items():
                     if name_ in ("correlation", "fisher_z"):
-                        check_steps(name_, x, self._num_rows_static, sized)
+                        check_steps(name_, x, self._static_size(), sized)
             super().__init__(
                 dtype=dtype_util.base_dtype(dtype),
                 parameters={**given, **settings, **hints},
@@ -211,7 +198,10 @@ class LinearOperatorMarkovCholesky(tf.linalg.LinearOperator):
 
     def _size(self) -> Any:
         """The number of rows, as a Python integer where it is known."""
-        return self._num_rows if self._num_rows_static is None else self._num_rows_static
+        return self._num_rows
+
+    def _static_size(self) -> int | None:
+        return self._num_rows if isinstance(self._num_rows, int) else None
 
     def _given(self) -> dict[str, Any]:
         """The parameters that are given, by name."""
@@ -244,14 +234,15 @@ class LinearOperatorMarkovCholesky(tf.linalg.LinearOperator):
         ndims = self._experimental_parameter_ndims_to_matrix_ndims
         shapes = (p.shape[:-n] if (n := ndims[k]) else p.shape for k, p in self._given().items())
         batch_shape = functools.reduce(tf.broadcast_static_shape, shapes)
-        return batch_shape.concatenate([self._num_rows_static, self._num_rows_static])
+        size = self._static_size()
+        return tensorshape_util.concatenate(batch_shape, [size, size])
 
     def _shape_tensor(self) -> tf.Tensor:
         ndims = self._experimental_parameter_ndims_to_matrix_ndims
         shapes = ((ps.shape(p), ndims[name]) for name, p in self._given().items())
         shapes = (shape[:-n] if n else shape for shape, n in shapes)
         batch_shape = functools.reduce(ps.broadcast_shape, shapes)
-        return tf.concat([batch_shape, [self._num_rows, self._num_rows]], axis=0)
+        return ps.concat([batch_shape, [self._size(), self._size()]], axis=0)
 
     def _assert_non_singular(self) -> tf.Operation:
         # Of the parameters, and not of √(1 - ρ²), which underflows for a large `fisher_z`.
@@ -295,8 +286,7 @@ class LinearOperatorMarkovCholesky(tf.linalg.LinearOperator):
         return tf.math.exp(self._log_abs_determinant())
 
     def _diag_part(self) -> tf.Tensor:
-        shape = tf.concat([self.batch_shape_tensor(), [self._num_rows]], axis=0)
-        return tf.broadcast_to(self.chain().diag_part(), shape)
+        return tf.broadcast_to(self.chain().diag_part(), self._shape_tensor()[:-1])
 
     def _to_dense(self) -> tf.Tensor:
         return self._matmul(tf.eye(self._num_rows, dtype=self.dtype))
@@ -304,19 +294,9 @@ class LinearOperatorMarkovCholesky(tf.linalg.LinearOperator):
     def _linop_matmul(
         self, left_operator: tf.linalg.LinearOperator, right_operator: tf.linalg.LinearOperator
     ) -> tf.linalg.LinearOperator:
-        if linear_operator_util.is_adjoint_pair(left_operator, right_operator):
+        if is_adjoint_pair(left_operator, right_operator):
             return LinearOperatorMarkovCovariance(self)
         return super()._linop_matmul(left_operator, right_operator)
-
-
-def register_earlier_name(name: str, per_step: bool) -> None:
-    """Lets saved files be read that name an operator of one member, as earlier versions had them.
-
-    What is read is a `LinearOperatorMarkovCholesky`.
-    """
-    value_type = functools.partial(LinearOperatorMarkovCholesky, per_step=per_step)
-    spec = type(f"{name}Spec", (_LinearOperatorSpec,), {"value_type": value_type})
-    type_spec_registry.register(f"tfp_ar1.{name}Spec")(spec)
 
 
 @composite_tensor
@@ -352,7 +332,7 @@ class LinearOperatorMarkovCovariance(tf.linalg.LinearOperatorComposition):
 
     def _diag_part(self) -> tf.Tensor:
         variances = tf.math.square(self._scale.chain().scale)
-        return tf.broadcast_to(variances, self.shape_tensor()[:-1])
+        return tf.broadcast_to(variances, self._scale._shape_tensor()[:-1])
 
     def _trace(self) -> tf.Tensor:
         return tf.reduce_sum(self._diag_part(), axis=-1)
@@ -393,24 +373,25 @@ def common_float_dtype(parameters: dict[str, Any]) -> tf.DType:
     return dtype
 
 
-def size_of_last_axis(name: str, x: Any) -> tf.Tensor:
-    """The size of the last axis of a parameter.
+def size_of_last_axis(name: str, x: Any) -> Any:
+    """The size of the last axis of a parameter, as a Python integer where it is known.
 
     Raises:
       ValueError: if it is a scalar.
     """
-    if x.shape.rank == 0:
+    if tensorshape_util.rank(x.shape) == 0:
         raise ValueError(
             f"`{name}` must have at least one dimension, the coordinates; got a scalar."
         )
-    size = tf.compat.dimension_value(x.shape[-1]) if x.shape.rank else None
-    return tf.convert_to_tensor(ps.shape(x)[-1] if size is None else size, tf.int32)
+    size = tf.compat.dimension_value(x.shape[-1]) if tensorshape_util.rank(x.shape) else None
+    return ps.shape(x)[-1] if size is None else size
 
 
 def check_steps(name: str, x: Any, size: int | None, sized: str | None) -> None:
     """Raises `ValueError` unless the last axis of a correlation has an entry for each step."""
     num_steps = None if size is None else max(size - 1, 0)
-    if x.shape.rank == 0 or (x.shape.rank and not x.shape[-1:].is_compatible_with([num_steps])):
+    rank = tensorshape_util.rank(x.shape)
+    if rank == 0 or (rank and not tensorshape_util.is_compatible_with(x.shape[-1:], [num_steps])):
         coordinates = "the coordinates" if size is None else f"the {size} coordinates"
         raise ValueError(
             f"`{name}` must have one entry for each step between {coordinates}"
@@ -428,11 +409,11 @@ def with_tensors(operator: tf.linalg.LinearOperator) -> tf.linalg.LinearOperator
     }
     if read:
         operator = type(operator)(**{**operator.parameters, **read})
-    return operator._convert_variables_to_tensors()
+    return convert_variables_to_tensors(operator)
 
 
-def checked_num_rows(num_rows: Any) -> tf.Tensor:
-    """`num_rows` as an int32 scalar.
+def checked_num_rows(num_rows: Any) -> Any:
+    """`num_rows` as a Python integer where it is known, else as an int32 scalar.
 
     Raises:
       TypeError: if it is a variable, or not an integer.
@@ -442,12 +423,17 @@ def checked_num_rows(num_rows: Any) -> tf.Tensor:
         raise TypeError(
             "`num_rows` must not be a tf.Variable: the size of an operator cannot change."
         )
-    num_rows = tf.convert_to_tensor(num_rows, name="num_rows")
-    if not num_rows.dtype.is_integer:
-        raise TypeError(f"`num_rows` must be an integer; got dtype {num_rows.dtype.name}.")
-    if num_rows.shape.rank not in (0, None):
+    given, num_rows = num_rows, tf.convert_to_tensor(num_rows, name="num_rows")
+    if not dtype_util.is_integer(num_rows.dtype):
+        raise TypeError(
+            f"`num_rows` must be an integer; got dtype {dtype_util.name(num_rows.dtype)}."
+        )
+    if tensorshape_util.rank(num_rows.shape) not in (0, None):
         raise ValueError(f"`num_rows` must be a scalar; got shape {num_rows.shape}.")
-    static = tf.get_static_value(num_rows)
-    if static is not None and np.any(static < 0):
+    # Under `jax.jit`, of the number itself alone.
+    static = given if isinstance(given, int) else tf.get_static_value(num_rows)
+    if static is None:
+        return tf.cast(num_rows, tf.int32)
+    if static < 0:
         raise ValueError(f"`num_rows` must not be negative; got {static}.")
-    return tf.cast(num_rows, tf.int32)
+    return int(static)

@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import tensorflow as tf
-from tensorflow.python.ops.linalg import linear_operator_util
 from tensorflow_probability.python.internal import prefer_static as ps
 
+from tfp_ar1._backend import LinearOperatorTridiag, composite_tensor, is_adjoint_pair
 from tfp_ar1.linear_operators.chain import Chain
 from tfp_ar1.linear_operators.markov_cholesky import (
     POSITIVE_DEFINITE,
     LinearOperatorMarkovCholesky,
     LinearOperatorMarkovCovariance,
-    composite_tensor,
     with_tensors,
 )
 
 __all__ = ["LinearOperatorMarkovPrecision", "LinearOperatorMarkovPrecisionCholesky"]
 
 
-class _FromCholesky(tf.linalg.LinearOperatorTridiag):
+class _FromCholesky(LinearOperatorTridiag):
     """A tridiagonal operator that follows from the Cholesky factor L of a covariance.
 
     The diagonals serve callers that ask for them; what `LinearOperatorTridiag` computes from
@@ -157,7 +156,7 @@ class LinearOperatorMarkovPrecisionCholesky(_FromCholesky):
     def _linop_matmul(
         self, left_operator: tf.linalg.LinearOperator, right_operator: tf.linalg.LinearOperator
     ) -> tf.linalg.LinearOperator:
-        if linear_operator_util.is_adjoint_pair(left_operator, right_operator):
+        if is_adjoint_pair(left_operator, right_operator):
             return LinearOperatorMarkovPrecision(self._scale)
         return super()._linop_matmul(left_operator, right_operator)
 
@@ -175,8 +174,7 @@ def _solve_backwards(chain: Chain, x: tf.Tensor, adjoint: bool) -> tf.Tensor:
 def _steps(scale: LinearOperatorMarkovCholesky) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
     """`1/√(1 - ρ_t²)` and `ρ_t/√(1 - ρ_t²)`, `[..., d - 1]`, and σ_t, `[..., d]`, of one batch."""
     chain = scale.chain()
-    batch_shape = scale.batch_shape if scale.shape.is_fully_defined() else None
-    batch_shape = scale.batch_shape_tensor() if batch_shape is None else batch_shape.as_list()
+    batch_shape = scale._shape_tensor()[:-2]
     inverse_scale = chain.rho.along_steps(chain.rho.inverse_unit_innovation_scale)
     of_previous = chain.rho.along_steps(chain.rho.value) * inverse_scale
     steps = ps.concat([batch_shape, [chain.num_steps]], axis=0)

@@ -1,0 +1,14 @@
+"""What is stored of TensorFlow's numbers, for comparison with JAX, is what it gives."""
+
+import both
+import numpy as np
+import pytest
+
+tf = pytest.importorskip("tensorflow")
+
+
+@pytest.mark.parametrize("case", ["ANTE1", "constructors", "forecasts", "priors"])
+def test_stored_values(case):
+    b, stored = both.tensorflow(), np.load(both.REFERENCE)
+    for name, value in both.CASES[case](b, b.constant(both.POINT)).items():
+        np.testing.assert_allclose(value, stored[f"{case}/{name}"], rtol=1e-10, err_msg=name)

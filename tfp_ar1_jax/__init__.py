@@ -1,0 +1,47 @@
+"""`tfp_ar1` on JAX: the same distributions, operators and KL divergences, on TFP's JAX substrate.
+
+Nothing here imports TensorFlow.
+"""
+
+import pathlib
+
+from tfp_ar1_jax import _rewrite
+
+try:
+    import tensorflow_probability.substrates.jax  # noqa: F401
+except (AttributeError, ImportError) as error:
+    raise ImportError(
+        "`tfp_ar1_jax` needs the JAX substrate of TensorFlow Probability, of which version 0.25 "
+        f"takes JAX up to 0.6.2: `pip install 'tfp_ar1[jax]'`; got {error!r}."
+    ) from error
+
+_rewrite.install(__name__, pathlib.Path(__file__).parent)
+
+from tfp_ar1_jax import _backend, families, inference, params, priors, sts  # noqa: E402
+from tfp_ar1_jax.distributions import kl as kl  # noqa: E402  Registers the KL divergences.
+from tfp_ar1_jax.distributions import kl_state_space as kl_state_space  # noqa: E402
+from tfp_ar1_jax.distributions.conditional import ConditionalMarkov  # noqa: E402
+from tfp_ar1_jax.distributions.mvn_ante1 import MultivariateNormalANTE1  # noqa: E402
+from tfp_ar1_jax.distributions.mvn_ar1 import MultivariateNormalAR1  # noqa: E402
+from tfp_ar1_jax.distributions.mvn_arh1 import MultivariateNormalARH1  # noqa: E402
+from tfp_ar1_jax.distributions.mvn_ou import MultivariateNormalOU  # noqa: E402
+from tfp_ar1_jax.distributions.noise import MarkovSites, NoisyGaussianMarkovChain  # noqa: E402
+from tfp_ar1_jax.linear_operators.ar1_cholesky import LinearOperatorAR1Cholesky  # noqa: E402
+from tfp_ar1_jax.version import __version__  # noqa: E402
+
+for _class in (*families.members(), ConditionalMarkov, NoisyGaussianMarkovChain):
+    _backend.register_distribution(_class)
+_backend.register_pytree(MarkovSites, "path", "information", "precision")
+
+__all__ = [
+    "LinearOperatorAR1Cholesky",
+    "MultivariateNormalANTE1",
+    "MultivariateNormalAR1",
+    "MultivariateNormalARH1",
+    "MultivariateNormalOU",
+    "__version__",
+    "inference",
+    "params",
+    "priors",
+    "sts",
+]
