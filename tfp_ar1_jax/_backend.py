@@ -57,10 +57,11 @@ def elementwise_gradient(function: Callable[..., Any]) -> Callable[..., Any]:
 
     @jax.custom_jvp
     def value(*args: Any) -> Any:
-        return function(*args)[0]
+        return function(*map(jnp.asarray, args))[0]
 
     @value.defjvp
     def _(primals: Any, tangents: Any) -> tuple[Any, Any]:
+        primals = tuple(map(jnp.asarray, primals))  # Numbers of Python, as in `jax.grad(f)(1.5)`.
         y = value(*primals)
         slopes = function(*primals)[1](jnp.ones_like(y))
         slopes = slopes if isinstance(slopes, tuple) else (slopes,)
