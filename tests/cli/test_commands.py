@@ -400,7 +400,8 @@ def test_runs_of_every_format_can_be_used(cli, kind):
 def test_nobody_is_sent_to_an_index_where_the_project_is_not():
     root = pathlib.Path(__file__).parents[2]
     files = [root / "README.md", *(root / "docs").glob("*.md"), *(root / "notebooks").iterdir()]
-    files += [*(root / "tfp_ar1").rglob("*.py"), *(root / "tfp_ar1_cli").rglob("*.py")]
+    for package in ("tfp_ar1", "tfp_ar1_cli", "tfp_ar1_jax"):
+        files += (root / package).rglob("*.py")
     for path in files:
         if path.is_file():
             text = path.read_text(encoding="utf-8")
