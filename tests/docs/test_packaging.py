@@ -12,9 +12,9 @@ ROOT = pathlib.Path(__file__).parents[2]
 # Modules, markers of type hints and templates.
 FILES = {
     str(path.relative_to(ROOT))
-    for package in ("tfp_ar1", "tfp_ar1_cli")
+    for package in ("tfp_ar1", "tfp_ar1_cli", "tfp_ar1_jax")
     for path in (ROOT / package).rglob("*")
-    if path.suffix in (".py", ".typed", ".jinja")
+    if path.suffix in (".py", ".pyi", ".typed", ".jinja")
 }
 
 
