@@ -185,7 +185,13 @@ def test_an_extended_run_is_one_that_was_longer_from_the_start(cli, only_trainin
     assert_same_run("extended", "whole")
 
 
-@pytest.mark.parametrize(("how", "fixture"), [("from", "finished_series"), ("extend", "finished")])
+@pytest.mark.parametrize(
+    ("how", "fixture"),
+    [
+        pytest.param("from", "finished_series", marks=pytest.mark.slow),
+        ("extend", "finished"),
+    ],
+)
 def test_what_other_runs_begin_with(cli, monkeypatch, request, how, fixture):
     folder, _, _ = request.getfixturevalue(fixture)
     begun = []

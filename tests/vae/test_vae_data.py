@@ -344,6 +344,7 @@ def test_what_weights_do(monkeypatch):
     np.testing.assert_allclose(kernel.numpy(), before - 0.01 * gradient, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 @each_kind
 def test_warmup_with_accumulated_gradients(make, x):
     optimizer = keras.optimizers.SGD(0.0, gradient_accumulation_steps=2)
