@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from tfp_ar1_cli.atomic import check_writable
+from tfp_ar1_cli.atomic import check_writable, free_name
 from tfp_ar1_cli.data import tables
 from tfp_ar1_cli.errors import UserError
 from tfp_ar1_cli.option_fields import COUNT, PATH, SEED, Levels, option, run_argument
@@ -84,32 +84,26 @@ class ScoreOptions(EncodeOptions):
     )
 
 
-def new_file(out: pathlib.Path | None, file: str, verb: str) -> pathlib.Path:
-    """Where an answer goes: `out`, or a name after the file that is free.
+def new_file(
+    out: pathlib.Path | None, file: str, verb: str, only_arrays: bool = False
+) -> pathlib.Path:
+    """Where an answer goes, to an .npz file if `only_arrays`: `out`, or a name after the file.
 
     A `UserError`, before the work, unless it can be written and is of a known kind.
     """
     if out is None:
         name = pathlib.Path(file.partition(":")[2] or file).name
         plain = pathlib.Path(name.removesuffix(".gz"))
-        arrays = plain.suffix in (".npz", ".npy")
+        arrays = only_arrays or plain.suffix in (".npz", ".npy")
         suffix = ".npz" if arrays else plain.suffix
         suffix = suffix if suffix in (".npz", *tables.PARQUET_SUFFIXES, ".tsv") else ".csv"
         out = free_name(pathlib.Path(f"{plain.stem}-{verb}{suffix}"))
     tables.check_output(out)
+    if only_arrays and out.suffix != ".npz":
+        raise UserError(f"{out}: images are written to .npz files; choose another --out.")
     if out.exists():
         raise UserError(f"{out}: exists already; choose another --out.")
     if not out.parent.is_dir():
         raise UserError(f"{out.parent}: no such folder; make it or choose another --out.")
     check_writable(out)
     return out
-
-
-def free_name(path: pathlib.Path) -> pathlib.Path:
-    """The path, or the first of `NAME-2.csv`, `NAME-3.csv`, ... that does not exist."""
-    number = 1
-    new = path
-    while new.exists():
-        number += 1
-        new = path.with_name(f"{path.stem}-{number}{path.suffix}")
-    return new

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import pathlib
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -13,9 +13,6 @@ from tfp_ar1_cli.atomic import atomic
 from tfp_ar1_cli.data import tables
 from tfp_ar1_cli.data.series import Units
 from tfp_ar1_cli.data.series_table import SeriesTable
-
-if TYPE_CHECKING:
-    pass
 
 _BATCH = 128
 
@@ -208,13 +205,14 @@ def reconstruct(
     model: Any, units: Units, table: SeriesTable, levels: Sequence[float], num: int, seed: int
 ) -> Answer:
     """New observations of the same latent paths, of every step, beside what was observed."""
+    from tfp_ar1.vae import batching
     from tfp_ar1_cli.training.model import replicate
 
     windows = _cut(table, units, model.steps, overlapping(model.steps))
-    parts = []
-    for number, start in enumerate(range(0, len(windows.x), _BATCH)):
-        some = {key: x[start : start + _BATCH] for key, x in windows.data.items()}
-        parts.append(_statistics(levels)(replicate(model, some, num, seed + number)))
+    parts = [
+        _statistics(levels)(replicate(model, some, num, seed + number))
+        for number, some in enumerate(batching.batches(windows.data, _BATCH))
+    ]
     mean, sd, quantiles = _in_units(units, windows.whole(np.concatenate(parts, axis=1)))
     values = {"": table.x, "reconstruction": mean, "sd": sd, **_named(quantiles, levels)}
     arrays = _arrays(table, mean, sd, quantiles, levels, length=table.length)
@@ -224,24 +222,23 @@ def reconstruct(
 def encode(model: Any, units: Units, table: SeriesTable) -> Answer:
     """Means and standard deviations of the posterior, of each latent path at each step."""
     windows = _cut(table, units, model.steps, overlapping(model.steps))
-    means, stddevs = [], []
-    for start in range(0, len(windows.x), _BATCH):
-        posterior = model.encode({k: x[start : start + _BATCH] for k, x in windows.data.items()})
-        means.append(np.swapaxes(np.asarray(posterior.mean(), np.float64), 1, 2))
-        stddevs.append(np.swapaxes(np.asarray(posterior.stddev(), np.float64), 1, 2))
-    mean, stddev = (windows.whole(np.concatenate(x)) for x in (means, stddevs))
+    moments = (np.swapaxes(x.astype(np.float64), 1, 2) for x in posterior_of(model, windows.data))
+    mean, stddev = map(windows.whole, moments)
     values = {"z{}": mean, "z{}_sd": stddev}
     arrays = {"mean": mean, "stddev": stddev, "length": table.length, "ids": np.array(table.ids)}
     return Answer(lambda: table.rows(values, width=mean.shape[-1]), arrays)
 
 
+def posterior_of(model: Any, data: Any) -> tuple[np.ndarray, ...]:
+    """Means and standard deviations of the posteriors of examples as the model takes them."""
+    from tfp_ar1.vae import batching
+
+    posteriors = map(model.encode, batching.batches(data, _BATCH))
+    return batching.concatenated((np.asarray(p.mean()), np.asarray(p.stddev())) for p in posteriors)
+
+
 def score(
-    model: Any,
-    units: Units,
-    table: SeriesTable,
-    num_importance_samples: int,
-    per_step: bool,
-    progress: Callable[[int, int], None] | None = None,
+    model: Any, units: Units, table: SeriesTable, num_importance_samples: int, per_step: bool
 ) -> Answer:
     """How unexpected the series are to the model, in nats: of each window, or of each step.
 
@@ -250,51 +247,41 @@ def score(
     """
     import pandas as pd
 
-    from tfp_ar1.vae import batching, sequence_evaluation
+    from tfp_ar1.vae import sequence_evaluation
 
     windows = _cut(table, units, model.steps, side_by_side(model.steps))
     if per_step:
         terms = sequence_evaluation.neg_elbo_by_step(
-            model, windows.data, num_importance_samples, _BATCH, progress=progress
+            model, windows.data, num_importance_samples, _BATCH
         )
         by_step = windows.whole(terms[..., None])
         past = np.arange(by_step.shape[1]) >= table.length[:, None]
         arrays = {"neg_elbo": np.where(past, np.nan, by_step[..., 0]), "length": table.length}
         values = {"neg_elbo": by_step}
         return Answer(lambda: table.rows(values, width=1), arrays | {"ids": np.array(table.ids)})
-    estimates = batching.importance_estimates(
-        model.importance_terms, windows.data, num_importance_samples, _BATCH, progress=progress
-    )
-    columns = _scores(*batching.concatenated(estimates))
-    first = [table.layout.label(s, t) for s, t in zip(windows.series, windows.start, strict=True)]
+    labels = [table.layout.labels(index, n) for index, n in enumerate(table.length.tolist())]
     columns = {
         "series": np.array(table.ids)[windows.series],
-        "start": np.array(first),
+        "start": np.array(
+            [labels[s][t] for s, t in zip(windows.series, windows.start, strict=True)]
+        ),
         "steps": windows.length,
         "observed": np.count_nonzero(~np.isnan(windows.x), axis=(1, 2)),
-        **columns,
+        **scores_of(model, windows.data, num_importance_samples),
     }
     return Answer(lambda: pd.DataFrame(columns), columns)
 
 
-def _scores(
-    reconstruction: np.ndarray, kl: np.ndarray, log_likelihood: np.ndarray
-) -> dict[str, np.ndarray]:
+def scores_of(model: Any, data: Any, num_importance_samples: int) -> dict[str, np.ndarray]:
+    """The negative ELBO, its terms, and the importance-weighted NLL of each example, in nats."""
+    from tfp_ar1.vae import batching
+
+    reconstruction, kl, log_likelihood = batching.concatenated(
+        batching.importance_estimates(model.importance_terms, data, num_importance_samples, _BATCH)
+    )
     return {
         "neg_elbo": reconstruction + kl,
         "reconstruction": reconstruction,
         "kl": kl,
         "nll_iw": -log_likelihood,
     }
-
-
-def score_examples(
-    model: Any, x: np.ndarray, num: int, progress: Callable[[int, int], None] | None = None
-) -> dict[str, np.ndarray]:
-    """The scores of images, as `score` gives them for windows."""
-    from tfp_ar1.vae import batching
-
-    estimates = batching.importance_estimates(
-        model.importance_terms, x, num, _BATCH, progress=progress
-    )
-    return _scores(*batching.concatenated(estimates))

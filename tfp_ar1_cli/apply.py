@@ -7,58 +7,63 @@ from typing import Any
 import click
 import numpy as np
 
-from tfp_ar1_cli import run_folder, trained
+from tfp_ar1_cli import run_folder
 from tfp_ar1_cli.answer_options import EncodeOptions, ImputeOptions, new_file
 from tfp_ar1_cli.answers import Answer
 from tfp_ar1_cli.errors import UserError
 from tfp_ar1_cli.evaluate import load_model
 from tfp_ar1_cli.progress import doing
+from tfp_ar1_cli.run_folder import Run
+from tfp_ar1_cli.trained import TrainedImages, TrainedSeries, read_table
 
 
-def is_of_series(folder: pathlib.Path) -> bool:
-    """Whether the model of a finished run is one of series."""
-    return run_folder.read_finished(folder).options.model == "sequence"
-
-
-def to_series(
+def to_file(
     command: str,
     options: ImputeOptions | EncodeOptions,
     verb: str,
-    method: Callable[..., Answer],
-    *args: Any,
+    of_series: Callable[..., Answer],
+    of_images: Callable[[TrainedImages, str], Any] | None = None,
+    images_are_arrays: bool = False,
 ) -> None:
-    """Writes what a function of `answers` gives for a file of series.
+    """Writes what a model answers about a file.
+
+    Args:
+      command: What was called, for messages.
+      options: Which run and which file.
+      verb: What the answer is called after, if `--out` is not given.
+      of_series: From a `TrainedSeries` and a table, the answer.
+      of_images: From a `TrainedImages` and the file, a table or an array; `None` if only models of
+        series can answer.
+      images_are_arrays: Whether that is an array.
 
     Raises:
-      UserError: If the run is not of series, or the file cannot be used or written.
+      UserError: If the run cannot answer, or the file cannot be used or written.
     """
-    if not is_of_series(options.run):
-        raise UserError(f"{command} is for models of series; {options.run} is one of images.")
-    out = new_file(options.out, options.file, verb)
     run = run_folder.read_finished(options.run)
-    with doing(f"Reading {options.file}"):
-        table = trained.read_table(run, options.file)
-    click.echo(f"Read {options.file}: {table.describe()}.", err=True)
+    if run.options.model == "sequence":
+        out = new_file(options.out, options.file, verb)
+        _of_series(command, run, options.file, out, of_series)
+    elif of_images is None:
+        raise UserError(f"{command} is for models of series; {run.folder} is one of images.")
+    else:
+        out = new_file(options.out, options.file, verb, only_arrays=images_are_arrays)
+        found = of_images(TrainedImages(run, load_model(run)), options.file)
+        if isinstance(found, np.ndarray):
+            Answer(lambda: found, {"x": found}).write(out)
+        else:
+            Answer(lambda: found, {str(k): x.to_numpy() for k, x in found.items()}).write(out)
+    click.echo(out)
+
+
+def _of_series(
+    command: str, run: Run, file: str, out: pathlib.Path, of_series: Callable[..., Answer]
+) -> None:
+    with doing(f"Reading {file}"):
+        table = read_table(run, file)
+    click.echo(f"Read {file}: {table.describe()}.", err=True)
     for note in table.notes:
         click.echo(note, err=True)
-    model = trained.TrainedSeries(run, load_model(run))
-    with doing(f"{command.capitalize()} {options.file}"):
-        answer = model.answer(method, table, *args)
+    model = TrainedSeries(run, load_model(run))
+    with doing(f"{command.capitalize()} {file}"):
+        answer = of_series(model, table)
     answer.write(out, table.dialect)
-    click.echo(out)
-
-
-def to_images(
-    options: ImputeOptions | EncodeOptions, verb: str, method: Callable[[Any, Any], Any]
-) -> None:
-    """Writes a table, or an array, that a method of `TrainedImages` gives for a file of images."""
-    out = new_file(options.out, options.file, verb)
-    model = trained.load(options.run)
-    result = method(model, options.file)
-    if not isinstance(result, np.ndarray):
-        Answer(lambda: result, {str(k): v.to_numpy() for k, v in result.items()}).write(out)
-    elif out.suffix == ".npz":
-        Answer(lambda: None, {"x": result}).write(out)
-    else:
-        raise UserError(f"{out}: images are written to .npz files; choose another --out.")
-    click.echo(out)

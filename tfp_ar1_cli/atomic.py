@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import glob
+import itertools
 import json
 import os
 import pathlib
@@ -46,6 +47,12 @@ def check_writable(path: pathlib.Path) -> None:
     finally:
         with contextlib.suppress(OSError):
             probe.unlink()
+
+
+def free_name(path: pathlib.Path) -> pathlib.Path:
+    """The path, or the first of `NAME-2.csv`, `NAME-3.csv`, ... that does not exist."""
+    numbered = (path.with_name(f"{path.stem}-{n}{path.suffix}") for n in itertools.count(2))
+    return next(each for each in itertools.chain([path], numbered) if not each.exists())
 
 
 def check_new_folder(folder: pathlib.Path) -> None:

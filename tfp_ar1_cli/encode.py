@@ -20,7 +20,10 @@ def command(options: EncodeOptions) -> None:
       tfp-ar1 encode runs/nile-ar1-001 nile.csv --out codes.csv
       tfp-ar1 encode runs/digits-ar1-001 npz:images.npz --out codes.npz
     """  # noqa: D301
-    if apply.is_of_series(options.run):
-        apply.to_series("encode", options, "encoded", answers.encode)
-    else:
-        apply.to_images(options, "encoded", lambda model, x: model.encode(x))
+    apply.to_file(
+        "encode",
+        options,
+        "encoded",
+        lambda model, x: model.answer(answers.encode, x),
+        lambda model, file: model.encode(file),
+    )

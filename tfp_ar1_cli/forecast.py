@@ -20,4 +20,6 @@ def command(options: ForecastOptions) -> None:
       tfp-ar1 forecast runs/nile-ar1-001 nile.csv --steps 10 --out next.csv
     """  # noqa: D301
     args = (options.steps, options.quantiles, options.num_samples, options.seed)
-    apply.to_series("forecast", options, "forecast", answers.forecast, *args)
+    apply.to_file(
+        "forecast", options, "forecast", lambda m, x: m.answer(answers.forecast, x, *args)
+    )

@@ -22,4 +22,4 @@ def command(options: ImputeOptions) -> None:
       tfp-ar1 impute runs/nile-ar1-001 nile.csv --quantiles 0.1,0.9
     """  # noqa: D301
     args = (options.quantiles, options.num_samples, options.seed)
-    apply.to_series("impute", options, "imputed", answers.impute, *args)
+    apply.to_file("impute", options, "imputed", lambda m, x: m.answer(answers.impute, x, *args))

@@ -5,7 +5,7 @@ import shlex
 
 import click
 
-from tfp_ar1_cli import kinds, run_folder
+from tfp_ar1_cli import continuing, kinds, run_folder
 from tfp_ar1_cli.evaluate import print_table
 from tfp_ar1_cli.names import NETWORKS
 from tfp_ar1_cli.progress import counted
@@ -13,16 +13,11 @@ from tfp_ar1_cli.remarks import run_remarks
 from tfp_ar1_cli.run_folder import Run
 
 
-def state(run: Run) -> str:
-    """How far a run is: finished, or after how many epochs it stands."""
-    return "finished" if run.finished else f"unfinished, {num_epochs(run)} done"
-
-
-def num_epochs(run: Run) -> str:
-    """How many epochs were trained, of how many that were asked for."""
-    done = len(run.history().get("loss", [])) if run.finished else run.position().epoch
+def epochs(run: Run) -> str:
+    """How many epochs are done, and of how many if not of all that were asked for."""
+    done = continuing.num_epochs(run) if run.finished else run.position().epoch
     total = run.options.epochs
-    return f"{counted(done, 'epoch')}" if done == total else f"{done} of {counted(total, 'epoch')}"
+    return str(done) if done == total else f"{done} of {total}"
 
 
 @click.command("info")
@@ -38,10 +33,11 @@ def command(folder: pathlib.Path) -> None:
     chosen, data = run.options, run.data
     noun = "window" if chosen.model == "sequence" else "image"
     parts = f"{data['num_train']} training and {counted(data['num_test'], f'test {noun}')}"
+    trained = f"{epochs(run)} epoch{'s' * (chosen.epochs != 1)}"
     network = NETWORKS[chosen.model][chosen.network]
     flags = [f"--{name.replace('_', '-')} {_text(x)}" for name, x in chosen.changed().items()]
     for line in (
-        f"{run.folder}: {state(run)}.",
+        f"{run.folder}: {'finished' if run.finished else f'unfinished, {trained} done'}.",
         f"Data: {chosen.dataset}, {parts} of shape {_text(list(run.data_shape))}.",
         f"Model: {chosen.network} ({network}); {chosen.posterior} posterior "
         f"{kinds.of(chosen).describe_latents(chosen)}.",
@@ -49,7 +45,7 @@ def command(folder: pathlib.Path) -> None:
     ):
         click.echo(line)
     if run.finished:
-        click.echo(f"Trained for {num_epochs(run)}, with tfp_ar1 {_version(run)}.")
+        click.echo(f"Trained for {trained}, with tfp_ar1 {_version(run)}.")
         print_table(run.metrics(), noun)
         for remark in run_remarks(run):
             click.echo(remark)

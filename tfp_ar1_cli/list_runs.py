@@ -37,7 +37,7 @@ def command(folder: pathlib.Path) -> None:
             elbo = f"{run.metrics()['neg_elbo']:.2f}" if run.finished else ""
             cells = (
                 *(loading.short_name(run.options.dataset), run.options.posterior),
-                *(info.num_epochs(run).removesuffix("s").removesuffix(" epoch"), elbo),
+                *(info.epochs(run), elbo),
                 "finished" if run.finished else "unfinished",
             )
         except UserError as error:

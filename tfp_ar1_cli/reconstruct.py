@@ -20,8 +20,12 @@ def command(options: ImputeOptions) -> None:
       tfp-ar1 reconstruct runs/nile-ar1-001 nile.csv --out smooth.csv
       tfp-ar1 reconstruct runs/digits-ar1-001 npz:images.npz --out new.npz
     """  # noqa: D301
-    if apply.is_of_series(options.run):
-        args = (options.quantiles, options.num_samples, options.seed)
-        apply.to_series("reconstruct", options, "reconstructed", answers.reconstruct, *args)
-    else:
-        apply.to_images(options, "reconstructed", lambda model, x: model.reconstruct(x))
+    args = (options.quantiles, options.num_samples, options.seed)
+    apply.to_file(
+        "reconstruct",
+        options,
+        "reconstructed",
+        lambda model, x: model.answer(answers.reconstruct, x, *args),
+        lambda model, file: model.reconstruct(file),
+        images_are_arrays=True,
+    )

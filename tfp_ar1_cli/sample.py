@@ -1,7 +1,6 @@
 """`tfp-ar1 sample`: new data from the model of a run."""
 
 import contextlib
-import itertools
 import os
 import pathlib
 from collections.abc import Iterator
@@ -10,12 +9,11 @@ import click
 import numpy as np
 
 from tfp_ar1_cli import kinds, run_folder
-from tfp_ar1_cli.atomic import atomic, atomic_folder, check_new_folder, check_writable
+from tfp_ar1_cli.atomic import atomic, atomic_folder, check_new_folder, check_writable, free_name
 from tfp_ar1_cli.errors import UserError, reason
 from tfp_ar1_cli.evaluate import load_model
 from tfp_ar1_cli.option_fields import takes
 from tfp_ar1_cli.options import SampleOptions
-from tfp_ar1_cli.run_folder import Run
 
 _SUFFIXES = {".png": "a picture", ".npy": "an array", ".npz": "an array", ".csv": "a table"}
 
@@ -30,7 +28,8 @@ def sample(options: SampleOptions) -> pathlib.Path:
       UserError: If the run or its model cannot be used, or the file cannot be written.
     """
     run = run_folder.read_finished(options.run)
-    out = _free(run, options) if options.out is None else pathlib.Path(options.out)
+    name = f"samples{'-noise' * options.noise}-seed{options.seed}.png"
+    out = free_name(run.folder / name) if options.out is None else pathlib.Path(options.out)
     is_folder = str(options.out).endswith(("/", os.sep))
     if is_folder:
         check_new_folder(out)
@@ -61,14 +60,6 @@ def sample(options: SampleOptions) -> pathlib.Path:
             else:
                 np.save(path, restored)
     return out
-
-
-def _free(run: Run, options: SampleOptions) -> pathlib.Path:
-    """The first file of the names for these samples that is not there yet."""
-    name = f"samples{'-noise' * options.noise}-seed{options.seed}"
-    names = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))
-    paths = (run.folder / f"{name}.png" for name in names)
-    return next(path for path in paths if not path.exists())
 
 
 @contextlib.contextmanager

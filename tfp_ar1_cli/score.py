@@ -2,10 +2,11 @@
 
 import click
 
-from tfp_ar1_cli import answers, apply, run_folder
+from tfp_ar1_cli import answers, apply
 from tfp_ar1_cli.answer_options import ScoreOptions
-from tfp_ar1_cli.errors import UserError
+from tfp_ar1_cli.data.series_table import SeriesTable
 from tfp_ar1_cli.option_fields import takes
+from tfp_ar1_cli.trained import TrainedSeries
 
 
 @click.command("score")
@@ -22,11 +23,12 @@ def command(options: ScoreOptions) -> None:
       tfp-ar1 score runs/digits-ar1-001 npz:images.npz --out scores.csv
       tfp-ar1 score runs/nile-ar1-001 nile.csv --per-step --out scores.csv
     """  # noqa: D301
-    run = run_folder.read_finished(options.run)
-    number = options.num_importance_samples or run.options.num_importance_samples
-    if apply.is_of_series(options.run):
-        apply.to_series("score", options, "scored", answers.score, number, options.per_step)
-    elif options.per_step:
-        raise UserError(f"--per-step is for models of series, not for {options.run}; leave it out.")
-    else:
-        apply.to_images(options, "scored", lambda model, x: model.score(x, number))
+    number, per_step = options.num_importance_samples, options.per_step
+
+    def of_series(model: TrainedSeries, table: SeriesTable) -> answers.Answer:
+        samples = number or model.run.options.num_importance_samples
+        return model.answer(answers.score, table, samples, per_step)
+
+    of_images = None if per_step else lambda model, file: model.score(file, number)
+    name = "score --per-step" if per_step else "score"
+    apply.to_file(name, options, "scored", of_series, of_images)

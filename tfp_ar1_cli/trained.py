@@ -1,10 +1,12 @@
 """A trained model in the units of its data: what the commands do, from Python.
 
+```python
 from tfp_ar1_cli import trained
 
 model = trained.load("runs/nile-ar1-001")
 model.impute("nile.csv")  # a table as in the file, its gaps filled
 model.forecast(frame, steps=12)  # of a DataFrame, with a row for each of the next 12 steps
+```
 """
 
 from __future__ import annotations
@@ -29,8 +31,6 @@ from tfp_ar1_cli.run_folder import Run
 
 if TYPE_CHECKING:
     import pandas as pd
-
-Progress = Callable[[int, int], None]
 
 
 class TrainedSeries:
@@ -209,28 +209,19 @@ class TrainedImages:
         """The posterior of each image: means `z1`, ..., and standard deviations `z1_sd`, ..."""
         import pandas as pd
 
-        from tfp_ar1.vae import batching
-
         x, names = self.images(data)
-        posteriors = map(self.model.encode, batching.batches(x, 128))
-        parts = [(np.asarray(p.mean()), np.asarray(p.stddev())) for p in posteriors]
-        mean, stddev = map(np.concatenate, zip(*parts, strict=True))
+        mean, stddev = answers.posterior_of(self.model, x)
         columns = {f"z{i + 1}": mean[:, i] for i in range(mean.shape[1])}
         columns |= {f"z{i + 1}_sd": stddev[:, i] for i in range(mean.shape[1])}
         return pd.DataFrame({"image": names, **columns})
 
-    def score(
-        self,
-        data: Any,
-        num_importance_samples: int | None = None,
-        progress: Progress | None = None,
-    ) -> pd.DataFrame:
+    def score(self, data: Any, num_importance_samples: int | None = None) -> pd.DataFrame:
         """How unexpected each image is, in nats; see `answers.score`."""
         import pandas as pd
 
         x, names = self.images(data)
         number = num_importance_samples or self.run.options.num_importance_samples
-        scores = answers.score_examples(self.model, x, number, progress)
+        scores = answers.scores_of(self.model, x, number)
         return pd.DataFrame({"image": names, **scores})
 
     def reconstruct(self, data: Any) -> np.ndarray:

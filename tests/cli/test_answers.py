@@ -184,13 +184,15 @@ def test_mistakes(refused, run, finished, tmp_path):
         ("no.csv: No such file", "forecast", folder, "no.csv", "--steps", 2),
         ("Missing option '--steps'", "forecast", folder, pair),
         (
-            "--out must end in .csv, .tsv, .parquet or .npz",
+            "--out must end in .csv, .tsv (also .gz), .parquet",
             "impute",
             folder,
             pair,
             "--out",
             "a.xls",
         ),
+        (".csv, .tsv (also .gz), .parquet or .npz", "impute", folder, pair, "--out", "a.npz.gz"),
+        ("images are written to .npz files", "reconstruct", images, pair, "--out", "a.csv"),
         ("nowhere: no such folder", "encode", folder, pair, "--out", "nowhere/a.csv"),
         (
             "list of increasing numbers between 0 and 1",

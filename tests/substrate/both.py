@@ -27,7 +27,7 @@ COUNTS = np.arange(D) * 1.0
 
 class Backend(NamedTuple):
     name: str
-    library: Any
+    package: Any
     tf: Any
     tfp: Any
 
@@ -56,17 +56,17 @@ def member(b, name, p, d=D):
     tf, c, along = b.tf, b.constant, np.arange(d) / d
     loc, scale = c(np.linspace(0.0, 1.0, d)), tf.exp(p[0])
     if name == "AR1":
-        return b.library.MultivariateNormalAR1(loc, scale, fisher_z=p[1])
+        return b.package.MultivariateNormalAR1(loc, scale, fisher_z=p[1])
     if name == "AR1 by correlation":
-        return b.library.MultivariateNormalAR1(loc, scale, correlation=tf.tanh(-p[1]))
+        return b.package.MultivariateNormalAR1(loc, scale, correlation=tf.tanh(-p[1]))
     scales = tf.exp(p[0] * c(along))
     if name == "ARH1":
-        return b.library.MultivariateNormalARH1(loc, scales, fisher_z=p[1])
+        return b.package.MultivariateNormalARH1(loc, scales, fisher_z=p[1])
     if name == "ANTE1":
         steps = p[1] * c(np.linspace(-1.0, 1.0, d - 1))
-        return b.library.MultivariateNormalANTE1(loc, scales, fisher_z=steps)
+        return b.package.MultivariateNormalANTE1(loc, scales, fisher_z=steps)
     times = c(np.cumsum(np.linspace(0.1, 2.0, d)))
-    return b.library.MultivariateNormalOU(loc, scale, length_scale=tf.exp(p[1]), times=times)
+    return b.package.MultivariateNormalOU(loc, scale, length_scale=tf.exp(p[1]), times=times)
 
 
 MEMBERS = ("AR1", "AR1 by correlation", "ARH1", "ANTE1", "OU")
@@ -81,7 +81,7 @@ def of_member(name):
         low_rank = tfd.MultivariateNormalDiagPlusLowRank(
             scale_diag=c(np.ones(D)), scale_perturb_factor=c(0.3 * X[:2].T)
         )
-        other = b.library.MultivariateNormalAR1(c(np.zeros(D)), c(1.3), fisher_z=c(0.4))
+        other = b.package.MultivariateNormalAR1(c(np.zeros(D)), c(1.3), fisher_z=c(0.4))
         precision, conditional = d.precision(), d.conditional(c(X), OBSERVED)
         noisy, sites = d.with_observation_noise(c(NOISE)), d.with_sites(c(Y), c(NOISE))
         long = member(b, name, p, len(LONG))
@@ -149,9 +149,9 @@ def of_inference(b, p):
         return tfd.StudentT(c(4.0), x, b.tf.exp(-p[0])).log_prob(c(3.0 * Y))
 
     concave, other = (
-        b.library.inference.laplace_approximation(path, f, OBSERVED) for f in (poisson, student)
+        b.package.inference.laplace_approximation(path, f, OBSERVED) for f in (poisson, student)
     )
-    variational = b.library.inference.natural_gradient_vi(path, poisson)
+    variational = b.package.inference.natural_gradient_vi(path, poisson)
     return {
         "Laplace": concave.log_evidence,
         "Laplace, not concave": other.log_evidence,
@@ -161,7 +161,7 @@ def of_inference(b, p):
 
 
 def of_constructors(b, p):
-    tfd, c, library, one = b.tfp.distributions, b.constant, b.library, b.constant(1.0)
+    tfd, c, library, one = b.tfp.distributions, b.constant, b.package, b.constant(1.0)
     ante1, unit = library.MultivariateNormalANTE1, b.constant(np.ones(D))
     scale = b.tf.exp(p[0])
     walk = tfd.MarkovChain(
@@ -195,11 +195,11 @@ def of_constructors(b, p):
 def configs(b):
     """Of the members as priors: made of numbers that are known, which those under `jit` are not."""
     priors = {name: member(b, name, b.constant(POINT)) for name in MEMBERS}
-    return {name: json.dumps(b.library.priors.to_config(d)) for name, d in priors.items()}
+    return {name: json.dumps(b.package.priors.to_config(d)) for name, d in priors.items()}
 
 
 def of_priors(b, p):
-    from_config, kl = b.library.priors.from_config, b.library.priors.kl_divergence
+    from_config, kl = b.package.priors.from_config, b.package.priors.kl_divergence
     return {
         name: kl(member(b, name, p), from_config(json.loads(config)))
         for name, config in configs(b).items()
@@ -221,7 +221,7 @@ def selected(b, p):
 
 
 def of_fits(b, p):
-    draws, made = b.constant(DRAWS), b.library
+    draws, made = b.constant(DRAWS), b.package
     known = {"times": b.constant(np.arange(D)), "observed": OBSERVED, "shared_loc": True}
     fits = [
         made.MultivariateNormalAR1.experimental_fit(draws),

@@ -68,7 +68,6 @@ def neg_elbo_by_step(
     num_samples: int = 50,
     batch_size: int = 128,
     seed: int = 0,
-    progress: Callable[[int, int], None] | None = None,
 ) -> np.ndarray:
     """What each step adds to the negative ELBO: high where the model did not expect the values.
 
@@ -81,7 +80,6 @@ def neg_elbo_by_step(
       num_samples: draws of the posterior for each series, at least 1.
       batch_size: series at a time, at least 1.
       seed: integer; the same values for the same seed.
-      progress: called with the number of series done and N after each batch.
 
     Returns:
       Array `[N, steps]` in nats. Steps past the end of a series are 0; one where nothing was
@@ -92,7 +90,7 @@ def neg_elbo_by_step(
     """
     x = data_checks.checked_arrays(model, x)
     num_samples = batching.checked_count("num_samples", num_samples, at_least=1)
-    number, parts = batching.num_examples(x), []
+    parts = []
     for index, batch in enumerate(batching.batches(x, batch_size)):
         log_ps = []
         for start, n in batching.portions(num_samples, batch_size, math.prod(model.data_shape)):
@@ -100,8 +98,6 @@ def neg_elbo_by_step(
             log_p, kl = model.step_terms(batch, seeds, n)
             log_ps.append(log_p.numpy())
         parts.append(kl.numpy() - np.mean(np.concatenate(log_ps), axis=0, dtype=np.float64))
-        if progress is not None:
-            progress(sum(map(len, parts)), number)
     return np.concatenate(parts)
 
 

@@ -99,9 +99,9 @@ class _Layout:
         """Only the steps after the last of each series, in the same layout."""
         raise NotImplementedError
 
-    def label(self, series: int, step: int) -> Any:
-        """What a step of a series is called: its time, or its number."""
-        return int(step)
+    def labels(self, series: int, count: int) -> Sequence[Any]:
+        """What the first steps of a series are called: their times, or their numbers."""
+        return range(count)
 
 
 class Columns(NamedTuple):
@@ -160,11 +160,11 @@ class StepRows(_Layout):
         self._fill(out, np.ones(len(group), bool), group, step + self.length[group])
         return self._with(out, table, values, group, step, None)
 
-    def label(self, series: int, step: int) -> Any:  # noqa: D102
+    def labels(self, series: int, count: int) -> Sequence[Any]:  # noqa: D102
         if self.columns.time is None or self.spacing is None:
-            return int(step)
-        group = 0 if self.as_series else series
-        return self.write_time(self.spacing.times(self.start[group], int(step) + 1)[int(step)])
+            return range(count)
+        start = self.start[0 if self.as_series else series]
+        return list(map(self.write_time, self.spacing.times(start, count)))
 
     def _fill(
         self, out: pd.DataFrame, new: np.ndarray, group: np.ndarray, step: np.ndarray
@@ -177,8 +177,9 @@ class StepRows(_Layout):
             out.isetitem(self.columns.series, column)
         if self.columns.time is None or self.spacing is None or not len(at):
             return
-        last = {g: int(step[at][group[at] == g].max()) for g in set(group[at])}
-        grid = {g: self.spacing.times(self.start[g], n + 1) for g, n in last.items()}
+        count = np.zeros(len(self.start), int)
+        np.maximum.at(count, group[at], step[at] + 1)
+        grid = [self.spacing.times(start, n) for start, n in zip(self.start, count, strict=True)]
         cells = [self.write_time(grid[g][s]) for g, s in zip(group[at], step[at], strict=True)]
         column = out.iloc[:, self.columns.time]
         if column.dtype.kind != "M":
@@ -256,8 +257,8 @@ class SeriesRows(_Layout):
     def following(self, table: SeriesTable, values: Mapping[str, np.ndarray]) -> pd.DataFrame:  # noqa: D102
         return self._stacked(table, values, self.more(next(iter(values.values())).shape[1]))
 
-    def label(self, series: int, step: int) -> Any:  # noqa: D102
-        return int(step) if self.steps is None else self.steps[step]
+    def labels(self, series: int, count: int) -> Sequence[Any]:  # noqa: D102
+        return range(count) if self.steps is None else self.steps[:count]
 
     def _stacked(
         self, table: SeriesTable, values: Mapping[str, np.ndarray], steps: list[Any]

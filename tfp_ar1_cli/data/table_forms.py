@@ -49,9 +49,9 @@ def of_cells(path: Any, cells: Cells, columns: str, labelled: bool = False) -> S
     """
     frame = cells.frame
     first = frame.iloc[0].tolist()[: int(cells.length[0])]
-    if not _is_header(first, frame):
+    if not _is_header(first):
         notes: list[str] = []
-        kinds = _kinds(frame, path, strict=False)
+        kinds = _kinds(frame)
         if "date" in kinds and len(first) > 1:
             frame = frame.set_axis(_default_names(kinds), axis=1)
             return of_frame(path, frame, columns)
@@ -102,7 +102,7 @@ def _is_name(cell: str) -> bool:
     return not (is_number(cell) or has_decimal_comma(cell) or times.read_dates([cell]))
 
 
-def _is_header(first: list[str], frame: pd.DataFrame) -> bool:
+def _is_header(first: list[str]) -> bool:
     """Whether the first row names the columns."""
     rest = [cell for cell in first[1:] if cell]
     if any(_is_name(cell) for cell in rest):
@@ -138,15 +138,11 @@ def _check_counts(path: Any, frame: pd.DataFrame, notes: list[str]) -> None:
     first_row, first_column = frame.iloc[0].tolist(), frame[0].tolist()
     counts, sure = None, False
     if len(first_column) > 1 and _counts(first_row, 3):
-        counts, sure = (
-            "row 1 counts",
-            any("." in cell for cell in frame.iloc[1:].to_numpy().ravel()),
-        )
+        counts = "row 1 counts"
+        sure = any("." in cell for cell in frame.iloc[1:].to_numpy().ravel())
     elif len(first_row) > 1 and _counts(first_column, 3):
-        counts, sure = (
-            "column 1 counts",
-            any("." in x for x in frame.iloc[:, 1:].to_numpy().ravel()),
-        )
+        counts = "column 1 counts"
+        sure = any("." in cell for cell in frame.iloc[:, 1:].to_numpy().ravel())
     if sure:
         raise UserError(
             f"{path}: {counts} the columns or rows of a table, and would be read as values; write "
@@ -166,8 +162,8 @@ def _default_names(kinds: Sequence[str]) -> list[str]:
     return ["value" if name == "value 1" and number == 1 else name for name in names]
 
 
-def _kinds(frame: pd.DataFrame, path: Any, strict: bool = True) -> list[str]:
-    """What the cells of each column are: `number`, `date` or `text`; `text` if there are none."""
+def _kinds(frame: pd.DataFrame) -> list[str]:
+    """What most cells of each column are: `number`, also if there are none, `date` or `text`."""
     kinds = []
     for position in range(frame.shape[1]):
         column = frame.iloc[:, position]
@@ -252,10 +248,8 @@ def of_frame(path: Any, frame: pd.DataFrame, columns: str = "features") -> Serie
     ids = ["0"] if what.series is None else [str(key) for key in groups]
     layout = StepRows(frame, what, as_series, row, length, start, list(groups), spacing, write_time)
     if as_series:
-        x, length = (
-            np.moveaxis(x, -1, 0).reshape(len(own_names), -1, 1),
-            np.repeat(length, x.shape[-1]),
-        )
+        length = np.repeat(length, len(own_names))
+        x = np.moveaxis(x, -1, 0).reshape(len(own_names), -1, 1)
         ids, own_names = own_names, ["value"]
     elif len(groups) == 1 and len(own_names) > 1:
         notes.append(
@@ -293,7 +287,7 @@ def _without_index(frame: pd.DataFrame) -> pd.DataFrame:
 
 def _choose(path: Any, frame: pd.DataFrame, names: list[str], notes: list[str]) -> Columns:
     """Which column names the series, which has the time, which hold values."""
-    kinds, lower = _kinds(frame, path), [name.strip().lower() for name in names]
+    kinds, lower = _kinds(frame), [name.strip().lower() for name in names]
     rest = list(range(len(names)))
 
     def first(test: Callable[[int], bool]) -> int | None:

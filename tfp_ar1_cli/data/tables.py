@@ -206,14 +206,12 @@ def read_parquet(path: pathlib.Path) -> pd.DataFrame:
 
 def check_output(path: pathlib.Path) -> None:
     """A `UserError` unless `write` knows the kind of file."""
-    suffix = pathlib.Path(path.name.removesuffix(".gz")).suffix
-    if suffix not in (*TEXT_SUFFIXES, *PARQUET_SUFFIXES, ".npz"):
-        raise UserError(f"{path}: --out must end in .csv, .tsv, .parquet or .npz.")
+    unpacked = pathlib.Path(path.name.removesuffix(".gz")).suffix
+    if unpacked not in TEXT_SUFFIXES and path.suffix not in (*PARQUET_SUFFIXES, ".npz"):
+        raise UserError(f"{path}: --out must end in .csv, .tsv (also .gz), .parquet or .npz.")
 
 
-def write(
-    path: pathlib.Path, frame: pd.DataFrame, dialect: Dialect | None = None, header: bool = True
-) -> None:
+def write(path: pathlib.Path, frame: pd.DataFrame, dialect: Dialect | None = None) -> None:
     """Writes a table as text or parquet, by its suffix; numbers with all digits that they have."""
     with atomic(path) as temporary:
         if path.suffix in PARQUET_SUFFIXES:
@@ -225,7 +223,6 @@ def write(
         frame.to_csv(
             temporary,
             index=False,
-            header=header,
             sep=separator,
             decimal=decimal,
             compression="gzip" if path.suffix == ".gz" else None,
