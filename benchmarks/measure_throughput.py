@@ -118,7 +118,7 @@ def _measure(strategy: Any, batch_size: int) -> dict[str, float]:
     variables = [v.value for v in model.trainable_variables]
 
     def forward(x: tf.Tensor) -> tf.Tensor:
-        return model._loss(x, None, training=True)
+        return model.loss_of_batch(x, None, training=True)
 
     def backward(x: tf.Tensor) -> list[tf.Tensor]:
         with tf.GradientTape() as tape:

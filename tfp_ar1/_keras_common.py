@@ -9,6 +9,7 @@ from typing import Any
 
 import tensorflow as tf
 from tensorflow_probability import distributions as tfd
+from tensorflow_probability.python.internal import dtype_util
 from tensorflow_probability.python.internal import prefer_static as ps
 
 from tfp_ar1._checks import checked_count
@@ -112,8 +113,9 @@ def check_dtype(prior: tfd.Distribution, dtype: tf.DType) -> None:
     """Raises `ValueError` if the prior is not of the dtype of the distribution beside it."""
     if prior.dtype != dtype:
         raise ValueError(
-            f"The prior must be of dtype {dtype.name}; got {prior.dtype.name}. (NumPy arrays are "
-            f"float64 unless they are told otherwise.)"
+            f"The prior must be of dtype {dtype_util.name(dtype)}; got "
+            f"{dtype_util.name(prior.dtype)}. (NumPy arrays are float64 unless they are told "
+            f"otherwise.)"
         )
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from tfp_ar1_cli import backend
 from tfp_ar1_cli.atomic import atomic
 from tfp_ar1_cli.data import tables
 from tfp_ar1_cli.data.series import Units
@@ -205,7 +206,7 @@ def reconstruct(
     model: Any, units: Units, table: SeriesTable, levels: Sequence[float], num: int, seed: int
 ) -> Answer:
     """New observations of the same latent paths, of every step, beside what was observed."""
-    from tfp_ar1.vae import batching
+    batching = backend.library("vae.batching")
     from tfp_ar1_cli.training.model import replicate
 
     windows = _cut(table, units, model.steps, overlapping(model.steps))
@@ -231,7 +232,7 @@ def encode(model: Any, units: Units, table: SeriesTable) -> Answer:
 
 def posterior_of(model: Any, data: Any) -> tuple[np.ndarray, ...]:
     """Means and standard deviations of the posteriors of examples as the model takes them."""
-    from tfp_ar1.vae import batching
+    batching = backend.library("vae.batching")
 
     posteriors = map(model.encode, batching.batches(data, _BATCH))
     return batching.concatenated((np.asarray(p.mean()), np.asarray(p.stddev())) for p in posteriors)
@@ -247,7 +248,7 @@ def score(
     """
     import pandas as pd
 
-    from tfp_ar1.vae import sequence_evaluation
+    sequence_evaluation = backend.library("vae.sequence_evaluation")
 
     windows = _cut(table, units, model.steps, side_by_side(model.steps))
     if per_step:
@@ -274,7 +275,7 @@ def score(
 
 def scores_of(model: Any, data: Any, num_importance_samples: int) -> dict[str, np.ndarray]:
     """The negative ELBO, its terms, and the importance-weighted NLL of each example, in nats."""
-    from tfp_ar1.vae import batching
+    batching = backend.library("vae.batching")
 
     reconstruction, kl, log_likelihood = batching.concatenated(
         batching.importance_estimates(model.importance_terms, data, num_importance_samples, _BATCH)

@@ -13,7 +13,7 @@ import click
 import rich.console
 import rich.table
 
-from tfp_ar1_cli import kinds, run_folder, startup
+from tfp_ar1_cli import backend, kinds, run_folder, startup
 from tfp_ar1_cli.data import loading
 from tfp_ar1_cli.data.protocol import Data
 from tfp_ar1_cli.errors import NotFinite, UserError, describe
@@ -82,11 +82,10 @@ def _place(dataset: str) -> str:
 
 def load_model(run: Run) -> Any:
     """The model of a run that is finished; a `UserError` that says what to do if it is damaged."""
-    startup.import_tensorflow()
+    startup.import_backend()
     import keras
 
-    import tfp_ar1.vae  # noqa: F401  registers the classes that the file names
-
+    backend.library("vae")  # Registers the classes that the file names.
     try:
         with doing("Loading the model"):
             return keras.saving.load_model(run.model_file)
@@ -119,8 +118,7 @@ def _is_whole(archive: pathlib.Path) -> bool:
 
 def evaluate_model(model: Any, data: Data, run: Run, num_importance_samples: int) -> dict[str, Any]:
     """Evaluates a model on test data; `NotFinite` if a result is not finite."""
-    from tfp_ar1.vae import evaluation
-
+    evaluation = backend.library("vae.evaluation")
     with Progress("evaluating", len(data.x_test)) as progress:
         metrics = evaluation.evaluate(
             model, data.test, num_importance_samples, progress=lambda done, _: progress.update(done)

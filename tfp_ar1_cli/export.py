@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from tfp_ar1_cli import model_card, run_folder
+from tfp_ar1_cli import backend, model_card, run_folder
 from tfp_ar1_cli.atomic import atomic_folder, check_new_folder, check_writable, write_json
 from tfp_ar1_cli.errors import UserError, dispensable
 from tfp_ar1_cli.evaluate import load_model
@@ -26,6 +26,11 @@ def export(options: ExportOptions) -> tuple[pathlib.Path, dict[str, Any] | None]
       UserError: If the run or its model cannot be used, or the folder is taken.
     """
     run = run_folder.read_finished(options.run)
+    if backend.name() != "tensorflow":
+        raise UserError(
+            "a SavedModel is TensorFlow's: export the run, whichever backend trained it, with "
+            "KERAS_BACKEND=tensorflow, where TensorFlow is installed."
+        )
     if options.serving:
         out = _next_version(options.out or run.folder / "serving")
     else:

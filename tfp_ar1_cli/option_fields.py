@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from tfp_ar1_cli import startup
+from tfp_ar1_cli import backend
 from tfp_ar1_cli.names import MODELS
 
 COUNT = click.IntRange(min=1)
@@ -139,7 +139,7 @@ def takes(options: type) -> Callable[[Callable], Callable]:
 
         @functools.wraps(function)
         def call(*args: Any, **values: Any) -> Any:
-            startup.check_backend()
+            backend.check()
             mine = {field.name: values.pop(field.name) for field in fields}
             return function(*args, options=options(**mine), **values)
 

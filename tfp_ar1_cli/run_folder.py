@@ -18,12 +18,13 @@ from typing import Any, NamedTuple
 
 import click
 
+from tfp_ar1_cli import backend
 from tfp_ar1_cli.atomic import TEMPORARY, damaged, fcntl, read_json, read_table, write_json
 from tfp_ar1_cli.errors import UserError
 from tfp_ar1_cli.options import RunOptions, is_count, is_number
 
 FORMAT_VERSION = 1
-_PACKAGES = ("tfp_ar1", "tensorflow", "tensorflow-probability", "keras", "numpy")
+_PACKAGES = ("tensorflow-probability", "keras", "numpy")
 # Options that may change when a run is resumed. Where the same images lie is no part of what a run
 # is; their hash in `data` is. A run that stopped at a corrupt image may be resumed without it.
 MAY_CHANGE = ("dataset", "data_dir", "corrupt")
@@ -203,7 +204,7 @@ def has_waited(losses: list[float], patience: int | None) -> bool:
 def versions() -> dict[str, str]:
     """The versions of Python and of the packages that matter to a model, by name."""
     found = {"python": platform.python_version()}
-    for package in _PACKAGES:
+    for package in ("tfp_ar1", backend.name(), *_PACKAGES):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found[package] = importlib.metadata.version(package)
     return found
@@ -353,6 +354,7 @@ def claim(
     if path.exists():
         run = read(out)
         _check_same(run, options, data)
+        _check_backend(run)
     else:
         write_json(path, run.config)
     with path.open() as lock:
@@ -405,6 +407,16 @@ def check_data(run: Run, data: dict[str, Any]) -> None:
             f"{dataset}: has changed since {run.folder} was trained on it ({was} {kind} then, "
             f"{now} now), so that its test {kind} are not those that the training left out; "
             f"restore it, or give --dataset {dataset} to have all of it scored as it is now."
+        )
+
+
+def _check_backend(run: Run) -> None:
+    """A `UserError` unless a run is resumed as it began: the other backend draws other noise."""
+    began = "jax" if "jax" in run.versions else "tensorflow"
+    if began != backend.name():
+        raise UserError(
+            f"{run.folder}: holds an unfinished run that began on {began}; set KERAS_BACKEND="
+            f"{began} to finish it, or choose another --out."
         )
 
 

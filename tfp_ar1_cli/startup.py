@@ -1,6 +1,7 @@
-"""The import of TensorFlow: late, quiet, with the right Keras backend; and Ctrl-C and SIGTERM."""
+"""The import of TensorFlow or JAX: late and quiet; and Ctrl-C and SIGTERM."""
 
 import contextlib
+import importlib
 import logging
 import os
 import re
@@ -22,34 +23,23 @@ def set_environment() -> None:
     os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 
 
-def check_backend() -> None:
-    """A `UserError` if the user has chosen a Keras backend that the models cannot use."""
-    from tfp_ar1_cli.errors import UserError
-
-    backend = os.environ.get("KERAS_BACKEND", "tensorflow")
-    if backend != "tensorflow":
-        raise UserError(
-            f"the environment variable KERAS_BACKEND is {backend!r}, but the models need "
-            "'tensorflow'; set it to that or unset it."
-        )
-
-
-def import_tensorflow(start: Callable[[], _T] | None = None, announce: bool = True) -> _T | None:
-    """Imports TensorFlow without the notices that it prints; returns what `start` returns.
+def import_backend(start: Callable[[], _T] | None = None, announce: bool = True) -> _T | None:
+    """Imports TensorFlow or JAX without the notices that they print; returns what `start` returns.
 
     Args:
       start: What starts the devices.
       announce: Whether it is said what is going on, if it takes a while.
     """
+    from tfp_ar1_cli import backend
     from tfp_ar1_cli.progress import doing
 
-    says = doing("Starting TensorFlow") if announce else contextlib.nullcontext()
+    title = {"tensorflow": "TensorFlow", "jax": "JAX"}[backend.name()]
+    says = doing(f"Starting {title}") if announce else contextlib.nullcontext()
     with says, _errors_only_on_stderr(), interrupt_afterwards():
-        import tensorflow as tf
-
+        importlib.import_module(backend.name())
         for name in ("absl", "tensorflow"):
             logging.getLogger(name).setLevel(logging.ERROR)
-        return (start or tf.config.list_logical_devices)()
+        return (start or backend.start)()
 
 
 def _terminate(*_: object) -> None:

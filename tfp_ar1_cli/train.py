@@ -14,7 +14,7 @@ from typing import Any
 
 import click
 
-from tfp_ar1_cli import continuing, kinds, progress, run_folder, startup
+from tfp_ar1_cli import backend, continuing, kinds, progress, run_folder, startup
 from tfp_ar1_cli.atomic import atomic, check_writable, write_json
 from tfp_ar1_cli.data import loading, sources
 from tfp_ar1_cli.data.protocol import Data
@@ -154,7 +154,7 @@ def _train(
         return
     start = functools.partial(strategies.start, name, options.replicas or 1)
     with strategies.restarting(run):
-        strategy = startup.import_tensorflow(start)
+        strategy = startup.import_backend(start)
     click.echo(f"Computed on {strategies.describe_devices(name, options.replicas or 1)}.")
     from tfp_ar1_cli.training import fit
 
@@ -191,13 +191,14 @@ def _train(
         click.echo(f"  {picture}")
     folder, logs, program = (shlex.quote(str(x)) for x in (run.folder, run.logs, _program()))
     tensorboard = program.removesuffix("tfp-ar1") + "tensorboard"
+    of_tensorflow = f"\n  {program} export {folder}\n  {tensorboard} --logdir {logs}"
     file = shlex.quote(options.dataset.partition(":")[2])
     own = f"  {program} impute {folder} {file}\n  {program} forecast {folder} {file} --steps 10\n"
     click.echo(
         f"Continue with:\n{own * (options.model == 'sequence' and ':' in options.dataset)}"
         f"  {program} sample {folder} --seed {options.seed + 1}\n"
-        f"  {program} evaluate {folder} --num-importance-samples 500\n  {program} export {folder}\n"
-        f"  {tensorboard} --logdir {logs}"
+        f"  {program} evaluate {folder} --num-importance-samples 500"
+        f"{of_tensorflow * (backend.name() == 'tensorflow')}"
     )
 
 

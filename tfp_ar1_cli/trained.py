@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tfp_ar1_cli import answers, run_folder
+from tfp_ar1_cli import answers, backend, run_folder
 from tfp_ar1_cli.answer_options import NUM_DRAWS, QUANTILES
 from tfp_ar1_cli.data import loading, series_files, table_forms
 from tfp_ar1_cli.data.images import ImageData
@@ -226,7 +226,7 @@ class TrainedImages:
 
     def reconstruct(self, data: Any) -> np.ndarray:
         """The mean of p(x | z) for each image, with z the posterior's mean."""
-        from tfp_ar1.vae import batching
+        batching = backend.library("vae.batching")
 
         parts = batching.batches(self.images(data)[0], 128)
         return np.concatenate([np.asarray(self.model.reconstruct(part)) for part in parts])

@@ -1,9 +1,13 @@
 """`tfp_ar1` on JAX: the same distributions, operators and KL divergences, on TFP's JAX substrate.
 
-Nothing here imports TensorFlow.
+Nothing here imports TensorFlow. `layers`, `vae`, `RhoVAE` and `SequenceVAE` need Keras 3 on its JAX
+backend.
 """
 
+import importlib
 import pathlib
+import sys
+from typing import Any
 
 from tfp_ar1_jax import _rewrite
 
@@ -33,15 +37,41 @@ for _class in (*families.members(), ConditionalMarkov, NoisyGaussianMarkovChain)
     _backend.register_distribution(_class)
 _backend.register_pytree(MarkovSites, "path", "information", "precision")
 
+# What needs Keras is imported when it is first asked for.
+_KERAS_MODULES = ("layers", "vae")
+_MODELS = ("RhoVAE", "SequenceVAE")
+
 __all__ = [
     "LinearOperatorAR1Cholesky",
     "MultivariateNormalANTE1",
     "MultivariateNormalAR1",
     "MultivariateNormalARH1",
     "MultivariateNormalOU",
+    "RhoVAE",
+    "SequenceVAE",
     "__version__",
     "inference",
+    "layers",
     "params",
     "priors",
     "sts",
+    "vae",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _KERAS_MODULES:
+        return importlib.import_module(f"tfp_ar1_jax.{name}")
+    if name in _MODELS:
+        return getattr(importlib.import_module("tfp_ar1_jax.vae"), name)
+    raise AttributeError(f"module 'tfp_ar1_jax' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
+
+
+# Where Keras is in use already, its classes are registered right away, as by `tfp_ar1`.
+_keras_config = getattr(sys.modules.get("keras"), "config", None)
+if _keras_config is not None and _keras_config.backend() == "jax":
+    importlib.import_module("tfp_ar1_jax.vae")

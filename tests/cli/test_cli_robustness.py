@@ -224,7 +224,7 @@ def test_ctrl_c_while_tensorflow_is_imported_is_not_lost():
     signal.signal(signal.SIGINT, signal.default_int_handler)
     for start in (swallow, other):
         with pytest.raises(KeyboardInterrupt):
-            startup.import_tensorflow(start)
+            startup.import_backend(start)
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
@@ -352,6 +352,6 @@ def test_notices_of_tensorflow_are_not_shown(monkeypatch, capfd):
     ]
     monkeypatch.delenv("TF_CPP_MIN_LOG_LEVEL")
     startup.set_environment()
-    startup.import_tensorflow(lambda: os.write(2, b"\n".join([*lines, b""])))
+    startup.import_backend(lambda: os.write(2, b"\n".join([*lines, b""])))
     assert os.environ["TF_CPP_MIN_LOG_LEVEL"] == "3"
     assert capfd.readouterr().err == f"{lines[-1].decode()}\n"

@@ -89,7 +89,7 @@ for name in ("noise", "noise again"):
 if kind == "multiworker":
     # Whether Keras still needs our overrides: each is left out in turn. The second is for batches
     # that are shared unevenly; after it failed, collective operations fail for good.
-    from tfp_ar1.vae.multiworker import MultiWorkerMixin
+    from tfp_ar1._keras_backend import MultiWorkerMixin
 
     for override in ("_make_function", "_maybe_symbolic_build"):
         ours = getattr(MultiWorkerMixin, override)

@@ -156,7 +156,7 @@ def test_sigterm_while_packages_are_imported_is_not_lost():
             raise ImportError("no runtime") from None
 
     with startup.terminated_as_interrupted(), pytest.raises(Terminated):
-        startup.import_tensorflow(swallow)
+        startup.import_backend(swallow)
 
 
 @pytest.mark.slow

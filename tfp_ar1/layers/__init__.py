@@ -2,15 +2,6 @@
 
 from typing import Any
 
-import keras
-
-if keras.config.backend() != "tensorflow":
-    raise ImportError(
-        f"`tfp_ar1` needs Keras on its TensorFlow backend; this process uses "
-        f"{keras.config.backend()!r}. Set the environment variable KERAS_BACKEND=tensorflow before "
-        f"Keras is imported."
-    )
-
 from tfp_ar1._keras_common import layer_named
 from tfp_ar1.families import PACKED
 from tfp_ar1.layers.markov_chain import layer_class

@@ -10,7 +10,7 @@ import keras
 import tensorflow as tf
 from tensorflow_probability import distributions as tfd
 
-from tfp_ar1 import _keras_common
+from tfp_ar1 import _keras_backend, _keras_common
 from tfp_ar1 import params as ar1_params
 from tfp_ar1.distributions.kl import kl_terms
 from tfp_ar1.layers.prior import Prior, checked_prior, current_prior, prior_to_config
@@ -103,13 +103,8 @@ class MarkovChainLayer(SeededMixin, _keras_common.Keras3Mixin, keras.layers.Laye
         self.reinterpreted_batch_ndims = ndims
         self.scale_map = ar1_params.checked_scale_map(scale_map)
         self.time_major = bool(time_major)
-        # A variable, so that what is assigned to it reaches functions that are compiled already;
-        # TensorFlow's, which Keras neither trains nor saves among the weights.
-        given = kl_weight.value if isinstance(kl_weight, keras.Variable) else kl_weight
-        with tf.init_scope():
-            own = tf.Variable(0.0, trainable=False, dtype=tf.float64)
-        self._kl_weight = given if isinstance(given, tf.Variable) else own
-        self.kl_weight = given
+        self._kl_weight = _keras_backend.hyperparameter(kl_weight)
+        self.kl_weight = _keras_backend.number(kl_weight)  # Not as a weight of the layer.
         self.supports_masking = True
         self.seed = seed
         self.seed_generator = keras.random.SeedGenerator(seed)
@@ -122,14 +117,18 @@ class MarkovChainLayer(SeededMixin, _keras_common.Keras3Mixin, keras.layers.Laye
     @property
     def kl_weight(self) -> float:
         """The factor of the KL in the losses; it may be set while the model is trained."""
-        with tf.init_scope():
-            return float(self._kl_weight.numpy())
+        return _keras_backend.number(self._kl_weight)
 
     @kl_weight.setter
     def kl_weight(self, value: Any) -> None:
+        weight = _keras_common.checked_weight(_keras_backend.number(value), "kl_weight")
         with tf.init_scope():
-            weight = float(tf.convert_to_tensor(value, dtype_hint=tf.float64))
-            self._kl_weight.assign(_keras_common.checked_weight(weight, "kl_weight"))
+            self._kl_weight.assign(weight)
+
+    @property
+    def variables(self) -> list[keras.Variable]:
+        """As in Keras, and the factor of the KL where a training step must be given it."""
+        return [*super().variables, *_keras_backend.given_to_steps(self._kl_weight)]
 
     @property
     def _distribution_dtype(self) -> tf.DType:
@@ -170,7 +169,7 @@ class MarkovChainLayer(SeededMixin, _keras_common.Keras3Mixin, keras.layers.Laye
             terms = tf.where(mask[..., tf.newaxis, :], terms, tf.zeros_like(terms))
             return tf.reduce_sum(terms, axis=-1)
         kl = tfd.kl_divergence(distribution, prior)
-        for _ in range(kl.shape.rank - mask.shape.rank):
+        for _ in range(len(kl.shape) - len(mask.shape)):
             mask = mask[..., tf.newaxis]
         return tf.where(mask, kl, tf.zeros_like(kl))
 
@@ -178,9 +177,10 @@ class MarkovChainLayer(SeededMixin, _keras_common.Keras3Mixin, keras.layers.Laye
         """Returns a sample for each example, and adds the KL to the losses if there is a prior."""
         # The same object for both, to which posteriors by sites know their KL.
         prior = self._current_prior()
-        distribution = self._distribution(self._packed(params, mask), prior, mask)
+        packed = self._packed(params, mask)
+        distribution = self._distribution(packed, prior, mask)
         if prior is not None:
-            if "loop_body" in tf.get_current_name_scope():
+            if _keras_backend.in_vectorized_map(packed):
                 raise ValueError(
                     "In `TimeDistributed` over an unknown number of steps, as in any "
                     "`tf.vectorized_map`, the KL would be that of the first step alone. Call the "
@@ -190,7 +190,7 @@ class MarkovChainLayer(SeededMixin, _keras_common.Keras3Mixin, keras.layers.Laye
             _keras_common.check_batch_axes(distribution, prior, ndims)
             kl = self._kl(distribution, prior, mask)
             kl = _keras_common.mean_over_examples(kl, ndims)
-            self.add_loss(tf.cast(self._kl_weight, kl.dtype) * kl)
+            self.add_loss(tf.cast(_keras_backend.value(self._kl_weight), kl.dtype) * kl)
         sample = distribution.sample(seed=self.next_seed())
         sample = tf.linalg.matrix_transpose(sample) if self.time_major else sample
         return tf.cast(sample, self.compute_dtype)

@@ -6,8 +6,8 @@ from typing import Any
 
 import keras
 import tensorflow as tf
-from tensorflow_probability.python.internal import samplers
 
+from tfp_ar1 import _keras_backend
 from tfp_ar1._typing import MixinBase
 
 
@@ -21,14 +21,8 @@ class SeededMixin(MixinBase):
     seed_generator: keras.random.SeedGenerator
 
     def next_seed(self) -> tf.Tensor:
-        """A fresh seed for TFP, an int32 tensor `[2]`; a different one on each replica."""
-        # The state is int64, TFP takes int32.
-        seed = tf.math.floormod(self.seed_generator.next(), tf.int32.max - 1)
-        seed = tf.ensure_shape(tf.cast(seed, tf.int32), [2])
-        replica = tf.distribute.get_replica_context()
-        if replica is not None and replica.num_replicas_in_sync > 1:
-            seed = samplers.fold_in(seed, replica.replica_id_in_sync_group)
-        return seed
+        """A fresh seed for TFP, `[2]`; a different one on each replica."""
+        return _keras_backend.next_seed(self.seed_generator)
 
     def save_own_variables(self, store: Any) -> None:
         """Saves the weights of this object itself, and the state of its seed."""

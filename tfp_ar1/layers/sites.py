@@ -70,7 +70,7 @@ class MarkovSites(MarkovChainLayer):
             mask = tf.convert_to_tensor(mask)
             if self.time_major:
                 mask = mask[..., tf.newaxis, :]
-            for _ in range(packed.shape.rank - mask.shape.rank):
+            for _ in range(len(packed.shape) - len(mask.shape)):
                 mask = mask[..., tf.newaxis]
         return ar1_params.sites(packed, prior, mask, self.scale_map).posterior()
 

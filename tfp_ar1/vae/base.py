@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,6 +11,7 @@ import tensorflow as tf
 from tensorflow_probability import distributions as tfd
 from tensorflow_probability.python.internal import samplers
 
+from tfp_ar1 import _keras_backend
 from tfp_ar1._keras_common import Keras3Mixin
 from tfp_ar1.layers.prior import Prior, current_prior, prior_to_config
 from tfp_ar1.layers.seeding import SeededMixin
@@ -24,7 +24,6 @@ from tfp_ar1.vae import (
     posteriors,
     serving,
 )
-from tfp_ar1.vae.multiworker import MultiWorkerMixin
 
 Shape = tuple[Any, ...]
 
@@ -38,7 +37,13 @@ def distribution_dtype(policy: Any = None) -> tf.DType:
     return tf.float64 if compute_dtype == "float64" else tf.float32
 
 
-class VAE(SeededMixin, MultiWorkerMixin, Keras3Mixin, data_checks.CheckedDataMixin, keras.Model):
+class VAE(
+    SeededMixin,
+    data_checks.CheckedDataMixin,
+    _keras_backend.TrainerMixin,
+    Keras3Mixin,
+    keras.Model,
+):
     """A variational autoencoder: the base of `RhoVAE`, for vectors, and `SequenceVAE`, for paths.
 
     A subclass makes its prior and calls this constructor, whose arguments and errors are those of
@@ -157,7 +162,7 @@ class VAE(SeededMixin, MultiWorkerMixin, Keras3Mixin, data_checks.CheckedDataMix
         ρ itself for the AR(1) posterior, 0 for a diagonal one.
         """
         batches = batching.batches(data_checks.checked_arrays(self, x), batch_size)
-        return np.concatenate([self.mean_correlation(batch).numpy() for batch in batches])
+        return np.concatenate([np.asarray(self.mean_correlation(batch)) for batch in batches])
 
     def log_likelihood(self, x: Any, num_samples: int = 100, batch_size: int = 128) -> np.ndarray:
         """Importance-weighted estimate of log p(x), in nats per example.
@@ -177,14 +182,14 @@ class VAE(SeededMixin, MultiWorkerMixin, Keras3Mixin, data_checks.CheckedDataMix
         x = data_checks.checked_arrays(self, x)
         return batching.log_likelihood(self.importance_terms, x, num_samples, batch_size)
 
-    @tf.function(reduce_retracing=True)
+    @_keras_backend.compiled_method
     def importance_terms(self, x: Any, seed: tf.Tensor, num_samples: int) -> tuple[tf.Tensor, ...]:
         """`[K, batch]`: log p(x | z), log p(x | z) p(z) / q(z | x); `[batch]`: KL(q ‖ prior)."""
         posterior = self.encode(x)
         _, log_p, log_weight = self.draw(x, posterior, num_samples, seed)
         return log_p, log_weight, self.kl_to_prior(posterior, x)
 
-    @tf.function(reduce_retracing=True)
+    @_keras_backend.compiled_method
     def mean_correlation(self, x: tf.Tensor) -> tf.Tensor:
         """The mean lag-one correlation of the posteriors of a batch, `[batch]`."""
         return self.posterior_correlation(self.encode(x), x)
@@ -238,16 +243,6 @@ class VAE(SeededMixin, MultiWorkerMixin, Keras3Mixin, data_checks.CheckedDataMix
                     f" would be ignored; leave it out. Use the argument `objective` of "
                     f"`{type(self).__name__}` to change the loss."
                 )
-        if self.distribute_strategy.num_replicas_in_sync > 1:
-            # Keras fails with either, a single Dense layer too, and says nothing of the reason.
-            harmless = {"jit_compile": (None, False, "auto"), "steps_per_execution": (None, 1)}
-            for name, allowed in harmless.items():
-                if (value := kwargs.get(name)) not in allowed:
-                    option = f"`{name}={value}`"
-                    raise ValueError(
-                        f"Keras cannot train several replicas with {option}; leave it out."
-                    )
-            kwargs["jit_compile"] = False
         super().compile(optimizer=optimizer, **kwargs)
 
     def compile_from_config(self, config: dict[str, Any]) -> None:
@@ -270,37 +265,17 @@ class VAE(SeededMixin, MultiWorkerMixin, Keras3Mixin, data_checks.CheckedDataMix
             expected = f"(batch, {str(self.data_shape)[1:-1]})"
             raise ValueError(f"The model is for data of shape {expected}; got {shape}.")
 
-    def train_step(self, data: Any) -> dict[str, tf.Tensor]:
-        """One step of the optimizer on a batch."""
-        x, _, sample_weight = self._asserted(data)
+    def check_has_optimizer(self) -> None:
+        """Raises `ValueError` for a model that was compiled to be evaluated only."""
         if self.optimizer is None:
             raise ValueError("The model was compiled without an optimizer, and cannot be trained.")
-        with tf.GradientTape() as tape:
-            loss = self._loss(x, sample_weight, training=True)
-            scaled_loss = self.optimizer.scale_loss(loss)
-        variables = self.trainable_variables
-        if variables:
-            gradients = tape.gradient(scaled_loss, [v.value for v in variables])
-            self.optimizer.apply_gradients(zip(gradients, variables, strict=True))
-        else:  # as Keras does
-            warnings.warn("The model does not have any trainable weights.", stacklevel=2)
-        return self.get_metrics_result()
 
-    def test_step(self, data: Any) -> dict[str, tf.Tensor]:
-        """Updates the metrics with a batch."""
-        x, _, sample_weight = self._asserted(data)
-        self._loss(x, sample_weight, training=False)
-        return self.get_metrics_result()
-
-    def _loss(self, x: tf.Tensor, sample_weight: tf.Tensor | None, training: bool) -> tf.Tensor:
+    def loss_of_batch(self, x: Any, sample_weight: Any, training: bool) -> tf.Tensor:
         """A replica's part of the mean loss of a batch, with what layers add; updates the metrics.
 
         The sum of the parts is the mean over the whole batch, however unevenly it is shared out.
         """
-        replicas = tf.distribute.get_strategy().num_replicas_in_sync
-        examples = tf.shape(keras.tree.flatten(x)[0])[0]
-        if replicas > 1:
-            x, sample_weight = _never_empty(x, sample_weight)
+        x, sample_weight, examples, replicas = _keras_backend.shared_out(x, sample_weight)
         terms = self.objective(self, x, training=training)
         loss = terms.loss
         if sample_weight is not None:
@@ -312,11 +287,8 @@ class VAE(SeededMixin, MultiWorkerMixin, Keras3Mixin, data_checks.CheckedDataMix
             metric.update_state(getattr(terms, name), sample_weight=sample_weight)
         for metric in self.prior_metrics:
             metric.update_state(self.prior.correlation_parameter())
-        examples = tf.cast(examples, loss.dtype)
-        if replicas > 1:
-            examples = tf.distribute.get_replica_context().all_reduce("SUM", examples)
         # Where records of the data are skipped, a batch can be empty.
-        mean = tf.math.divide_no_nan(tf.reduce_sum(loss), examples)
+        mean = tf.math.divide_no_nan(tf.reduce_sum(loss), tf.cast(examples, loss.dtype))
         return tf.add_n([mean, *(penalty / replicas for penalty in penalties)])
 
     def export(
@@ -362,6 +334,7 @@ class VAE(SeededMixin, MultiWorkerMixin, Keras3Mixin, data_checks.CheckedDataMix
         Raises:
           ValueError: if the model is not built, or there is no such format for it.
         """
+        _keras_backend.check_can_export()
         if not self.built:
             raise ValueError("The model is not built yet; call it on data before it is exported.")
         if format not in ("tf_saved_model", "litert"):
@@ -400,18 +373,3 @@ class VAE(SeededMixin, MultiWorkerMixin, Keras3Mixin, data_checks.CheckedDataMix
         make = keras.saving.deserialize_keras_object
         parts = {part: make(config[part], custom_objects=custom_objects) for part in _PARTS}
         return cls(**{**config, **parts})
-
-
-def _never_empty(x: Any, sample_weight: Any) -> tuple[Any, tf.Tensor]:
-    """A share of a batch; if empty, on which dilated convolutions fail, one example of weight 0."""
-    number = tf.shape(keras.tree.flatten(x)[0])[0]
-    missing = tf.cast(tf.equal(number, 0), tf.int32)
-
-    def padded(part: tf.Tensor, value: int) -> tf.Tensor:
-        part = tf.convert_to_tensor(part)
-        paddings = tf.pad([[0, missing]], [[0, part.shape.rank - 1], [0, 0]])
-        return tf.pad(part, paddings, constant_values=tf.cast(value, part.dtype))
-
-    if sample_weight is None:
-        sample_weight = tf.ones([number])
-    return keras.tree.map_structure(lambda part: padded(part, 1), x), padded(sample_weight, 0)

@@ -12,6 +12,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tfp_ar1 import _keras_backend
 from tfp_ar1._checks import checked_count
 
 # Decoder outputs held at a time, in numbers: 16 MiB of float32 for each array of that size.
@@ -65,14 +66,14 @@ def importance_estimates(
     for index, batch in enumerate(batches(x, batch_size)):
         log_ps, log_weights = [], []
         for start, n in portions(num_samples, batch_size, size):
-            seeds = tf.constant([seed, index * num_samples + start], tf.int32)
+            seeds = _keras_backend.seed_of(seed, index * num_samples + start)
             log_p, log_weight, kl = importance_terms(batch, seeds, n)
-            log_ps.append(log_p.numpy())
-            log_weights.append(log_weight.numpy())
+            log_ps.append(np.asarray(log_p))
+            log_weights.append(np.asarray(log_weight))
         weights = np.concatenate(log_weights).astype(np.float64)
         yield (
             np.negative(np.mean(np.concatenate(log_ps), axis=0, dtype=np.float64)),
-            kl.numpy(),
+            np.asarray(kl),
             np.logaddexp.reduce(weights, axis=0) - np.log(num_samples),
         )
         done += num_examples(batch)
@@ -86,8 +87,9 @@ def log_likelihood(importance_terms: Callable[..., Any], x: Data, *args: Any) ->
 
 
 def checked_seed(seed: Any) -> tf.Tensor:
-    """The seed that TFP takes, int32 `[2]`, or `ValueError` if it is not an int32 integer."""
-    if not isinstance(seed, numbers.Integral) or not tf.int32.min <= seed <= tf.int32.max:
+    """The seed that TFP takes, `[2]`, or `ValueError` if it is not an integer of 32 bits."""
+    bits = np.iinfo(np.int32)
+    if not isinstance(seed, numbers.Integral) or not bits.min <= int(seed) <= bits.max:
         given = reprlib.repr(seed)
         raise ValueError(f"`seed` must be an integer of 32 bits, or None; got {given}.")
-    return tf.constant([seed, 0], tf.int32)
+    return _keras_backend.seed_of(int(seed), 0)

@@ -15,12 +15,16 @@ from collections.abc import Mapping
 from typing import Any
 
 import keras
+import ml_dtypes
 import numpy as np
 import tensorflow as tf
+from tensorflow_probability.python.internal import tensorshape_util
 
+from tfp_ar1 import _keras_backend
 from tfp_ar1._typing import MixinBase
 
 SHAPE = "[N, *data_shape], N at least 1"
+_REAL = ("float", "bfloat", "int", "uint", "bool")
 _WEIGHTS = "`sample_weight` must be finite and not negative"
 
 
@@ -45,19 +49,14 @@ def as_array(name: str, x: Any) -> np.ndarray | tf.Tensor:
             x = np.asarray(x)
         except ValueError as error:
             raise ValueError(f"`{name}` holds lists of unequal lengths; pad them first.") from error
-    instead = f"{name}.toarray()" if hasattr(x, "toarray") else ""
-    if isinstance(x, tf.RaggedTensor):
-        series = f"{{'x': {name}.to_tensor(), 'length': {name}.row_lengths()}}"
-        instead = f"{name}.to_tensor(), and for series {series}"
-    elif isinstance(x, tf.SparseTensor):
-        instead = f"tf.sparse.to_dense({name})"
-    if instead:
+    dense = f"{name}.toarray()" if hasattr(x, "toarray") else ""
+    if instead := dense or _keras_backend.dense_instead(name, x):
         raise ValueError(f"`{name}` is a {type(x).__name__}; give {instead}.")
     not_symbolic(x)
-    if isinstance(x, tf.Variable | keras.Variable):
-        x = tf.convert_to_tensor(x)
-    if isinstance(x, tf.Tensor):
-        real = x.dtype.is_floating or x.dtype.is_integer or x.dtype.is_bool
+    if isinstance(x, keras.Variable) or keras.ops.is_tensor(x):
+        x = keras.ops.convert_to_tensor(x)
+        # On no backend do complex numbers, text and such have one of these names.
+        real = keras.backend.standardize_dtype(x.dtype).startswith(_REAL)
     else:
         if hasattr(x, "to_numpy"):
             x = x.to_numpy()
@@ -65,9 +64,9 @@ def as_array(name: str, x: Any) -> np.ndarray | tf.Tensor:
             if not hasattr(x, "__array__") and not isinstance(x, numbers.Number):
                 raise TypeError(f"`{name}` must be an array; got an object of {type(x)}.")
             x = np.asarray(x)
-        real = x.dtype.kind in "buif" or x.dtype == tf.bfloat16.as_numpy_dtype
+        real = x.dtype.kind in "buif" or x.dtype.name == "bfloat16"
         if x.dtype.kind == "f" and (x.dtype.itemsize > 8 or not x.dtype.isnative):
-            x = x.astype(np.float64)  # TensorFlow has neither
+            x = x.astype(np.float64)  # The backends have neither.
     if not real:
         raise ValueError(
             f"The data must be numbers; got dtype {getattr(x.dtype, 'name', x.dtype)} in `{name}`. "
@@ -107,16 +106,23 @@ def unmasked(name: str, x: np.ndarray | tf.Tensor, instead: str) -> np.ndarray |
 def check_values(model: Any, x: np.ndarray) -> None:
     """Raises `ValueError` for values that the likelihood refuses, or the model cannot hold."""
     model.likelihood.check(x)
-    names = (model.compute_dtype, keras.config.floatx(), model.distribution_dtype.name)
-    smallest = min(names, key=lambda name: tf.as_dtype(name).max)
-    limit = float(tf.as_dtype(smallest).max)
-    if x.size and x.dtype != bool and float(tf.as_dtype(x.dtype).max) > limit:
+    dtypes = (model.compute_dtype, keras.config.floatx(), model.distribution_dtype)
+    smallest = min(map(keras.backend.standardize_dtype, dtypes), key=_largest)
+    limit = _largest(smallest)
+    if x.size and _largest(x.dtype.name) > limit:
         largest = max(-float(x.min()), float(x.max()))
         if largest > limit:
             raise ValueError(
                 f"The data hold values of up to {largest:g}, beyond {limit:g}, the largest of "
                 f"{smallest}, in which the model computes; rescale them."
             )
+
+
+def _largest(dtype: str) -> float:
+    """The largest number of a dtype."""
+    if dtype == "bool":
+        return 1.0
+    return float(ml_dtypes.finfo(dtype).max if "float" in dtype else np.iinfo(dtype).max)
 
 
 def checked_examples(model: Any, x: Any) -> Any:
@@ -154,17 +160,22 @@ def _weights_allowed(weight: Any) -> Any:
     return (weight >= 0) & (weight < np.inf)
 
 
-def assert_all(allowed: tf.Tensor, message: str) -> tf.Operation | None:
-    """An assertion in the graph that all entries are true; its error says how many are not."""
-    wrong = tf.size(allowed) - tf.reduce_sum(tf.cast(allowed, tf.int32))
-    return tf.debugging.Assert(wrong == 0, [f"{message}; values that are not:", wrong])
+def of_examples(weight: tf.Tensor) -> tf.Tensor:
+    """Weights `[batch]`, also of `[batch, 1]`; `ValueError` for those of other shapes."""
+    rank = tensorshape_util.rank(weight.shape)
+    if rank == 2 and weight.shape[1] == 1:
+        return tf.squeeze(weight, 1)
+    if rank not in (None, 1):
+        wanted = "one number for each example"
+        raise ValueError(f"`sample_weight` must hold {wanted}; got shape {weight.shape}.")
+    return weight
 
 
 def _is_stream(x: Any) -> bool:
     """Whether the data come in batches, in one of Keras's forms, or a form it does not have."""
     if x is None or isinstance(x, keras.utils.PyDataset):
         return True
-    arrays = str | list | tuple | Mapping | tf.RaggedTensor | tf.SparseTensor | keras.Variable
+    arrays = str | list | tuple | Mapping | keras.Variable
     return not (isinstance(x, arrays) or hasattr(x, "__array__") or hasattr(x, "shape"))
 
 
@@ -188,8 +199,15 @@ class CheckedDataMixin(MixinBase):
             y = keras.tree.flatten(x)[0]
         return x, y, sample_weight
 
-    def _checked_batch(self, batch: Any) -> Any:
-        """A batch of arrays as a stream gives it: `x`, `(x,)`, `(x, y)` or `(x, y, weight)`."""
+    def checked_batch(self, batch: Any, where: str | None = None) -> Any:
+        """A batch of arrays as a stream gives it: `x`, `(x,)`, `(x, y)` or `(x, y, weight)`.
+
+        With `where`, which says what batch it is, nothing in it may be masked.
+        """
+        if where is not None:
+            for part in keras.tree.flatten(batch):
+                unmasked(where, part, "put NaN where something is missing")
+            batch = tuple(batch) if isinstance(batch, list) else batch
         if not isinstance(batch, tuple):
             return self.checked_data(batch)
         x = self.checked_data(batch[0])
@@ -199,40 +217,18 @@ class CheckedDataMixin(MixinBase):
     def _checked_stream(self, x: Any) -> Any:
         if isinstance(x, types.GeneratorType):
             # Keras takes tuples, and says so.
-            return (self._checked_batch(b) if isinstance(b, tuple) else b for b in x)
-        if isinstance(x, keras.utils.PyDataset):
-            batch = x[0]
-            for part in keras.tree.flatten(batch):
-                unmasked("the first batch", part, "put NaN where something is missing")
-            self._checked_batch(tuple(batch) if isinstance(batch, list) else batch)
-        if not isinstance(x, tf.data.Dataset):
-            return x
-        spec = keras.utils.unpack_x_y_sample_weight(x.element_spec)[0]
-        spec = spec.get("x") if isinstance(spec, Mapping) else spec
-        if isinstance(spec, tf.TensorSpec):
-            self.check_shape(spec.shape)
+            return (self.checked_batch(b) if isinstance(b, tuple) else b for b in x)
+        return _keras_backend.checked_stream(self, x)
 
-        def check(*batch: Any) -> Any:
-            data = batch if isinstance(x.element_spec, tuple) else batch[0]
-            return keras.utils.pack_x_y_sample_weight(*self._asserted(data))
-
-        return x.map(check) if self.jit_compile else x
-
-    def _asserted(self, data: Any) -> tuple[Any, Any, tf.Tensor | None]:
-        """Data, targets and weights `[batch]` of a batch, which in a graph stop what is wrong."""
+    def asserted_parts(self, data: Any) -> tuple[Any, Any, Any, list[Any]]:
+        """Data, targets and weights `[batch]` of a batch in a graph, and what must hold for it."""
         x, y, weight = keras.utils.unpack_x_y_sample_weight(data)
         x = self.checked_data(x)
         checks = self.assertions(x)
         if weight is not None:
-            weight = tf.convert_to_tensor(weight)
-            if weight.shape.rank == 2 and weight.shape[1] == 1:
-                weight = tf.squeeze(weight, 1)
-            if weight.shape.rank not in (None, 1):
-                wanted = "one number for each example"
-                raise ValueError(f"`sample_weight` must hold {wanted}; got shape {weight.shape}.")
-            checks.append(assert_all(_weights_allowed(weight), _WEIGHTS))
-        with tf.control_dependencies(checks):
-            return keras.tree.map_structure(tf.identity, x), y, weight
+            weight = of_examples(tf.convert_to_tensor(weight))
+            checks.append(_keras_backend.assert_all(_weights_allowed(weight), _WEIGHTS))
+        return x, y, weight, checks
 
     def __call__(self, x: Any, *args, **kwargs) -> Any:
         """The reconstructions: as for `keras.Model`, which would drop the mask of an array."""
@@ -264,6 +260,7 @@ class CheckedDataMixin(MixinBase):
         bound = _bound(super().fit, x, y, *args, **kwargs)
         if bound.get("class_weight") is not None and y is None and not _is_stream(x):
             raise ValueError("`class_weight` needs the classes, as targets `y`.")
+        self.check_has_optimizer()
         _warn_of_monitors(bound.get("callbacks"))
         self._check_arguments(bound)
         validation = bound.get("validation_data")
@@ -298,14 +295,11 @@ class CheckedDataMixin(MixinBase):
         """The reconstructions of data: as `keras.Model.predict`; errors as for `fit`."""
         return super().predict(self._checked(x, None, None)[0], *args, **kwargs)
 
-    def predict_step(self, data: Any) -> tf.Tensor:
-        """The reconstructions of a batch."""
-        return super().predict_step(self._asserted(data)[0])
-
     def train_on_batch(
         self, x: Any, y: Any = None, sample_weight: Any = None, *args, **kwargs
     ) -> Any:
         """One step on one batch: as `keras.Model.train_on_batch`; errors as for `fit`."""
+        self.check_has_optimizer()
         return super().train_on_batch(*self._checked(x, y, sample_weight), *args, **kwargs)
 
     def test_on_batch(

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import tensorflow as tf
 
+from tfp_ar1 import _keras_backend
 from tfp_ar1.vae import batching, data_checks, mmd
 from tfp_ar1.vae.base import VAE
 
@@ -61,10 +61,12 @@ def evaluate(
     reconstruction, kl, log_likelihoods = batching.concatenated(estimates)
     summaries = (
         # The seeds of `importance_estimates` have no negative numbers.
-        model.posterior_summary(batch, tf.constant([seed, -2 - index], tf.int32))
+        model.posterior_summary(batch, _keras_backend.seed_of(seed, -2 - index))
         for index, batch in enumerate(batching.batches(x, batch_size))
     )
-    mean, z, scale, rho = (part.astype(np.float64) for part in batching.concatenated(summaries))
+    mean, z, scale, rho = (
+        np.asarray(part, np.float64) for part in batching.concatenated(summaries)
+    )
     return {
         "neg_elbo": float(np.mean(reconstruction + kl)),
         "reconstruction": float(np.mean(reconstruction)),
@@ -96,8 +98,8 @@ def correlation(model: VAE, x: Any, batch_size: int = 128) -> np.ndarray:
 
 def _mmd_to_prior(model: VAE, z: np.ndarray, seed: int) -> float:
     """The squared MMD between latent vectors and as many draws of the prior."""
-    draws = model.prior.sample(len(z), seed=tf.constant([seed, -1], tf.int32))
-    from_prior = np.asarray(draws, np.float64)
+    draws = model.prior.sample(len(z), seed=_keras_backend.seed_of(seed, -1))
+    z, from_prior = (np.asarray(x, _keras_backend.widest()) for x in (z, draws))
     rows = max(1, batching.MAX_OUTPUTS // len(z))
 
     def mean_witness(points: np.ndarray) -> float:

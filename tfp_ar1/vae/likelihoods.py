@@ -76,11 +76,11 @@ class Bernoulli(Likelihood):
     def distribution(self, outputs: tf.Tensor) -> tfd.Distribution:
         """Independent Bernoulli distributions with these logits."""
         values = tfd.Bernoulli(logits=outputs, dtype=outputs.dtype)
-        return tfd.Independent(values, outputs.shape.rank - 1)
+        return tfd.Independent(values, len(outputs.shape) - 1)
 
     def log_prob(self, x: tf.Tensor, outputs: tf.Tensor) -> tf.Tensor:
         """The negative cross-entropy, summed over an observation."""
-        axes = list(range(1, outputs.shape.rank))
+        axes = list(range(1, len(outputs.shape)))
         return tf.reduce_sum(self.log_prob_terms(x, outputs), axis=axes)
 
     def log_prob_terms(self, x: tf.Tensor, outputs: tf.Tensor) -> tf.Tensor:
@@ -146,7 +146,7 @@ class Gaussian(Likelihood):
     def distribution(self, outputs: tf.Tensor) -> tfd.Distribution:
         """Independent normals around these means."""
         scale = tf.cast(self.scale(), outputs.dtype)
-        return tfd.Independent(tfd.Normal(outputs, scale), outputs.shape.rank - 1)
+        return tfd.Independent(tfd.Normal(outputs, scale), len(outputs.shape) - 1)
 
     def get_config(self) -> dict[str, Any]:
         """The arguments of the constructor."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import tensorflow as tf
+from tensorflow_probability.python.internal import prefer_static as ps
 
 from tfp_ar1.recurrence import matmul
 
@@ -46,7 +47,7 @@ def witness(points: tf.Tensor, x: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
 
 def _mean(x: tf.Tensor) -> tf.Tensor:
     """The mean over the last axis, 0 where it is empty."""
-    return tf.math.divide_no_nan(tf.reduce_sum(x, axis=-1), tf.cast(tf.shape(x)[-1], x.dtype))
+    return tf.math.divide_no_nan(tf.reduce_sum(x, axis=-1), tf.cast(ps.shape(x)[-1], x.dtype))
 
 
 def _kernel(x: tf.Tensor, y: tf.Tensor) -> tf.Tensor:

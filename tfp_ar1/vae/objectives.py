@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, Protocol
 import keras
 import tensorflow as tf
 from tensorflow_probability import distributions as tfd
+from tensorflow_probability.python.internal import prefer_static as ps
 
 from tfp_ar1._checks import checked_count, named
 from tfp_ar1.vae.mmd import maximum_mean_discrepancy, witness
@@ -143,7 +144,7 @@ class ELBO(Objective):
                 f"but it has none; compile the model before it is trained."
             )
         # A variable, or with accumulated gradients what is computed from one.
-        step = tf.cast(tf.convert_to_tensor(optimizer.iterations), kl.dtype)
+        step = tf.cast(keras.ops.convert_to_tensor(optimizer.iterations), kl.dtype)
         factor = self.beta * tf.minimum((step + 1) / self.warmup_steps, 1)
         return reconstruction + factor * kl
 
@@ -185,7 +186,7 @@ class InfoVAE(Objective):
     ) -> tf.Tensor:
         """The reconstruction, the KL and the MMD, with their factors."""
         z = draws.z[0]
-        from_prior = model.prior.sample(tf.shape(z)[0], seed=model.next_seed())
+        from_prior = model.prior.sample(ps.shape(z)[0], seed=model.next_seed())
         mmd = maximum_mean_discrepancy(z, from_prior)
         return reconstruction + (1 - self.alpha) * kl + (self.alpha + self.lambda_ - 1) * mmd
 

@@ -7,6 +7,7 @@ from typing import Any
 import tensorflow as tf
 import tensorflow_probability as tfp
 from tensorflow_probability import distributions as tfd
+from tensorflow_probability.python.internal import prefer_static as ps
 
 from tfp_ar1 import params as ar1_params
 from tfp_ar1._checks import named
@@ -66,14 +67,14 @@ class _MarkovChain(Posterior):
 
     def correlation(self, distribution: tfd.Distribution) -> tf.Tensor:
         rho = distribution.correlation_parameter()
-        if rho.shape.rank > distribution.batch_shape.rank:
+        if len(rho.shape) > len(distribution.batch_shape):
             return _mean_over_steps(rho)
         return tf.zeros_like(rho) if distribution.event_shape == [1] else rho
 
 
 def _mean_over_steps(rho: tf.Tensor) -> tf.Tensor:
     """The mean over the last axis; 0 for a single coordinate, which has no neighbour."""
-    return tf.reduce_sum(rho, axis=-1) / tf.cast(tf.maximum(tf.shape(rho)[-1], 1), rho.dtype)
+    return tf.reduce_sum(rho, axis=-1) / tf.cast(ps.maximum(ps.shape(rho)[-1], 1), rho.dtype)
 
 
 class _Sites(_MarkovChain):
@@ -102,7 +103,7 @@ class _Diagonal(Posterior):
     parameters = ("coordinate", "coordinate")
 
     def _around(self, loc: tf.Tensor, rest: tf.Tensor, d: int) -> tfd.Distribution:
-        scale = tf.broadcast_to(ar1_params.scale_of(rest), tf.shape(loc))
+        scale = tf.broadcast_to(ar1_params.scale_of(rest), ps.shape(loc))
         return tfd.MultivariateNormalDiag(loc, scale)
 
     def correlation(self, distribution: tfd.Distribution) -> tf.Tensor:

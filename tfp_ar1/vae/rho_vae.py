@@ -9,9 +9,11 @@ import keras
 import numpy as np
 import tensorflow as tf
 from tensorflow_probability import distributions as tfd
+from tensorflow_probability.python.internal import dtype_util
+from tensorflow_probability.python.internal import prefer_static as ps
 
+from tfp_ar1 import _keras_backend, priors
 from tfp_ar1 import params as ar1_params
-from tfp_ar1 import priors
 from tfp_ar1.layers.prior import Prior, checked_prior
 from tfp_ar1.vae import data_checks, likelihoods, network_checks, objectives
 from tfp_ar1.vae.base import VAE, distribution_dtype
@@ -92,7 +94,7 @@ class RhoVAE(VAE):
         self.posterior_head = keras.layers.Dense(
             self.posterior.params_size(latent_dim),
             kernel_initializer=self._initial_head_kernel,
-            dtype=dtype.name,
+            dtype=dtype_util.name(dtype),
             name="posterior_parameters",
         )
         inputs = network_checks.input_shapes(encoder)
@@ -162,11 +164,11 @@ class RhoVAE(VAE):
         z, log_q = posterior.experimental_sample_and_log_prob(num_samples, seed=seed)
         outputs = self.decoder_outputs(tf.reshape(z, [-1, *self.latent_shape]), training=training)
         x = tf.cast(x, outputs.dtype)
-        targets = tf.tile(x, [num_samples] + [1] * (x.shape.rank - 1))
-        log_p = tf.reshape(self.likelihood.log_prob(targets, outputs), tf.shape(log_q))
+        targets = tf.tile(x, [num_samples] + [1] * (len(x.shape) - 1))
+        log_p = tf.reshape(self.likelihood.log_prob(targets, outputs), ps.shape(log_q))
         return objectives.Draws(z, log_p, log_weight=log_p + self.prior.log_prob(z) - log_q)
 
-    @tf.function(reduce_retracing=True)
+    @_keras_backend.compiled_method
     def posterior_summary(self, x: tf.Tensor, seed: tf.Tensor) -> tuple[tf.Tensor, ...]:
         """What the posteriors of a batch look like.
 
@@ -196,14 +198,14 @@ class RhoVAE(VAE):
         advice = "fill them in, or use `SequenceVAE`, which allows gaps"
         x = data_checks.unmasked("x", data_checks.as_array("x", x), advice)
         self.check_shape(x.shape)
-        if not tf.is_symbolic_tensor(x):
+        if not _keras_backend.is_symbolic(x):
             data_checks.check_values(self, keras.ops.convert_to_numpy(x))
         return x
 
     def assertions(self, x: tf.Tensor) -> list[tf.Operation]:
         """What must hold for a batch in a graph, where values are not known when it is made."""
         values = tf.cast(x, self.distribution_dtype)
-        return [data_checks.assert_all(self.likelihood.allowed(values), self.likelihood.needs)]
+        return [_keras_backend.assert_all(self.likelihood.allowed(values), self.likelihood.needs)]
 
     def get_config(self) -> dict[str, Any]:
         """The arguments of the constructor, in a form that Keras can save."""

@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
+from tensorflow_probability.python.internal import prefer_static as ps
+from tensorflow_probability.python.internal import tensorshape_util
 
 
 class Parts(NamedTuple):
@@ -97,10 +99,10 @@ def unpacked(parts: Parts, data_shape: Any, dtype: tf.DType) -> Series:
     x = _with_all_timesteps(x, num_timesteps, np.nan)
     length, mask = parts.length, parts.mask
     if length is None:
-        valid = tf.ones(tf.shape(x)[:2], tf.bool)
+        valid = tf.ones(ps.shape(x)[:2], tf.bool)
     else:
         length = tf.cast(length, tf.int32)
-        if length.shape.rank not in (None, 1):
+        if tensorshape_util.rank(length.shape) not in (None, 1):
             raise ValueError(f"`length` must be of shape [N]; got {length.shape}.")
         length = tf.ensure_shape(length, [None])
         valid = tf.range(num_timesteps) < length[:, tf.newaxis]
@@ -119,7 +121,7 @@ def _with_all_timesteps(x: tf.Tensor, num_timesteps: int, value: float | bool) -
     """
     if x.shape[1] is not None:
         return x
-    lacking = num_timesteps - tf.shape(x)[1]
+    lacking = num_timesteps - ps.shape(x)[1]
     check = tf.debugging.assert_non_negative(
         lacking, message=f"A batch has series of more than {num_timesteps} steps."
     )
@@ -134,8 +136,8 @@ def interpolated(series: Series) -> tf.Tensor:
     Before the first and after the last observed value it is held; past the end of a series, and
     where nothing was observed, there is 0.
     """
-    steps = tf.range(tf.shape(series.values)[1])[tf.newaxis, :, tf.newaxis]
-    last = tf.shape(series.values)[1] - 1
+    steps = tf.range(ps.shape(series.values)[1])[tf.newaxis, :, tf.newaxis]
+    last = ps.shape(series.values)[1] - 1
     # The nearest observed timestep not after each, and not before it, if there is one.
     before = tfp.math.scan_associative(tf.maximum, tf.where(series.observed, steps, -1), axis=1)
     after = last - tf.reverse(

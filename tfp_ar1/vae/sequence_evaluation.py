@@ -14,8 +14,8 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-import tensorflow as tf
 
+from tfp_ar1 import _keras_backend
 from tfp_ar1.vae import batching, data_checks
 
 if TYPE_CHECKING:
@@ -94,10 +94,10 @@ def neg_elbo_by_step(
     for index, batch in enumerate(batching.batches(x, batch_size)):
         log_ps = []
         for start, n in batching.portions(num_samples, batch_size, math.prod(model.data_shape)):
-            seeds = tf.constant([seed, index * num_samples + start], tf.int32)
+            seeds = _keras_backend.seed_of(seed, index * num_samples + start)
             log_p, kl = model.step_terms(batch, seeds, n)
-            log_ps.append(log_p.numpy())
-        parts.append(kl.numpy() - np.mean(np.concatenate(log_ps), axis=0, dtype=np.float64))
+            log_ps.append(np.asarray(log_p))
+        parts.append(np.asarray(kl) - np.mean(np.concatenate(log_ps), axis=0, dtype=np.float64))
     return np.concatenate(parts)
 
 

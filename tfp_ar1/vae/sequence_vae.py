@@ -9,8 +9,10 @@ import keras
 import numpy as np
 import tensorflow as tf
 from tensorflow_probability import distributions as tfd
+from tensorflow_probability.python.internal import prefer_static as ps
 from tensorflow_probability.python.internal import samplers
 
+from tfp_ar1 import _keras_backend
 from tfp_ar1.distributions.kl import kl_terms, log_prob_terms
 from tfp_ar1.distributions.mvn_ar1 import MultivariateNormalAR1
 from tfp_ar1.layers.prior import MultivariateNormalAR1Prior, Prior, checked_prior, current_prior
@@ -107,7 +109,10 @@ class SequenceVAE(VAE):
         self.channels, self.steps = channels, steps
         self.latent_shape = (channels, steps)  # of the latents z of one series
         self.posterior_head = SequencePosteriorHead(
-            posterior, channels, dtype=dtype.name, name="posterior_parameters"
+            posterior,
+            channels,
+            dtype=keras.backend.standardize_dtype(dtype),
+            name="posterior_parameters",
         )
         inputs = network_checks.input_shapes(encoder)
         if inputs and [len(shape) for shape in inputs] != [3, 2]:
@@ -172,7 +177,7 @@ class SequenceVAE(VAE):
                 data[name] = data_checks.nan_where_masked(part)
             else:
                 data[name] = data_checks.unmasked(name, part, "fill them in")
-        symbolic = any(tf.is_symbolic_tensor(part) for part in data.values())
+        symbolic = any(_keras_backend.is_symbolic(part) for part in data.values())
         shape = data["x"].shape
         if not symbolic and (len(shape) != 3 or shape[1] != self.steps):
             expected = f"[N, {self.steps}, features], N at least 1"
@@ -190,11 +195,11 @@ class SequenceVAE(VAE):
         """What must hold for a batch in a graph, where values are not known when it is made."""
         series = self._series(x)
         allowed = self.likelihood.allowed(series.values) | ~series.observed
-        checks = [data_checks.assert_all(allowed, self.likelihood.needs)]
+        checks = [_keras_backend.assert_all(allowed, self.likelihood.needs)]
         if series.length is not None:
             within = (series.length >= 1) & (series.length <= self.steps)
             message = f"`length` must be from 1 to {self.steps}, the number of steps"
-            checks.append(data_checks.assert_all(within, message))
+            checks.append(_keras_backend.assert_all(within, message))
         return checks
 
     def _series(self, x: Any) -> Series:
@@ -229,7 +234,7 @@ class SequenceVAE(VAE):
         if not self._decodes_steps:
             return super().decoder_outputs(z, training=training)
         outputs = super().decoder_outputs(tf.reshape(z, [-1, self.channels]), training=training)
-        return tf.reshape(outputs, [-1, tf.shape(z)[1], self.data_shape[-1]])
+        return tf.reshape(outputs, [-1, ps.shape(z)[1], self.data_shape[-1]])
 
     def kl_to_prior(self, posterior: tfd.Distribution, x: Any = None) -> tf.Tensor:
         """KL(q(z | x) ‖ p(z)), exact, in nats per series, over its own timesteps.
@@ -285,11 +290,11 @@ class SequenceVAE(VAE):
     def _log_prob_terms(self, series: Series, z: tf.Tensor, training: bool = False) -> tf.Tensor:
         """Terms of log p(x | z), `[K * batch, steps, features]`; 0 where nothing was observed."""
         outputs = self.decoder_outputs(tf.reshape(z, [-1, *self.latent_shape]), training=training)
-        values, observed = (tf.tile(a, [tf.shape(z)[0], 1, 1]) for a in series[:2])
+        values, observed = (tf.tile(a, [ps.shape(z)[0], 1, 1]) for a in series[:2])
         terms = self.likelihood.log_prob_terms(values, outputs)
         return tf.where(observed, terms, tf.zeros_like(terms))
 
-    @tf.function(reduce_retracing=True)
+    @_keras_backend.compiled_method
     def step_terms(self, x: Any, seed: tf.Tensor, num_samples: int) -> tuple[tf.Tensor, tf.Tensor]:
         """`[K, batch, steps]`: log p(x_t | z_t); `[batch, steps]`: the terms of KL(q ‖ prior)."""
         series, posterior = self._series(x), self.encode(x)
@@ -313,8 +318,8 @@ class SequenceVAE(VAE):
         extended = MultivariateNormalAR1(
             loc, prior.marginal_scale, correlation=prior.correlation, fisher_z=prior.fisher_z
         )
-        u = extended.mean() if seed is None else extended.sample(tf.shape(z)[:2], seed=seed)
-        u = tf.broadcast_to(u, tf.concat([tf.shape(z)[:2], tf.shape(loc)], axis=0))
+        u = extended.mean() if seed is None else extended.sample(ps.shape(z)[:2], seed=seed)
+        u = tf.broadcast_to(u, ps.concat([ps.shape(z)[:2], ps.shape(loc)], axis=0))
         z = tf.pad(z, [[0, 0], [0, 0], [0, 0], [0, more]])
 
         step, last = tf.range(self.steps + more), series.last_step()
@@ -324,7 +329,7 @@ class SequenceVAE(VAE):
         rho = extended.correlation_parameter()[..., tf.newaxis]
         return tf.where(step <= last, z, u + tf.pow(rho, distance) * offset)
 
-    @tf.function(reduce_retracing=True)
+    @_keras_backend.compiled_method
     def posterior_summary(self, x: Any, seed: tf.Tensor) -> tuple[tf.Tensor, ...]:
         """As `RhoVAE.posterior_summary`; past the end of a series both paths follow the prior."""
         series, posterior = self._series(x), self.encode(x)
@@ -430,26 +435,28 @@ class SequenceVAE(VAE):
         batches = []
         for index, batch in enumerate(batching.batches(x, batch_size)):
             portions = [
-                draw(batch, more, n, samplers.fold_in(seed, index * num_samples + start)).numpy()
+                np.asarray(
+                    draw(batch, more, n, samplers.fold_in(seed, index * num_samples + start))
+                )
                 for start, n in batching.portions(num_samples, batch_size, size)
             ]
             draws = np.concatenate(portions)
             batches.append(draws if summarize is None else summarize(draws))
         return np.concatenate(batches, axis=1)
 
-    @tf.function(reduce_retracing=True)
+    @_keras_backend.compiled_method
     def impute_draws(self, x: Any, more: int, num_samples: int, seed: tf.Tensor) -> tf.Tensor:
         """Draws of whole series `[K, batch, steps, features]`; see `impute`. `more` is 0."""
         series, (z, noise_seed) = self._series(x), self._draw_continued(x, more, num_samples, seed)
         draws = self._observations(z, noise_seed)
         return tf.where(series.observed, series.values, draws)
 
-    @tf.function(reduce_retracing=True)
+    @_keras_backend.compiled_method
     def forecast_draws(self, x: Any, steps: int, num_samples: int, seed: tf.Tensor) -> tf.Tensor:
         """Draws of what follows series, `[K, batch, steps, features]`; see `forecast`."""
         z, noise_seed = self._draw_continued(x, steps, num_samples, seed)
         following = self._series(x).last_step() + 1 + tf.range(steps)
-        following = tf.broadcast_to(following, tf.concat([tf.shape(z)[:3], [steps]], axis=0))
+        following = tf.broadcast_to(following, ps.concat([ps.shape(z)[:3], [steps]], axis=0))
         return self._observations(tf.gather(z, following, axis=-1, batch_dims=3), noise_seed)
 
     def _draw_continued(
@@ -462,8 +469,8 @@ class SequenceVAE(VAE):
 
     def _observations(self, z: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
         """Draws of p(x | z), `[K, batch, steps, features]`, for `[K, batch, channels, steps]`."""
-        data = self.decode(tf.reshape(z, [-1, self.channels, tf.shape(z)[-1]])).sample(seed=seed)
-        return tf.reshape(data, [tf.shape(z)[0], tf.shape(z)[1], -1, self.data_shape[-1]])
+        data = self.decode(tf.reshape(z, [-1, self.channels, ps.shape(z)[-1]])).sample(seed=seed)
+        return tf.reshape(data, [ps.shape(z)[0], ps.shape(z)[1], -1, self.data_shape[-1]])
 
     @property
     def draw_endpoints(self) -> tuple[str, ...]:
@@ -483,7 +490,11 @@ def _checked_prior(prior: Any, channels: int, num_timesteps: int, dtype: tf.DTyp
                 f"Unknown prior {prior!r}; expected 'ar1', `None` for N(0, I), a "
                 f"`MultivariateNormalAR1`, or a layer that learns one."
             )
-        options = {"channels": channels, "dtype": dtype.name, "name": "prior"}
+        options = {
+            "channels": channels,
+            "dtype": keras.backend.standardize_dtype(dtype),
+            "name": "prior",
+        }
         prior = MultivariateNormalAR1Prior(num_timesteps, **options)
     prior = checked_prior(prior, num_timesteps, dtype, batch_shape=(channels,))
     if prior is None:

@@ -10,7 +10,7 @@ from typing import NoReturn
 
 import numpy as np
 
-from tfp_ar1_cli import startup
+from tfp_ar1_cli import backend, startup
 from tfp_ar1_cli.data import pixels, tfrecords
 from tfp_ar1_cli.data.decoding import Form, decode
 from tfp_ar1_cli.data.files import open_raw
@@ -232,7 +232,9 @@ class TFRecordFiles(_Encoded):
         pixels.check_count(len(self), what, at_least)
         self.notes = _of_shards(paths)
         # The devices start later: how, depends on the strategy.
-        startup.import_tensorflow(start=lambda: None)
+        if not backend.has_tensorflow():
+            raise UserError(f"{pattern}: TFRecord files are read by TensorFlow, which is missing.")
+        startup.import_backend(start=lambda: None)
         import tensorflow as tf
 
         self._parse = tf.train.Example.FromString

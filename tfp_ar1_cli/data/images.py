@@ -248,7 +248,7 @@ def _digits() -> dict[str, np.ndarray]:
 
 def _download(name: str) -> dict[str, np.ndarray]:
     # The devices start later: how, depends on the strategy.
-    startup.import_tensorflow(start=lambda: None)
+    startup.import_backend(start=lambda: None)
     import keras
 
     try:

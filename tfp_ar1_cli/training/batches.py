@@ -1,15 +1,19 @@
 """The order of the training data, and how batches of them reach the model."""
 
+import collections
 import contextlib
 import functools
+import itertools
 import math
 import threading
 from collections.abc import Iterator
+from concurrent import futures
+from typing import Any
 
 import keras
 import numpy as np
-import tensorflow as tf
 
+from tfp_ar1_cli import backend
 from tfp_ar1_cli.data import series
 
 # Batches that are read at the same time, and as many again that wait for the model.
@@ -61,13 +65,15 @@ class Batches:
         batch = series.hide(batch, self._hide, [self._seed, epoch, index])
         return [np.array_split(part, num_replicas)[replica] for part in keras.tree.flatten(batch)]
 
-    def dataset(self, first_step: int, strategy: tf.distribute.Strategy) -> tf.data.Dataset:
+    def dataset(self, first_step: int, strategy: Any) -> Any:
         """The batches from a step on, without end: tuples `(x,)`, as `fit` takes them."""
+        if backend.name() == "jax":
+            return self._generator(first_step)
         num_replicas = strategy.num_replicas_in_sync
         if num_replicas == 1:
             return self._shares(first_step, range(1), 1)
 
-        def of_worker(context: tf.distribute.InputContext) -> tf.data.Dataset:
+        def of_worker(context: Any) -> Any:
             here = num_replicas // context.num_input_pipelines
             first = here * context.input_pipeline_id
             return self._shares(first_step, range(first, first + here), num_replicas)
@@ -79,13 +85,14 @@ class Batches:
         """Raises what was wrong with the data, where TensorFlow says that an operation failed."""
         try:
             yield
-        except tf.errors.OpError as error:
-            if self._error is None:
+        except Exception as error:
+            if self._error in (None, error):
                 raise
             raise self._error from error
 
-    def _shares(self, first_step: int, replicas: range, num_replicas: int) -> tf.data.Dataset:
+    def _shares(self, first_step: int, replicas: range, num_replicas: int) -> Any:
         """The shares of some replicas, interleaved: all of one step, then those of the next."""
+        import tensorflow as tf
 
         def read(number: np.int64) -> list[np.ndarray]:
             step, replica = divmod(int(number), len(replicas))
@@ -95,7 +102,7 @@ class Batches:
                 self._error = self._error or error
                 raise
 
-        def as_batch(number: tf.Tensor) -> tuple:
+        def as_batch(number: Any) -> tuple:
             arrays = tf.numpy_function(read, [number], [part.dtype for part in self._parts])
             for array, part in zip(arrays, self._parts, strict=True):
                 array.set_shape([None, *part.shape[1:]])
@@ -103,6 +110,15 @@ class Batches:
 
         numbers = tf.data.Dataset.range(np.iinfo(np.int64).max)
         return numbers.map(as_batch, num_parallel_calls=_READERS).prefetch(_READERS)
+
+    def _generator(self, first_step: int) -> Iterator[tuple]:
+        steps = itertools.count(first_step)
+        with futures.ThreadPoolExecutor(_READERS) as pool:
+            waiting: collections.deque[futures.Future] = collections.deque()
+            while True:
+                while len(waiting) < 2 * _READERS:
+                    waiting.append(pool.submit(self.share, next(steps)))
+                yield (keras.tree.pack_sequence_as(self._x, waiting.popleft().result()),)
 
     def _order_of(self, epoch: int) -> np.ndarray:
         return np.random.default_rng([self._seed, epoch]).permutation(self._num_examples)

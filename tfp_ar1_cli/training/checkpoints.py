@@ -95,7 +95,7 @@ class Checkpoint(keras.callbacks.Callback):
         self._epoch, self._first = epoch, 0
         if self._begin.step and self._begin.epoch == epoch:
             self._first = self._begin.step
-            for name, variable in _metric_variables(self._model).items():
+            for name, variable in _metric_variables(self.model).items():
                 variable.assign(self._state[name])
         else:
             self._earlier_seconds = 0.0
@@ -122,7 +122,7 @@ class Checkpoint(keras.callbacks.Callback):
             losses = self._history["val_loss"]
             if run_folder.best_epoch(losses) == len(losses):
                 # Before the checkpoint: killed in between, the epoch is done again, and the same.
-                self._save(self._run.best_file, state_of(self._model))
+                self._save(self._run.best_file, state_of(self.model))
         self._write(Position(epoch + 1, 0))
         if run_folder.has_waited(self._history["val_loss"], self._run.options.patience):
             self.model.stop_training = True
@@ -131,7 +131,7 @@ class Checkpoint(keras.callbacks.Callback):
         return self._earlier_seconds + time.perf_counter() - self._start
 
     def _write(self, position: Position) -> None:
-        state: dict[str, Any] = {_SECONDS: self._elapsed(), **state_of(self._model)}
+        state: dict[str, Any] = {_SECONDS: self._elapsed(), **state_of(self.model)}
         self._run.add_skipped(self._skipped())
         old = {} if self._run.worker else self._run.checkpoint_files()
         self._save(self._run.checkpoints / f"{position.epoch}-{position.step}.npz", state)
@@ -149,7 +149,9 @@ class Checkpoint(keras.callbacks.Callback):
 
 def state_of(model: keras.Model) -> dict[str, np.ndarray]:
     """The values of all variables of a model, its metrics and its optimizer."""
-    return {name: variable.numpy() for name, variable in _variables(model).items()}
+    return {
+        name: keras.ops.convert_to_numpy(variable) for name, variable in _variables(model).items()
+    }
 
 
 def load_state(model: keras.Model, state: dict[str, np.ndarray]) -> None:

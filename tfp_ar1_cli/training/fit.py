@@ -10,9 +10,9 @@ from typing import Any
 
 import click
 import keras
-import tensorflow as tf
+import numpy as np
 
-from tfp_ar1_cli import kinds
+from tfp_ar1_cli import backend, kinds
 from tfp_ar1_cli.atomic import check_space
 from tfp_ar1_cli.data.protocol import Data
 from tfp_ar1_cli.errors import NotFinite, dispensable
@@ -30,7 +30,7 @@ _MOST_LOGGED, _LEAST_BETWEEN = 10, 3
 def train(
     run: Run,
     data: Data,
-    strategy: tf.distribute.Strategy | None = None,
+    strategy: Any = None,
     backup_steps: int = 0,
     on_epoch: Callable[[dict[str, float]], None] | None = None,
 ) -> keras.Model:
@@ -53,12 +53,14 @@ def train(
       click.ClickException: If the memory is not enough, or the loss not finite (`NotFinite`).
     """
     options = run.options
-    strategy = strategy or tf.distribute.get_strategy()
+    strategy = strategy or strategies.none()
     batches = Batches(data.train, options.batch_size, options.seed, options.hide or 0)
     try:
         with batches.own_errors():
             return _train(run, data, batches, strategy, backup_steps, on_epoch)
-    except (MemoryError, tf.errors.ResourceExhaustedError) as error:
+    except Exception as error:
+        if not backend.out_of_memory(error):
+            raise
         raise click.ClickException(
             "not enough memory; start a new run with a smaller --batch-size, --latent-dim or "
             f"--hidden-units (or --window, --channels). {run.folder} stays unfinished."
@@ -69,7 +71,7 @@ def _train(
     run: Run,
     data: Data,
     batches: Batches,
-    strategy: tf.distribute.Strategy,
+    strategy: Any,
     backup_steps: int,
     on_epoch: Callable[[dict[str, float]], None] | None,
 ) -> keras.Model:
@@ -89,7 +91,7 @@ def _train(
         # with its optimizer.
         # By shapes: to read a variable of several workers, all of them would have to do it.
         variables = (*model.variables, *model.optimizer.variables)
-        size = sum(math.prod(v.shape) * tf.as_dtype(v.dtype).size for v in variables)
+        size = sum(math.prod(v.shape) * np.dtype(v.dtype).itemsize for v in variables)
         check_space(run.folder, (3 if options.patience is None else 4) * size)
     strategies.check_alike(strategy, run, position)
     with contextlib.ExitStack() as stack:
@@ -107,7 +109,8 @@ def _train(
             callbacks.append(
                 decay(lambda epoch: rate * (1 + math.cos(math.pi * epoch / epochs)) / 2)
             )
-        if progress is not None:
+        # On JAX there is none: TensorFlow, which writes it, would take the memory of a GPU.
+        if progress is not None and backend.name() == "tensorflow":
             # Several replicas are left alone: what one of them does the others would wait for.
             rhythm = max(_LEAST_BETWEEN, math.ceil(epochs / _MOST_LOGGED))
             every = rhythm if options.strategy == "none" else 0
@@ -160,6 +163,8 @@ class _TensorBoard(keras.callbacks.TensorBoard):
             setattr(self, name, functools.partial(self._try, getattr(self, name)))
 
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
+        import tensorflow as tf
+
         super().on_epoch_end(epoch, logs)
         if not self.histogram_freq or epoch % self.histogram_freq:
             return

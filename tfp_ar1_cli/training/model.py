@@ -5,8 +5,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from tfp_ar1 import RhoVAE, SequenceVAE
-from tfp_ar1.vae import architectures, objectives, sequence_networks
+from tfp_ar1_cli import backend
 from tfp_ar1_cli.names import SIZES
 from tfp_ar1_cli.options import RunOptions
 
@@ -14,18 +13,20 @@ from tfp_ar1_cli.options import RunOptions
 def rho_vae(options: RunOptions, image_shape: tuple[int, ...]) -> keras.Model:
     """The autoencoder of images, built and compiled."""
     dim = options.latent_dim or 1
-    networks = architectures.NETWORKS[options.network](image_shape, dim, **_sizes(options))
-    model = RhoVAE(*networks, dim, **_arguments(options))
+    make = backend.library("vae.architectures").NETWORKS[options.network]
+    networks = make(image_shape, dim, **_sizes(options))
+    model = backend.library().RhoVAE(*networks, dim, **_arguments(options))
     return _compiled(model, options, image_shape)
 
 
 def sequence_vae(options: RunOptions, data_shape: tuple[int, ...]) -> keras.Model:
     """The autoencoder of series, built and compiled."""
     channels = options.channels or 1
-    make: Any = sequence_networks.NETWORKS[options.network]
+    make = backend.library("vae.sequence_networks").NETWORKS[options.network]
     prior = None if options.prior == "normal" else options.prior
     networks = make(data_shape, channels, **_sizes(options))
-    model = SequenceVAE(*networks, channels, data_shape[0], prior=prior, **_arguments(options))
+    arguments = {"prior": prior, **_arguments(options)}
+    model = backend.library().SequenceVAE(*networks, channels, data_shape[0], **arguments)
     return _compiled(model, options, data_shape)
 
 
@@ -40,7 +41,7 @@ def _arguments(options: RunOptions) -> dict[str, Any]:
     return {
         "posterior": options.posterior,
         "likelihood": options.likelihood,
-        "objective": objectives.get(options.objective, **beta),
+        "objective": backend.library("vae.objectives").get(options.objective, **beta),
         "seed": options.seed,
     }
 
@@ -52,14 +53,15 @@ def _compiled(model: keras.Model, options: RunOptions, data_shape: tuple[int, ..
     return model
 
 
-def prior_correlation(model: SequenceVAE) -> np.ndarray:
+def prior_correlation(model: Any) -> np.ndarray:
     """The prior's lag-one correlation for each latent path, `[channels]`; 0 for N(0, I)."""
     learned = getattr(model.prior, "correlation_parameter", lambda: 0.0)()
     return np.broadcast_to(np.asarray(learned, np.float64), [model.channels])
 
 
-def replicate(model: SequenceVAE, inputs: dict[str, np.ndarray], num: int, seed: int) -> np.ndarray:
+def replicate(model: Any, inputs: dict[str, np.ndarray], num: int, seed: int) -> np.ndarray:
     """Draws of new observations of the same latent paths, `[num, N, steps, channels]`."""
-    z = np.asarray(model.encode(inputs).sample(num, seed=[seed, 0]))
-    x = model.decode(z.reshape(-1, *z.shape[2:])).sample(seed=[seed, 1])
+    seed_of = backend.library("_keras_backend").seed_of
+    z = np.asarray(model.encode(inputs).sample(num, seed=seed_of(seed, 0)))
+    x = model.decode(z.reshape(-1, *z.shape[2:])).sample(seed=seed_of(seed, 1))
     return np.asarray(x).reshape(num, *inputs["x"].shape)

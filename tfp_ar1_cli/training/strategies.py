@@ -13,11 +13,11 @@ import sys
 import time
 import zlib
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from tfp_ar1_cli import startup
+from tfp_ar1_cli import backend, startup
 from tfp_ar1_cli.errors import UserError
 from tfp_ar1_cli.progress import counted
 from tfp_ar1_cli.run_folder import MAY_CHANGE, Position, Run
@@ -97,6 +97,7 @@ def num_replicas(strategy: str, asked: int | None) -> int:
 
     `asked` is the value of `--replicas`; a `UserError` if there are not so many.
     """
+    backend.check_strategy(strategy)
     if strategy == "none":
         return 1
     if strategy == "multiworker":
@@ -110,23 +111,32 @@ def num_replicas(strategy: str, asked: int | None) -> int:
 
         return tf.config.list_physical_devices("GPU")
 
-    gpus = len(startup.import_tensorflow(find) or [])
+    gpus = len(startup.import_backend(find) or [])
     if asked is not None and gpus and asked > gpus:
         raise UserError(f"--replicas {asked} is more than there are: {counted(gpus, 'GPU')}.")
     return asked or gpus or _DEFAULT_CPU_REPLICAS
 
 
-def start(strategy: str, replicas: int) -> "tf.distribute.Strategy":
-    """Starts TensorFlow's devices, and makes the strategy on them.
+def none() -> Any:
+    """That of a training that is not distributed."""
+    if backend.name() == "jax":
+        return backend.OneDevice()
+    import tensorflow as tf
+
+    return tf.distribute.get_strategy()
+
+
+def start(strategy: str, replicas: int) -> Any:
+    """Starts the devices, and makes the strategy on them.
 
     With several workers this waits until all of them are there; a `UserError` if this one cannot
     listen on its address.
     """
-    import tensorflow as tf
-
     if strategy == "multiworker":
         return _start_worker()
     if strategy == "mirrored":
+        import tensorflow as tf
+
         gpus = tf.config.list_physical_devices("GPU")
         if not gpus:
             (cpu,) = tf.config.list_physical_devices("CPU")
@@ -134,12 +144,16 @@ def start(strategy: str, replicas: int) -> "tf.distribute.Strategy":
             tf.config.set_logical_device_configuration(cpu, parts)
         kind = "GPU" if gpus else "CPU"
         return tf.distribute.MirroredStrategy([f"{kind}:{i}" for i in range(replicas)])
-    tf.config.list_logical_devices()
-    return tf.distribute.get_strategy()
+    backend.start()
+    return none()
 
 
 def describe_devices(strategy: str, replicas: int) -> str:
     """The devices of this process in words: `CPU`, `GPU:0 (NVIDIA H100 80GB HBM3)`."""
+    if backend.name() == "jax":
+        device = backend.start()[0]
+        kind = device.platform.upper()
+        return kind if kind == "CPU" else f"{kind}:{device.id} ({device.device_kind})"
     import tensorflow as tf
 
     number = replicas if strategy == "mirrored" else 1
@@ -170,8 +184,10 @@ def _start_worker() -> "tf.distribute.MultiWorkerMirroredStrategy":
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
-def check_alike(strategy: "tf.distribute.Strategy", run: Run, position: Position) -> None:
+def check_alike(strategy: Any, run: Run, position: Position) -> None:
     """A `UserError` unless all workers are at the same place of the same training."""
+    if run.options.strategy != "multiworker":
+        return
     import tensorflow as tf
 
     if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
@@ -222,11 +238,13 @@ def restarting(run: Run) -> Iterator[None]:
     try:
         yield
     except Exception as error:
+        if run.options.strategy != "multiworker":
+            raise
         from tensorflow import errors  # Not before: `startup` imports it without its notices.
 
         lost: tuple = (errors.UnavailableError, errors.AbortedError, errors.CancelledError)
         lost += (errors.DeadlineExceededError, errors.InternalError)
-        if run.options.strategy != "multiworker" or not isinstance(error, lost):
+        if not isinstance(error, lost):
             raise
         _start_again(run.position(), error)
 

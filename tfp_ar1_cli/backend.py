@@ -1,0 +1,76 @@
+"""The Keras backend of this process, TensorFlow or JAX: KERAS_BACKEND says which.
+
+Neither is imported here before it is needed.
+"""
+
+import contextlib
+import importlib
+import importlib.util
+import os
+from typing import Any
+
+from tfp_ar1_cli.errors import UserError
+
+_LIBRARIES = {"tensorflow": "tfp_ar1", "jax": "tfp_ar1_jax"}
+
+
+def name() -> str:
+    """`"tensorflow"` or `"jax"`."""
+    return os.environ.get("KERAS_BACKEND", "tensorflow")
+
+
+def check() -> None:
+    """A `UserError` if the user has chosen a backend that the models cannot use."""
+    if name() not in _LIBRARIES:
+        raise UserError(
+            f"the environment variable KERAS_BACKEND is {name()!r}, but the models need "
+            "'tensorflow' or 'jax', for which there is TensorFlow Probability; set it to one of "
+            "them or unset it."
+        )
+
+
+def check_strategy(strategy: str) -> None:
+    """A `UserError` if the backend has no such way to distribute a training."""
+    if strategy != "none" and name() == "jax":
+        raise UserError(
+            f"--strategy {strategy} is TensorFlow's; leave it out, or unset KERAS_BACKEND."
+        )
+
+
+def library(module: str = "") -> Any:
+    """`tfp_ar1` for the backend, or a module of it, such as `"vae.batching"`."""
+    return importlib.import_module(".".join(filter(None, (_LIBRARIES[name()], module))))
+
+
+def start() -> Any:
+    """Starts the devices of this process; the name of none of them matters to the caller."""
+    if name() == "jax":
+        import jax
+
+        return jax.devices()
+    import tensorflow as tf
+
+    return tf.config.list_logical_devices()
+
+
+def has_tensorflow() -> bool:
+    """Whether TensorFlow can be imported."""
+    return importlib.util.find_spec("tensorflow") is not None
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Whether an error says that the memory of a device is not enough."""
+    if isinstance(error, MemoryError):
+        return True
+    if name() == "jax":
+        return "RESOURCE_EXHAUSTED" in str(error)
+    from tensorflow import errors
+
+    return isinstance(error, errors.ResourceExhaustedError)
+
+
+class OneDevice:
+    """What JAX has for the strategy of a training that is not distributed."""
+
+    num_replicas_in_sync = 1
+    scope = staticmethod(contextlib.nullcontext)
