@@ -46,7 +46,7 @@ def refused(cli, monkeypatch):
     def no_tensorflow():
         pytest.fail("TensorFlow was imported before the mistake was found")
 
-    monkeypatch.setattr(startup, "import_tensorflow", no_tensorflow)
+    monkeypatch.setattr(startup, "import_backend", no_tensorflow)
 
     def run(*argv):
         before = contents(".")

@@ -180,10 +180,21 @@ def test_mistakes_in_options(refused, argv, expected):
 
 
 def test_other_keras_backend(refused, monkeypatch):
-    monkeypatch.setenv("KERAS_BACKEND", "jax")
+    monkeypatch.setenv("KERAS_BACKEND", "torch")
     for argv in (["train"], ["evaluate", "x"], ["sample", "x"], ["export", "x"]):
-        assert "KERAS_BACKEND is 'jax', but the models need 'tensorflow'" in refused(*argv)
+        assert "is 'torch', but the models need 'tensorflow' or 'jax'" in refused(*argv)
     assert main(["train", "--help"]) == 0
+    monkeypatch.setenv("KERAS_BACKEND", "jax")
+    message = refused("train", "--strategy", "mirrored")
+    assert "--strategy mirrored is TensorFlow's; leave it out, or unset KERAS_BACKEND" in message
+
+
+def test_runs_of_the_other_backend(refused, unfinished, finished, images, monkeypatch):
+    """What is unfinished is resumed where it began; a SavedModel is TensorFlow's."""
+    monkeypatch.setenv("KERAS_BACKEND", "jax")
+    message = refused("train", "--dataset", f"npz:{images}", *TINY, "--out", unfinished)
+    assert "began on tensorflow; set KERAS_BACKEND=tensorflow to finish it" in message
+    assert "with KERAS_BACKEND=tensorflow" in refused("export", finished[0])
 
 
 def test_pyts_is_not_installed(refused, monkeypatch):

@@ -39,9 +39,9 @@ def distribution_dtype(policy: Any = None) -> tf.DType:
 
 class VAE(
     SeededMixin,
+    Keras3Mixin,
     data_checks.CheckedDataMixin,
     _keras_backend.TrainerMixin,
-    Keras3Mixin,
     keras.Model,
 ):
     """A variational autoencoder: the base of `RhoVAE`, for vectors, and `SequenceVAE`, for paths.
