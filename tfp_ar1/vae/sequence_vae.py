@@ -396,11 +396,9 @@ class SequenceVAE(VAE):
           x: data `[N, T, features]`, or a dictionary with lengths.
           steps: number h of timesteps to forecast, after the last one of each series.
           num_samples: number S of draws of each series.
-          seed: integer for the same draws each time, or `None` for the model's own.
-          batch_size: series at a time. Draws are made in portions, so that memory stays bounded.
-          summarize: a function of the draws `[S, n, T, features]` of n series that keeps axis 1,
-            such as `lambda x: np.quantile(x, (0.05, 0.95), axis=0)`; what it gives is returned
-            instead, so that the draws of all series are never in memory together.
+          seed: as for `impute`.
+          batch_size: as for `impute`.
+          summarize: as for `impute`.
 
         Returns:
           Array `[S, N, h, features]`.
@@ -417,14 +415,7 @@ class SequenceVAE(VAE):
         return self._draws(self.forecast_draws, x, steps, num_samples, seed, batch_size, summarize)
 
     def _draws(
-        self,
-        draw: Any,
-        x: Any,
-        more: int,
-        num_samples: int,
-        seed: int | None,
-        batch_size: int,
-        summarize: Callable[[np.ndarray], np.ndarray] | None,
+        self, draw, x: Any, more: int, num_samples: int, seed: Any, batch_size: int, summarize: Any
     ) -> np.ndarray:
         """Calls `draw(x, more, num_samples, seed)`, for `more` timesteps than in x, in portions."""
         x = data_checks.checked_arrays(self, x)
