@@ -415,7 +415,14 @@ class SequenceVAE(VAE):
         return self._draws(self.forecast_draws, x, steps, num_samples, seed, batch_size, summarize)
 
     def _draws(
-        self, draw, x: Any, more: int, num_samples: int, seed: Any, batch_size: int, summarize: Any
+        self,
+        draw: Any,
+        x: Any,
+        more: int,
+        num_samples: int,
+        seed: Any,
+        batch_size: int,
+        reduce: Any,
     ) -> np.ndarray:
         """Calls `draw(x, more, num_samples, seed)`, for `more` timesteps than in x, in portions."""
         x = data_checks.checked_arrays(self, x)
@@ -432,7 +439,7 @@ class SequenceVAE(VAE):
                 for start, n in batching.portions(num_samples, batch_size, size)
             ]
             draws = np.concatenate(portions)
-            batches.append(draws if summarize is None else summarize(draws))
+            batches.append(draws if reduce is None else reduce(draws))
         return np.concatenate(batches, axis=1)
 
     @_keras_backend.compiled_method
