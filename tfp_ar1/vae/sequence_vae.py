@@ -415,16 +415,9 @@ class SequenceVAE(VAE):
         return self._draws(self.forecast_draws, x, steps, num_samples, seed, batch_size, summarize)
 
     def _draws(
-        self,
-        draw: Any,
-        x: Any,
-        more: int,
-        num_samples: int,
-        seed: Any,
-        batch_size: int,
-        reduce: Any,
+        self, fn: Any, x: Any, more: int, num_samples: int, seed: Any, batch_size: int, reduce: Any
     ) -> np.ndarray:
-        """Calls `draw(x, more, num_samples, seed)`, for `more` timesteps than in x, in portions."""
+        """Calls `fn(x, more, num_samples, seed)`, for `more` timesteps than in x, in portions."""
         x = data_checks.checked_arrays(self, x)
         num_samples = batching.checked_count("num_samples", num_samples, at_least=1)
         batch_size = batching.checked_count("batch_size", batch_size, at_least=1)
@@ -432,10 +425,9 @@ class SequenceVAE(VAE):
         size = (self.steps + more) * self.data_shape[-1]
         batches = []
         for index, batch in enumerate(batching.batches(x, batch_size)):
+            first = index * num_samples
             portions = [
-                np.asarray(
-                    draw(batch, more, n, samplers.fold_in(seed, index * num_samples + start))
-                )
+                fn(batch, more, n, samplers.fold_in(seed, first + start))
                 for start, n in batching.portions(num_samples, batch_size, size)
             ]
             draws = np.concatenate(portions)
