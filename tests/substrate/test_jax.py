@@ -170,6 +170,29 @@ def test_float32_where_correlations_round_to_one():
     np.testing.assert_allclose(slope, exact_slope, rtol=3e-4)
 
 
+def test_float32_gradients_of_log_prob():
+    """Of draws, whose neighbours are nearly equal where the correlation is nearly 1."""
+    points = jnp.asarray([-12.0, -4.0, -0.5, 0.0, 0.1, 2.0, 9.0])
+    noise = jnp.asarray(np.random.default_rng(1).normal(size=50))
+
+    def log_prob(z, log_scale, x):
+        path = tfp_ar1_jax.MultivariateNormalAR1(jnp.zeros_like(x), jnp.exp(log_scale), fisher_z=z)
+        return path.log_prob(x)
+
+    def slopes(z, dtype):
+        path = tfp_ar1_jax.MultivariateNormalAR1(jnp.zeros(50), fisher_z=z)
+        # Both from the same numbers, which float32 can hold.
+        x = path.scale.matvec(noise).astype(jnp.float32)
+        return jax.grad(log_prob, (0, 1, 2))(z.astype(dtype), dtype(0.3), x.astype(dtype))
+
+    of = [
+        jax.jit(jax.vmap(lambda z, t=t: slopes(z, t)))(points) for t in (jnp.float32, jnp.float64)
+    ]
+    for actual, expected in zip(*of, strict=True):
+        error = np.abs(actual - expected).reshape(len(points), -1).max(axis=-1)
+        assert np.all(error < 3e-6 * np.abs(expected).reshape(len(points), -1).max(axis=-1))
+
+
 def test_float32_where_noise_is_small():
     """The gradient by the noise, where products of derivatives of the messages would lose it."""
 
