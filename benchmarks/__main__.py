@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import datetime
+import importlib.util
 import itertools
 import json
 import os
 import pathlib
 import platform
+import re
 import sys
 from collections.abc import Iterable
 from typing import Any
@@ -35,6 +37,7 @@ _SUITES = (
     "training",
     "profile",
     "schemes",
+    "jax",
 )
 # A contender that takes longer for one call is not tried at larger sizes.
 _PATIENCE = 1.0
@@ -49,13 +52,19 @@ def main() -> None:
 
 
 @main.command()
-@click.option("--out", type=click.Path(path_type=pathlib.Path), default=_RESULTS, show_default=True)
-@click.option("--suite", "suites", multiple=True, type=click.Choice(_SUITES), default=_SUITES)
+@click.option(
+    "--out",
+    type=click.Path(path_type=pathlib.Path),
+    help="Default: speed.json in benchmarks/results, and for `jax` a file of the device.",
+)
+# `jax` is a process of its own: threads of JAX slow down TensorFlow.
+@click.option("--suite", "suites", multiple=True, type=click.Choice(_SUITES), default=_SUITES[:-1])
 @click.option("--mode", "modes", multiple=True, type=click.Choice(_MODES), default=_MODES)
 @click.option("--seconds", default=2.0, show_default=True, help="For each comparison.")
-def run(out: pathlib.Path, suites: tuple[str, ...], modes: tuple[str, ...], seconds: float) -> None:
+def run(
+    out: pathlib.Path | None, suites: tuple[str, ...], modes: tuple[str, ...], seconds: float
+) -> None:
     """Measure; results of suites that are not run again are kept in the file."""
-    results = json.loads(out.read_text()) if out.exists() else {}
     for suite in suites:
         entries = {
             "ratios": ratios,
@@ -68,8 +77,9 @@ def run(out: pathlib.Path, suites: tuple[str, ...], modes: tuple[str, ...], seco
             "training": training,
             "profile": profile,
             "schemes": schemes,
+            "jax": on_jax,
         }[suite]
-        results[suite] = {
+        found: dict[str, Any] = {
             "command": " ".join(
                 [f"python -m benchmarks run --suite {suite} --seconds {seconds:g}"]
                 + [f"--mode {mode}" for mode in modes if suite == "ratios"]
@@ -79,8 +89,16 @@ def run(out: pathlib.Path, suites: tuple[str, ...], modes: tuple[str, ...], seco
         }
         for entry in entries(modes, seconds):
             click.echo(json.dumps(entry))
-            results[suite]["results"].append(entry)
-            _write(out, results)
+            found["results"].append(entry)
+            file = out or (_file_of_device() if suite == "jax" else _RESULTS)
+            results = json.loads(file.read_text()) if file.exists() else {}
+            _write(file, {**results, suite: found})
+
+
+def _file_of_device() -> pathlib.Path:
+    from benchmarks import of_jax
+
+    return _RESULTS.with_name(f"jax-{re.sub(r'[^a-z0-9]+', '-', of_jax.device().lower())}.json")
 
 
 def _write(path: pathlib.Path, results: dict[str, Any]) -> None:
@@ -94,6 +112,7 @@ def environment() -> dict[str, Any]:
     from importlib import metadata
 
     packages = ("tfp_ar1", "tensorflow", "tensorflow-probability", "keras", "numpy")
+    packages += ("jax", "tfp-nightly", "tinygp", "dynamax")
     cpu = next(
         (
             line.split(":")[1].strip()
@@ -109,7 +128,7 @@ def environment() -> dict[str, Any]:
         "cpu": cpu,
         "cores": os.cpu_count(),
         "python": platform.python_version(),
-        **{package: metadata.version(package) for package in packages},
+        **{p: metadata.version(p) for p in packages if any(metadata.distributions(name=p))},
     }
 
 
@@ -296,6 +315,18 @@ def schemes(modes: tuple[str, ...], seconds: float) -> Any:
             functions[name]()
         _scan_schemes._LARGEST_SIZE_FOR_DOUBLING, _scan_schemes._BLOCK_SIZE = chosen
         yield {"batch": b, "size": d, "times": measure.interleaved(functions, 2 * seconds)}
+
+
+def on_jax(modes: tuple[str, ...], seconds: float) -> Any:
+    """AR1 beside Diag and others on JAX, and on TensorFlow where that is installed."""
+    if importlib.util.find_spec("tensorflow") is not None:
+        cases = list(itertools.product(("graph", "xla"), _SIZES))
+        found = [_compare(("AR1",), *size, mode, (False, True), seconds) for mode, size in cases]
+        # Before there are threads of JAX.
+        yield from list(itertools.chain.from_iterable(found))
+    from benchmarks import of_jax
+
+    yield from of_jax.results(_SIZES, seconds)
 
 
 @main.command()
