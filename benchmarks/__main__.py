@@ -332,8 +332,9 @@ def on_jax(modes: tuple[str, ...], seconds: float) -> Any:
 @main.command()
 @click.argument("results", type=click.Path(exists=True, path_type=pathlib.Path), default=_RESULTS)
 @click.option("--readme", type=click.Path(exists=True, path_type=pathlib.Path))
-def report(results: pathlib.Path, readme: pathlib.Path | None) -> None:
-    """Write tables (.md) and the picture (.png) beside RESULTS, and the tables of the README."""
+@click.option("--page", type=click.Path(exists=True, path_type=pathlib.Path), help="For JAX.")
+def report(results: pathlib.Path, readme: pathlib.Path | None, page: pathlib.Path | None) -> None:
+    """Write tables (.md) and the picture (.png) beside RESULTS, and those of README and docs."""
     from benchmarks import report as reports
 
     contents = json.loads(results.read_text())
@@ -342,8 +343,15 @@ def report(results: pathlib.Path, readme: pathlib.Path | None) -> None:
     reports.picture(contents["sweep"]["results"], picture)
     click.echo(f"Wrote {tables} and {picture}.")
     if readme is not None:
-        readme.write_text(reports.with_readme_section(readme.read_text(), contents))
+        section = reports.readme_section(contents)
+        text = reports.with_section(readme.read_text(), reports.README_MARKS, section)
+        readme.write_text(text)
         click.echo(f"Wrote the tables of {readme}.")
+    if page is not None:
+        files = sorted(results.parent.glob("jax-*.json"))
+        section = reports.jax_section([json.loads(file.read_text()) for file in files])
+        page.write_text(reports.with_section(page.read_text(), reports.JAX_MARKS, section))
+        click.echo(f"Wrote the tables of {page}.")
 
 
 if __name__ == "__main__":

@@ -112,7 +112,7 @@ class _Dynamax:
 
 
 def _ar1_parameters(b: int, d: int) -> Parameters:
-    fisher_z = jnp.full([b], np.arctanh(_RHO), jnp.float32)
+    fisher_z = jnp.full([b], float(np.arctanh(_RHO)))
     return {"loc": _normal(3, b, d), "scale": jnp.full([b], _SIGMA), "fisher_z": fisher_z}
 
 

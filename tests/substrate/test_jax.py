@@ -24,6 +24,7 @@ except ImportError as error:
 
 import jax
 import jax.numpy as jnp
+from scipy import stats
 
 import tfp_ar1_jax
 
@@ -207,6 +208,26 @@ def test_float32_where_noise_is_small():
         for t in (jnp.float32, jnp.float64)
     ]
     np.testing.assert_allclose(*of, rtol=1e-4)
+
+
+def test_contenders_of_the_benchmarks_have_the_same_law(monkeypatch):
+    monkeypatch.syspath_prepend(pathlib.Path(__file__).parents[2])
+    from benchmarks import of_jax
+
+    lags = np.abs(np.subtract.outer(np.arange(4), np.arange(4)))
+    covariance = of_jax._SIGMA**2 * of_jax._RHO**lags
+    for name, contender in of_jax.CONTENDERS.items():
+        if name == "Diag" or of_jax.skipped(name, 4):
+            continue
+        law = contender.make(contender.parameters(1, 4))
+        loc = contender.parameters(1, 4)["loc"][0]
+        expected = stats.multivariate_normal(loc, covariance).logpdf(both.X[0, :4])
+        np.testing.assert_allclose(law.log_prob(both.X[:1, :4]), [expected], err_msg=name)
+        if "sample" in contender.operations:
+            parameters = contender.parameters(5000, 4)
+            draws = contender.make(parameters).sample(seed=jax.random.key(0)) - parameters["loc"]
+            # The standard error of an entry is at most √2 σ² / √5000 = 0.034.
+            np.testing.assert_allclose(np.cov(draws.T), covariance, atol=0.14, err_msg=name)
 
 
 def test_messages_of_errors():
