@@ -55,7 +55,7 @@ def main() -> None:
 @click.option(
     "--out",
     type=click.Path(path_type=pathlib.Path),
-    help="Default: speed.json in benchmarks/results, and for `jax` a file of the device.",
+    help="A file, or a folder for speed.json or jax-DEVICE.json. [default: benchmarks/results]",
 )
 # `jax` is a process of its own: threads of JAX slow down TensorFlow.
 @click.option("--suite", "suites", multiple=True, type=click.Choice(_SUITES), default=_SUITES[:-1])
@@ -90,7 +90,9 @@ def run(
         for entry in entries(modes, seconds):
             click.echo(json.dumps(entry))
             found["results"].append(entry)
-            file = out or (_file_of_device() if suite == "jax" else _RESULTS)
+            file = _file_of_device() if suite == "jax" else _RESULTS
+            if out is not None:
+                file = out / file.name if out.is_dir() else out
             results = json.loads(file.read_text()) if file.exists() else {}
             _write(file, {**results, suite: found})
 
