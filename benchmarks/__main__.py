@@ -129,6 +129,8 @@ def environment() -> dict[str, Any]:
         "date": datetime.date.today().isoformat(),
         "cpu": cpu,
         "cores": os.cpu_count(),
+        # Programs that ran in the minute before; this one is not among them yet.
+        "load": round(os.getloadavg()[0], 1),
         "python": platform.python_version(),
         **{p: metadata.version(p) for p in packages if any(metadata.distributions(name=p))},
     }

@@ -1,4 +1,4 @@
-"""The recurrence on JAX: what `tfp_ar1` has, but for sums that XLA is told how to differentiate."""
+"""The recurrence on JAX: what `tfp_ar1` has, but for a derivative that is cheaper under XLA."""
 
 from __future__ import annotations
 
@@ -33,8 +33,9 @@ def _squared_norm(x: jax.Array, a: jax.Array, b: jax.Array, sign: jax.Array) -> 
 
 @_squared_norm.defjvp
 def _(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
-    # Autodiff would leave three shifted arrays and a third sum: XLA on a CPU writes what it sums to
-    # memory first. Of `a Σ y_t (x_t - sign x_{t-1}) = Σ y_t² - b Σ y_t x_{t-1}` one is there.
+    # Autodiff has three shifted arrays in the gradient by x, for each of which XLA computes y anew,
+    # and the sums Σ y_t (x_t - sign x_{t-1}) and Σ y_t x_{t-1}, whose factors are written to memory
+    # on a CPU. The first of these follows from the second and the value.
     (x, a, b, sign), (dx, da, db, _) = primals, tangents
     y = _stencil(x, a, b, sign)
     value = jnp.sum(jnp.square(y), axis=-1)
