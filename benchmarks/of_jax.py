@@ -236,7 +236,7 @@ def results(sizes: list[tuple[int, int]], seconds: float) -> Iterator[dict[str, 
             for name in list(chosen)[2:]:
                 chosen[name]()
                 if (time := measure.timed(chosen[name], 1)) > _PATIENCE:
-                    why[name] = f"takes {time:.1f} s"
+                    why[name] = f"takes {time:.1f} s at {b} × {d}"
                     del chosen[name]
             yield {
                 "mode": f"JAX, {device()}",

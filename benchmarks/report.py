@@ -132,10 +132,7 @@ def _others_on_jax(entries: list[dict[str, Any]]) -> str:
             if name not in ("Diag", "AR1"):
                 names[name] = None
                 row[name] = row["AR1"] * time["ratio"] / e["times"]["AR1"]["ratio"]
-        reasons.update(
-            (f"{name} {why} ({e['batch']} × {e['size']})", None)
-            for name, why in e["skipped"].items()
-        )
+        reasons.update((f"{name} {why}", None) for name, why in e["skipped"].items())
     body = [
         [f"{b} × {d}", _label((operation, gradients)), f"{1e6 * row['AR1']:.0f}"]
         + [f"{row[name] / row['AR1']:.2f}" if name in row else "–" for name in names]
