@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import datetime
+import importlib.util
 import itertools
 import json
 import os
 import pathlib
 import platform
+import re
 import sys
 from collections.abc import Iterable
 from typing import Any
@@ -35,6 +37,7 @@ _SUITES = (
     "training",
     "profile",
     "schemes",
+    "jax",
 )
 # A contender that takes longer for one call is not tried at larger sizes.
 _PATIENCE = 1.0
@@ -49,13 +52,19 @@ def main() -> None:
 
 
 @main.command()
-@click.option("--out", type=click.Path(path_type=pathlib.Path), default=_RESULTS, show_default=True)
-@click.option("--suite", "suites", multiple=True, type=click.Choice(_SUITES), default=_SUITES)
+@click.option(
+    "--out",
+    type=click.Path(path_type=pathlib.Path),
+    help="A file, or a folder for speed.json or jax-DEVICE.json. [default: benchmarks/results]",
+)
+# `jax` is a process of its own: threads of JAX slow down TensorFlow.
+@click.option("--suite", "suites", multiple=True, type=click.Choice(_SUITES), default=_SUITES[:-1])
 @click.option("--mode", "modes", multiple=True, type=click.Choice(_MODES), default=_MODES)
 @click.option("--seconds", default=2.0, show_default=True, help="For each comparison.")
-def run(out: pathlib.Path, suites: tuple[str, ...], modes: tuple[str, ...], seconds: float) -> None:
+def run(
+    out: pathlib.Path | None, suites: tuple[str, ...], modes: tuple[str, ...], seconds: float
+) -> None:
     """Measure; results of suites that are not run again are kept in the file."""
-    results = json.loads(out.read_text()) if out.exists() else {}
     for suite in suites:
         entries = {
             "ratios": ratios,
@@ -68,8 +77,9 @@ def run(out: pathlib.Path, suites: tuple[str, ...], modes: tuple[str, ...], seco
             "training": training,
             "profile": profile,
             "schemes": schemes,
+            "jax": on_jax,
         }[suite]
-        results[suite] = {
+        found: dict[str, Any] = {
             "command": " ".join(
                 [f"python -m benchmarks run --suite {suite} --seconds {seconds:g}"]
                 + [f"--mode {mode}" for mode in modes if suite == "ratios"]
@@ -79,8 +89,18 @@ def run(out: pathlib.Path, suites: tuple[str, ...], modes: tuple[str, ...], seco
         }
         for entry in entries(modes, seconds):
             click.echo(json.dumps(entry))
-            results[suite]["results"].append(entry)
-            _write(out, results)
+            found["results"].append(entry)
+            file = _file_of_device() if suite == "jax" else _RESULTS
+            if out is not None:
+                file = out / file.name if out.is_dir() else out
+            results = json.loads(file.read_text()) if file.exists() else {}
+            _write(file, {**results, suite: found})
+
+
+def _file_of_device() -> pathlib.Path:
+    from benchmarks import of_jax
+
+    return _RESULTS.with_name(f"jax-{re.sub(r'[^a-z0-9]+', '-', of_jax.device().lower())}.json")
 
 
 def _write(path: pathlib.Path, results: dict[str, Any]) -> None:
@@ -94,6 +114,7 @@ def environment() -> dict[str, Any]:
     from importlib import metadata
 
     packages = ("tfp_ar1", "tensorflow", "tensorflow-probability", "keras", "numpy")
+    packages += ("jax", "tfp-nightly", "tinygp", "dynamax")
     cpu = next(
         (
             line.split(":")[1].strip()
@@ -108,8 +129,10 @@ def environment() -> dict[str, Any]:
         "date": datetime.date.today().isoformat(),
         "cpu": cpu,
         "cores": os.cpu_count(),
+        # Programs that ran in the minute before; this one is not among them yet.
+        "load": round(os.getloadavg()[0], 1),
         "python": platform.python_version(),
-        **{package: metadata.version(package) for package in packages},
+        **{p: metadata.version(p) for p in packages if any(metadata.distributions(name=p))},
     }
 
 
@@ -298,11 +321,24 @@ def schemes(modes: tuple[str, ...], seconds: float) -> Any:
         yield {"batch": b, "size": d, "times": measure.interleaved(functions, 2 * seconds)}
 
 
+def on_jax(modes: tuple[str, ...], seconds: float) -> Any:
+    """AR1 beside Diag and others on JAX, and on TensorFlow where that is installed."""
+    if importlib.util.find_spec("tensorflow") is not None:
+        cases = list(itertools.product(("graph", "xla"), _SIZES))
+        found = [_compare(("AR1",), *size, mode, (False, True), seconds) for mode, size in cases]
+        # Before there are threads of JAX.
+        yield from list(itertools.chain.from_iterable(found))
+    from benchmarks import of_jax
+
+    yield from of_jax.results(_SIZES, seconds)
+
+
 @main.command()
 @click.argument("results", type=click.Path(exists=True, path_type=pathlib.Path), default=_RESULTS)
 @click.option("--readme", type=click.Path(exists=True, path_type=pathlib.Path))
-def report(results: pathlib.Path, readme: pathlib.Path | None) -> None:
-    """Write tables (.md) and the picture (.png) beside RESULTS, and the tables of the README."""
+@click.option("--page", type=click.Path(exists=True, path_type=pathlib.Path), help="For JAX.")
+def report(results: pathlib.Path, readme: pathlib.Path | None, page: pathlib.Path | None) -> None:
+    """Write tables (.md) and the picture (.png) beside RESULTS, and those of README and docs."""
     from benchmarks import report as reports
 
     contents = json.loads(results.read_text())
@@ -311,8 +347,15 @@ def report(results: pathlib.Path, readme: pathlib.Path | None) -> None:
     reports.picture(contents["sweep"]["results"], picture)
     click.echo(f"Wrote {tables} and {picture}.")
     if readme is not None:
-        readme.write_text(reports.with_readme_section(readme.read_text(), contents))
+        section = reports.readme_section(contents)
+        text = reports.with_section(readme.read_text(), reports.README_MARKS, section)
+        readme.write_text(text)
         click.echo(f"Wrote the tables of {readme}.")
+    if page is not None:
+        files = sorted(results.parent.glob("jax-*.json"))
+        section = reports.jax_section([json.loads(file.read_text()) for file in files])
+        page.write_text(reports.with_section(page.read_text(), reports.JAX_MARKS, section))
+        click.echo(f"Wrote the tables of {page}.")
 
 
 if __name__ == "__main__":

@@ -34,11 +34,11 @@ def interleaved(functions: Mapping[str, Callable[[], Any]], seconds: float) -> d
         once = time.perf_counter() - start
         repeats[name] = max(1, round(_SHORTEST / once))
     one_round = 1e-6 + sum(
-        _timed(function, repeats[name]) * repeats[name] for name, function in functions.items()
+        timed(function, repeats[name]) * repeats[name] for name, function in functions.items()
     )
     rounds = int(np.clip(seconds / one_round, 5, 201))
     times = np.array(
-        [[_timed(f, repeats[name]) for name, f in functions.items()] for _ in range(rounds)]
+        [[timed(f, repeats[name]) for name, f in functions.items()] for _ in range(rounds)]
     )
     quartiles = np.quantile(times, [0.25, 0.5, 0.75], axis=0)
     ratios = np.median(times / times[:, :1], axis=0)
@@ -54,7 +54,8 @@ def interleaved(functions: Mapping[str, Callable[[], Any]], seconds: float) -> d
     }
 
 
-def _timed(function: Callable[[], Any], repeats: int) -> float:
+def timed(function: Callable[[], Any], repeats: int) -> float:
+    """Seconds per call, of so many."""
     if repeats > 1:
         # What ran before has left its own data in the caches.
         function()

@@ -6,6 +6,7 @@ import pathlib
 from typing import Any
 
 README_MARKS = ("<!-- speed: written by `python -m benchmarks report` -->", "<!-- speed: end -->")
+JAX_MARKS = ("<!-- jax: written by `python -m benchmarks report` -->", "<!-- jax: end -->")
 
 
 def tables(results: dict[str, Any]) -> str:
@@ -47,17 +48,28 @@ def readme_section(results: dict[str, Any]) -> str:
     )
 
 
-def with_readme_section(readme: str, results: dict[str, Any]) -> str:
-    """The README with that section between its marks.
+def jax_section(results: list[dict[str, Any]]) -> str:
+    """What docs/speed.md shows of JAX: for each device, AR1 beside Diag, and others beside AR1."""
+    parts = []
+    for suite in (each["jax"] for each in results):
+        on_jax = [e for e in suite["results"] if e["mode"].startswith("JAX")]
+        environment = ", ".join(f"{k} {v}" for k, v in suite["environment"].items())
+        parts.append(f"`{suite['command']}` ({environment})\n\n{_ratios(on_jax)}")
+        parts.append(_others_on_jax(suite["results"]))
+    return "\n\n".join(parts)
+
+
+def with_section(page: str, marks: tuple[str, str], section: str) -> str:
+    """The page with a section between two marks.
 
     Raises:
       ValueError: if the marks are not there.
     """
-    begin, end = README_MARKS
-    if begin not in readme or end not in readme:
-        raise ValueError(f"The README has no lines {begin!r} and {end!r} to write between.")
-    head, rest = readme.split(begin, 1)
-    return f"{head}{begin}\n\n{readme_section(results)}\n\n{end}{rest.split(end, 1)[1]}"
+    begin, end = marks
+    if begin not in page or end not in page:
+        raise ValueError(f"The page has no lines {begin!r} and {end!r} to write between.")
+    head, rest = page.split(begin, 1)
+    return f"{head}{begin}\n\n{section}\n\n{end}{rest.split(end, 1)[1]}"
 
 
 def _table(header: list[str], rows: list[list[str]]) -> str:
@@ -100,6 +112,39 @@ def _alternatives(entries: list[dict[str, Any]]) -> str:
     return (
         "Time relative to `MultivariateNormalAR1`, value and gradients, graph mode; its own times "
         f"are {times} µs:\n\n{_table(header, body)}"
+    )
+
+
+def _others_on_jax(entries: list[dict[str, Any]]) -> str:
+    """Time of all relative to AR1 on JAX, a row for each operation and size."""
+    rows: dict[tuple, dict[str, Any]] = {}
+    names: dict[str, None] = {}
+    reasons: dict[str, None] = {}
+    for e in entries:
+        row = rows.setdefault((e["batch"], e["size"], e["operation"], e["gradients"]), {})
+        if e["mode"] in ("graph", "xla"):
+            name = f"TensorFlow, {e['mode']}"
+            names[name] = None
+            row[name] = e["times"]["AR1"]["median"]
+            continue
+        row["AR1"] = e["times"]["AR1"]["median"]
+        for name, time in e["times"].items():
+            if name not in ("Diag", "AR1"):
+                names[name] = None
+                row[name] = row["AR1"] * time["ratio"] / e["times"]["AR1"]["ratio"]
+        reasons.update((f"{name} {why}", None) for name, why in e["skipped"].items())
+    body = [
+        [f"{b} × {d}", _label((operation, gradients)), f"{1e6 * row['AR1']:.0f}"]
+        + [f"{row[name] / row['AR1']:.2f}" if name in row else "–" for name in names]
+        for (b, d, operation, gradients), row in rows.items()
+        if len(row) > 1
+    ]
+    left_out = f"\n\nLeft out: {'; '.join(reasons)}." if reasons else ""
+    return (
+        "Time relative to `MultivariateNormalAR1` on JAX, whose own is in µs. *By hand* are its "
+        "innovations in `jax.numpy`, and `jax.lax.associative_scan`. TensorFlow's are those of "
+        "`tfp_ar1.MultivariateNormalAR1`, not from interleaved runs:\n\n"
+        f"{_table(['B × d', '', 'AR1, µs', *names], body)}{left_out}"
     )
 
 

@@ -16,7 +16,8 @@ try:
 except (AttributeError, ImportError) as error:
     raise ImportError(
         "`tfp_ar1_jax` needs the JAX substrate of TensorFlow Probability, of which version 0.25 "
-        f"takes JAX up to 0.6.2: `pip install '.[jax]'` in the project's folder; got {error!r}."
+        "takes JAX up to 0.6.2, and `tfp-nightly` newer ones: `pip install '.[jax]'` in the "
+        f"project's folder, or see docs/jax.md; got {error!r}."
     ) from error
 
 _rewrite.install(__name__, pathlib.Path(__file__).parent)

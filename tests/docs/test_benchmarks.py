@@ -91,4 +91,9 @@ def test_pages_show_what_was_measured():
     results = json.loads(RESULTS.read_text())
     assert RESULTS.with_suffix(".md").read_text() == report.tables(results)
     readme = (ROOT / "README.md").read_text()
-    assert report.with_readme_section(readme, results) == readme
+    assert (
+        report.with_section(readme, report.README_MARKS, report.readme_section(results)) == readme
+    )
+    page = (ROOT / "docs" / "speed.md").read_text()
+    on_jax = [json.loads(file.read_text()) for file in sorted(RESULTS.parent.glob("jax-*.json"))]
+    assert report.with_section(page, report.JAX_MARKS, report.jax_section(on_jax)) == page

@@ -24,6 +24,7 @@ except ImportError as error:
 
 import jax
 import jax.numpy as jnp
+from scipy import stats
 
 import tfp_ar1_jax
 
@@ -170,6 +171,29 @@ def test_float32_where_correlations_round_to_one():
     np.testing.assert_allclose(slope, exact_slope, rtol=3e-4)
 
 
+def test_float32_gradients_of_log_prob():
+    """Of draws, whose neighbours are nearly equal where the correlation is nearly 1."""
+    points = jnp.asarray([-12.0, -4.0, -0.5, 0.0, 0.1, 2.0, 9.0])
+    noise = jnp.asarray(np.random.default_rng(1).normal(size=50))
+
+    def log_prob(z, log_scale, x):
+        path = tfp_ar1_jax.MultivariateNormalAR1(jnp.zeros_like(x), jnp.exp(log_scale), fisher_z=z)
+        return path.log_prob(x)
+
+    def slopes(z, dtype):
+        path = tfp_ar1_jax.MultivariateNormalAR1(jnp.zeros(50), fisher_z=z)
+        # Both from the same numbers, which float32 can hold.
+        x = path.scale.matvec(noise).astype(jnp.float32)
+        return jax.grad(log_prob, (0, 1, 2))(z.astype(dtype), dtype(0.3), x.astype(dtype))
+
+    of = [
+        jax.jit(jax.vmap(lambda z, t=t: slopes(z, t)))(points) for t in (jnp.float32, jnp.float64)
+    ]
+    for actual, expected in zip(*of, strict=True):
+        error = np.abs(actual - expected).reshape(len(points), -1).max(axis=-1)
+        assert np.all(error < 3e-6 * np.abs(expected).reshape(len(points), -1).max(axis=-1))
+
+
 def test_float32_where_noise_is_small():
     """The gradient by the noise, where products of derivatives of the messages would lose it."""
 
@@ -184,6 +208,26 @@ def test_float32_where_noise_is_small():
         for t in (jnp.float32, jnp.float64)
     ]
     np.testing.assert_allclose(*of, rtol=1e-4)
+
+
+def test_contenders_of_the_benchmarks_have_the_same_law(monkeypatch):
+    monkeypatch.syspath_prepend(pathlib.Path(__file__).parents[2])
+    from benchmarks import of_jax
+
+    lags = np.abs(np.subtract.outer(np.arange(4), np.arange(4)))
+    covariance = of_jax._SIGMA**2 * of_jax._RHO**lags
+    for name, contender in of_jax.CONTENDERS.items():
+        if name == "Diag" or of_jax.skipped(name, 4):
+            continue
+        law = contender.make(contender.parameters(1, 4))
+        loc = contender.parameters(1, 4)["loc"][0]
+        expected = stats.multivariate_normal(loc, covariance).logpdf(both.X[0, :4])
+        np.testing.assert_allclose(law.log_prob(both.X[:1, :4]), [expected], err_msg=name)
+        if "sample" in contender.operations:
+            parameters = contender.parameters(5000, 4)
+            draws = contender.make(parameters).sample(seed=jax.random.key(0)) - parameters["loc"]
+            # The standard error of an entry is at most √2 σ² / √5000 = 0.034.
+            np.testing.assert_allclose(np.cov(draws.T), covariance, atol=0.14, err_msg=name)
 
 
 def test_messages_of_errors():
