@@ -220,7 +220,7 @@ def test_hard_counts_in_float32(u):
     result = laplace_approximation(
         path, lambda x: tfd.Poisson(log_rate=x).log_prob(y.astype(np.float32))
     )
-    assert result.log_evidence.shape == result.posterior.batch_shape == [3]
+    assert result.log_evidence.shape == result.posterior.batch_shape == (3,)
     assert np.all(result.converged)
     assert np.all(result.num_iterations < 20)
     for i in range(3):

@@ -262,7 +262,7 @@ class TestAsADistribution:
         assert noisy.batch_shape == [3, 2]
         assert noisy.event_shape == [4]
         draws = noisy.sample(40_000, seed=SEED)
-        assert draws.shape == [40_000, 3, 2, 4]
+        assert draws.shape == (40_000, 3, 2, 4)
         np.testing.assert_allclose(np.mean(draws, axis=0), noisy.mean(), atol=0.05)
         np.testing.assert_allclose(
             tfp.stats.covariance(draws, sample_axis=0, event_axis=-1), noisy.covariance(), atol=0.1
@@ -300,7 +300,7 @@ class TestAsADistribution:
             0.5
         ).log_prob(y)
         close(model.log_prob(scale=2.0, y=y), expected, 1e-5)
-        assert model.sample(3, seed=SEED).y.shape == [3, 5]
+        assert model.sample(3, seed=SEED).y.shape == (3, 5)
 
     def test_compiled_and_vectorized(self):
         noisy = self.noisy()

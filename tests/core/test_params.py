@@ -39,7 +39,7 @@ def test_layout(size, batch_shape, family):
         packed = np.random.default_rng(0).normal(size=shape).astype(dtype)
         distribution = params.new(packed, size, family=family)
         assert type(distribution) is FAMILIES[family][0]
-        assert distribution.dtype == dtype
+        assert distribution.dtype == tf.as_dtype(dtype)
         assert distribution.batch_shape == batch_shape
         assert distribution.event_shape == (size,)
         split = size + (1 if family == "ar1" else size)

@@ -47,7 +47,7 @@ class Transitions:
 
         def transition(step, x):
             a, b, q = (
-                tf.reshape(tf.gather(y, step), [-1] + (x.shape.rank - 1) * [1])
+                tf.reshape(tf.gather(y, step), [-1] + (len(x.shape) - 1) * [1])
                 for y in (self.a, self.b, self.q)
             )
             return make(a * x + b, q)
@@ -201,7 +201,7 @@ def test_a_stationary_mean_is_kept_to_its_last_digit(dtype):
         300,
     )
     path = MultivariateNormalANTE1.from_markov_chain(chain)
-    assert path.dtype == dtype
+    assert path.dtype == tf.as_dtype(dtype)
     np.testing.assert_array_equal(path.mean(), np.full(300, mean))
     np.testing.assert_allclose(path.coefficients[0], rho, rtol=2e-3)
 

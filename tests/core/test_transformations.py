@@ -110,7 +110,7 @@ def test_gradients_of_vectorized_map(member, size):
         gradients_of_map(total, given, mapped=False),
         strict=True,
     ):
-        oracles.assert_close(a, b, "gradient", a.shape.rank - 1, err_msg=name)
+        oracles.assert_close(a, b, "gradient", len(a.shape) - 1, err_msg=name)
 
 
 # The parameter of correlation, from a number of which tanh is about the correlation of neighbours.
@@ -147,7 +147,7 @@ def test_auto_batched_joint_distribution_has_the_right_gradient(member):
         lambda u, x: prior.log_prob(u) + path(u).log_prob(x), [u, x], mapped=False
     )
     for name, a, e in zip(("u", "x"), actual, expected, strict=True):
-        oracles.assert_close(a, e, "gradient", a.shape.rank - 1, err_msg=name)
+        oracles.assert_close(a, e, "gradient", len(a.shape) - 1, err_msg=name)
 
 
 @pytest.mark.slow

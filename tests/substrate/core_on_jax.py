@@ -76,3 +76,4 @@ def _take_seeds_of_tensorflow():
         return sanitize_seed(seed, *args, **kwargs)
 
     samplers.sanitize_seed = with_key
+    samplers.is_stateful_seed = lambda seed: seed is None
