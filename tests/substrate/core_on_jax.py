@@ -20,12 +20,43 @@ import hypothesis
 import jax
 import jax.numpy as jnp
 from _pytest.assertion.rewrite import rewrite_asserts
+from tensorflow_probability.substrates.jax import tf2jax
 from tensorflow_probability.substrates.jax.internal import samplers
 
 from tfp_ar1_jax import _rewrite
 
 HERE = pathlib.Path(__file__).parent
 TESTS = HERE.parent
+# The files whose tests were seen to pass, but for those below. The others are not run yet, and
+# `test_layers`, `test_tfpl`, `test_tensor_float_32`, `test_cost` and `test_numpy_behaviour` are
+# TensorFlow's alone: Keras, its numbers of bits, its graphs, its NumPy.
+FILES = {
+    "test_conditional.py",
+    "test_construction.py",
+    "test_contract.py",
+    "test_correlation.py",
+    "test_derivatives.py",
+    "test_fit.py",
+    "test_forecast.py",
+    "test_half_precision.py",
+}
+_VARIABLES = "variables, and the tape, which finds them"
+_GRAPHS = "shapes that a graph does not know"
+NOT_ON_JAX = {
+    "test_a_conditional_of_unknown_rank": _GRAPHS,
+    "test_after_loading": "a SavedModel",
+    "test_a_graph_reads_each_variable_at_most_twice": _VARIABLES,
+    "test_a_statistic_reads_each_variable_at_most_twice": _VARIABLES,
+    "test_function_argument_and_result": "what `tf.function` counts as a tensor",
+    "test_gradients_of_statistics_and_kls": _VARIABLES,
+    "test_in_every_place": "where TensorFlow drops custom gradients",
+    "test_of_a_size_known_when_the_graph_runs": _GRAPHS,
+    "test_slices": _VARIABLES,
+    "test_slices_of_slices_and_copies_lead_back_to_the_variables": _VARIABLES,
+    "test_static_shapes_are_known_where_they_can_be": _GRAPHS,
+    "test_the_arguments_are_the_attributes": _VARIABLES,
+}
+
 NAME_OF_PACKAGE = re.compile(rb"^import tfp_ar1_jax$", re.MULTILINE)
 
 
@@ -62,6 +93,19 @@ def pytest_configure(config):
     _Loader.config = config
     sys.meta_path.insert(0, _Finder())
     _take_seeds_of_tensorflow()
+    # Which TFP raises on JAX where a value is known.
+    tf2jax.errors.InvalidArgumentError = ValueError
+
+
+def pytest_ignore_collect(collection_path):
+    is_of_core = collection_path.parent == TESTS / "core"
+    return True if is_of_core and collection_path.name not in FILES else None
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if reason := NOT_ON_JAX.get(getattr(item, "originalname", None)):
+            item.add_marker(pytest.mark.skip(reason=f"TensorFlow's alone: {reason}"))
 
 
 def _take_seeds_of_tensorflow():

@@ -98,8 +98,8 @@ import jax.numpy as jnp
 import tfp_ar1_jax
 
 for loc in (np.zeros(4), jnp.zeros(4), [0.0] * 4):
-    path = tfp_ar1_jax.MultivariateNormalAR1(loc, np.float64(2.0), fisher_z=0.5)
-    noisy = path.with_observation_noise(np.float64(0.5))
+    path = tfp_ar1_jax.MultivariateNormalAR1(loc, 2.0, fisher_z=0.5)
+    noisy = path.with_observation_noise(0.5)
     x = path.sample(seed=jax.random.PRNGKey(0))
     for value in (x, path.log_prob(np.zeros(4)), path.covariance(), noisy.log_prob(x),
                   noisy.posterior(x).mean(), path.precision().to_dense()):
