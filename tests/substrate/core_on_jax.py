@@ -19,6 +19,7 @@ os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 import hypothesis
 import jax
 import jax.numpy as jnp
+import pytest
 from _pytest.assertion.rewrite import rewrite_asserts
 from tensorflow_probability.substrates.jax import tf2jax
 from tensorflow_probability.substrates.jax.internal import samplers
