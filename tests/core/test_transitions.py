@@ -124,7 +124,7 @@ def test_derivatives_of_first_and_second_order():
         scale = inverse * tf.concat([s[None], q], axis=0)
         return tf.reduce_sum(tf.sin(tf.matmul(scale, scale, transpose_b=True)))
 
-    def derivatives(function):
+    def first_and_second(function):
         def first(*inputs):
             return derivatives.gradients(function, inputs)
 
@@ -133,9 +133,9 @@ def test_derivatives_of_first_and_second_order():
 
         return [*first(*inputs), *derivatives.gradients(total, inputs)]
 
-    expected = derivatives(of_matrices)
+    expected = first_and_second(of_matrices)
     for function in (ours, tf.function(ours)):
-        for x, y in zip(derivatives(function), expected, strict=True):
+        for x, y in zip(first_and_second(function), expected, strict=True):
             close(x, y, 1e-9)
 
 
