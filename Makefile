@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-all test-lowest test-newest test-jax lint clean
+.PHONY: demo test test-all test-lowest test-newest test-jax test-jax-versions lint clean
 
 demo: .venv/installed
 	$(BIN)/tfp-ar1 train
@@ -30,9 +30,22 @@ test-lowest test-newest: test-%: .venv/installed
 test-jax: .venv/installed
 	$(BIN)/uv venv --quiet --allow-existing --python $(BIN)/python .venv-jax
 	$(BIN)/uv pip install --quiet --python .venv-jax/bin/python \
-		'tensorflow-probability==0.25.0' 'jax<=0.6.2' numpy scipy pytest pytest-xdist
+		'tensorflow-probability==0.25.0' 'jax<=0.6.2' numpy scipy hypothesis pytest pytest-xdist
 	$(BIN)/uv pip install --quiet --python .venv-jax/bin/python --no-deps -e .
-	.venv-jax/bin/python -m pytest -n auto --noconftest tests/substrate
+	PYTHONPATH=tests/substrate .venv-jax/bin/python -m pytest -n auto --noconftest \
+		-p core_on_jax -m "not slow" tests/substrate tests/core
+
+# What goes together, by Python, TFP and JAX: the table of docs/jax.md.
+JAX_VERSIONS := 3.11/tensorflow-probability==0.25.0/0.4.36 \
+	3.11/tensorflow-probability==0.25.0/0.5.3 3.11/tensorflow-probability==0.25.0/0.6.2 \
+	3.11/tfp-nightly/0.6.2 3.11/tfp-nightly/0.7.2 3.11/tfp-nightly/0.10.2 3.12/tfp-nightly/0.11.2
+test-jax-versions: .venv/installed
+	for versions in $(JAX_VERSIONS); do \
+		set -- $$(echo $$versions | tr / ' ') && echo "Python $$1, $$2, JAX $$3" && \
+		PYTHONPATH=. $(BIN)/uv run --quiet --no-project --prerelease allow --python $$1 \
+			--with $$2 --with jax==$$3 --with numpy --with scipy --with pytest \
+			python -m pytest --noconftest tests/substrate || exit 1; \
+	done
 
 lint: .venv/installed
 	$(BIN)/ruff check .

@@ -167,7 +167,7 @@ def cast(arrays, dtype):
 
 def as_dense(case, parameters, size):
     mean, covariance = case.moments(*map(tf.constant, parameters), size=size)
-    return oracles.Dense(mean.numpy(), covariance.numpy())
+    return oracles.Dense(np.asarray(mean), np.asarray(covariance))
 
 
 def dense_distribution(case, *parameters):

@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import math
 
+import derivatives
 import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
@@ -184,28 +185,23 @@ def tf_kl(p, q):
 def tf_gradients(function, arguments, weights=None):
     """Gradients of `sum(function(*arguments) * weights)`; arguments are arrays, results too."""
     arguments = [tf.convert_to_tensor(a) for a in arguments]
-    with tf.GradientTape() as tape:
-        tape.watch(arguments)
+
+    def weighted(*arguments):
         result = function(*arguments)
-    if weights is not None:
-        weights = tf.cast(weights, result.dtype)
-    gradients = tape.gradient(result, arguments, output_gradients=weights)
-    assert all(g is not None for g in gradients), "a gradient is missing"
-    return [g.numpy() for g in gradients]
+        return result if weights is None else result * tf.cast(weights, result.dtype)
+
+    return [np.asarray(g) for g in derivatives.gradients(weighted, arguments)]
 
 
 def second_derivatives(function, x):
     """Of a function of one vector, along each of three directions, by two tapes."""
     x, found = np.asarray(x), []
     for direction in np.random.default_rng(0).normal(size=(3, x.size)):
-        t = tf.zeros([], x.dtype)
-        with tf.GradientTape() as outer:
-            outer.watch(t)
-            with tf.GradientTape() as inner:
-                inner.watch(t)
-                value = function(x + t * direction)
-            slope = inner.gradient(value, t)
-        found.append(outer.gradient(slope, t))
+
+        def slope(t, direction=direction):
+            return derivatives.gradients(lambda t: function(x + t * direction), [t])[0]
+
+        found.append(derivatives.gradients(slope, [tf.zeros([], x.dtype)])[0])
     return tf.stack(found)
 
 

@@ -33,7 +33,7 @@ def dense(params, family, d):
     loc, log_s, fisher_z = np.split(params, [d, d + sizes(family, d)[0]], axis=-1)
     scale = np.broadcast_to(np.exp(log_s / 2), loc.shape)
     rho = np.broadcast_to(np.tanh(fisher_z), (*loc.shape[:-1], d - 1))
-    correlations = oracles.tf_antedependent_correlations(tf.constant(rho)).numpy()
+    correlations = np.asarray(oracles.tf_antedependent_correlations(tf.constant(rho)))
     return oracles.Dense(loc, scale[..., :, None] * correlations * scale[..., None, :])
 
 

@@ -21,6 +21,7 @@ elementwise_gradient = tf.custom_gradient
 cheaper_gradient = tf.custom_gradient
 do_not_convert = tf.autograph.experimental.do_not_convert
 while_loop = tf.while_loop
+expm1 = tf.math.expm1
 LinearOperatorTridiag = tf.linalg.LinearOperatorTridiag
 convert_variables_to_tensors = tf.linalg.LinearOperator._convert_variables_to_tensors
 is_adjoint_pair = linear_operator_util.is_adjoint_pair

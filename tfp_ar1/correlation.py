@@ -11,7 +11,7 @@ import tensorflow as tf
 from tensorflow_probability.python.internal import dtype_util
 from tensorflow_probability.python.internal import prefer_static as ps
 
-from tfp_ar1._backend import elementwise_gradient
+from tfp_ar1._backend import elementwise_gradient, expm1
 
 # A gradient function, that of `tf.custom_gradient`, may be differentiated in a graph in which the
 # tensors that it holds are out of scope unless they are inputs of plain operations, and is saved
@@ -46,7 +46,7 @@ def _log_cosh(u: tf.Tensor) -> tf.Tensor:
     def gradient(dy: tf.Tensor) -> tf.Tensor:
         # tanh u, but its derivatives keep their relative accuracy where 1 - tanh² rounds to 0.
         factor = tf.where(u < 0.0, tf.constant(2.0, u.dtype), tf.constant(-2.0, u.dtype))
-        t = tf.math.expm1(factor * u)
+        t = expm1(factor * u)
         return dy * (0.5 * factor * t / (2.0 + t))
 
     return value, gradient
@@ -235,7 +235,7 @@ def _fisher_z(steps: tf.Tensor, length_scale: tf.Tensor) -> tuple[tf.Tensor, Any
     equal = tf.equal(steps, 0.0)
     least = 2.0 * math.exp(-2.0 * _OF_EQUAL_TIMES.get(steps.dtype, 20.0))
     x = tf.where(equal, tf.constant(least, steps.dtype), x)
-    rho, complement = tf.math.exp(-x), -tf.math.expm1(-x)
+    rho, complement = tf.math.exp(-x), -expm1(-x)
 
     # By the derivative with respect to log x, at most 1/2; that with respect to x may overflow.
     def gradient(dy: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
@@ -271,7 +271,7 @@ def compare(p: LagOneCorrelation, q: LagOneCorrelation) -> tuple[tf.Tensor, tf.T
 
     # Clipped, so that where it is not used it is finite, and so are its derivatives.
     difference = tf.clip_by_value(_fisher_z_difference(p, q, both), -1.0, 1.0)
-    e, (_, q_value) = tf.math.expm1(difference), both("value")
+    e, (_, q_value) = expm1(difference), both("value")
     half = 0.5 * e / (1.0 + e)
     near_log_ratio = -2.0 * tf.math.log1p(half * (e + q_value * (2.0 + e)))
     # Those of the closed form in p and q would be what large numbers leave where ρ is near 0.

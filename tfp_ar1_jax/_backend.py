@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -68,6 +69,12 @@ def elementwise_gradient(function: Callable[..., Any]) -> Callable[..., Any]:
         return y, sum(slope * dx for slope, dx in zip(slopes, tangents, strict=True))
 
     return value
+
+
+@elementwise_gradient
+def expm1(x: jax.Array) -> tuple[jax.Array, Callable[..., Any]]:
+    """`exp(x) - 1`; JAX's own derivative adds the 1 again, and so rounds to 0 far below 0."""
+    return jnp.expm1(x), lambda dy: dy * jnp.exp(x)
 
 
 def custom_gradient(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -220,14 +227,40 @@ def register_distribution(cls: Any) -> None:
     @functools.wraps(make)
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
         if names := kwargs.pop("_children", None):
+            lost_prior = kwargs.pop("_lost_prior").value
             children = {name: kwargs.pop(name) for name in names}
             _fill(self, make, children, kwargs)
+            if lost_prior and "_carried" not in vars(self):
+                self._kl_terms_to = _warn_of_lost_prior
         else:
             make(self, *args, **kwargs)
 
     cls.__init__ = __init__
     cls._type_spec = property(lambda self: _Parts(self, type_spec))
     cls.__getattr__ = _refuse
+
+
+class _Mark:
+    """Goes with the structure of a tree, and makes no two structures different."""
+
+    def __init__(self, value: bool):
+        self.value = value
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Mark)
+
+    def __hash__(self) -> int:
+        return 0
+
+
+def _warn_of_lost_prior(other: Any) -> None:
+    """In place of the KL terms of a posterior to its prior."""
+    warnings.warn(
+        "This posterior went through a transformation of JAX, where it lost the prior that it was "
+        "made from. Its KL divergence is computed from its rounded parameters, which may be wrong "
+        "in float32 beyond |fisher_z| of about 12. Take it where the posterior is made.",
+        stacklevel=2,
+    )
 
 
 class _Parts:
@@ -242,7 +275,13 @@ class _Parts:
         else:
             spec = type_spec(distribution)
             self._children, rest = spec._to_components(distribution), spec._non_tensor_params
-        self._non_tensor_params = {**rest, "_children": tuple(self._children)}
+        # A posterior knows its prior as an object, which none is after a transformation.
+        lost_prior = _Mark("_kl_terms_to" in vars(distribution))
+        self._non_tensor_params = {
+            **rest,
+            "_children": tuple(self._children),
+            "_lost_prior": lost_prior,
+        }
         self._callable_params: dict[str, Any] = {}
 
     def _to_components(self, distribution: Any) -> dict[str, Any]:

@@ -115,7 +115,8 @@ class _Groups(ScanScheme):
                 carried = pad(self.carry_scheme.solve(ys[-1], reverse)[..., :-1], 1, 0)
             ys = self._run(xs, carried, reverse)
         y = jnp.stack(ys, axis=-1)
-        return y.reshape(*y.shape[:-2], -1)[..., : self.size]
+        # Not -1, which JAX refuses where an axis is empty.
+        return y.reshape(*y.shape[:-2], self.num_groups * _RADIX)[..., : self.size]
 
     def _run(
         self, xs: list[jax.Array], carried: jax.Array | None, reverse: bool

@@ -55,8 +55,8 @@ def test_agrees_with_dense_algebra(size, name):
     distribution, whole = case.distribution(*parameters), as_dense(case, parameters, size)
     x, observed = np.random.default_rng(1).normal(size=(count, size)), random_observed(size)
     conditional = distribution.conditional(np.where(observed, x, np.nan), observed)
-    samples = conditional.sample(2, seed=(1, 2)).numpy()
-    unconditional = distribution.sample(2, seed=(1, 2)).numpy()
+    samples = np.asarray(conditional.sample(2, seed=(1, 2)))
+    unconditional = np.asarray(distribution.sample(2, seed=(1, 2)))
     for i, known in enumerate(observed):
         mean, covariance, log_prob = dense(whole.mean[i], whole.covariance[i], x[i], known)
         variance = np.diag(covariance)
@@ -142,8 +142,8 @@ def test_runs_in_a_graph_and_at_a_hundred_thousand_coordinates():
         return conditional.mean(), conditional.stddev(), conditional.observed_log_prob()
 
     mean, stddev, log_prob = terms(x, observed)
-    missing = ~observed.numpy()
-    z = ((x - mean) / stddev).numpy()[missing]
+    missing = ~np.asarray(observed)
+    z = np.asarray((x - mean) / stddev)[missing]
     # Standardized errors of the missing half: their mean square is 1, to its standard error.
     assert abs(np.mean(z**2) - 1) < 0.05
     assert np.isfinite(log_prob)
@@ -189,9 +189,9 @@ class TestAsADistribution:
         conditional, observed, value = self.conditional(name, (2,))
         assert isinstance(conditional, tfd.Distribution)
         missing = np.flatnonzero(~observed)
-        covariance = conditional.covariance().numpy()
+        covariance = np.asarray(conditional.covariance())
         known = np.flatnonzero(observed)
-        dense = conditional.path.covariance().numpy()
+        dense = np.asarray(conditional.path.covariance())
         gain = dense[:, missing[:, None], known] @ np.linalg.inv(dense[:, known[:, None], known])
         expected = np.zeros_like(dense)
         expected[:, missing[:, None], missing] = (
@@ -202,13 +202,13 @@ class TestAsADistribution:
             conditional.variance(), np.diagonal(covariance, 0, 1, 2), atol=1e-12
         )
         of_missing = tfd.MultivariateNormalFullCovariance(
-            conditional.mean().numpy()[:, missing], covariance[:, missing[:, None], missing]
+            np.asarray(conditional.mean())[:, missing], covariance[:, missing[:, None], missing]
         )
         x, log_prob = conditional.experimental_sample_and_log_prob(3, seed=(1, 2))
-        expected = of_missing.log_prob(x.numpy()[..., missing])
+        expected = of_missing.log_prob(np.asarray(x)[..., missing])
         np.testing.assert_allclose(log_prob, expected, rtol=1e-8)
         np.testing.assert_allclose(conditional.entropy(), of_missing.entropy(), rtol=1e-8)
-        np.testing.assert_array_equal(x.numpy()[..., known], np.stack([value[:, known]] * 3))
+        np.testing.assert_array_equal(np.asarray(x)[..., known], np.stack([value[:, known]] * 3))
         assert np.all(np.isneginf(conditional.log_prob(x + 1.0)))
 
     def test_density_where_correlation_rounds_to_one(self):

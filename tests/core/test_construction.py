@@ -143,14 +143,14 @@ class TestConstruction:
         p, x = cls(**empty), np.zeros([2, 0], np.float32)
         standard = tfd.MultivariateNormalDiag(tf.zeros([0]))
         assert p.event_shape == [0]
-        assert p.sample(2, seed=SEED).shape == p.conditional(x, x == 0).sample().shape == [2, 0]
+        assert p.sample(2, seed=SEED).shape == p.conditional(x, x == 0).sample().shape == (2, 0)
         for result in (p.log_prob(x), p.marginal(step=2).log_prob(x)):
             np.testing.assert_array_equal(result, [0, 0])
         shifted = MultivariateNormalAR1(tf.zeros([0]), 3.0, 0.5)
         for q in (standard, shifted):
             assert tfd.kl_divergence(p, q) == tfd.kl_divergence(q, p) == 0
         assert p.entropy() == p.precision().log_abs_determinant() == 0
-        assert p.covariance().shape == p.precision().to_dense().shape == [0, 0]
+        assert p.covariance().shape == p.precision().to_dense().shape == (0, 0)
 
         def results(*values):
             p = cls(**dict(zip(empty, values, strict=True)))
@@ -166,7 +166,7 @@ class TestConstruction:
             k: np.float32(v)[: keep.get(k, 1)] if np.ndim(v) else v for k, v in valid(cls).items()
         }
         p = cls(**given)
-        assert p.sample(seed=SEED).shape == [1]
+        assert p.sample(seed=SEED).shape == (1,)
         expected = tfd.Normal(0.0, 1.0 if cls in BY_COORDINATE else 2.0)
         oracles.assert_close(p.log_prob([0.3]), expected.log_prob(0.3))
         oracles.assert_close(p.entropy(), expected.entropy())
@@ -321,7 +321,7 @@ def test_constraining_bijectors_map_to_valid_parameters(cls, dtype, spread):
             bijector = properties[name].default_constraining_bijector_fn()
             parameters[name] = bijector(unconstrained)
         p = cls(**parameters, validate_args=True)
-        assert p.dtype == dtype
+        assert p.dtype == tf.as_dtype(dtype)
         assert p.batch_shape == [200]
         assert np.all(p.stddev() > 0)
         assert np.all(np.isfinite(p.sample(seed=SEED)))

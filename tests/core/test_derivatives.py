@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 
+import derivatives
 import family
 import numpy as np
 import oracles
@@ -60,22 +61,11 @@ def differences(function, step=0.1):
 
 
 def reverse_over_reverse(function, t):
-    with tf.GradientTape() as outer:
-        outer.watch(t)
-        with tf.GradientTape() as inner:
-            inner.watch(t)
-            y = function(t)
-        first = inner.gradient(y, t)
-    return first, outer.gradient(first, t)
+    def slope(t):
+        return derivatives.gradients(function, [t])[0]
 
-
-def forward_over_reverse(function, t):
-    with tf.autodiff.ForwardAccumulator(t, tf.ones_like(t)) as accumulator:
-        with tf.GradientTape() as tape:
-            tape.watch(t)
-            y = function(t)
-        first = tape.gradient(y, t)
-    return accumulator.jvp(y), accumulator.jvp(first)
+    first, second = derivatives.values_and_gradients(lambda t: {"slope": slope(t)}, [t])
+    return first["slope"], second["slope"][0]
 
 
 def compiled(function, **options):
@@ -131,7 +121,7 @@ def in_cond(function):
 # What is around a function of a number.
 PLACES = {
     "function": (reverse_over_reverse, compiled),
-    "function, forward": (forward_over_reverse, compiled),
+    "function, forward": (derivatives.forward_over_reverse, compiled),
     "function in a function": (
         lambda f, t: compiled(lambda t: reverse_over_reverse(compiled(f), t))(t),
         lambda f: f,
@@ -158,8 +148,8 @@ PLACES = {
 @pytest.mark.parametrize("place", PLACES)
 def test_in_every_place(place):
     function = along("AR1 by fisher_z", SOME)
-    derivatives, around = PLACES[place]
-    check(derivatives(around(function), AT), differences(function))
+    differentiate, around = PLACES[place]
+    check(differentiate(around(function), AT), differences(function))
 
 
 @pytest.mark.slow
@@ -167,17 +157,18 @@ def test_in_every_place(place):
 def test_of_a_function(member, size):
     """Long enough for blocks, two of them."""
     function = along(member, SOME, size)
-    check(forward_over_reverse(compiled(function), AT), differences(function))
+    check(derivatives.forward_over_reverse(compiled(function), AT), differences(function))
 
 
 LOAD = """
 import sys
 import tensorflow as tf
-from test_derivatives import AT, forward_over_reverse, reverse_over_reverse
+from derivatives import forward_over_reverse
+from test_derivatives import AT, reverse_over_reverse
 
 loaded = tf.saved_model.load(sys.argv[1])
-for derivatives in reverse_over_reverse, forward_over_reverse:
-    print("derivatives", *(float(x) for x in derivatives(loaded.f, AT)))
+for differentiate in reverse_over_reverse, forward_over_reverse:
+    print("derivatives", *(float(x) for x in differentiate(loaded.f, AT)))
 """
 
 
@@ -244,16 +235,14 @@ def test_to_any_order_next_to_no_correlation(rho, size):
     def mapped(rho):
         return tf.vectorized_map(function, rho[tf.newaxis])[0]
 
-    def derivatives(function, rho):
+    def three(function, rho):
         first, second = reverse_over_reverse(function, rho)
-        with tf.GradientTape() as tape:
-            tape.watch(rho)
-            below = reverse_over_reverse(function, rho)[1]
-        return first, second, tape.gradient(below, rho)
+        (third,) = derivatives.gradients(lambda rho: reverse_over_reverse(function, rho)[1], [rho])
+        return first, second, third
 
     coefficients = [weights[k:] @ x[: size - k] for k in range(size)]
     polynomial = np.polynomial.Polynomial(coefficients)
     expected = [polynomial.deriv(k)(rho) for k in (1, 2, 3)]
     for f in (function, mapped):
-        actual = compiled(lambda rho, f=f: derivatives(f, rho))(tf.constant(rho, "float64"))
+        actual = compiled(lambda rho, f=f: three(f, rho))(tf.constant(rho, "float64"))
         oracles.assert_close(tf.stack(actual), expected, "second derivative")

@@ -1,5 +1,6 @@
 """Chains observed with noise: against dense matrices, decimals and a Kalman filter of TFP."""
 
+import derivatives
 import exact
 import family
 import numpy as np
@@ -67,7 +68,7 @@ def test_against_matrices(kind, size):
     value = np.where(observed, y, np.nan)
     close(noisy.log_prob(value), log_prob)
     close(noisy.covariance(), covariance + np.eye(size) * noise[..., None] ** 2)
-    close(noisy.variance(), noisy.stddev().numpy() ** 2)
+    close(noisy.variance(), np.asarray(noisy.stddev()) ** 2)
     close(noisy.mean(), mean)
     posterior = noisy.posterior(value)
     assert isinstance(posterior, tfp_ar1.MultivariateNormalANTE1)
@@ -143,13 +144,16 @@ def functions(kind):
     return ours, of_matrices, [tf.constant(x) for x in (*parameters, noise)]
 
 
-def derivatives(function, variables):
+def first_and_second(function, variables):
     """The first ones, and those of the sum of their squares."""
-    with tf.GradientTape() as outer:
-        outer.watch(variables)
-        first = tfp.math.value_and_gradient(function, variables)[1]
-        total = sum(tf.reduce_sum(tf.square(x)) for x in first)
-    return [*first, *outer.gradient(total, variables)]
+
+    def first(*variables):
+        return derivatives.gradients(function, variables)
+
+    def total(*variables):
+        return sum(tf.reduce_sum(tf.square(x)) for x in first(*variables))
+
+    return [*first(*variables), *derivatives.gradients(total, variables)]
 
 
 @pytest.mark.parametrize("kind", ["AR1", "ANTE1"])
@@ -180,8 +184,8 @@ def test_what_is_missing_reaches_no_gradient():
 @pytest.mark.parametrize("kind", ["AR1", "ANTE1 by fisher_z"])
 def test_second_derivatives_of_a_compiled_function(kind):
     ours, of_matrices, variables = functions(kind)
-    actual = derivatives(tf.function(ours, autograph=False), variables)
-    for x, y in zip(actual, derivatives(of_matrices, variables), strict=True):
+    actual = first_and_second(tf.function(ours, autograph=False), variables)
+    for x, y in zip(actual, first_and_second(of_matrices, variables), strict=True):
         close(x, y, 1e-7)
 
 
@@ -203,7 +207,7 @@ def test_extreme_correlations_and_noise(u, noise, dtype):
     wide = tfp_ar1.MultivariateNormalANTE1(
         *(x.astype("float64") for x in (loc, scale)), fisher_z=fisher_z.astype("float64")
     )
-    y = (wide.sample(seed=SEED) + noise * rng.normal(size=size)).numpy().astype(dtype)
+    y = np.asarray(wide.sample(seed=SEED) + noise * rng.normal(size=size)).astype(dtype)
     noisy = path.with_observation_noise(noise, observed)
     posterior = noisy.posterior(np.where(observed, y, np.nan).astype(dtype))
     expected = exact.noisy(
@@ -258,7 +262,7 @@ class TestAsADistribution:
         assert noisy.batch_shape == [3, 2]
         assert noisy.event_shape == [4]
         draws = noisy.sample(40_000, seed=SEED)
-        assert draws.shape == [40_000, 3, 2, 4]
+        assert draws.shape == (40_000, 3, 2, 4)
         np.testing.assert_allclose(np.mean(draws, axis=0), noisy.mean(), atol=0.05)
         np.testing.assert_allclose(
             tfp.stats.covariance(draws, sample_axis=0, event_axis=-1), noisy.covariance(), atol=0.1
@@ -296,7 +300,7 @@ class TestAsADistribution:
             0.5
         ).log_prob(y)
         close(model.log_prob(scale=2.0, y=y), expected, 1e-5)
-        assert model.sample(3, seed=SEED).y.shape == [3, 5]
+        assert model.sample(3, seed=SEED).y.shape == (3, 5)
 
     def test_compiled_and_vectorized(self):
         noisy = self.noisy()

@@ -1,5 +1,6 @@
 """The mapping from packed parameters: its layout, and that anything finite makes finite results."""
 
+import derivatives
 import numpy as np
 import oracles
 import pytest
@@ -38,7 +39,7 @@ def test_layout(size, batch_shape, family):
         packed = np.random.default_rng(0).normal(size=shape).astype(dtype)
         distribution = params.new(packed, size, family=family)
         assert type(distribution) is FAMILIES[family][0]
-        assert distribution.dtype == dtype
+        assert distribution.dtype == tf.as_dtype(dtype)
         assert distribution.batch_shape == batch_shape
         assert distribution.event_shape == (size,)
         split = size + (1 if family == "ar1" else size)
@@ -85,18 +86,16 @@ def test_extremes(size, dtype, family):
     entries = [largest, -largest, *EXTREMES, *anything, *rng.normal(size=20)]
     mixed = rng.choice(np.clip(entries, -largest, largest), (300, count))
     packed = tf.cast([[largest] * count, [-largest] * count, *mixed], dtype)
-    with tf.GradientTape(persistent=True) as tape:
-        tape.watch(packed)
+
+    def results_of(packed):
         distribution = params.new(packed, size, validate_args=True, family=family)
-        sample = distribution.sample(seed=(1, 2))
         kl = tfd.kl_divergence(distribution, tfd.MultivariateNormalDiag(tf.zeros(size, dtype)))
-    for name, value in {
-        "sample": sample,
-        "kl": kl,
-        "entropy": distribution.entropy(),
-        "gradient of the sample": tape.gradient(sample, packed),
-        "gradient of the KL": tape.gradient(kl, packed),
-    }.items():
+        sample, entropy = distribution.sample(seed=(1, 2)), distribution.entropy()
+        return {"sample": sample, "kl": kl, "entropy": entropy}
+
+    results, gradients = derivatives.values_and_gradients(results_of, [packed])
+    of_gradients = {f"gradient of {key}": gradient for key, (gradient,) in gradients.items()}
+    for name, value in (results | of_gradients).items():
         finite = np.isfinite(tf.cast(value, tf.float32))
         assert np.all(finite), f"{name} of {packed[np.argwhere(~finite)[0][0]]}: {value}"
 

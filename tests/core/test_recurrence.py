@@ -1,5 +1,6 @@
 """`recurrence` and `whiten` against a loop, for every scheme that a size may select."""
 
+import derivatives
 import numpy as np
 import oracles
 import pytest
@@ -100,19 +101,20 @@ def test_unknown_size(name, reverse, kind):
     """And unknown rank; the gradients, and theirs in ρ, as those of a known size."""
 
     def values_and_gradients(x, rho):
-        with tf.GradientTape() as outer, tf.GradientTape() as tape:
-            for each in (outer, tape):
-                each.watch([x, rho])
-            y = FUNCTIONS[name](x, correlation(kind, rho), reverse=reverse)
-            dx, drho = tape.gradient(y, [x, rho], unconnected_gradients="zero")
-            weighted = dx * x
-        return y, dx, drho, outer.gradient(weighted, rho, unconnected_gradients="zero")
+        def of(x, rho):
+            return FUNCTIONS[name](x, correlation(kind, rho), reverse=reverse)
+
+        def weighted(rho):
+            return derivatives.gradients(of, [x, rho])[0] * x
+
+        gradients = derivatives.gradients(of, [x, rho])
+        return of(x, rho), *gradients, *derivatives.gradients(weighted, [rho])
 
     unknown = tf.function(values_and_gradients, [tf.TensorSpec(None, "float64")] * 2)
     for size in (1, 2, 3, 33, 300):
         x = tf.constant(draw(size, 5, size))
         rho = tf.constant(draw_rho(kind, (5,), size))
-        y, *gradients = (a.numpy() for a in unknown(x, rho))
+        y, *gradients = (np.asarray(a) for a in unknown(x, rho))
         expected = loop(name, x, steps_of(kind, rho, size), reverse)
         oracles.assert_close(y, expected, event_ndims=1)
         assert_gradients_close(gradients, values_and_gradients(x, rho)[1:])
@@ -148,10 +150,7 @@ def test_higher_derivatives(size, kind, order):
             along = tf.reshape(t, [5] + [1] * (rho.ndim - 1))
             y = function(x + t[:, None] * v, rho + along * r)
             return tf.reduce_sum(weights * y, axis=-1)
-        with tf.GradientTape() as tape:
-            tape.watch(t)
-            below = derivative(function, t, order - 1)
-        return tape.gradient(below, t)
+        return derivatives.gradients(lambda t: derivative(function, t, order - 1), [t])[0]
 
     start = tf.zeros(5, "float64")
     actual, expected = (
@@ -195,17 +194,17 @@ def test_vectorized_map_and_xla_agree_with_eager(size, kind):
     x, rho = tf.constant(draw(0, 5, size)), tf.constant(draw_rho(kind, (5,), size))
 
     def value_and_gradients(x, rho):
-        with tf.GradientTape() as tape:
-            tape.watch([x, rho])
-            y = rec.recurrence(x, correlation(kind, rho))
-            total = tf.reduce_sum(y**2, axis=-1)
-        return y, *tape.gradient(total, [x, rho])
+        def of(x, rho):
+            return rec.recurrence(x, correlation(kind, rho))
 
-    eager = [a.numpy() for a in value_and_gradients(x, rho)]
+        total = derivatives.gradients(lambda x, rho: tf.reduce_sum(of(x, rho) ** 2), [x, rho])
+        return of(x, rho), *total
+
+    eager = [np.asarray(a) for a in value_and_gradients(x, rho)]
     mapped = tf.vectorized_map(lambda args: value_and_gradients(*args), (x, rho))
     compiled = tf.function(value_and_gradients, jit_compile=True)(x, rho)
     for other in (mapped, compiled):
-        assert_gradients_close([a.numpy() for a in other], eager, "same computation")
+        assert_gradients_close([np.asarray(a) for a in other], eager, "same computation")
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -228,7 +227,7 @@ def test_whitening_equal_neighbours_does_not_cancel(u, kind):
     alternating = np.where(np.arange(5) % 2, np.sign(u), 1.0).astype("float32")
     fisher_z = tf.fill([4] if kind == "per step" else [], np.float32(u))
     rho = LagOneCorrelation(fisher_z=fisher_z, per_step=kind == "per step")
-    actual = rec.whiten(tf.constant(alternating), rho).numpy()
+    actual = np.asarray(rec.whiten(tf.constant(alternating), rho))
     np.testing.assert_allclose(actual[1:], np.exp(-abs(u)) * alternating[1:], rtol=1e-5)
 
 

@@ -4,8 +4,6 @@ Run by `make test-jax`, in an environment without TensorFlow.
 """
 
 import os
-import pathlib
-import re
 import subprocess
 import sys
 
@@ -250,10 +248,3 @@ def test_tracebacks_show_the_lines_of_tfp_ar1():
     last = caught.traceback[-1]
     assert last.path.parts[-2:] == ("tfp_ar1", "correlation.py")
     assert "raise ValueError" in str(last.statement)
-
-
-def test_the_page_runs():
-    """The example of docs/jax.md, in which parameters are numbers of Python."""
-    page = pathlib.Path(__file__).parents[2] / "docs" / "jax.md"
-    (code,) = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), flags=re.DOTALL)
-    exec(compile(code, str(page), "exec"), {})

@@ -14,7 +14,7 @@ from tensorflow_probability.python.internal import dtype_util, tensorshape_util
 from tensorflow_probability.python.internal import prefer_static as ps
 
 from tfp_ar1 import recurrence
-from tfp_ar1._backend import elementwise_gradient
+from tfp_ar1._backend import elementwise_gradient, expm1
 from tfp_ar1.correlation import LagOneCorrelation, compare
 from tfp_ar1.distributions.gaussian_markov_chain import GaussianMarkovChain
 from tfp_ar1.linear_operators.chain import Chain, log_abs, total, widened
@@ -42,13 +42,13 @@ __all__ = ["kl_terms", "log_prob_terms"]
 @elementwise_gradient
 def _excess(v: tf.Tensor) -> tf.Tensor:
     """`exp(v) - 1 - v`, and its derivatives, to full relative accuracy."""
-    expm1 = tf.math.expm1(v)
+    exp_minus_1 = expm1(v)
     # The series of 1 - v / expm1(v) ends after two terms, with the relative error v³ / 360; the
     # difference has eps / v. They are alike at the bound, where both are 2e-6 in float32.
     bound = (360.0 * float(np.spacing(dtype_util.as_numpy_dtype(v.dtype)(1)))) ** 0.25
-    near_zero = expm1 * v * (0.5 - v / 12.0)
-    value = tf.where(tf.math.abs(v) < bound, near_zero, expm1 - v)
-    return value, lambda dy: dy * tf.math.expm1(v)
+    near_zero = exp_minus_1 * v * (0.5 - v / 12.0)
+    value = tf.where(tf.math.abs(v) < bound, near_zero, exp_minus_1 - v)
+    return value, lambda dy: dy * expm1(v)
 
 
 def _log_ratio(scale: tf.Tensor | None, other: tf.Tensor | None, dtype: tf.DType) -> tf.Tensor:
@@ -225,7 +225,7 @@ def _covariance_terms(p: _Operand, q: _Operand, size: Any) -> _CovarianceTerms:
         log_ratio_of_steps, difference = compare(rho_p, rho_q)
         step, drift = later + log_ratio_of_steps, difference * tf.math.exp(0.5 * later)
         if not shared:
-            drift += before * tf.math.expm1(0.5 * (later - earlier))
+            drift += before * expm1(0.5 * (later - earlier))
     return _CovarianceTerms(
         _excess(log_ratio[..., :1]), _excess(step) + tf.math.square(drift), None
     )

@@ -1,0 +1,30 @@
+"""Derivatives on TensorFlow; `tests/substrate/derivatives.py` has the same names for JAX."""
+
+import tensorflow as tf
+
+
+def values_and_gradients(function, arguments):
+    """What a function of a list returns, `{name: tensor}`, and the gradients of each one's sum."""
+    with tf.GradientTape(persistent=True) as tape:
+        tape.watch(arguments)
+        results = function(*arguments)
+    zero = {"unconnected_gradients": "zero"}
+    return results, {key: tape.gradient(y, arguments, **zero) for key, y in results.items()}
+
+
+def gradients(function, arguments):
+    """Of the sum of what a function of a list returns."""
+    with tf.GradientTape() as tape:
+        tape.watch(arguments)
+        result = function(*arguments)
+    return tape.gradient(result, arguments, unconnected_gradients="zero")
+
+
+def forward_over_reverse(function, t):
+    """The first and the second derivative of a function of one number."""
+    with tf.autodiff.ForwardAccumulator(t, tf.ones_like(t)) as accumulator:
+        with tf.GradientTape() as tape:
+            tape.watch(t)
+            y = function(t)
+        first = tape.gradient(y, t)
+    return accumulator.jvp(y), accumulator.jvp(first)
