@@ -1,0 +1,42 @@
+"""`python -m experiments.healing`: trains the methods, and makes a page of the results."""
+
+import argparse
+import pathlib
+
+from experiments.healing.latents import METHODS
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Runs a command."""
+    parser = argparse.ArgumentParser(prog="python -m experiments.healing", description=__doc__)
+    commands = parser.add_subparsers(required=True)
+    run = commands.add_parser("run", formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    run.set_defaults(function=_run)
+    run.add_argument("--data-dir", type=pathlib.Path, required=True, help="MNIST's IDX files")
+    run.add_argument("--out", type=pathlib.Path, required=True, help="file of results, continued")
+    run.add_argument("--methods", default=",".join(METHODS), help="the most important first")
+    run.add_argument("--seeds", default="0,1,2,3,4")
+    run.add_argument("--together", type=int, default=5, help="seeds that are trained at once")
+    run.add_argument("--epochs", type=int, default=20)
+    run.add_argument("--num-train", type=int, default=50_000, help="sequences for training")
+    run.add_argument("--num-test", type=int, default=10_000, help="sequences for testing")
+    run.add_argument("--beta", type=float, default=0.8, help="weight of the KL divergence")
+    run.add_argument("--missing", choices=("random", "mnar"), default="random")
+    run.add_argument("--degrees", type=float, default=30.0, help="spread of a step of the angle")
+    run.add_argument("--seconds", type=float, default=300.0, help="when to have ended")
+    arguments = vars(parser.parse_args(argv))
+    arguments.pop("function")(arguments)
+
+
+def _run(arguments: dict) -> None:
+    # Not before: processes that JAX has no part in import this file too.
+    from experiments.healing import run
+
+    methods, seeds = arguments["methods"].split(","), arguments["seeds"].split(",")
+    if unknown := set(methods) - METHODS.keys():
+        raise SystemExit(f"--methods: unknown {sorted(unknown)}; there are {', '.join(METHODS)}.")
+    run.run(run.Options(**(arguments | {"methods": methods, "seeds": [int(s) for s in seeds]})))
+
+
+if __name__ == "__main__":
+    main()
