@@ -48,6 +48,14 @@ class Task(NamedTuple):
     seeds: list[int]
 
 
+class Programs(NamedTuple):
+    """What XLA has compiled: the first states of some seeds, an epoch of them, measures of one."""
+
+    initial: Any
+    train: Any
+    evaluate: Any
+
+
 def run(options: Options) -> None:
     """Runs what has no line in the file of results yet, as far as time allows."""
     end = time.monotonic() + options.seconds
@@ -117,40 +125,35 @@ def _settings(options: Options) -> dict[str, Any]:
     return {key: getattr(options, key) for key in SETTINGS if key not in ("method", "seed")}
 
 
-def _initial(method: str, seeds: jax.Array) -> model.State:
-    return jax.vmap(functools.partial(model.initial, METHODS[method]))(seeds)
-
-
-def _compile(options: Options, name: str, num_seeds: int) -> tuple[Any, Any]:
-    """The programs that train one epoch of some seeds, and that evaluate one seed."""
+def _compile(options: Options, name: str, num_seeds: int) -> Programs:
     method, steps = METHODS[name], options.num_train // model.BATCH
 
     def pixels(number: int) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct((number, data.FRAMES, data.PIXELS), np.uint8)
 
     seeds = jax.ShapeDtypeStruct((num_seeds,), np.int32)
-    states = jax.eval_shape(functools.partial(_initial, name), seeds)
-    one = jax.eval_shape(functools.partial(model.initial, method), 0)
+    initial = jax.jit(jax.vmap(functools.partial(model.initial, method))).lower(seeds)
+    states = initial.out_info
+    one = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), states)
     train = model.train.lower(states, pixels(options.num_train), method, options.beta, steps)
     evaluate = model.evaluate.lower(one.parameters, pixels(options.num_test), one.key, method)
-    return train.compile(), evaluate.compile()
+    return Programs(initial.compile(), train.compile(), evaluate.compile())
 
 
 def _run_task(
     options: Options,
     task: Task,
-    programs: tuple[Any, Any],
+    programs: Programs,
     train_pixels: jax.Array,
     test_pixels: jax.Array,
     end: float,
 ) -> tuple[list[dict[str, Any]], list[np.ndarray]]:
     """The results of the seeds of a task but for the classifier, and the imputed sequences."""
-    train, evaluate = programs
-    states = _initial(task.method, jnp.asarray(task.seeds, jnp.int32))
+    states = programs.initial(jnp.asarray(task.seeds, jnp.int32))
     seconds, losses = [], []
     for _ in range(options.epochs):
         start = time.monotonic()
-        states, loss = train(states, train_pixels)
+        states, loss = programs.train(states, train_pixels)
         losses.append(np.asarray(loss).tolist())  # Waits for the epoch.
         seconds.append(time.monotonic() - start)
     per_epoch = statistics.median(seconds)
@@ -158,7 +161,7 @@ def _run_task(
     records, imputed = [], []
     for row, seed in enumerate(task.seeds):
         parameters, key = jax.tree.map(lambda x, row=row: x[row], (states.parameters, states.key))
-        sums, bits = evaluate(parameters, test_pixels, key)
+        sums, bits = programs.evaluate(parameters, test_pixels, key)
         measures = {name: np.asarray(x, np.float64) for name, x in sums.items()}
         num_missing = int(jnp.sum(test_pixels >= data.HIDDEN))
         records.append(
@@ -179,8 +182,8 @@ def _run_task(
             }
         )
         imputed.append(np.asarray(bits))
-        line = {k: round(records[-1][k], 4) for k in ("nll", "nll_mixed", "mse", "neg_elbo", "kl")}
-        _say(f"{task.method} seed {seed}: {line}", end)
+        line = (f"{k} {records[-1][k]:.4f}" for k in ("nll", "nll_mixed", "mse", "neg_elbo", "kl"))
+        _say(f"{task.method} seed {seed}: {', '.join(line)}", end)
     return records, imputed
 
 
