@@ -67,10 +67,13 @@ def _make(
     labels = _read(folder / f"{part}-labels-idx1-ubyte.gz", 8)[:number]
     steps, hiding = (np.random.default_rng([*seed, stream]) for stream in range(2))
     angles = np.cumsum(steps.normal(0, degrees, (len(digits), FRAMES)), axis=1)
-    # Processes that know nothing of JAX, which does not survive a fork.
-    start = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(os.cpu_count(), start) as pool:
-        frames = np.stack(list(pool.map(_turn, digits, angles, chunksize=500)))
+    if len(digits) < 2000:
+        frames = np.stack(list(map(_turn, digits, angles)))
+    else:
+        # Fresh processes: JAX does not survive a fork.
+        start = multiprocessing.get_context("spawn")
+        with concurrent.futures.ProcessPoolExecutor(os.cpu_count(), start) as pool:
+            frames = np.stack(list(pool.map(_turn, digits, angles, chunksize=500)))
     pixels = frames.reshape(len(digits), FRAMES, PIXELS).astype(np.uint8)
     if missing == "random":
         chance = np.float32(MISSING)

@@ -4,6 +4,7 @@ import concurrent.futures
 import functools
 import json
 import multiprocessing
+import os
 import pathlib
 import statistics
 import subprocess
@@ -64,12 +65,12 @@ def run(options: Options) -> None:
     options.out.parent.mkdir(parents=True, exist_ok=True)
     spawn = multiprocessing.get_context("spawn")
     with (
-        concurrent.futures.ThreadPoolExecutor() as threads,
+        concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as threads,
         concurrent.futures.ProcessPoolExecutor(mp_context=spawn) as processes,
         options.out.open("a", encoding="utf-8") as file,
     ):
         # XLA compiles while the data are made; each method once.
-        shapes = {(task.method, len(task.seeds)) for task in tasks}
+        shapes = dict.fromkeys((task.method, len(task.seeds)) for task in tasks)
         programs = {shape: threads.submit(_compile, options, *shape) for shape in shapes}
         train, test = data.load(
             options.data_dir,
