@@ -3,6 +3,7 @@
 import argparse
 import pathlib
 
+from experiments.healing.data import MISSING
 from experiments.healing.latents import METHODS
 
 
@@ -10,7 +11,9 @@ def main(argv: list[str] | None = None) -> None:
     """Runs a command."""
     parser = argparse.ArgumentParser(prog="python -m experiments.healing", description=__doc__)
     commands = parser.add_subparsers(required=True)
-    run = commands.add_parser("run", formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    run = commands.add_parser(
+        "run", help="train and evaluate", formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
     run.set_defaults(function=_run)
     run.add_argument("--data-dir", type=pathlib.Path, required=True, help="MNIST's IDX files")
     run.add_argument("--out", type=pathlib.Path, required=True, help="file of results, continued")
@@ -21,9 +24,14 @@ def main(argv: list[str] | None = None) -> None:
     run.add_argument("--num-train", type=int, default=50_000, help="sequences for training")
     run.add_argument("--num-test", type=int, default=10_000, help="sequences for testing")
     run.add_argument("--beta", type=float, default=0.8, help="weight of the KL divergence")
-    run.add_argument("--missing", choices=("random", "mnar"), default="random")
+    run.add_argument("--missing", choices=tuple(MISSING), default="random")
     run.add_argument("--degrees", type=float, default=30.0, help="spread of a step of the angle")
     run.add_argument("--seconds", type=float, default=300.0, help="when to have ended")
+    page = commands.add_parser("page", help="fill in a page from results")
+    page.set_defaults(function=_page)
+    page.add_argument("results", type=pathlib.Path, help="file of results")
+    page.add_argument("--template", type=pathlib.Path, required=True)
+    page.add_argument("--out", type=pathlib.Path, required=True, help="the page")
     arguments = vars(parser.parse_args(argv))
     arguments.pop("function")(arguments)
 
@@ -36,6 +44,13 @@ def _run(arguments: dict) -> None:
     if unknown := set(methods) - METHODS.keys():
         raise SystemExit(f"--methods: unknown {sorted(unknown)}; there are {', '.join(METHODS)}.")
     run.run(run.Options(**(arguments | {"methods": methods, "seeds": [int(s) for s in seeds]})))
+
+
+def _page(arguments: dict) -> None:
+    # With pandas and jinja2, which training does without.
+    from experiments.healing import page
+
+    page.write(arguments["results"], arguments["template"], arguments["out"])
 
 
 if __name__ == "__main__":

@@ -106,8 +106,7 @@ def _posterior(library: Library, name: str, outputs: Any, frames: int) -> Any:
             chains.params.from_time_major(outputs, "ante1"), frames, family="ante1"
         )
     loc, *rest = (
-        tf.linalg.matrix_transpose(part)
-        for part in tf.split(outputs, POSTERIORS[name], axis=-1)
+        tf.linalg.matrix_transpose(part) for part in tf.split(outputs, POSTERIORS[name], axis=-1)
     )
     if name == "softplus":
         return tfd.MultivariateNormalDiag(loc, tf.math.softplus(rest[0]))

@@ -79,13 +79,19 @@ def preprocess(parameters: Parameters, white: jax.Array) -> jax.Array:
     )
     # Most are all black: their row, which the others are relative to, needs no looking up, nor the
     # sum of its gradients a scatter.
-    added = jnp.take(table[1:] - table[0], number - 1 + 512 * (number == 0), axis=0, mode="fill",
-                     fill_value=0) + table[0]
+    added = (
+        jnp.take(
+            table[1:] - table[0],
+            number - 1 + 512 * (number == 0),
+            axis=0,
+            mode="fill",
+            fill_value=0,
+        )
+        + table[0]
+    )
     added = jnp.pad(added, ((0, 0), (1, 1), (1, 1), (0, 0)))
     # Where the second layer, at a pixel, looks at its neighbour (i, j).
-    sums = sum(
-        added[:, i : i + SIDE, j : j + SIDE, place] for place, (i, j) in enumerate(shifts)
-    )
+    sums = sum(added[:, i : i + SIDE, j : j + SIDE, place] for place, (i, j) in enumerate(shifts))
     return jax.nn.relu(sums + b_out).reshape(white.shape)
 
 

@@ -5,9 +5,7 @@ import pathlib
 from typing import Any
 
 # What tells one run from another; a line holds all of them.
-SETTINGS = (
-    *("method", "seed", "epochs", "num_train", "num_test", "beta", "missing", "degrees"),
-)
+SETTINGS = (*("method", "seed", "epochs", "num_train", "num_test", "beta", "missing", "degrees"),)
 
 
 def key_of(record: dict[str, Any]) -> tuple[Any, ...]:
