@@ -30,7 +30,7 @@ test-lowest test-newest: test-%: .venv/installed
 test-jax: .venv/installed
 	$(BIN)/uv venv --quiet --allow-existing --python $(BIN)/python .venv-jax
 	$(BIN)/uv pip install --quiet --python .venv-jax/bin/python \
-		'tensorflow-probability==0.25.0' 'jax<=0.6.2' numpy scipy pytest pytest-xdist
+		'tensorflow-probability==0.25.0' 'jax<=0.6.2' numpy optax scipy pytest pytest-xdist
 	$(BIN)/uv pip install --quiet --python .venv-jax/bin/python --no-deps -e .
 	.venv-jax/bin/python -m pytest -n auto --noconftest tests/substrate
 
