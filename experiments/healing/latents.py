@@ -29,12 +29,14 @@ class Method(NamedTuple):
         or `ar1_fixed` with that of `matern`.
       over_time: whether the encoder sees the frames before and after, by a convolution over time.
       masked: whether only the likelihood of observed pixels counts.
+      scale: the standard deviations that posteriors of this library start with.
     """
 
     posterior: str
     prior: str
     over_time: bool = True
     masked: bool = True
+    scale: float = 1.0
 
 
 METHODS = {
@@ -45,6 +47,7 @@ METHODS = {
     "gp_vae_matern": Method("banded", "matern"),
     # With the distributions and the KL divergences of this library.
     "ante1_ar1": Method("ante1", "ar1"),
+    "ante1_ar1_narrow": Method("ante1", "ar1", scale=0.2),
     "ante1_ar1_fixed": Method("ante1", "ar1_fixed"),
     "diag_ar1": Method("diag", "ar1"),
     "sites_ar1": Method("sites", "ar1"),
@@ -53,6 +56,7 @@ METHODS = {
     "softplus_cauchy": Method("softplus", "cauchy"),
     "signed_matern": Method("banded_signed", "matern"),
     "ante1_cauchy": Method("ante1", "cauchy"),
+    "ante1_cauchy_narrow": Method("ante1", "cauchy", scale=0.2),
     "banded_ar1": Method("banded", "ar1"),
 }
 # How many numbers for each frame and latent the encoder gives.

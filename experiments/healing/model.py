@@ -56,6 +56,10 @@ def initial(method: Method, seed: Any) -> State:
         name: (glorot(key, shape), jnp.zeros(shape[-1]))
         for key, (name, shape) in zip(keys, shapes.items(), strict=True)
     }
+    if method.scale != 1:  # Its outputs are the means, the logarithms of the variances, and more.
+        weight, bias = parameters["encoder_3"]
+        bias = bias.at[LATENTS : 2 * LATENTS].set(2 * jnp.log(method.scale))
+        parameters["encoder_3"] = (weight, bias)
     if method.prior == "ar1":
         parameters["prior"] = jnp.full(LATENTS, jnp.arctanh(jnp.exp(-1 / LENGTH_SCALE)))
     return State(parameters, OPTIMIZER.init(parameters), key)

@@ -201,7 +201,10 @@ def _write_done(file: Any, pending: dict[Any, dict[str, Any]], seconds: float) -
     """Writes what is finished, or finishes within this time."""
     try:
         for future in concurrent.futures.as_completed(list(pending), timeout=seconds):
-            _write(file, pending.pop(future) | {"auroc": future.result()})
+            if error := future.exception():
+                print(f"classifier: {error!r}", flush=True)
+            auroc = None if error else future.result()
+            _write(file, pending.pop(future) | {"auroc": auroc})
     except TimeoutError:
         pass
 
