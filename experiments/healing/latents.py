@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+LATENTS = 256
 LENGTH_SCALE = 2.0  # of the kernels, in frames; their variance is 1
 _JITTER = 1e-3  # on the diagonal of the Cauchy kernel, as in GP-VAE
 
@@ -72,6 +73,17 @@ def kernel(name: str, frames: int) -> np.ndarray:
     if name == "matern":
         return np.exp(-distance)
     return 1 / (1 + distance**2) + _JITTER * np.eye(frames)
+
+
+def least_kl(name: str, frames: int) -> float:
+    """The least KL divergence of a posterior without correlation to the prior over one path.
+
+    Its precisions are then the diagonal of the prior's. The `banded` posterior of GP-VAE, whose
+    correlations cannot be positive, has no lower one to a prior whose neighbours are alike.
+    """
+    precision = np.linalg.inv(kernel(name, frames))
+    log_diagonal = np.sum(np.log(np.diag(precision)))
+    return float(0.5 * (log_diagonal - np.linalg.slogdet(precision)[1]))
 
 
 def posterior_and_kl(

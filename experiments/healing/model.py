@@ -18,10 +18,17 @@ from tensorflow_probability.substrates.jax import tf2jax
 
 import tfp_ar1_jax
 from experiments.healing.data import FRAMES, HIDDEN, PIXELS, SIDE, WHITE
-from experiments.healing.latents import LENGTH_SCALE, POSTERIORS, Library, Method, posterior_and_kl
+from experiments.healing.latents import (
+    LATENTS,
+    LENGTH_SCALE,
+    POSTERIORS,
+    Library,
+    Method,
+    posterior_and_kl,
+)
 
 LIBRARY = Library(tf2jax, tfp.distributions, tfp_ar1_jax)
-UNITS, LATENTS, BATCH = 256, 256, 64
+UNITS, BATCH = 256, 64
 # Draws of a path for what a pixel is predicted as on average.
 DRAWS = 20
 OPTIMIZER = optax.chain(optax.clip_by_global_norm(1e4), optax.adam(1e-3))

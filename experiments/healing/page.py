@@ -12,7 +12,8 @@ import pandas as pd
 import scipy.stats
 
 from experiments import results as experiments_results
-from experiments.healing.latents import METHODS
+from experiments.healing.data import FRAMES
+from experiments.healing.latents import LATENTS, METHODS, least_kl
 from experiments.healing.results import key_of, read
 from experiments.report import markdown, number_text
 from experiments.results import Measure
@@ -114,6 +115,14 @@ class Tables:
         numbers = experiments_results.difference(paired, field)
         mean, low, high = (number_text(x, MEASURES[field].digits, "+") for x in numbers)
         return mean if len(paired) < 2 else f"{mean} [{low}, {high}]"
+
+    def has(self, **settings: Any) -> bool:
+        """Whether there are such runs."""
+        return bool((self._frame[list(settings)] == pd.Series(settings)).all(axis=1).any())
+
+    def least_kl(self, prior: str) -> str:
+        """What GP-VAE's posterior pays at least, over all latents, in nats per sequence."""
+        return number_text(LATENTS * least_kl(prior, FRAMES), 1)
 
     def published(self) -> str:
         """The table of the paper."""

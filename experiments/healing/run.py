@@ -97,6 +97,7 @@ def run(options: Options) -> None:
                 future = processes.submit(classifier.auroc, bits, test.labels)
                 pending[future] = record
             _write_done(file, pending, 0.0)
+        threads.shutdown(wait=False, cancel_futures=True)
         _write_done(file, pending, max(0.0, end - time.monotonic()))
         for record in pending.values():  # Time is up: better without than not at all.
             _write(file, record | {"auroc": None})

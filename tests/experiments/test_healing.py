@@ -6,6 +6,7 @@ import struct
 
 import numpy as np
 import pytest
+import scipy.optimize
 import scipy.stats
 import tensorflow as tf
 import tensorflow_probability as tfp
@@ -103,6 +104,26 @@ def test_posteriors_without_correlation_learn_scales_alike():
         LIBRARY, latents.METHODS["gp_vae_cauchy"], 0 * outputs(3), None
     )
     assert np.all(np.diagonal(theirs.covariance()[0, 0], offset=1) < 0)
+
+
+@pytest.mark.parametrize("name", ["cauchy", "matern"])
+def test_least_kl_of_the_posterior_of_gp_vae(name):
+    """That of an optimizer, which may choose any parameters that softplus gives."""
+    covariance = latents.kernel(name, FRAMES)
+
+    def kl(x):
+        posterior = latents.banded(
+            LIBRARY, tf.zeros(FRAMES, tf.float64), 1.0 + x[:FRAMES], x[FRAMES:]
+        )
+        return latents.dense_kl(LIBRARY, posterior, covariance)
+
+    def value_and_gradient(x):
+        return tfp.math.value_and_gradient(kl, tf.constant(x))
+
+    bounds = [(0, None)] * (2 * FRAMES - 1)
+    start = np.full(2 * FRAMES - 1, 0.5)
+    best = scipy.optimize.minimize(value_and_gradient, start, jac=True, bounds=bounds)
+    np.testing.assert_allclose(best.fun, latents.least_kl(name, FRAMES), rtol=1e-5)
 
 
 @pytest.fixture
