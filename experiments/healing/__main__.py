@@ -27,6 +27,11 @@ def main(argv: list[str] | None = None) -> None:
     run.add_argument("--missing", choices=tuple(MISSING), default="random")
     run.add_argument("--degrees", type=float, default=30.0, help="spread of a step of the angle")
     run.add_argument("--seconds", type=float, default=300.0, help="when to have ended")
+    paths = commands.add_parser("paths", help="measure what long paths cost")
+    paths.set_defaults(function=_paths)
+    paths.add_argument("--out", type=pathlib.Path, required=True, help="file of results, continued")
+    paths.add_argument("--seconds", type=float, default=120.0, help="when to have ended")
+    paths.add_argument("--most-bytes", type=float, default=8e9, help="memory that may be used")
     page = commands.add_parser("page", help="fill in a page from results")
     page.set_defaults(function=_page)
     page.add_argument("results", type=pathlib.Path, help="file of results")
@@ -44,6 +49,12 @@ def _run(arguments: dict) -> None:
     if unknown := set(methods) - METHODS.keys():
         raise SystemExit(f"--methods: unknown {sorted(unknown)}; there are {', '.join(METHODS)}.")
     run.run(run.Options(**(arguments | {"methods": methods, "seeds": [int(s) for s in seeds]})))
+
+
+def _paths(arguments: dict) -> None:
+    from experiments.healing import long_paths
+
+    long_paths.measure(**arguments)
 
 
 def _page(arguments: dict) -> None:

@@ -77,7 +77,7 @@ def preprocess(parameters: Parameters, white: jax.Array) -> jax.Array:
 
     What the first makes of a pixel depends on its 3 × 3 neighbourhood alone, of which there are 512
     in black and white. So both layers are computed for these, and looked up: the same function as
-    two convolutions, and the same gradients, at a hundredth of the operations.
+    XX
     """
     (w_in, b_in), (w_out, b_out) = parameters["pixels_in"], parameters["pixels_out"]
     bits = (jnp.arange(512)[:, None] >> jnp.arange(9)) & 1

@@ -178,8 +178,8 @@ def _run_task(
                 "seeds_at_once": len(task.seeds),
                 "history": [float(f"{epoch[row]:.7g}") for epoch in losses],
                 "device": jax.devices()[0].device_kind,
-                "versions": _versions(),
-                "code": _code(),
+                "versions": versions(),
+                "code": code(),
                 "command": " ".join(["python -m experiments.healing", *sys.argv[1:]]),
             }
         )
@@ -216,7 +216,8 @@ def _write(file: Any, record: dict[str, Any]) -> None:
 
 
 @functools.cache
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Those of Python and of the packages that results depend on."""
     packages = ("jax", "jaxlib", "tfp-nightly", "tensorflow-probability", "optax", "numpy")
     found = {}
     for package in (*packages, "scipy", "scikit-learn"):
@@ -228,7 +229,7 @@ def _versions() -> dict[str, str]:
 
 
 @functools.cache
-def _code() -> str:
+def code() -> str:
     """The commit of this checkout, as far as git knows it."""
     root = str(pathlib.Path(__file__).parents[2])
     git = subprocess.run(
