@@ -52,7 +52,8 @@ def write(results: pathlib.Path, template: pathlib.Path, page: pathlib.Path) -> 
         keep_trailing_newline=True,
         trim_blocks=True,
     )
-    tables = Tables(read(results))
+    paths = results.with_name("long_paths.jsonl")
+    tables = Tables(read(results), read(paths) if paths.exists() else [])
     known = {name: getattr(tables, name) for name in dir(tables) if not name.startswith("_")}
     mark = f"<!-- Written by 'python -m experiments.healing page' from {template.name}. -->\n\n"
     page.write_text(mark + environment.get_template(template.name).render(known), encoding="utf-8")
@@ -61,11 +62,11 @@ def write(results: pathlib.Path, template: pathlib.Path, page: pathlib.Path) -> 
 class Tables:
     """What a template may call; `settings` choose the runs, as in `table(missing="random")`."""
 
-    def __init__(self, records: list[dict[str, Any]]) -> None:
+    def __init__(self, records: list[dict[str, Any]], paths: list[dict[str, Any]]) -> None:
         keys = [key_of(record) for record in records]
         if repeated := {key for key in keys if keys.count(key) > 1}:
             raise ValueError(f"These runs are there twice: {sorted(repeated)}.")
-        self._frame = pd.DataFrame(records)
+        self._frame, self._paths = pd.DataFrame(records), paths
 
     def runs(self, **settings: Any) -> int:
         """The number of runs."""
@@ -123,6 +124,16 @@ class Tables:
     def least_kl(self, prior: str) -> str:
         """What GP-VAE's posterior pays at least, over all latents, in nats per sequence."""
         return number_text(LATENTS * least_kl(prior, FRAMES), 1)
+
+    def long_paths(self) -> str:
+        """Milliseconds and megabytes of a gradient, by the number of steps; empty without lines."""
+        rows: dict[int, dict[str, str]] = {}
+        for line in sorted(self._paths, key=lambda line: line["steps"]):
+            seconds = line["seconds"]
+            time = "not run" if seconds is None else f"{number_text(1e3 * seconds, 2)} ms"
+            row = rows.setdefault(line["steps"], {"steps": f"{line['steps']:,}"})
+            row[f"`{line['method']}`"] = f"{time}, {number_text(line['bytes'] / 1e6, 1)} MB"
+        return markdown(list(rows.values())) if rows else ""
 
     def published(self) -> str:
         """The table of the paper."""

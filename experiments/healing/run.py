@@ -87,11 +87,15 @@ def run(options: Options) -> None:
             if time.monotonic() + longest + _RESERVE > end:
                 _say(f"no time for {task.method} {task.seeds}", end)
                 continue
-            programs_of_task = programs[task.method, len(task.seeds)].result()
-            start = time.monotonic()
-            records, imputed = _run_task(
-                options, task, programs_of_task, train_pixels, test_pixels, end
-            )
+            try:
+                compiled = programs[task.method, len(task.seeds)].result()
+                start = time.monotonic()
+                records, imputed = _run_task(
+                    options, task, compiled, train_pixels, test_pixels, end
+                )
+            except Exception as error:  # One method must not cost the others their lines.
+                _say(f"{task.method} failed: {error!r}", end)
+                continue
             longest = max(longest, time.monotonic() - start)
             for record, bits in zip(records, imputed, strict=True):
                 future = processes.submit(classifier.auroc, bits, test.labels)
@@ -211,7 +215,10 @@ def _write_done(file: Any, pending: dict[Any, dict[str, Any]], seconds: float) -
 
 
 def _write(file: Any, record: dict[str, Any]) -> None:
-    file.write(json.dumps(record, allow_nan=False) + "\n")
+    try:
+        file.write(json.dumps(record, allow_nan=False) + "\n")
+    except ValueError:
+        print(f"{record['method']} seed {record['seed']}: not finite, no line", flush=True)
     file.flush()
 
 

@@ -190,7 +190,11 @@ def test_page(lines, tmp_path):
     template.write_text(
         "{{ difference('auroc', 'ante1_ar1', 'gp_vae_cauchy') }}\n{{ mean('nll', 'ante1_ar1') }}\n"
         "{{ runs() }}\n{{ table() }}\n{{ differences('gp_vae_cauchy') }}\n{{ published() }}"
+        "\n{{ long_paths() }}"
     )
+    path = {"method": "ante1", "steps": 1000, "seconds": 0.002, "bytes": 3e6}
+    dense = {"method": "gp_vae_matern", "steps": 1000, "seconds": None, "bytes": 4e9}
+    (tmp_path / "long_paths.jsonl").write_text(f"{json.dumps(path)}\n{json.dumps(dense)}\n")
     page.write(file, template, tmp_path / "x.md")
     text = (tmp_path / "x.md").read_text().replace("−", "-")
     theirs, ours = ([record["auroc"] for record in part] for part in (records[1:3], records[4:]))
@@ -201,7 +205,8 @@ def test_page(lines, tmp_path):
     _, _, *filled = text.split("\n")
     assert filled[:3] == [difference, mean, "6"]
     assert any(difference in line for line in filled[3:])
-    assert "0.350 ± 0.007" in filled[-1]
+    assert "0.350 ± 0.007" in text
+    assert filled[-1] == "| 1,000 | 2.00 ms, 3.0 MB | not run, 4000.0 MB |"
 
 
 def test_runs_that_are_there_twice_are_refused(lines, tmp_path):
