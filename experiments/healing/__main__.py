@@ -32,6 +32,8 @@ def main(argv: list[str] | None = None) -> None:
     paths.add_argument("--out", type=pathlib.Path, required=True, help="file of results, continued")
     paths.add_argument("--seconds", type=float, default=120.0, help="when to have ended")
     paths.add_argument("--most-bytes", type=float, default=8e9, help="memory that may be used")
+    for command in (run, paths):
+        command.add_argument("--code", default="", help="the commit, where git does not know it")
     page = commands.add_parser("page", help="fill in a page from results")
     page.set_defaults(function=_page)
     page.add_argument("results", type=pathlib.Path, help="file of results")

@@ -44,13 +44,14 @@ def loss(weights: dict[str, jax.Array], method: Method, x: jax.Array, key: jax.A
     return jnp.mean(0.5 * jnp.sum(jnp.square(error), axis=(1, 2)) + kl)
 
 
-def measure(out: pathlib.Path, seconds: float, most_bytes: float) -> None:
+def measure(out: pathlib.Path, seconds: float, most_bytes: float, code: str) -> None:
     """Writes a line for each method and number of steps that is not in the file yet.
 
     Args:
       out: the file of results.
       seconds: when to have ended.
       most_bytes: a program that needs more memory than this is not run.
+      code: the commit, where git does not know it.
     """
     end = time.monotonic() + seconds
     lines = out.read_text("utf-8").splitlines() if out.exists() else []
@@ -67,6 +68,7 @@ def measure(out: pathlib.Path, seconds: float, most_bytes: float) -> None:
                 threads.shutdown(wait=False, cancel_futures=True)
                 break
             record = _measure(programs[name, steps].result(), name, steps, most_bytes)
+            record["code"] = code or run.code()
             file.write(json.dumps(record) + "\n")
             file.flush()
             print({k: record[k] for k in ("method", "steps", "seconds", "bytes")}, flush=True)
@@ -103,6 +105,5 @@ def _measure(compiled: tuple[Any, Any], name: str, steps: int, most_bytes: float
     return record | {
         "device": jax.devices()[0].device_kind,
         "versions": run.versions(),
-        "code": run.code(),
         "command": " ".join(["python -m experiments.healing", *sys.argv[1:]]),
     }

@@ -106,9 +106,16 @@ class Tables:
         """Mean ± standard error of one method."""
         return _mean(self._choose(settings | {"method": method}), field)
 
-    def difference(self, field: str, method: str, to: str, **settings: Any) -> str:
-        """Mean difference of a method to another, paired by seed, and its 95% interval."""
-        one, other = (self._choose(settings | {"method": name}) for name in (method, to))
+    def difference(
+        self, field: str, method: str, to: str, to_beta: float | None = None, **settings: Any
+    ) -> str:
+        """Mean difference of a method to another, paired by seed, and its 95% interval.
+
+        `to_beta` says with which weight of the KL divergence the other was trained, if not the same.
+        """
+        one = self._choose(settings | {"method": method})
+        of_other = {"method": to} | ({} if to_beta is None else {"beta": to_beta})
+        other = self._choose(settings | of_other)
         paired = one.merge(other, on="seed", suffixes=("", "_of_baseline"))
         paired = paired.dropna(subset=[field, f"{field}_of_baseline"])
         if paired.empty:

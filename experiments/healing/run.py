@@ -40,6 +40,7 @@ class Options(NamedTuple):
     missing: str
     degrees: float
     seconds: float
+    code: str
 
 
 class Task(NamedTuple):
@@ -162,6 +163,8 @@ def _run_task(
         states, loss = programs.train(states, train_pixels)
         losses.append(np.asarray(loss).tolist())  # Waits for the epoch.
         seconds.append(time.monotonic() - start)
+        if len(seconds) == 1 and seconds[0] * (options.epochs - 1) > end - time.monotonic():
+            raise TimeoutError(f"{options.epochs} epochs of {seconds[0]:.1f} s are too many")
     per_epoch = statistics.median(seconds)
     _say(f"{task.method} {task.seeds}: {per_epoch:.2f} s an epoch, loss {losses[-1]}", end)
     records, imputed = [], []
@@ -183,7 +186,7 @@ def _run_task(
                 "history": [float(f"{epoch[row]:.7g}") for epoch in losses],
                 "device": jax.devices()[0].device_kind,
                 "versions": versions(),
-                "code": code(),
+                "code": options.code or code(),
                 "command": " ".join(["python -m experiments.healing", *sys.argv[1:]]),
             }
         )
