@@ -111,7 +111,7 @@ class Tables:
     ) -> str:
         """Mean difference of a method to another, paired by seed, and its 95% interval.
 
-        `to_beta` says with which weight of the KL divergence the other was trained, if not the same.
+        `to_beta` is the weight of the KL divergence of the other, if not the same.
         """
         one = self._choose(settings | {"method": method})
         of_other = {"method": to} | ({} if to_beta is None else {"beta": to_beta})
