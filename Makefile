@@ -30,7 +30,7 @@ test-lowest test-newest: test-%: .venv/installed
 test-jax: .venv/installed
 	$(BIN)/uv venv --quiet --allow-existing --python $(BIN)/python .venv-jax
 	$(BIN)/uv pip install --quiet --python .venv-jax/bin/python \
-		'tensorflow-probability==0.25.0' 'jax<=0.6.2' numpy scipy hypothesis pytest pytest-xdist
+		'tensorflow-probability==0.25.0' 'jax<=0.6.2' hypothesis keras numpy optax scipy pytest pytest-xdist
 	$(BIN)/uv pip install --quiet --python .venv-jax/bin/python --no-deps -e .
 	PYTHONPATH=tests/substrate .venv-jax/bin/python -m pytest -n auto --noconftest \
 		-p core_on_jax -m "not slow" tests/substrate tests/core

@@ -35,7 +35,8 @@ TABLES = {
 }
 
 
-def _number(value: float, digits: int, sign: str = "") -> str:
+def number_text(value: float, digits: int, sign: str = "") -> str:
+    """A number for a page, with a minus and not a hyphen."""
     # Adding 0 takes the sign from what is rounded to 0.
     return f"{round(value, digits) + 0.0:{sign}.{digits}f}".replace("-", "−")
 
@@ -44,17 +45,18 @@ def _mean_text(runs: pd.DataFrame, field: str) -> str:
     values, digits = runs[field].to_numpy(), MEASURES[field].digits
     if values.dtype.kind == "i" and len(set(values)) == 1:
         return str(values[0])
-    text = _number(float(values.mean()), digits)
+    text = number_text(float(values.mean()), digits)
     return text if len(values) < 2 else f"{text} ± {scipy.stats.sem(values):.{digits}f}"
 
 
 def _difference_text(paired: pd.DataFrame, field: str) -> str:
     numbers = results.difference(paired, field)
-    mean, low, high = (_number(x, MEASURES[field].digits, "+") for x in numbers)
+    mean, low, high = (number_text(x, MEASURES[field].digits, "+") for x in numbers)
     return mean if len(paired) < 2 else f"{mean} [{low}, {high}]"
 
 
-def _markdown(rows: list[dict[str, str]]) -> str:
+def markdown(rows: list[dict[str, str]]) -> str:
+    """A table of rows that have the same columns."""
     lines = [list(rows[0]), ["---"] * len(rows[0]), *(list(row.values()) for row in rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
@@ -94,7 +96,7 @@ class Page:
                 for field in fields:
                     row[MEASURES[field].label] = self.baseline(baseline, field, dataset=dataset)
                 rows.append(row)
-        return _markdown(rows)
+        return markdown(rows)
 
     def mean(self, field: str, **settings: Any) -> str:
         """Mean ± standard error of one variant in one setting."""
@@ -112,7 +114,7 @@ class Page:
         if len(datasets) > 1:
             raise ValueError(f"{len(datasets)} data sets fit ({', '.join(datasets)}); name one.")
         value = chosen.iloc[0].get(column, math.nan)
-        return "–" if math.isnan(value) else _number(value, MEASURES[field].digits)
+        return "–" if math.isnan(value) else number_text(value, MEASURES[field].digits)
 
     def _choose(self, settings: dict[str, Any]) -> pd.DataFrame:
         """The runs with these settings."""
@@ -154,7 +156,7 @@ def _table(
 ) -> str:
     """A row for each setting and variant."""
     heading = "posterior / prior" if "prior" in chosen else "posterior"
-    return _markdown(
+    return markdown(
         [
             setting.cells()
             | {heading: variant, count: str(len(rows))}

@@ -4,6 +4,7 @@ Run by `make test-jax`, in an environment without TensorFlow.
 """
 
 import os
+import pathlib
 import subprocess
 import sys
 

@@ -1,0 +1,186 @@
+"""The methods that are compared: what posterior and what prior each has over its latent paths.
+
+Written for TensorFlow Probability on either backend, which `Library` names: the experiment runs on
+JAX, and the tests, which compare GP-VAE's posterior with ours, on TensorFlow.
+"""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+LATENTS = 256
+LENGTH_SCALE = 2.0  # of the kernels, in frames; their variance is 1
+_JITTER = 1e-3  # on the diagonal of the Cauchy kernel, as in GP-VAE
+
+
+class Library(NamedTuple):
+    """`tf` (or TFP's counterpart on JAX), `tfp.distributions`, and `tfp_ar1` (or `tfp_ar1_jax`)."""
+
+    tf: Any
+    tfd: Any
+    chains: Any
+
+
+class Method(NamedTuple):
+    """What is compared, with the networks of GP-VAE.
+
+    Attributes:
+      posterior: a name in `POSTERIORS`.
+      prior: `normal`, `cauchy`, `matern`, `ar1` with a correlation that is learned for each latent,
+        or `ar1_fixed` with that of `matern`.
+      over_time: whether the encoder sees the frames before and after, by a convolution over time.
+      masked: whether only the likelihood of observed pixels counts.
+      scale: the standard deviations that posteriors of this library start with.
+    """
+
+    posterior: str
+    prior: str
+    over_time: bool = True
+    masked: bool = True
+    scale: float = 1.0
+
+
+METHODS = {
+    # As published.
+    "vae": Method("softplus", "normal", over_time=False, masked=False),
+    "hi_vae": Method("softplus", "normal", over_time=False),
+    "gp_vae_cauchy": Method("banded", "cauchy"),
+    "gp_vae_matern": Method("banded", "matern"),
+    # With the distributions and the KL divergences of this library.
+    "ante1_ar1": Method("ante1", "ar1"),
+    "ante1_ar1_narrow": Method("ante1", "ar1", scale=0.2),
+    "ante1_ar1_fixed": Method("ante1", "ar1_fixed"),
+    "diag_ar1": Method("diag", "ar1"),
+    "sites_ar1": Method("sites", "ar1"),
+    # In between, to tell what makes a difference: the encoder, the posterior or the prior.
+    "hi_vae_over_time": Method("softplus", "normal"),
+    "softplus_cauchy": Method("softplus", "cauchy"),
+    "signed_matern": Method("banded_signed", "matern"),
+    "ante1_cauchy": Method("ante1", "cauchy"),
+    "ante1_cauchy_narrow": Method("ante1", "cauchy", scale=0.2),
+    "banded_ar1": Method("banded", "ar1"),
+}
+# How many numbers for each frame and latent the encoder gives.
+POSTERIORS = {"softplus": 2, "diag": 2, "sites": 2, "banded": 3, "banded_signed": 3, "ante1": 3}
+
+
+def kernel(name: str, frames: int) -> np.ndarray:
+    """The covariance matrix of the prior over one latent path.
+
+    `matern` is the Matérn kernel with ν = 1/2: AR(1) with the correlation exp(-1 / length scale).
+    """
+    distance = np.abs(np.subtract.outer(np.arange(frames), np.arange(frames))) / LENGTH_SCALE
+    if name == "matern":
+        return np.exp(-distance)
+    return 1 / (1 + distance**2) + _JITTER * np.eye(frames)
+
+
+def least_kl(name: str, frames: int) -> float:
+    """The least KL divergence of a posterior without correlation to the prior over one path.
+
+    Its precisions are then the diagonal of the prior's. The `banded` posterior of GP-VAE, whose
+    correlations cannot be positive, has no lower one to a prior whose neighbours are alike.
+    """
+    precision = np.linalg.inv(kernel(name, frames))
+    log_diagonal = np.sum(np.log(np.diag(precision)))
+    return float(0.5 * (log_diagonal - np.linalg.slogdet(precision)[1]))
+
+
+def posterior_and_kl(
+    library: Library, method: Method, outputs: Any, fisher_z: Any
+) -> tuple[Any, Any]:
+    """The posterior over the latent paths, and its KL divergence to the prior.
+
+    Args:
+      library: what to compute with.
+      method: the method.
+      outputs: what the encoder gives, `[batch, frames, k * latents]`, k as in `POSTERIORS`.
+      fisher_z: `atanh` of the correlations of the prior, `[latents]`; for the priors `ar1`.
+
+    Returns:
+      A distribution of batch shape `[batch, latents]` over the paths `[frames]`, and the KL
+      divergence in nats, summed over the latents, `[batch]`.
+    """
+    tf, tfd, chains = library
+    frames, dtype = outputs.shape[-2], outputs.dtype
+    if method.posterior == "sites":
+        packed = chains.params.from_time_major(outputs, "sites")
+        sites = chains.params.sites(packed, _prior(library, method, frames, dtype, fisher_z))
+        return sites.posterior(), tf.reduce_sum(sites.kl_divergence(), axis=-1)
+    posterior = _posterior(library, method.posterior, outputs, frames)
+    if method.posterior.startswith("banded") and method.prior in ("cauchy", "matern"):
+        kl = dense_kl(library, posterior, kernel(method.prior, frames))
+    else:
+        kl = tfd.kl_divergence(posterior, _prior(library, method, frames, dtype, fisher_z))
+    return posterior, tf.reduce_sum(kl, axis=-1)
+
+
+def _posterior(library: Library, name: str, outputs: Any, frames: int) -> Any:
+    tf, tfd, chains = library
+    if name == "ante1":
+        return chains.params.new(
+            chains.params.from_time_major(outputs, "ante1"), frames, family="ante1"
+        )
+    loc, *rest = (
+        tf.linalg.matrix_transpose(part) for part in tf.split(outputs, POSTERIORS[name], axis=-1)
+    )
+    if name == "softplus":
+        return tfd.MultivariateNormalDiag(loc, tf.math.softplus(rest[0]))
+    if name == "diag":
+        return tfd.MultivariateNormalDiag(loc, chains.params.scale_of(rest[0]))
+    diagonal, off_diagonal = rest
+    if name == "banded":
+        off_diagonal = tf.math.softplus(off_diagonal)
+    return banded(library, loc, 1.0 + tf.math.softplus(diagonal), off_diagonal[..., :-1])
+
+
+def banded(library: Library, loc: Any, diagonal: Any, above: Any) -> Any:
+    """The posterior of GP-VAE: the precision is U Uᵀ, U upper bidiagonal, by dense matrices.
+
+    The covariance has the lower triangular factor U⁻ᵀ, for which GP-VAE solves a system. There
+    `diagonal` is `1 + softplus(...)` and `above` `softplus(...)`: neighbours then have negative
+    correlations, and no frame given the one before has a standard deviation above 1.
+
+    Args:
+      library: what to compute with.
+      loc: the mean, `[..., d]`.
+      diagonal: that of U, `[..., d]`.
+      above: what is above it, `[..., d - 1]`.
+    """
+    tf, tfd, _ = library
+    size = diagonal.shape[-1]
+    eye = tf.eye(size, dtype=diagonal.dtype)
+    padded = tf.concat([above, tf.zeros_like(above[..., :1])], axis=-1)
+    next_to_it = tf.constant(np.eye(size, k=1), dtype=diagonal.dtype)
+    upper = diagonal[..., tf.newaxis] * eye + padded[..., tf.newaxis] * next_to_it
+    inverse = tf.linalg.triangular_solve(upper, tf.broadcast_to(eye, upper.shape), lower=False)
+    return tfd.MultivariateNormalTriL(loc, tf.linalg.matrix_transpose(inverse))
+
+
+def dense_kl(library: Library, posterior: Any, covariance: np.ndarray) -> Any:
+    """KL divergence of a `MultivariateNormalTriL` to N(0, covariance), by dense matrices.
+
+    The inverse of the prior's factor is computed once, as in GP-VAE.
+    """
+    tf = library.tf
+    scale, loc = posterior.scale.to_dense(), posterior.loc
+    factor = np.linalg.cholesky(covariance)
+    inverse = tf.constant(np.linalg.inv(factor), dtype=scale.dtype)
+    log_ratio = np.sum(np.log(np.diag(factor))) - posterior.scale.log_abs_determinant()
+    trace = tf.reduce_sum(tf.square(tf.linalg.matmul(inverse, scale)), axis=[-2, -1])
+    of_loc = tf.reduce_sum(tf.square(tf.linalg.matvec(inverse, loc)), axis=-1)
+    return log_ratio + 0.5 * (trace + of_loc - len(covariance))
+
+
+def _prior(library: Library, method: Method, frames: int, dtype: Any, fisher_z: Any) -> Any:
+    tf, tfd, chains = library
+    zeros = tf.zeros([frames], dtype)
+    if method.prior == "normal":
+        return tfd.MultivariateNormalDiag(zeros, tf.ones_like(zeros))
+    if method.prior == "ar1":
+        return chains.MultivariateNormalAR1(zeros, fisher_z=fisher_z)
+    if method.prior == "ar1_fixed":
+        correlation = tf.constant(np.exp(-1 / LENGTH_SCALE), dtype=dtype)
+        return chains.MultivariateNormalAR1(zeros, correlation=correlation)
+    factor = np.linalg.cholesky(kernel(method.prior, frames))
+    return tfd.MultivariateNormalTriL(zeros, tf.constant(factor, dtype=dtype))

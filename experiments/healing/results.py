@@ -1,0 +1,18 @@
+"""The results of Healing MNIST: lines of JSON, one for each method and seed."""
+
+import json
+import pathlib
+from typing import Any
+
+# What tells one run from another; a line holds all of them.
+SETTINGS = (*("method", "seed", "epochs", "num_train", "num_test", "beta", "missing", "degrees"),)
+
+
+def key_of(record: dict[str, Any]) -> tuple[Any, ...]:
+    """The settings of a record."""
+    return tuple(record[key] for key in SETTINGS)
+
+
+def read(file: pathlib.Path) -> list[dict[str, Any]]:
+    """The records of a file of results."""
+    return [json.loads(line) for line in file.read_text("utf-8").splitlines()]
