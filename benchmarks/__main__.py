@@ -38,6 +38,7 @@ _SUITES = (
     "profile",
     "schemes",
     "jax",
+    "jax-training",
 )
 # A contender that takes longer for one call is not tried at larger sizes.
 _PATIENCE = 1.0
@@ -57,8 +58,8 @@ def main() -> None:
     type=click.Path(path_type=pathlib.Path),
     help="A file, or a folder for speed.json or jax-DEVICE.json. [default: benchmarks/results]",
 )
-# `jax` is a process of its own: threads of JAX slow down TensorFlow.
-@click.option("--suite", "suites", multiple=True, type=click.Choice(_SUITES), default=_SUITES[:-1])
+# Those of JAX are processes of their own: threads of JAX slow down TensorFlow.
+@click.option("--suite", "suites", multiple=True, type=click.Choice(_SUITES), default=_SUITES[:-2])
 @click.option("--mode", "modes", multiple=True, type=click.Choice(_MODES), default=_MODES)
 @click.option("--seconds", default=2.0, show_default=True, help="For each comparison.")
 def run(
@@ -78,6 +79,7 @@ def run(
             "profile": profile,
             "schemes": schemes,
             "jax": on_jax,
+            "jax-training": training_on_jax,
         }[suite]
         found: dict[str, Any] = {
             "command": " ".join(
@@ -90,7 +92,7 @@ def run(
         for entry in entries(modes, seconds):
             click.echo(json.dumps(entry))
             found["results"].append(entry)
-            file = _file_of_device() if suite == "jax" else _RESULTS
+            file = _file_of_device() if suite.startswith("jax") else _RESULTS
             if out is not None:
                 file = out / file.name if out.is_dir() else out
             results = json.loads(file.read_text()) if file.exists() else {}
@@ -331,6 +333,13 @@ def on_jax(modes: tuple[str, ...], seconds: float) -> Any:
     from benchmarks import of_jax
 
     yield from of_jax.results(_SIZES, seconds)
+
+
+def training_on_jax(modes: tuple[str, ...], seconds: float) -> Any:
+    """A step of `fit` of the models."""
+    from benchmarks import training_on_jax
+
+    yield from training_on_jax.results(seconds)
 
 
 @main.command()
