@@ -320,4 +320,4 @@ def test_commands_of_the_pages():
                 _, left, _ = command.make_parser(click.Context(command)).parse_args(arguments)
                 assert not left, line
                 called.add(name)
-    assert called >= {"train", "export", "impute", "forecast", "score", "sample", "evaluate", "list"}
+    assert called >= {"train", "evaluate", "sample", "impute", "forecast", "score", "export"}
