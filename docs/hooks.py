@@ -8,8 +8,11 @@ import posixpath
 import re
 from typing import Any
 
+import click
 from mkdocs.structure.files import File
 from nbconvert import MarkdownExporter
+
+from tfp_ar1_cli import app
 
 ROOT = pathlib.Path(__file__).parents[1]
 # Pages of the site, by the files that they are made of.
@@ -48,7 +51,7 @@ def on_files(files: Any, config: Any) -> Any:
 
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
-    """Turns links of the repository into those of the site."""
+    """Turns links of the repository into those of the site, and lists the commands."""
     here = page.file.src_uri
     source = posixpath.dirname(SOURCES.get(here, f"docs/{here}"))
 
@@ -61,4 +64,13 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
             files.append(File.generated(config, uri, abs_src_path=str(ROOT / target)))
         return posixpath.relpath(uri, posixpath.dirname(here))
 
-    return LINK.sub(on_site, markdown)
+    return LINK.sub(on_site, markdown).replace("<!-- commands -->", _commands())
+
+
+def _commands() -> str:
+    """Every command as it explains itself."""
+    parts = []
+    for name, command in sorted(app.cli.commands.items()):
+        context = click.Context(command, info_name=f"tfp-ar1 {name}", terminal_width=100)
+        parts.append(f"## tfp-ar1 {name}\n\n```text\n{command.get_help(context)}\n```\n")
+    return "\n".join(parts)
