@@ -39,7 +39,7 @@ lint: .venv/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# The site, into site/; a warning, such as a link that leads nowhere, is an error. It is shown on port 8000.
+# The site, into site/; a warning, such as a link that leads nowhere, is an error (but with --quiet).
 docs: .venv/installed
 	$(BIN)/mkdocs build --strict
 

@@ -70,7 +70,8 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
 def _commands() -> str:
     """Every command as it explains itself."""
     parts = []
+    program = click.Context(app.cli, info_name="tfp-ar1", **app.cli.context_settings)
     for name, command in sorted(app.cli.commands.items()):
-        context = click.Context(command, info_name=f"tfp-ar1 {name}", terminal_width=100)
+        context = click.Context(command, program, name, terminal_width=100)
         parts.append(f"## tfp-ar1 {name}\n\n```text\n{command.get_help(context)}\n```\n")
     return "\n".join(parts)
