@@ -92,3 +92,15 @@ def test_pages_show_what_was_measured():
     assert RESULTS.with_suffix(".md").read_text() == report.tables(results)
     readme = (ROOT / "README.md").read_text()
     assert report.with_readme_section(readme, results) == readme
+
+
+def test_readme_says_the_range_beside_the_diagonal_normal():
+    entries = json.loads(RESULTS.read_text())["ratios"]["results"]
+    readme = (ROOT / "README.md").read_text()
+    for operation, text in (
+        ("sample", "sampling takes {} times"),
+        ("log_prob", "`log_prob` {} times"),
+    ):
+        graph = [e for e in entries if (e["mode"], e["operation"]) == ("graph", operation)]
+        ratios = [e["times"]["AR1"]["ratio"] for e in graph]
+        assert text.format(f"{min(ratios):.2f} to {max(ratios):.2f}") in readme
