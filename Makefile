@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-all test-lowest test-newest test-jax test-jax-versions lint clean
+.PHONY: demo test test-all test-lowest test-newest test-jax test-jax-versions lint docs docs-serve clean
 
 demo: .venv/installed
 	$(BIN)/tfp-ar1 train
@@ -52,6 +52,13 @@ lint: .venv/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# The site, into site/; a warning, such as a link that leads nowhere, is an error (but with --quiet).
+docs: .venv/installed
+	$(BIN)/mkdocs build --strict
+
+docs-serve: .venv/installed
+	$(BIN)/mkdocs serve
+
 # Debian's Python has venv but not always ensurepip, so the pip of the system does the installing.
 .venv/installed: pyproject.toml setup.py
 	$(PYTHON) -m venv --without-pip .venv
@@ -59,4 +66,4 @@ lint: .venv/installed
 	touch $@
 
 clean:
-	rm -rf .venv .venv-lowest .venv-newest .venv-jax build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf .venv .venv-lowest .venv-newest .venv-jax build dist site *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 README_MARKS = ("<!-- speed: written by `python -m benchmarks report` -->", "<!-- speed: end -->")
 JAX_MARKS = ("<!-- jax: written by `python -m benchmarks report` -->", "<!-- jax: end -->")
+README_NAMES = ("Diag", "TriL from ρ", "MarkovChain", "GaussianProcess", "sts")
 
 
 def tables(results: dict[str, Any]) -> str:
@@ -37,13 +39,13 @@ def tables(results: dict[str, Any]) -> str:
 
 
 def readme_section(results: dict[str, Any]) -> str:
-    """What the README shows: AR1 beside Diag in graph mode, and the alternatives beside AR1."""
-    graph = [entry for entry in results["ratios"]["results"] if entry["mode"] == "graph"]
-    environment = results["ratios"]["environment"]
+    """What the README shows: what one would use instead, beside AR1."""
+    entries = [e for e in results["alternatives"]["results"] if e["operation"] != "entropy"]
+    environment = results["alternatives"]["environment"]
     machine = f"{environment['cores']} cores ({environment['cpu']})"
     version = environment["tensorflow"]
     return (
-        f"{_ratios(graph)}\n\n{_alternatives(results['alternatives']['results'])}\n\n"
+        f"{_alternatives(entries, README_NAMES)}\n\n"
         f"Float32, medians of interleaved runs, on {machine} with TensorFlow {version}."
     )
 
@@ -51,11 +53,18 @@ def readme_section(results: dict[str, Any]) -> str:
 def jax_section(results: list[dict[str, Any]]) -> str:
     """What docs/speed.md shows of JAX: for each device, AR1 beside Diag, and others beside AR1."""
     parts = []
-    for suite in (each["jax"] for each in results):
+    for each in results:
+        suite = each["jax"]
         on_jax = [e for e in suite["results"] if e["mode"].startswith("JAX")]
         environment = ", ".join(f"{k} {v}" for k, v in suite["environment"].items())
         parts.append(f"`{suite['command']}` ({environment})\n\n{_ratios(on_jax)}")
         parts.append(_others_on_jax(suite["results"]))
+        parts += [
+            f"A step of `fit`, {entry['model']}, batch {entry['batch']}: "
+            + ", ".join(f"`{name}` {1e3 * t:.2f} ms" for name, t in entry["times"].items())
+            + "."
+            for entry in each.get("jax-training", {"results": []})["results"]
+        ]
     return "\n\n".join(parts)
 
 
@@ -96,10 +105,10 @@ def _ratios(entries: list[dict[str, Any]]) -> str:
     )
 
 
-def _alternatives(entries: list[dict[str, Any]]) -> str:
-    """Time of all relative to AR1, a row for each contender."""
+def _alternatives(entries: list[dict[str, Any]], names: Sequence[str] = ()) -> str:
+    """Time of these contenders, or of all, relative to AR1, a row for each."""
     columns = [(e["batch"], e["size"], e["operation"]) for e in entries]
-    names = list(dict.fromkeys(name for e in entries for name in e["times"]))
+    names = names or list(dict.fromkeys(name for e in entries for name in e["times"]))
     body = [
         [
             name,

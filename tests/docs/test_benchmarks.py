@@ -97,3 +97,15 @@ def test_pages_show_what_was_measured():
     page = (ROOT / "docs" / "speed.md").read_text()
     on_jax = [json.loads(file.read_text()) for file in sorted(RESULTS.parent.glob("jax-*.json"))]
     assert report.with_section(page, report.JAX_MARKS, report.jax_section(on_jax)) == page
+
+
+def test_readme_says_the_range_beside_the_diagonal_normal():
+    entries = json.loads(RESULTS.read_text())["ratios"]["results"]
+    readme = (ROOT / "README.md").read_text()
+    for operation, text in (
+        ("sample", "sampling takes {} times"),
+        ("log_prob", "`log_prob` {} times"),
+    ):
+        graph = [e for e in entries if (e["mode"], e["operation"]) == ("graph", operation)]
+        ratios = [e["times"]["AR1"]["ratio"] for e in graph]
+        assert text.format(f"{min(ratios):.2f} to {max(ratios):.2f}") in readme

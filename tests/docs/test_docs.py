@@ -306,12 +306,18 @@ def test_scaling_in_python(tmp_path):
     assert model.optimizer.iterations == 2
 
 
-def test_commands_of_scaling():
-    """What `train` and `export` are called with there, they know."""
-    lines = "".join(block.code for block in SCALING if block.language == "sh").splitlines()
-    calls = [shlex.split(line, comments=True)[1:] for line in lines if line.startswith("tfp-ar1")]
-    assert {call[0] for call in calls} == {"train", "export"}
-    for name, *arguments in calls:
-        command = app.cli.commands[name]
-        _, left, _ = command.make_parser(click.Context(command)).parse_args(arguments)
-        assert not left
+def test_commands_of_the_pages():
+    """What the command line is called with in the README and the pages, it knows."""
+    pages = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+    called = set()
+    for page in pages:
+        blocks = fenced_blocks(page.read_text(encoding="utf-8"))
+        lines = "".join(block.code for block in blocks if block.language == "sh").splitlines()
+        for line in lines:
+            if line.startswith("tfp-ar1"):
+                name, *arguments = shlex.split(line, comments=True)[1:]
+                command = app.cli.commands[name]
+                _, left, _ = command.make_parser(click.Context(command)).parse_args(arguments)
+                assert not left, line
+                called.add(name)
+    assert called >= {"train", "evaluate", "sample", "impute", "forecast", "score", "export"}

@@ -1,48 +1,99 @@
-"""The README's Python examples run as they are printed; its picture is that of the notebook."""
+"""The Python examples of the README and of the pages run as they are printed, and its numbers and
+pictures are those of the pages and notebooks."""
 
 import base64
 import json
+import re
 
 import pytest
 from test_docs import ROOT, fenced_blocks, run
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-EXAMPLES = [block.code for block in fenced_blocks(README) if block.language == "python"]
+PAGES = {
+    name: (ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8")
+    for name in ("start", "time_series", "noisy_observations", "learned_priors", "your_data")
+}
+EXAMPLES = {
+    f"{name}_{i}": block.code
+    for name, page in {"readme": README, **PAGES}.items()
+    for i, block in enumerate(fenced_blocks(page))
+    if block.language == "python"
+}
+
+
+@pytest.fixture
+def example(tmp_path, monkeypatch):
+    """Runs an example where it may write files; returns its names."""
+    monkeypatch.chdir(tmp_path)
+    return lambda name: run(EXAMPLES[name], tmp_path / f"{name}.py")
 
 
 @pytest.mark.parametrize(
-    "number",
+    "name",
     [
-        pytest.param(i, marks=[pytest.mark.slow] if ".fit(" in code else [])
-        for i, code in enumerate(EXAMPLES)
+        pytest.param(name, marks=[pytest.mark.slow] if ".fit(" in code else [])
+        for name, code in EXAMPLES.items()
+        if not name.startswith("noisy_observations")
     ],
 )
-def test_example_runs(number, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    run(EXAMPLES[number], tmp_path / f"readme_{number}.py")
+def test_example_runs(name, example):
+    example(name)
+
+
+def test_noisy_observations(example):
+    """The optimum is the one that statsmodels' SARIMAX has, which the page states."""
+    (name,) = (name for name in EXAMPLES if name.startswith("noisy_observations"))
+    names = example(name)
+    path, noise = names["noisy"].path, names["noisy"].noise_scale
+    log_likelihood = f"{names['noisy'].log_prob(names['flow']):.4f}".replace("-", "−")
+    found = (
+        f"The mean is {path.loc[0]:.2f}, the standard deviation {path.marginal_scale:.2f}, "
+        f"ρ {path.correlation_parameter():.4f} and the noise {noise:.2f}, "
+        f"with the log-likelihood {log_likelihood}"
+    )
+    assert found in " ".join(PAGES["noisy_observations"].split())
 
 
 def test_there_are_examples_for_tfp_and_for_keras():
-    assert len(EXAMPLES) == 4
-    assert "tfd.kl_divergence" in EXAMPLES[0]
-    assert "tfp_ar1.layers" in EXAMPLES[1]
-    assert "RhoVAE" in EXAMPLES[2]
-    assert "SequenceVAE" in EXAMPLES[3]
+    in_readme = [code for name, code in EXAMPLES.items() if name.startswith("readme")]
+    assert len(in_readme) == 2
+    assert ".kl_divergence" in in_readme[0]
+    assert "RhoVAE" in in_readme[1]
+    assert len(README.splitlines()) <= 120
 
 
-def test_picture_of_a_gap_is_the_notebooks():
-    """And the −ELBOs below it are those of the notebook's table."""
-    notebook = json.loads((ROOT / "notebooks" / "sequences.ipynb").read_text(encoding="utf-8"))
-    data = [
-        output["data"]
-        for cell in notebook["cells"]
-        for output in cell.get("outputs", [])
-        if "data" in output
-    ]
-    images = [base64.b64decode(one["image/png"]) for one in data if "image/png" in one]
-    assert "docs/imputed_gap.png" in README
-    assert (ROOT / "docs" / "imputed_gap.png").read_bytes() in images
-    (table,) = ("".join(one["text/markdown"]) for one in data if "text/markdown" in one)
+def test_intervals_are_those_of_the_results():
+    results = [ROOT / "docs" / name for name in ("results/results.md", "series/series.md")]
+    measured = "".join(path.read_text(encoding="utf-8") for path in results)
+    for page in (README, PAGES["time_series"]):
+        intervals = re.findall(r"[+−][\d.]+ \[[+−][\d.]+, [+−][\d.]+\]", page)
+        assert len(intervals) >= 6
+        for interval in intervals:
+            assert interval in measured, interval
+
+
+def outputs_of(notebook, kind):
+    cells = json.loads((ROOT / "notebooks" / notebook).read_text(encoding="utf-8"))["cells"]
+    data = [output.get("data", {}) for cell in cells for output in cell.get("outputs", [])]
+    return [one[kind] for one in data if kind in one]
+
+
+@pytest.mark.parametrize(
+    ("picture", "notebook", "page"),
+    [
+        ("nile_gaps.png", "smoothing_with_nuts.ipynb", README),
+        ("imputed_gap.png", "sequences.ipynb", PAGES["time_series"]),
+    ],
+)
+def test_picture_is_the_notebooks(picture, notebook, page):
+    assert f"{picture})" in page
+    images = [base64.b64decode(image) for image in outputs_of(notebook, "image/png")]
+    assert (ROOT / "docs" / picture).read_bytes() in images
+
+
+def test_elbos_below_the_picture_are_the_notebooks():
+    (table,) = ("".join(one) for one in outputs_of("sequences.ipynb", "text/markdown"))
     rows = [line.split("|")[2] for line in table.splitlines()[2:]]
     first, second, third = (f"{float(cell):.0f}".replace("-", "−") for cell in rows)
-    assert f"is {first}, {second} and {third} nats per window" in " ".join(README.split())
+    page = " ".join(PAGES["time_series"].split())
+    assert f"is {first}, {second} and {third} nats per window" in page
