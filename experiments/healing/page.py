@@ -67,10 +67,21 @@ class Tables:
         if repeated := {key for key in keys if keys.count(key) > 1}:
             raise ValueError(f"These runs are there twice: {sorted(repeated)}.")
         self._frame, self._paths = pd.DataFrame(records), paths
+        # Whether other draws of the latents make the same images: the decoder does not use them.
+        gain = self._frame.nll - self._frame.nll_mixed
+        self._frame["collapsed"] = gain.abs() < 1e-3 * self._frame.nll
 
     def runs(self, **settings: Any) -> int:
         """The number of runs."""
         return len(self._choose(settings))
+
+    def collapsed(self, **settings: Any) -> str:
+        """The runs whose decoder came not to use the latents, by method and seed."""
+        chosen = self._choose(settings)
+        found = _by_method(chosen[chosen.collapsed])
+        return ", ".join(
+            f"`{method}` (seed {', '.join(map(str, sorted(runs.seed)))})" for method, runs in found
+        )
 
     def versions(self, **settings: Any) -> str:
         """What the results were made with, and on."""

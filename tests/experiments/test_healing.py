@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import pathlib
 import struct
 
 import numpy as np
@@ -16,6 +17,8 @@ from experiments.healing import data, latents, page
 
 LIBRARY = latents.Library(tf, tfp.distributions, tfp_ar1)
 FRAMES, CHANNELS = 10, 3
+
+ROOT = pathlib.Path(__file__).parents[2]
 
 
 def outputs(number, seed=0):
@@ -178,6 +181,7 @@ def lines(tmp_path):
         for seed in range(3)
     ]
     records[0]["auroc"] = None
+    records[0]["nll_mixed"] = records[0]["nll"]
     file = tmp_path / "healing.jsonl"
     file.write_text("".join(json.dumps(record) + "\n" for record in records))
     return file, records
@@ -190,7 +194,7 @@ def test_page(lines, tmp_path):
     template.write_text(
         "{{ difference('auroc', 'ante1_ar1', 'gp_vae_cauchy') }}\n{{ mean('nll', 'ante1_ar1') }}\n"
         "{{ runs() }}\n{{ table() }}\n{{ differences('gp_vae_cauchy') }}\n{{ published() }}"
-        "\n{{ long_paths() }}"
+        "\n{{ collapsed() }}; {{ runs(collapsed=False) }}\n{{ long_paths() }}"
     )
     path = {"method": "ante1", "steps": 1000, "seconds": 0.002, "bytes": 3e6}
     dense = {"method": "gp_vae_matern", "steps": 1000, "seconds": None, "bytes": 4e9}
@@ -206,7 +210,14 @@ def test_page(lines, tmp_path):
     assert filled[:3] == [difference, mean, "6"]
     assert any(difference in line for line in filled[3:])
     assert "0.350 ± 0.007" in text
+    assert "`gp_vae_cauchy` (seed 0); 5" in text
     assert filled[-1] == "| 1,000 | 2.00 ms, 3.0 MB | not run, 4000.0 MB |"
+
+
+def test_the_page_shows_the_results(tmp_path):
+    pages, results = ROOT / "docs" / "healing", ROOT / "experiments" / "results" / "healing.jsonl"
+    page.write(results, pages / "healing.template.md", tmp_path / "healing.md")
+    assert (tmp_path / "healing.md").read_text() == (pages / "healing.md").read_text()
 
 
 def test_runs_that_are_there_twice_are_refused(lines, tmp_path):

@@ -37,6 +37,15 @@ def both_sides(title):
     return [run([("python", side(diff, sign))]) for sign in "-+"]
 
 
+def test_layers_and_models():
+    """On the backend that KERAS_BACKEND names, which `make test-jax` sets."""
+    keras = pytest.importorskip("keras")
+    if keras.config.backend() != "jax":
+        pytest.skip("KERAS_BACKEND is not jax")
+    found = run(SECTIONS["Layers and models"], run([SECTIONS["Use"][0]]))
+    assert np.all(np.isfinite(found["history"].history["val_loss"]))
+
+
 def needs(name):
     return pytest.mark.skipif(importlib.util.find_spec(name) is None, reason=f"{name} is missing")
 
