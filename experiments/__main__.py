@@ -6,7 +6,7 @@ import sys
 import click
 
 from experiments import grid
-from tfp_ar1_cli import startup
+from tfp_ar1_cli import backend, startup
 from tfp_ar1_cli.errors import Interrupted
 
 
@@ -59,7 +59,7 @@ def run(train: tuple[str, ...], out: pathlib.Path, jobs: int, dry_run: bool) -> 
       python -m experiments run --network cnn --objective elbo,infovae --epochs 5 --dry-run
       python -m experiments run --model sequence --posterior diag,ante1 --prior ar1,normal
     """
-    startup.check_backend()
+    backend.check()
     words = [word for x in train for word in (x.split("=", 1) if x.startswith("--") else [x])]
     if len(words) % 2 or not all(word.startswith("--") for word in words[::2]):
         raise click.UsageError(f"expected options with a value each, got {' '.join(train)}")

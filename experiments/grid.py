@@ -179,7 +179,7 @@ def run_one(experiment: Experiment, out: pathlib.Path, code: str, jobs: int, com
         for threads in ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS"):
             os.environ.setdefault(threads, str(max(1, joblib.cpu_count() // jobs)))
     startup.set_environment()
-    startup.import_tensorflow(announce=False)
+    startup.import_backend(announce=False)
     import keras
 
     # A process makes many models: without this, Keras keeps something of each.

@@ -374,19 +374,6 @@ def test_committed_pictures_are_what_the_committed_results_give(tmp_path, folder
         assert np.abs(new - old).mean() < 0.005
 
 
-def test_readme_quotes_the_results_pages():
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    for heading, page, count in (
-        ("## What to expect", "results/results.md", 8),
-        ("## Sequences: where AR(1) pays", "series/series.md", 6),
-    ):
-        section = readme.split(heading)[1].split("\n## ")[0]
-        quoted = re.findall(r"[+−\d.]+ \[\S+, \S+\]|[\d.]+ ± [\d.]+", section)
-        assert len(quoted) == count
-        text = (ROOT / "docs" / page).read_text(encoding="utf-8")
-        assert all(number in text for number in quoted)
-
-
 # Series
 
 
