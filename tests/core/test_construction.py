@@ -142,12 +142,9 @@ class TestConstruction:
         empty = {k: np.zeros([0], np.float32) if np.ndim(v) else v for k, v in valid(cls).items()}
         p, x = cls(**empty), np.zeros([2, 0], np.float32)
         standard = tfd.MultivariateNormalDiag(tf.zeros([0]))
+        given = p.conditional(x, x == 0)
         assert p.event_shape == [0]
-        assert (
-            p.sample(2, seed=SEED).shape
-            == p.conditional(x, x == 0).sample(seed=SEED).shape
-            == (2, 0)
-        )
+        assert p.sample(2, seed=SEED).shape == given.sample(seed=SEED).shape == (2, 0)
         for result in (p.log_prob(x), p.marginal(step=2).log_prob(x)):
             np.testing.assert_array_equal(result, [0, 0])
         shifted = MultivariateNormalAR1(tf.zeros([0]), 3.0, 0.5)

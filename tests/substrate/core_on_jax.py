@@ -28,8 +28,8 @@ from tfp_ar1_jax import _rewrite
 
 HERE = pathlib.Path(__file__).parent
 TESTS = HERE.parent
-# TensorFlow's alone: tf_keras, its numbers of bits, its graphs, its NumPy, its files, its own tests of
-# operators, what is read off its kernels.
+# TensorFlow's alone: tf_keras, its numbers of bits, its graphs, its NumPy, its files, and its own
+# tests of operators.
 NOT_FILES = {
     "test_accuracy.py",
     "test_cost.py",
