@@ -50,6 +50,7 @@ NOT_ON_JAX = {
     "test_function_argument_and_result": "what `tf.function` counts as a tensor",
     "test_gradients_of_statistics_and_kls": _VARIABLES,
     "test_in_every_place": "where TensorFlow drops custom gradients",
+    "test_marginal_of_long_steps_against_decimals": "the function of a graph",
     "test_of_a_size_known_when_the_graph_runs": _GRAPHS,
     "test_slices": _VARIABLES,
     "test_slices_of_slices_and_copies_lead_back_to_the_variables": _VARIABLES,
