@@ -1,4 +1,4 @@
-"""Derivatives on TensorFlow; `tests/substrate/instead/derivatives.py` has the same names for JAX."""
+"""Derivatives on TensorFlow; `tests/substrate/instead/derivatives.py` has the names for JAX."""
 
 import tensorflow as tf
 
