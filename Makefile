@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-all test-lowest test-newest test-jax test-jax-versions lint docs docs-serve clean
+.PHONY: demo test test-all test-ci test-lowest test-newest test-jax test-jax-versions lint docs docs-serve clean
 
 demo: .venv/installed
 	$(BIN)/tfp-ar1 train
@@ -15,6 +15,10 @@ test: .venv/installed
 # And what takes long: killed processes, several workers, notebooks, long Monte Carlo.
 test-all: test
 	$(BIN)/python tests/run.py -m slow
+
+# What CI has the time for.
+test-ci: test
+	$(BIN)/python tests/run.py -m "slow and not long"
 
 # The tests of the core with the lower bounds of all dependencies, and with the newest versions; each
 # in an environment of its own, made on the first run.

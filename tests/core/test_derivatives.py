@@ -95,6 +95,7 @@ TERMS = {
 SOME = {name: STATISTICS[name] for name in ("log_prob", "scale.matvec")}
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize("member", ["AR1 by fisher_z", "ANTE1 by fisher_z", "OU"])
 def test_every_result(member):
@@ -152,6 +153,7 @@ def test_in_every_place(place):
     check(differentiate(around(function), AT), differences(function))
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize(("member", "size"), [("OU", 3), ("ARH1", 260), ("ANTE1 by fisher_z", 130)])
 def test_of_a_function(member, size):

@@ -62,6 +62,7 @@ def test_there_are_notebooks():
     assert {path.stem for path in NOTEBOOKS} >= {"distribution", *SMALLER}
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_notebook_runs_and_draws(path, tmp_path):
