@@ -145,6 +145,7 @@ PLACES = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize("place", PLACES)
 def test_in_every_place(place):
@@ -224,6 +225,7 @@ def test_second_derivatives_in_fisher_z_keep_their_accuracy(u):
     np.testing.assert_allclose(entropy, exact(lambda p: p.entropy()), rtol=2e-6)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize(("size", "rho"), [(6, 0.0), (6, 1e-30), (40, -0.3), (300, 0.0)])
 def test_to_any_order_next_to_no_correlation(rho, size):
