@@ -43,7 +43,7 @@ def library(module: str = "") -> Any:
 
 
 def start() -> Any:
-    """Starts the devices of this process; the name of none of them matters to the caller."""
+    """Starts the devices of this process, and returns them."""
     if name() == "jax":
         import jax
 

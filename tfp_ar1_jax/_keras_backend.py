@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import keras
 import numpy as np
 
-from tfp_ar1_jax._shared._typing import MixinBase
+from tfp_ar1_jax._typing import MixinBase
 
 if keras.config.backend() != "jax":
     raise ImportError(

@@ -28,7 +28,8 @@ from tfp_ar1_jax import _rewrite
 
 HERE = pathlib.Path(__file__).parent
 TESTS = HERE.parent
-# The files whose tests were seen to pass, but for those below. Of the others some were tried in
+# The files whose tests were seen to pass, but for those below (of `test_kl` and `test_recurrence`
+# not all of them: they take minutes). Of the others some were tried in
 # part: they use what TFP's substrate lacks (`tf.linalg.diag` off the diagonal, variables, tapes).
 # `test_tfpl`, `test_tensor_float_32`, `test_cost`, `test_accuracy`, `test_families`,
 # `test_operators` and `test_numpy_behaviour` are TensorFlow's alone.

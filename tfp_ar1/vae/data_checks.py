@@ -3,6 +3,7 @@
 Arrays in memory are checked as a whole, by `checked_data` of the model. Of what comes batch by
 batch, each batch is checked where it is read or by assertions in the graph. XLA leaves these out; a
 `tf.data.Dataset` is then checked in its own pipeline, and of a `PyDataset` the first batch alone.
+On JAX there are no such assertions; see `checked_stream` of its `_keras_backend`.
 """
 
 from __future__ import annotations
@@ -160,17 +161,6 @@ def _weights_allowed(weight: Any) -> Any:
     return (weight >= 0) & (weight < np.inf)
 
 
-def of_examples(weight: tf.Tensor) -> tf.Tensor:
-    """Weights `[batch]`, also of `[batch, 1]`; `ValueError` for those of other shapes."""
-    rank = tensorshape_util.rank(weight.shape)
-    if rank == 2 and weight.shape[1] == 1:
-        return tf.squeeze(weight, 1)
-    if rank not in (None, 1):
-        wanted = "one number for each example"
-        raise ValueError(f"`sample_weight` must hold {wanted}; got shape {weight.shape}.")
-    return weight
-
-
 def _is_stream(x: Any) -> bool:
     """Whether the data come in batches, in one of Keras's forms, or a form it does not have."""
     if x is None or isinstance(x, keras.utils.PyDataset):
@@ -226,7 +216,13 @@ class CheckedDataMixin(MixinBase):
         x = self.checked_data(x)
         checks = self.assertions(x)
         if weight is not None:
-            weight = of_examples(tf.convert_to_tensor(weight))
+            weight = tf.convert_to_tensor(weight)
+            rank = tensorshape_util.rank(weight.shape)
+            if rank == 2 and weight.shape[1] == 1:
+                weight = tf.squeeze(weight, 1)
+            elif rank not in (None, 1):
+                wanted = "one number for each example"
+                raise ValueError(f"`sample_weight` must hold {wanted}; got shape {weight.shape}.")
             checks.append(_keras_backend.assert_all(_weights_allowed(weight), _WEIGHTS))
         return x, y, weight, checks
 

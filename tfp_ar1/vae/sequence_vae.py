@@ -9,8 +9,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 from tensorflow_probability import distributions as tfd
+from tensorflow_probability.python.internal import dtype_util, samplers
 from tensorflow_probability.python.internal import prefer_static as ps
-from tensorflow_probability.python.internal import samplers
 
 from tfp_ar1 import _keras_backend
 from tfp_ar1.distributions.kl import kl_terms, log_prob_terms
@@ -109,10 +109,7 @@ class SequenceVAE(VAE):
         self.channels, self.steps = channels, steps
         self.latent_shape = (channels, steps)  # of the latents z of one series
         self.posterior_head = SequencePosteriorHead(
-            posterior,
-            channels,
-            dtype=keras.backend.standardize_dtype(dtype),
-            name="posterior_parameters",
+            posterior, channels, dtype=dtype_util.name(dtype), name="posterior_parameters"
         )
         inputs = network_checks.input_shapes(encoder)
         if inputs and [len(shape) for shape in inputs] != [3, 2]:
@@ -480,11 +477,7 @@ def _checked_prior(prior: Any, channels: int, num_timesteps: int, dtype: tf.DTyp
                 f"Unknown prior {prior!r}; expected 'ar1', `None` for N(0, I), a "
                 f"`MultivariateNormalAR1`, or a layer that learns one."
             )
-        options = {
-            "channels": channels,
-            "dtype": keras.backend.standardize_dtype(dtype),
-            "name": "prior",
-        }
+        options = {"channels": channels, "dtype": dtype_util.name(dtype), "name": "prior"}
         prior = MultivariateNormalAR1Prior(num_timesteps, **options)
     prior = checked_prior(prior, num_timesteps, dtype, batch_shape=(channels,))
     if prior is None:

@@ -116,6 +116,7 @@ class Batches:
         return numbers.map(as_batch, num_parallel_calls=_READERS).prefetch(_READERS)
 
     def _generator(self, first_step: int) -> Iterator[tuple]:
+        """As `dataset`, without TensorFlow."""
         steps = itertools.count(first_step)
         with futures.ThreadPoolExecutor(_READERS) as pool:
             waiting: collections.deque[futures.Future] = collections.deque()
