@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-all test-ci test-lowest test-newest test-jax test-jax-versions lint docs docs-serve clean
+.PHONY: demo test test-all test-ci test-jax test-jax-versions lint docs docs-serve clean
 
 demo: .venv/installed
 	$(BIN)/tfp-ar1 train
@@ -20,14 +20,22 @@ test-all: test
 test-ci: test
 	$(BIN)/python tests/run.py -m "slow and not long"
 
-# The tests of the core with the lower bounds of all dependencies, and with the newest versions; each
-# in an environment of its own, made on the first run.
+# The tests of the core with the lower bounds of all dependencies, with the newest versions, on each
+# Python, and with TFP of last night: the table of docs/versions.md. Each runs in an environment of
+# its own, made on the first run; `uv` finds a Python by its name in PATH.
 RESOLUTION_lowest := lowest-direct
-RESOLUTION_newest := highest
-test-lowest test-newest: test-%: .venv/installed
-	$(BIN)/uv venv --quiet --allow-existing --python $(BIN)/python .venv-$*
+PYTHON_3.10 := python3.10
+PYTHON_3.12 := python3.12
+PYTHON_3.13 := python3.13
+INSTEAD_nightly := --prerelease allow tfp-nightly
+VERSIONS := lowest newest 3.10 3.12 3.13 nightly
+$(VERSIONS:%=test-%): test-%: .venv/installed
+	$(BIN)/uv venv --quiet --allow-existing --python $(or $(PYTHON_$*),$(BIN)/python) .venv-$*
 	$(BIN)/uv pip install --quiet --upgrade --python .venv-$*/bin/python \
-		--resolution $(RESOLUTION_$*) -e '.[test]'
+		--resolution $(or $(RESOLUTION_$*),highest) -e '.[test]'
+	$(if $(INSTEAD_$*),$(BIN)/uv pip uninstall --quiet --python .venv-$*/bin/python tensorflow-probability)
+	$(if $(INSTEAD_$*),$(BIN)/uv pip install --quiet --python .venv-$*/bin/python $(INSTEAD_$*))
+	$(BIN)/uv pip freeze --python .venv-$*/bin/python | grep -iE '^(tensorflow|tfp|tf.keras|keras|numpy)'
 	.venv-$*/bin/python tests/run.py -m "not slow" tests/core
 
 # The core on JAX, in an environment without TensorFlow: the recipe of the documentation.
@@ -70,4 +78,4 @@ docs-serve: .venv/installed
 	touch $@
 
 clean:
-	rm -rf .venv .venv-lowest .venv-newest .venv-jax build dist site *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf .venv $(VERSIONS:%=.venv-%) .venv-jax build dist site *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
