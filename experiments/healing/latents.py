@@ -31,6 +31,7 @@ class Method(NamedTuple):
       over_time: whether the encoder sees the frames before and after, by a convolution over time.
       masked: whether only the likelihood of observed pixels counts.
       scale: the standard deviations that posteriors of this library start with.
+      rectified: whether the one channel that the convolutions over a frame end in passes a ReLU.
     """
 
     posterior: str
@@ -38,6 +39,7 @@ class Method(NamedTuple):
     over_time: bool = True
     masked: bool = True
     scale: float = 1.0
+    rectified: bool = True
 
 
 METHODS = {
@@ -59,6 +61,10 @@ METHODS = {
     "ante1_cauchy": Method("ante1", "cauchy"),
     "ante1_cauchy_narrow": Method("ante1", "cauchy", scale=0.2),
     "banded_ar1": Method("banded", "ar1"),
+    # With another end of the convolutions, whose ReLU dies for some seeds.
+    "gp_vae_matern_linear": Method("banded", "matern", rectified=False),
+    "ante1_ar1_linear": Method("ante1", "ar1", rectified=False),
+    "sites_ar1_linear": Method("sites", "ar1", rectified=False),
 }
 # How many numbers for each frame and latent the encoder gives.
 POSTERIORS = {"softplus": 2, "diag": 2, "sites": 2, "banded": 3, "banded_signed": 3, "ante1": 3}

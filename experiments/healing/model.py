@@ -72,12 +72,14 @@ def initial(method: Method, seed: Any) -> State:
     return State(parameters, OPTIMIZER.init(parameters), key)
 
 
-def preprocess(parameters: Parameters, white: jax.Array) -> jax.Array:
-    """Both convolutions over frames `[..., PIXELS]` of 0 and 1.
+def preprocess(parameters: Parameters, white: jax.Array, rectified: bool = True) -> jax.Array:
+    """Both convolutions over frames `[..., PIXELS]` of 0 and 1, each before a ReLU.
+
+    The second one, of a single channel, is linear unless `rectified`.
 
     What the first makes of a pixel depends on its 3 × 3 neighbourhood alone, of which there are 512
     in black and white. So both layers are computed for these, and looked up: the same function as
-    XX
+    the convolutions.
     """
     (w_in, b_in), (w_out, b_out) = parameters["pixels_in"], parameters["pixels_out"]
     bits = (jnp.arange(512)[:, None] >> jnp.arange(9)) & 1
@@ -103,7 +105,8 @@ def preprocess(parameters: Parameters, white: jax.Array) -> jax.Array:
     added = jnp.pad(added, ((0, 0), (1, 1), (1, 1), (0, 0)))
     # Where the second layer, at a pixel, looks at its neighbour (i, j).
     sums = sum(added[:, i : i + SIDE, j : j + SIDE, place] for place, (i, j) in enumerate(shifts))
-    return jax.nn.relu(sums + b_out).reshape(white.shape)
+    out = (sums + b_out).reshape(white.shape)
+    return jax.nn.relu(out) if rectified else out
 
 
 def encode(parameters: Parameters, method: Method, pixels: jax.Array) -> tuple[Any, jax.Array]:
@@ -114,7 +117,7 @@ def encode(parameters: Parameters, method: Method, pixels: jax.Array) -> tuple[A
       method: the method.
       pixels: `[batch, FRAMES, PIXELS]` as in `data.Sequences`; missing ones are seen as black.
     """
-    x = preprocess(parameters, pixels == WHITE)
+    x = preprocess(parameters, pixels == WHITE, method.rectified)
     weight, bias = parameters["encoder_1"]
     if method.over_time:
         # A convolution over time as the sum of three dense layers.
@@ -211,7 +214,8 @@ def evaluate(
 
     Returns:
       Sums over missing pixels (`nll`, `nll_mixed`, `mse`) or over sequences (`neg_elbo`, `kl`), and
-      means (`posterior_correlation`, `posterior_scale`); bits `[N, FRAMES * PIXELS / 8]`.
+      means (`posterior_correlation`, `posterior_scale`; `seen`, the share of pixels whose value
+      makes a difference to what the encoder sees); bits `[N, FRAMES * PIXELS / 8]`.
     """
 
     def of_batch(batch: Any) -> Any:
@@ -224,6 +228,7 @@ def evaluate(
         probability = jnp.mean(jax.nn.sigmoid(logits), axis=0)
         mixed = -jnp.log(jnp.where(white > 0, probability, 1 - probability))
         best = decode(parameters, posterior.mean()) > 0
+        seen = preprocess(parameters, pixels == WHITE, method.rectified)
         covariance = posterior.covariance()
         variance = jnp.diagonal(covariance, axis1=-2, axis2=-1)
         neighbours = jnp.diagonal(covariance, offset=1, axis1=-2, axis2=-1)
@@ -236,6 +241,7 @@ def evaluate(
             "kl": jnp.sum(kl),
             "posterior_correlation": jnp.mean(correlation),
             "posterior_scale": jnp.mean(jnp.sqrt(variance)),
+            "seen": jnp.mean(jnp.ptp(seen, axis=0) > 0),
         }
         imputed = jnp.where(hidden, best, white > 0)
         return measures, jnp.packbits(imputed.reshape(len(pixels), -1), axis=-1)

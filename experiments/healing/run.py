@@ -178,7 +178,7 @@ def _run_task(
             | {"method": task.method, "seed": seed}
             | {name: measures[name].sum() / num_missing for name in ("nll", "nll_mixed", "mse")}
             | {name: measures[name].sum() / len(test_pixels) for name in ("neg_elbo", "kl")}
-            | {n: measures[n].mean() for n in ("posterior_correlation", "posterior_scale")}
+            | {n: measures[n].mean() for n in ("posterior_correlation", "posterior_scale", "seen")}
             | _of_prior(parameters)
             | {
                 "seconds_per_epoch": per_epoch,
