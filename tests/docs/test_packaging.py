@@ -8,6 +8,8 @@ import zipfile
 
 import pytest
 
+import tfp_ar1
+
 ROOT = pathlib.Path(__file__).parents[2]
 # Modules, markers of type hints and templates.
 FILES = {
@@ -83,4 +85,4 @@ print(tfp_ar1.__version__, d.sample(seed=1).shape)
         [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
     )
     assert result.returncode == 0, result.stderr
-    assert result.stdout.strip() == "0.1.0 (2,)"
+    assert result.stdout.strip() == f"{tfp_ar1.__version__} (2,)"
