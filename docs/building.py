@@ -28,7 +28,7 @@ CACHE = ROOT / ".built"
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.py"))
 PICTURES_OF_RESULTS = {"results": "experiments.jsonl", "series": "series.jsonl"}
 _CELL_SECONDS = 1800
-_SMALL_WIDTH, _SMALL_COLOURS = 1400, 32
+_SMALL_WIDTH, _SMALL_COLOURS = 1200, 32
 
 
 def notebook(path: pathlib.Path) -> nbformat.NotebookNode:
@@ -146,9 +146,15 @@ def _execute(path: pathlib.Path, out: pathlib.Path) -> None:
         }
         # A class, not a manager made here: the client shuts down only what it has made itself.
         client = NotebookClient(
-            cells, kernel_manager_class=_KernelOfThisInterpreter, timeout=_CELL_SECONDS
+            cells,
+            kernel_manager_class=_KernelOfThisInterpreter,
+            timeout=_CELL_SECONDS,
+            coalesce_streams=True,
         )
         client.execute(cwd=folder, env=environment)
+    for cell in cells.cells:  # What libraries log says nothing of the notebook.
+        if cell.cell_type == "code":
+            cell.outputs = [o for o in cell.outputs if o.get("name") != "stderr"]
     nbformat.write(cells, out / "notebook.ipynb")
 
 

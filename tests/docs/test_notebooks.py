@@ -5,6 +5,7 @@ A notebook that was run since it, or the library, changed is not run again.
 """
 
 import ast
+import re
 import sys
 
 import numpy as np
@@ -104,7 +105,8 @@ def test_elbos_below_the_picture_are_the_notebooks():
     (table,) = (
         o.data["text/markdown"] for o in outputs(notebook) if "text/markdown" in o.get("data", {})
     )
-    rows = [line.split("|")[2] for line in table.splitlines()[2:]]
-    first, second, third = (f"{float(cell):.0f}".replace("-", "−") for cell in rows)
+    found = [float(line.split("|")[2]) for line in table.splitlines()[2:]]
     page = " ".join((ROOT / "docs" / "time_series.md").read_text("utf-8").split())
-    assert f"is {first}, {second} and {third} nats per window" in page
+    (stated,) = re.findall(r"one seed, is (\S+), (\S+) and (\S+) nats per window", page)
+    # Sums in another order, on another machine, and a training ends elsewhere.
+    np.testing.assert_allclose([float(x.replace("−", "-")) for x in stated], found, atol=3)
