@@ -28,7 +28,7 @@ CACHE = ROOT / ".built"
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.py"))
 PICTURES_OF_RESULTS = {"results": "experiments.jsonl", "series": "series.jsonl"}
 _CELL_SECONDS = 1800
-_SMALL_WIDTH, _SMALL_COLOURS = 1200, 32
+_SMALL_WIDTH, _SMALL_COLOURS = 1200, 64
 
 
 def notebook(path: pathlib.Path) -> nbformat.NotebookNode:
@@ -79,7 +79,9 @@ def small(picture: PIL.Image.Image) -> PIL.Image.Image:
     """The picture as it is committed, for those who read the pages in the repository."""
     picture = picture.convert("RGB")
     picture.thumbnail((_SMALL_WIDTH, _SMALL_WIDTH))
-    return picture.quantize(_SMALL_COLOURS, dither=PIL.Image.Dither.NONE)
+    # The default method forgets colours that are rare: those of lines and points.
+    method = PIL.Image.Quantize.MAXCOVERAGE
+    return picture.quantize(_SMALL_COLOURS, method, dither=PIL.Image.Dither.NONE)
 
 
 # The committed pictures, by what draws them; `python docs/building.py` draws them anew.

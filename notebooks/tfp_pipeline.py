@@ -25,7 +25,8 @@ tfd, tfpl, layers = tfp.distributions, tfp.layers, tf_keras.layers
 x = (load_digits().images[..., np.newaxis] > 8).astype(np.float32)  # [1797, 8, 8, 1]
 x_train, x_test = x[:1500], x[1500:]
 size = 10
-prior = tfd.MultivariateNormalDiag(tf.zeros(size))
+# N(0, I). Written as one of ours, it has an exact KL from all five posteriors.
+prior = tfp_ar1.MultivariateNormalAR1(tf.zeros(size), correlation=0.0)
 
 # %% [markdown]
 # ## The pipeline
@@ -84,11 +85,11 @@ for name, posterior in POSTERIORS.items():
 
 # %%
 for name, posterior in POSTERIORS.items():
-    q = tfd.BatchReshape(encoders[name](x_test), [len(x_test)])
+    q = encoders[name](x_test)
     z = q.sample(50, seed=1)  # [50, 297, 10]
     likelihood = decoders[name](tf.reshape(z, [-1, size]))
     log_prob = likelihood.log_prob(tf.tile(x_test, [50, 1, 1, 1]))
-    neg_elbo = np.mean(q.kl_divergence(prior)) - np.mean(log_prob)
+    neg_elbo = np.mean(tfd.kl_divergence(q, prior)) - np.mean(log_prob)
     covariance = posterior.params_size(size) - size
     print(f"{name:20} {covariance:3} numbers for the covariance   test −ELBO {neg_elbo:.2f}")
 
