@@ -65,11 +65,13 @@ lint: .venv/installed
 	$(BIN)/mypy
 
 # The site, into site/; a warning, such as a link that leads nowhere, is an error (but with --quiet).
+# Its notebooks are run if they, or the library, have changed: `make docs EXECUTE=` shows their text alone.
+EXECUTE := yes
 docs: .venv/installed
-	$(BIN)/mkdocs build --strict
+	EXECUTE=$(EXECUTE) $(BIN)/mkdocs build --strict
 
 docs-serve: .venv/installed
-	$(BIN)/mkdocs serve
+	EXECUTE=$(EXECUTE) $(BIN)/mkdocs serve
 
 # Debian's Python has venv but not always ensurepip, so the pip of the system does the installing.
 .venv/installed: pyproject.toml setup.py
@@ -78,4 +80,4 @@ docs-serve: .venv/installed
 	touch $@
 
 clean:
-	rm -rf .venv $(VERSIONS:%=.venv-%) .venv-jax build dist site *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf .built .venv $(VERSIONS:%=.venv-%) .venv-jax build dist site *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis

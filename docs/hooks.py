@@ -1,20 +1,24 @@
 """What the site shows of the repository outside of docs/: pages, notebooks, and files to download.
 
-Links are written for the repository, and lead to the same things on the site.
+Links are written for the repository, and lead to the same things on the site. With the environment
+variable EXECUTE set, notebooks are run, unless they were since they changed.
 """
 
-import pathlib
+import io
+import os
 import posixpath
 import re
 from typing import Any
 
+import building
 import click
+import PIL.Image
+from building import NOTEBOOKS, ROOT
 from mkdocs.structure.files import File
 from nbconvert import MarkdownExporter
 
 from tfp_ar1_cli import app
 
-ROOT = pathlib.Path(__file__).parents[1]
 # Pages of the site, by the files that they are made of.
 PAGES = {
     "README.md": "index.md",
@@ -22,9 +26,12 @@ PAGES = {
     "CONTRIBUTING.md": "contributing.md",
     "benchmarks/results/speed.md": "benchmarks/speed.md",
     "benchmarks/results/throughput.md": "benchmarks/throughput.md",
-    **{f"notebooks/{p.name}": f"notebooks/{p.stem}.md" for p in ROOT.glob("notebooks/*.ipynb")},
+    "notebooks/README.md": "notebooks/index.md",
+    **{f"notebooks/{path.name}": f"notebooks/{path.stem}.md" for path in NOTEBOOKS},
 }
 SOURCES = {page: source for source, page in PAGES.items()}
+# Pictures that the repository does not have.
+ONLY_HERE = re.compile(r"<!-- site: (.+?) -->")
 LINK = re.compile(r"(?<=\]\()([^)\s#:]+)(?=[)#])")
 
 
@@ -36,17 +43,27 @@ def on_config(config: Any) -> Any:
 
 
 def on_files(files: Any, config: Any) -> Any:
-    """Adds the pages."""
+    """Adds the pages, and the pictures that are not committed."""
     for source, page in PAGES.items():
-        path = ROOT / source
-        if path.suffix == ".ipynb":
-            resources = {"unique_key": path.stem, "output_files_dir": path.stem}
-            text, resources = MarkdownExporter().from_filename(str(path), resources=resources)
-            for name, content in resources["outputs"].items():
-                files.append(File.generated(config, f"notebooks/{name}", content=content))
-        else:
-            text = path.read_text("utf-8")
+        if ROOT / source not in NOTEBOOKS:
+            text = (ROOT / source).read_text("utf-8")
+            files.append(File.generated(config, page, content=text))
+    notebooks = building.all_executed() if os.environ.get("EXECUTE") else {}
+    for path in NOTEBOOKS:
+        cells = notebooks.get(path) or building.notebook(path)
+        resources = {"unique_key": path.stem, "output_files_dir": path.stem}
+        text, resources = MarkdownExporter().from_notebook_node(cells, resources)
+        for name, content in resources["outputs"].items():
+            files.append(File.generated(config, f"notebooks/{name}", content=content))
+            # Drawn with two pixels for one of the page.
+            width = PIL.Image.open(io.BytesIO(content)).width // 2
+            shown = f"![What this code draws]({name}){{ width={width} }}"
+            text = text.replace(f"![png]({name})", shown)
+        page = PAGES[str(path.relative_to(ROOT))]
         files.append(File.generated(config, page, content=text))
+    for uri, path in building.pictures().items():
+        if files.get_file_from_path(uri) is None:
+            files.append(File.generated(config, uri, abs_src_path=str(path)))
     return files
 
 
@@ -64,6 +81,7 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
             files.append(File.generated(config, uri, abs_src_path=str(ROOT / target)))
         return posixpath.relpath(uri, posixpath.dirname(here))
 
+    markdown = ONLY_HERE.sub(r"\1", markdown)
     return LINK.sub(on_site, markdown).replace("<!-- commands -->", _commands())
 
 

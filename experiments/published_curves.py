@@ -4,7 +4,7 @@
 
 The code differs from the paper in its sampler (in two ways, by the place) and in its loss. Here
 each sampler is trained with each loss, and the diagonal VAE beside them, all with the paper's
-network; notebooks/published_curves.ipynb shows what comes of it. Both differences are written anew
+network; notebooks/published_curves.py shows what comes of it. Both differences are written anew
 from their description, and live here alone: nothing in `tfp_ar1` knows of them. A run that is
 started again resumes with the first variant that has no result yet.
 """

@@ -50,6 +50,19 @@ def test_pictures_of_every_shape(tmp_path, kind):
     assert [file.name for file in tmp_path.iterdir()] == [f"{kind}.png"]
 
 
+def test_the_caption_stands_below_the_legend(tmp_path):
+    """The lowest line of letters is grey: nothing of the legend, which has colours, is in it."""
+    token = style._CAPTION.set("a long caption: " + 5 * "letters ")
+    try:
+        draw("imputations", tmp_path, 1, 1)
+    finally:
+        style._CAPTION.reset(token)
+    picture = read(tmp_path / "imputations.png")
+    rows = np.flatnonzero(np.any(picture < 0.95, axis=(1, 2)))
+    block = rows[np.flatnonzero(np.diff(rows) > 1)[-1] + 1 :]
+    assert np.ptp(picture[block], axis=-1).max() < 0.02
+
+
 def drawn(monkeypatch):
     """The figures of the pictures that are drawn from now on, which are not written."""
     figures = []

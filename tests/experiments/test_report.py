@@ -360,20 +360,6 @@ def test_committed_pages_are_what_the_committed_results_give(
         assert path.read_text("utf-8") == (committed / path.name).read_text("utf-8")
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("folder", "results_file"), COMMITTED)
-def test_committed_pictures_are_what_the_committed_results_give(tmp_path, folder, results_file):
-    committed = ROOT / "docs" / folder
-    report.write(ROOT / "experiments" / "results" / results_file, tmp_path)
-    names = {path.name for path in tmp_path.glob("*.png")}
-    assert names == {path.name for path in committed.glob("*.png")}
-    for name in names:
-        # Other versions of Matplotlib may draw letters in another way.
-        new, old = (matplotlib.image.imread(folder / name) for folder in (tmp_path, committed))
-        assert new.shape == old.shape
-        assert np.abs(new - old).mean() < 0.005
-
-
 # Series
 
 
