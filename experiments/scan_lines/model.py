@@ -1,8 +1,8 @@
 """A VAE whose latents are paths along the lines of an image, its training and evaluation, on JAX.
 
 The encoder is a dense network on all pixels, which gives what belongs to each line. A decoder
-either sees the latents of one line at a time (`line`), or by convolutions those of three lines on
-either side (`window`). Posteriors, priors, draws and KL divergences are this library's.
+either sees the latents of one line at a time (`line`), or by a convolution those of three lines
+on either side too (`window`). Posteriors, priors, draws and KL divergences are this library's.
 """
 
 import functools
@@ -17,10 +17,10 @@ from experiments.healing.model import LIBRARY
 from experiments.scan_lines.results import DECODERS
 
 LINES = 28
-UNITS, CHANNELS, BATCH = 256, 4, 64
+CHANNELS, BATCH = 4, 64
+ENCODER_UNITS, DECODER_UNITS = 128, 64
 
 
-DECODER_UNITS = 64
 DRAWS = 50  # of the importance-weighted NLL
 LEARNING_RATE = 2e-3  # at first; it falls to 0 along half a cosine
 Parameters = dict[str, Any]
@@ -49,14 +49,13 @@ class State(NamedTuple):
 
 def initial(model: Model, seed: Any) -> State:
     """Glorot's uniform distribution, and biases of 0; a learned prior starts as N(0, I)."""
-    first, second = (2 * reach + 1 for reach in DECODERS[model.decoder])
+    seen = 2 * DECODERS[model.decoder] + 1
     shapes = {
-        "encoder_1": (LINES * LINES, UNITS),
-        "encoder_2": (UNITS, UNITS),
-        "encoder_3": (UNITS, LINES * POSTERIORS[model.method.posterior] * CHANNELS),
-        "decoder_1": (first * CHANNELS, DECODER_UNITS),
-        "decoder_2": (second * DECODER_UNITS, DECODER_UNITS),
-        "decoder_3": (DECODER_UNITS, LINES),
+        "encoder_1": (LINES * LINES, ENCODER_UNITS),
+        "encoder_2": (ENCODER_UNITS, ENCODER_UNITS),
+        "encoder_3": (ENCODER_UNITS, LINES * POSTERIORS[model.method.posterior] * CHANNELS),
+        "decoder_1": (seen * CHANNELS, DECODER_UNITS),
+        "decoder_2": (DECODER_UNITS, LINES),
     }
     key, *keys = jax.random.split(jax.random.key(seed), len(shapes) + 1)
     glorot = jax.nn.initializers.glorot_uniform()
@@ -84,16 +83,11 @@ def encode(parameters: Parameters, model: Model, images: jax.Array) -> tuple[Any
 
 def decode(parameters: Parameters, decoder: str, paths: jax.Array) -> jax.Array:
     """The logits of pixels `[..., LINES, LINES]` for latent paths `[..., CHANNELS, LINES]`."""
-    x = jnp.swapaxes(paths, -1, -2)
-    for layer, reach in zip(("decoder_1", "decoder_2"), DECODERS[decoder], strict=True):
-        x = jax.nn.relu(_dense(parameters[layer], _neighbours(x, reach)))
-    return _dense(parameters["decoder_3"], x)
-
-
-def _neighbours(x: jax.Array, reach: int) -> jax.Array:
-    """The features of each line `[..., LINES, k]` beside those of the lines around it."""
+    x, reach = jnp.swapaxes(paths, -1, -2), DECODERS[decoder]
     padded = jnp.pad(x, [(0, 0)] * (x.ndim - 2) + [(reach, reach), (0, 0)])
-    return jnp.concatenate([padded[..., i : i + LINES, :] for i in range(2 * reach + 1)], axis=-1)
+    # A convolution along the lines, as a dense layer.
+    x = jnp.concatenate([padded[..., i : i + LINES, :] for i in range(2 * reach + 1)], axis=-1)
+    return _dense(parameters["decoder_2"], jax.nn.relu(_dense(parameters["decoder_1"], x)))
 
 
 def _nll(logits: jax.Array, white: jax.Array) -> jax.Array:

@@ -15,6 +15,7 @@ import numpy as np
 
 from experiments.healing import data
 from experiments.healing.latents import Method
+from experiments.healing.results import read
 from experiments.healing.run import code, versions
 from experiments.scan_lines import model
 from experiments.scan_lines.results import SETTINGS
@@ -39,8 +40,8 @@ class Options(NamedTuple):
 
 def run(options: Options) -> None:
     """Runs what has no line in the file of results yet."""
-    lines = options.out.read_text("utf-8").splitlines() if options.out.exists() else []
-    done = {tuple(record[key] for key in SETTINGS) for record in map(json.loads, lines)}
+    records = read(options.out) if options.out.exists() else []
+    done = {tuple(record[key] for key in SETTINGS) for record in records}
     options.out.parent.mkdir(parents=True, exist_ok=True)
     sizes = {key: getattr(options, key) for key in ("epochs", "num_train", "num_test")}
     train, test = load(options.data_dir, options.num_train, options.num_test)
