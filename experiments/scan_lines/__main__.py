@@ -23,6 +23,11 @@ def main(argv: list[str] | None = None) -> None:
     run.add_argument("--epochs", type=int, default=10)
     run.add_argument("--num-train", type=int, default=20_000, help="images for training")
     run.add_argument("--num-test", type=int, default=10_000, help="images for testing")
+    page = commands.add_parser("page", help="fill in a page from results")
+    page.set_defaults(function=_page)
+    page.add_argument("results", type=pathlib.Path, help="file of results")
+    page.add_argument("--template", type=pathlib.Path, required=True)
+    page.add_argument("--out", type=pathlib.Path, required=True, help="the page")
     arguments = vars(parser.parse_args(argv))
     arguments.pop("function")(arguments)
 
@@ -32,6 +37,13 @@ def _run(arguments: dict) -> None:
     from experiments.scan_lines import run
 
     run.run(run.Options(**arguments))
+
+
+def _page(arguments: dict) -> None:
+    # With pandas and jinja2, which training does without.
+    from experiments.scan_lines import page
+
+    page.write(arguments["results"], arguments["template"], arguments["out"])
 
 
 if __name__ == "__main__":

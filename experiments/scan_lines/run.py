@@ -13,11 +13,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.healing import data
 from experiments.healing.latents import Method
 from experiments.healing.results import read
 from experiments.healing.run import code, versions
 from experiments.scan_lines import model
+from experiments.scan_lines.data import load, order_of
 from experiments.scan_lines.results import SETTINGS
 
 # Of how many of the test images the importance-weighted NLL is computed.
@@ -57,24 +57,6 @@ def run(options: Options) -> None:
         records = _train(trained, todo, train[:, places], test[:, places])
         with options.out.open("a", encoding="utf-8") as file:
             file.writelines(json.dumps(record, allow_nan=False) + "\n" for record in records)
-
-
-def load(folder: pathlib.Path, num_train: int, num_test: int) -> list[np.ndarray]:
-    """The first images of MNIST for training and for testing, white or not, bool."""
-    files = {"train": num_train, "t10k": num_test}
-    return [
-        data.read(folder / f"{part}-images-idx3-ubyte.gz", 16).reshape(-1, data.SIDE, data.SIDE)[
-            :number
-        ]
-        > 127
-        for part, number in files.items()
-    ]
-
-
-def order_of(name: str) -> np.ndarray:
-    """Which line comes first, and so on."""
-    lines = np.arange(data.SIDE)
-    return lines if name == "real" else np.random.default_rng(0).permutation(lines)
 
 
 def _model(options: Options, decoder: str, method: str) -> model.Model:
