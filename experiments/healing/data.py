@@ -63,8 +63,8 @@ def load(
 def _make(
     folder: pathlib.Path, part: str, number: int, degrees: float, missing: str, seed: list[int]
 ) -> Sequences:
-    digits = _read(folder / f"{part}-images-idx3-ubyte.gz", 16).reshape(-1, SIDE, SIDE)[:number]
-    labels = _read(folder / f"{part}-labels-idx1-ubyte.gz", 8)[:number]
+    digits = read(folder / f"{part}-images-idx3-ubyte.gz", 16).reshape(-1, SIDE, SIDE)[:number]
+    labels = read(folder / f"{part}-labels-idx1-ubyte.gz", 8)[:number]
     steps, hiding = (np.random.default_rng([*seed, stream]) for stream in range(2))
     angles = np.cumsum(steps.normal(0, degrees, (len(digits), FRAMES)), axis=1)
     if len(digits) < 2000:
@@ -93,5 +93,6 @@ def _turn(digit: np.ndarray, angles: np.ndarray) -> np.ndarray:
     return frames
 
 
-def _read(file: pathlib.Path, header: int) -> np.ndarray:
+def read(file: pathlib.Path, header: int) -> np.ndarray:
+    """The bytes of an IDX file after its header."""
     return np.frombuffer(gzip.decompress(file.read_bytes()), np.uint8, offset=header)

@@ -68,6 +68,7 @@ METHODS = {
 }
 # How many numbers for each frame and latent the encoder gives.
 POSTERIORS = {"softplus": 2, "diag": 2, "sites": 2, "banded": 3, "banded_signed": 3, "ante1": 3}
+POSTERIORS |= {"ar1": 3}
 
 
 def kernel(name: str, frames: int) -> np.ndarray:
@@ -111,22 +112,21 @@ def posterior_and_kl(
     frames, dtype = outputs.shape[-2], outputs.dtype
     if method.posterior == "sites":
         packed = chains.params.from_time_major(outputs, "sites")
-        sites = chains.params.sites(packed, _prior(library, method, frames, dtype, fisher_z))
+        sites = chains.params.sites(packed, prior_of(library, method, frames, dtype, fisher_z))
         return sites.posterior(), tf.reduce_sum(sites.kl_divergence(), axis=-1)
     posterior = _posterior(library, method.posterior, outputs, frames)
     if method.posterior.startswith("banded") and method.prior in ("cauchy", "matern"):
         kl = dense_kl(library, posterior, kernel(method.prior, frames))
     else:
-        kl = tfd.kl_divergence(posterior, _prior(library, method, frames, dtype, fisher_z))
+        kl = tfd.kl_divergence(posterior, prior_of(library, method, frames, dtype, fisher_z))
     return posterior, tf.reduce_sum(kl, axis=-1)
 
 
 def _posterior(library: Library, name: str, outputs: Any, frames: int) -> Any:
     tf, tfd, chains = library
-    if name == "ante1":
-        return chains.params.new(
-            chains.params.from_time_major(outputs, "ante1"), frames, family="ante1"
-        )
+    if name in ("ar1", "ante1"):
+        packed = chains.params.from_time_major(outputs, name)
+        return chains.params.new(packed, frames, family=name)
     loc, *rest = (
         tf.linalg.matrix_transpose(part) for part in tf.split(outputs, POSTERIORS[name], axis=-1)
     )
@@ -178,7 +178,8 @@ def dense_kl(library: Library, posterior: Any, covariance: np.ndarray) -> Any:
     return log_ratio + 0.5 * (trace + of_loc - len(covariance))
 
 
-def _prior(library: Library, method: Method, frames: int, dtype: Any, fisher_z: Any) -> Any:
+def prior_of(library: Library, method: Method, frames: int, dtype: Any, fisher_z: Any) -> Any:
+    """The prior over one path, or over that of each latent; see `posterior_and_kl`."""
     tf, tfd, chains = library
     zeros = tf.zeros([frames], dtype)
     if method.prior == "normal":

@@ -7,7 +7,10 @@ is a Gaussian likelihood plus the KL divergence to a Matérn-1/2 prior. Batches 
 
 import concurrent.futures
 import json
+import multiprocessing
+import os
 import pathlib
+import resource
 import statistics
 import sys
 import time
@@ -28,7 +31,9 @@ METHODS_OF_PATHS = {
 }
 STEPS = (10, 30, 100, 300, 1000, 3000, 10_000)
 _BATCH, _FEATURES, _UNITS, _LATENTS = 8, 16, 64, 8
-_REPEATS = 20
+_REPEATS, _LEAST_REPEATS, _MOST_SECONDS = 20, 5, 60
+# Below, what Python and JAX take themselves is most of a process.
+_PEAKS_FROM = 1000
 
 
 def loss(weights: dict[str, jax.Array], method: Method, x: jax.Array, key: jax.Array) -> jax.Array:
@@ -47,6 +52,9 @@ def loss(weights: dict[str, jax.Array], method: Method, x: jax.Array, key: jax.A
 def measure(out: pathlib.Path, seconds: float, most_bytes: float, code: str) -> None:
     """Writes a line for each method and number of steps that is not in the file yet.
 
+    The methods take turns, so that what else the machine does falls on all of them alike. A method
+    ends where it needs more than `most_bytes`: there it is not run, and longer paths are not tried.
+
     Args:
       out: the file of results.
       seconds: when to have ended.
@@ -55,23 +63,40 @@ def measure(out: pathlib.Path, seconds: float, most_bytes: float, code: str) -> 
     """
     end = time.monotonic() + seconds
     lines = out.read_text("utf-8").splitlines() if out.exists() else []
-    done = {(line["method"], line["steps"]) for line in map(json.loads, lines)}
-    todo = [(name, steps) for steps in STEPS for name in METHODS_OF_PATHS]
-    todo = [key for key in todo if key not in done]
-    with (
-        concurrent.futures.ThreadPoolExecutor() as threads,
-        out.open("a", encoding="utf-8") as file,
-    ):
-        programs = {key: threads.submit(_compile, *key) for key in todo}
-        for name, steps in todo:
-            if time.monotonic() > end:
-                threads.shutdown(wait=False, cancel_futures=True)
-                break
-            record = _measure(programs[name, steps].result(), name, steps, most_bytes)
-            record["code"] = code or run.code()
-            file.write(json.dumps(record) + "\n")
-            file.flush()
-            print({k: record[k] for k in ("method", "steps", "seconds", "bytes")}, flush=True)
+    done = {(line["method"], line["steps"]): line for line in map(json.loads, lines)}
+    ended = {name for (name, _), line in done.items() if line["seconds"] is None}
+    for steps in STEPS:
+        todo = [x for x in METHODS_OF_PATHS if x not in ended and (x, steps) not in done]
+        if time.monotonic() > end:
+            break
+        programs = {name: _compile(name, steps) for name in todo}
+        sizes = {name: _temporary_bytes(program) for name, program in programs.items()}
+        fitting = {name: programs[name] for name in todo if sizes[name] < most_bytes}
+        ended |= programs.keys() - fitting.keys()
+        times = _times(fitting)
+        del programs
+        for name in todo:
+            record = {
+                "method": name,
+                "steps": steps,
+                "bytes": sizes[name],
+                "seconds": statistics.median(times[name]) if name in times else None,
+                "repeats": len(times.get(name, ())),
+                "peak_bytes": None,
+                "device": _device(),
+                "xla_flags": os.environ.get("XLA_FLAGS", ""),
+                "versions": run.versions(),
+                "command": " ".join(["python -m experiments.healing", *sys.argv[1:]]),
+                "code": code or run.code(),
+            }
+            if name in fitting and steps >= _PEAKS_FROM:
+                spawn = multiprocessing.get_context("spawn")
+                with concurrent.futures.ProcessPoolExecutor(1, spawn) as process:
+                    record["peak_bytes"] = process.submit(_peak_bytes, name, steps).result()
+            with out.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(record) + "\n")
+            keys = ("method", "steps", "seconds", "bytes", "peak_bytes")
+            print({key: record[key] for key in keys}, flush=True)
 
 
 def _compile(name: str, steps: int) -> tuple[Any, Any]:
@@ -88,22 +113,38 @@ def _compile(name: str, steps: int) -> tuple[Any, Any]:
     return gradient.lower(*arguments).compile(), arguments
 
 
-def _measure(compiled: tuple[Any, Any], name: str, steps: int, most_bytes: float) -> dict[str, Any]:
-    program, arguments = compiled
-    memory = program.memory_analysis().temp_size_in_bytes
-    record: dict[str, Any] = {"method": name, "steps": steps, "bytes": memory, "seconds": None}
-    if memory < most_bytes:
-        times = []
-        for _ in range(_REPEATS):
-            start = time.perf_counter()
+def _temporary_bytes(compiled: tuple[Any, Any]) -> int:
+    """What XLA sets aside for a run, besides arguments and results."""
+    return int(compiled[0].memory_analysis().temp_size_in_bytes)
+
+
+def _times(programs: dict[str, tuple[Any, Any]]) -> dict[str, list[float]]:
+    """The seconds of runs by turns, without the first, which includes loading the program."""
+    times: dict[str, list[float]] = {name: [] for name in programs}
+    start = time.perf_counter()
+    for _ in range(1 + _REPEATS):
+        for name, (program, arguments) in programs.items():
+            before = time.perf_counter()
             jax.block_until_ready(program(*arguments))
-            times.append(time.perf_counter() - start)
-            if sum(times) > 10:
-                break
-        # The first one includes loading the program.
-        record["seconds"] = statistics.median(times[1:] or times)
-    return record | {
-        "device": jax.devices()[0].device_kind,
-        "versions": run.versions(),
-        "command": " ".join(["python -m experiments.healing", *sys.argv[1:]]),
-    }
+            times[name].append(time.perf_counter() - before)
+        if time.perf_counter() - start > _MOST_SECONDS and len(times[name]) > _LEAST_REPEATS:
+            break
+    return {name: seconds[1:] for name, seconds in times.items()}
+
+
+def _peak_bytes(name: str, steps: int) -> int:
+    """The most memory that this process, which does nothing else, has had after one run."""
+    program, arguments = _compile(name, steps)
+    jax.block_until_ready(program(*arguments))
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def _device() -> str:
+    """The name of the GPU, or of the processor, which JAX calls "cpu"."""
+    kind = jax.devices()[0].device_kind
+    if kind != "cpu":
+        return kind
+    cpuinfo = pathlib.Path("/proc/cpuinfo")
+    names = cpuinfo.read_text("utf-8").splitlines() if cpuinfo.exists() else []
+    names = [line.partition(":")[2].strip() for line in names if line.startswith("model name")]
+    return f"{names[0]} ({len(names)} cores)" if names else kind

@@ -69,10 +69,13 @@ def test_posterior_of_gp_vae_is_ante1(is_negative):
     np.testing.assert_allclose(dense.covariance(), chain.covariance(), rtol=1e-11, atol=1e-13)
 
 
-@pytest.mark.parametrize("name", latents.METHODS)
-def test_kl_divergence_of_each_method(name):
+@pytest.mark.parametrize(
+    "method",
+    [*latents.METHODS.values(), latents.Method("ar1", "ar1"), latents.Method("ar1", "normal")],
+    ids=lambda method: f"{method.posterior}-{method.prior}",
+)
+def test_kl_divergence_of_each_method(method):
     """Against the formula for two normals, by NumPy; samples have the shape of the paths."""
-    method = latents.METHODS[name]
     fisher_z = tf.constant([-0.5, 0.2, 1.5], tf.float64)
     x = outputs(latents.POSTERIORS[method.posterior])
     posterior, kl = latents.posterior_and_kl(LIBRARY, method, x, fisher_z)
