@@ -166,11 +166,24 @@ def test_kls():
 
     for kl, right in zip(in_graph(tf.constant(0.0, tf.float64)), expected[::-1], strict=True):
         oracles.assert_close(kl, right)
-    # With noise, a state space model is no chain.
-    with pytest.raises(tf.errors.InvalidArgumentError, match="observes with noise"):
-        in_graph(tf.constant(0.5, tf.float64))
+
+
+def test_kls_with_noise():
+    """Of which a state space model is no chain."""
+    given, path = Transitions(5), MultivariateNormalANTE1(np.zeros(5), np.ones(5), np.full(4, 0.5))
     with pytest.raises(NotImplementedError, match=r"noisy_chain.*got noise .* 0\.5"):
         tfd.kl_divergence(path, given.model(noise=0.5))
+
+
+def test_kls_with_noise_that_a_graph_finds():
+    given, path = Transitions(5), MultivariateNormalANTE1(np.zeros(5), np.ones(5), np.full(4, 0.5))
+
+    @family.function
+    def kl(noise):
+        return tfd.kl_divergence(path, given.model(noise=noise))
+
+    with pytest.raises(tf.errors.InvalidArgumentError, match="observes with noise"):
+        kl(tf.constant(0.5, tf.float64))
 
 
 def test_derivatives():

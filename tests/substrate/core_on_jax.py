@@ -24,7 +24,7 @@ from _pytest.assertion.rewrite import rewrite_asserts
 from tensorflow_probability.substrates.jax import tf2jax
 from tensorflow_probability.substrates.jax.internal import samplers
 
-from tfp_ar1_jax import _rewrite
+from tfp_ar1_jax import _backend, _rewrite
 
 HERE = pathlib.Path(__file__).parent
 TESTS = HERE.parent
@@ -39,13 +39,27 @@ FILES = {
     "test_contract.py",
     "test_correlation.py",
     "test_derivatives.py",
+    "test_distribution.py",
+    "test_extremes.py",
     "test_fit.py",
     "test_forecast.py",
     "test_half_precision.py",
+    "test_inference.py",
     "test_kl.py",
     "test_layers.py",
     "test_marginal.py",
+    "test_mcmc.py",
+    "test_noise.py",
+    "test_params.py",
+    "test_pickling.py",
+    "test_ported_examples.py",
+    "test_precision.py",
+    "test_priors.py",
     "test_recurrence.py",
+    "test_state_space.py",
+    "test_sts.py",
+    "test_time_major.py",
+    "test_transformations.py",
     "test_transitions.py",
 }
 _VARIABLES = "variables, and the tape, which finds them"
@@ -54,11 +68,11 @@ NOT_ON_JAX = {
     "test_a_conditional_of_unknown_rank": _GRAPHS,
     "test_after_loading": "a SavedModel",
     "test_bad_arguments": _VARIABLES,
-    "test_derivatives_of_first_and_second_order": "`tf.linalg.diag` off the diagonal",
     "test_dtype_policies": "a fixture of `tests/conftest.py`",
     "test_every_replica_has_noise_of_its_own": "`tf.distribute`",
     "test_gradients_reach_every_parameter": _VARIABLES,
     "test_kl_weight_that_is_a_variable": _VARIABLES,
+    "test_kls_with_noise_that_a_graph_finds": _GRAPHS,
     "test_a_graph_reads_each_variable_at_most_twice": _VARIABLES,
     "test_a_statistic_reads_each_variable_at_most_twice": _VARIABLES,
     "test_function_argument_and_result": "what `tf.function` counts as a tensor",
@@ -71,6 +85,9 @@ NOT_ON_JAX = {
     "test_slices_of_slices_and_copies_lead_back_to_the_variables": _VARIABLES,
     "test_static_shapes_are_known_where_they_can_be": _GRAPHS,
     "test_the_arguments_are_the_attributes": _VARIABLES,
+    "test_unknown_last_dimension": _GRAPHS,
+    "test_variables_of_a_copy": _VARIABLES,
+    "test_variables_stay_variables": _VARIABLES,
     "test_value_of_the_wrong_size": "its message; that of JAX is a TypeError of shapes",
 }
 
@@ -111,6 +128,7 @@ def pytest_configure(config):
     _Loader.config = config
     sys.meta_path.insert(0, _Finder())
     _take_seeds_of_tensorflow()
+    _add_what_the_substrate_lacks()
     # Which TFP raises on JAX where a value is known.
     tf2jax.errors.InvalidArgumentError = ValueError
 
@@ -125,6 +143,19 @@ def pytest_collection_modifyitems(items):
         reason = "bfloat16" if "bfloat16" in item.name else None
         if reason := NOT_ON_JAX.get(getattr(item, "originalname", None), reason):
             item.add_marker(pytest.mark.skip(reason=f"TensorFlow's alone: {reason}"))
+
+
+def _add_what_the_substrate_lacks():
+    """To TFP's `tf`, for the tests alone."""
+    diag = tf2jax.linalg.diag
+
+    def diag_off_the_diagonal(diagonal, k=0, **kwargs):
+        if k == 0:
+            return diag(diagonal, **kwargs)
+        return jnp.vectorize(lambda row: jnp.diag(row, k), signature="(n)->(m,m)")(diagonal)
+
+    tf2jax.linalg.diag = diag_off_the_diagonal
+    tf2jax.linalg.LinearOperatorTridiag = _backend.LinearOperatorTridiag
 
 
 def _take_seeds_of_tensorflow():

@@ -14,7 +14,12 @@ import tensorflow_probability as tfp
 from tensorflow_probability import distributions as tfd
 from tensorflow_probability.python.distributions.independent import _Independent
 from tensorflow_probability.python.distributions.sample import _Sample
-from tensorflow_probability.python.internal import distribution_util, dtype_util, tensorshape_util
+from tensorflow_probability.python.internal import (
+    distribution_util,
+    dtype_util,
+    samplers,
+    tensorshape_util,
+)
 from tensorflow_probability.python.internal import prefer_static as ps
 
 from tfp_ar1._backend import do_not_convert, gradients_of_first
@@ -75,10 +80,8 @@ def of_markov_chain(chain: tfd.MarkovChain, validate_args: bool = False) -> Para
         unit = scale + innovation_scale
         for distance in _DISTANCES:
             # Different for each entry: coefficients are derivatives of the sum of all.
-            move = tf.random.stateless_uniform(
-                ps.shape(unit), (1, 2), 0.5 * distance, distance, unit.dtype
-            )
-            move *= unit
+            share = samplers.uniform(ps.shape(unit), 0.5, 1.0, unit.dtype, samplers.zeros_seed())
+            move = distance * share * unit
             moved_mean, moved_scale = transition(start + move)
             checks += _check_equal(moved_mean, next_mean + coefficients * move, _NOT_AFFINE)
             checks += _check_equal(moved_scale, innovation_scale, _SCALE_DEPENDS_ON_STATE)
