@@ -50,7 +50,7 @@ def executed(path: pathlib.Path) -> nbformat.NotebookNode:
 
 def all_executed() -> dict[pathlib.Path, nbformat.NotebookNode]:
     """All notebooks, run side by side."""
-    with concurrent.futures.ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
         return dict(zip(NOTEBOOKS, pool.map(executed, NOTEBOOKS), strict=True))
 
 
