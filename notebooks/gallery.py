@@ -51,7 +51,10 @@ d, step = 16, np.arange(15, dtype=np.float32)
 members = {
     "AR(1)": tfp_ar1.MultivariateNormalAR1(tf.zeros(d), correlation=0.8),
     "OU, irregular times": tfp_ar1.MultivariateNormalOU(
-        tf.zeros(d), 1.0, times=np.cumsum(1 + 3 * (np.arange(d) % 4 == 0)), length_scale=4.0
+        tf.zeros(d),
+        1.0,
+        times=np.float32(np.cumsum(1 + 3 * (np.arange(d) % 4 == 0))),
+        length_scale=4.0,
     ),
     "ANTE(1)": tfp_ar1.MultivariateNormalANTE1(
         tf.zeros(d), np.linspace(0.6, 1.4, d, dtype=np.float32), correlation=np.cos(step / 3)

@@ -97,7 +97,8 @@ for name, posterior in POSTERIORS.items():
 fig, ax = plt.subplots(figsize=(6.5, 3.2))
 for name, curve in curves.items():
     ax.plot(1 + np.arange(len(curve)), curve, lw=1, label=name)
-ax.set(xlabel="epoch", ylabel="test −ELBO, one draw  (nats)", ylim=(None, curve[5]))
+limits = min(min(curve) for curve in curves.values()) - 0.2, curve[5]
+ax.set(xlabel="epoch", ylabel="test −ELBO, one draw  (nats)", ylim=limits)
 ax.legend()
 plt.show()
 
