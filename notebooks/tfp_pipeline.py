@@ -31,7 +31,7 @@ prior = tfp_ar1.MultivariateNormalAR1(tf.zeros(size), correlation=0.0)
 # %% [markdown]
 # ## The pipeline
 #
-# Encoder, posterior, KL, decoder, likelihood. `posterior` is the layer class, TFP's or ours; nothing else depends on it. `KLDivergenceRegularizer` is ours for all five: it adds the exact KL once. (TFP's own adds it twice, by [issue 1215](https://github.com/tensorflow/probability/issues/1215), and from one sample; to compare posteriors it would not do.)
+# Encoder, posterior, KL, decoder, likelihood. `posterior` is the layer class, TFP's or ours; nothing else depends on it. `KLDivergenceAddLoss` is ours for all five: it adds the exact KL, averaged over the batch. (TFP's sums over the batch, its `KLDivergenceRegularizer` counts the KL twice, by [issue 1215](https://github.com/tensorflow/probability/issues/1215), and both estimate it from one sample.)
 
 # %%
 POSTERIORS = {
