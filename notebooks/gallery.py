@@ -31,7 +31,7 @@ tfd = tfp.distributions
 # The distribution on which all others rest: neighbours have the correlation ρ, and every coordinate the same variance. The same noise, at five values of ρ.
 
 # %%
-rho = np.float32([-0.9, 0.0, 0.7, 0.95, 0.999])
+rho = np.float32([-0.9, 0.0, 0.7, 0.95, 0.99])
 noise = tf.random.stateless_normal([100], seed=[0, 3])
 paths = tfp_ar1.MultivariateNormalAR1(tf.zeros(100), correlation=rho).scale.matvec(noise)
 
@@ -57,7 +57,7 @@ members = {
         length_scale=4.0,
     ),
     "ANTE(1)": tfp_ar1.MultivariateNormalANTE1(
-        tf.zeros(d), np.linspace(0.6, 1.4, d, dtype=np.float32), correlation=np.cos(step / 3)
+        tf.zeros(d), np.linspace(0.6, 1.4, d, dtype=np.float32), correlation=0.9 * np.cos(step / 3)
     ),
 }
 fig, axes = plt.subplots(2, 3, figsize=(8, 5.4))
@@ -143,12 +143,13 @@ plt.show()
 # %% [markdown]
 # ## Counts
 #
-# Sunspots by year, as counts whose log-rate is a path: the posterior is not normal any more, and `laplace_approximation` has the normal at its mode. [More](noisy_paths.py).
+# Explosions in British coal mines with ten or more deaths, by year: counts whose log-rate is a path. The posterior is not normal any more, and `laplace_approximation` has the normal at its mode. [More](noisy_paths.py), and how the three numbers are found.
 
 # %%
-spots = sm.datasets.sunspots.load_pandas().data.iloc[-120:]
-counts = np.round(spots["SUNACTIVITY"].to_numpy())
-prior = tfp_ar1.MultivariateNormalAR1(tf.fill([120], np.float64(3.3)), 1.2, correlation=0.9)
+digits = "45410434063340263354531441553425223421322111130010110031"
+digits += "03220111010100021000110233112111124200014000100000100101"
+counts, year = np.float64(list(digits)), 1851 + np.arange(112)
+prior = tfp_ar1.MultivariateNormalAR1(np.full(112, 0.306), 0.740, correlation=0.979)
 laplace = tfp_ar1.inference.laplace_approximation(
     prior, lambda log_rate: tfd.Poisson(log_rate=log_rate).log_prob(counts)
 )
@@ -156,17 +157,17 @@ log_rate = laplace.posterior.marginals()
 
 fig, ax = plt.subplots(figsize=(10, 2.8))
 low, middle, high = (np.exp(log_rate.quantile(np.float64(p))) for p in (0.05, 0.5, 0.95))
-ax.fill_between(spots["YEAR"], low, high, alpha=0.3, lw=0, label="90% of the rate")
-ax.plot(spots["YEAR"], middle, lw=1.2, label="median")
-ax.plot(spots["YEAR"], counts, "k.", ms=3, label="counts")
-ax.set(xlabel="year", ylabel="sunspots")
-ax.legend(ncols=3, loc="upper left")
+ax.fill_between(year, low, high, alpha=0.3, lw=0, label="90% of the rate")
+ax.plot(year, middle, lw=1.2, label="median")
+ax.plot(year, counts, "k.", ms=4, label="explosions")
+ax.set(xlabel="year", ylabel="explosions per year")
+ax.legend(ncols=3, loc="upper right")
 plt.show()
 
 # %% [markdown]
 # ## Irregular times
 #
-# An Ornstein–Uhlenbeck path is AR(1) at any times. Here 60 noisy measurements at random times, and the path at 400 times between, all in one call: times at which nothing was measured are not observed.
+# An Ornstein–Uhlenbeck path is AR(1) at any times. Here noisy measurements at random times, and the path at some 400 times between, all in one call: times at which nothing was measured are not observed.
 
 # %%
 rng = np.random.default_rng(4)
@@ -185,7 +186,7 @@ ax.plot(times, mean, label="mean")
 ax.plot(times, truth, color="0.5", lw=0.8, label="truth")
 ax.plot(times[observed], y[observed], "k.", ms=4, label="measured")
 ax.set(xlabel="time", ylabel="x")
-ax.legend(ncols=4, loc="lower left")
+ax.legend(ncols=4, loc="lower right")
 plt.show()
 
 # %% [markdown]
@@ -206,7 +207,8 @@ for ax, title, x in (
     (axes[0], "digits", images[:40]),
     (axes[1], "new images", vae.generate(40, seed=0).numpy()),
 ):
-    ax.imshow(x.reshape(4, 10, 8, 8).transpose(0, 2, 1, 3).reshape(32, 80), vmin=0, vmax=1)
+    framed = np.pad(x, ((0, 0), (1, 1), (1, 1)), constant_values=0.3).reshape(4, 10, 10, 10)
+    ax.imshow(framed.transpose(0, 2, 1, 3).reshape(40, 100), vmin=0, vmax=1)
     ax.set_title(title)
     ax.axis("off")
 plt.show()

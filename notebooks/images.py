@@ -40,8 +40,9 @@ x_train, x_test, labels_test = images[:1500], images[1500:], labels[1500:]
 
 def show(ax, x, columns=10):
     """Images as one picture, row by row."""
-    rows = x.reshape(-1, columns, 8, 8).transpose(0, 2, 1, 3)
-    ax.imshow(rows.reshape(-1, 8 * columns), vmin=0, vmax=1)
+    framed = np.pad(x, ((0, 0), (1, 1), (1, 1)), constant_values=0.3)
+    rows = framed.reshape(-1, columns, 10, 10).transpose(0, 2, 1, 3)
+    ax.imshow(rows.reshape(-1, 10 * columns), vmin=0, vmax=1)
     ax.axis("off")
 
 
