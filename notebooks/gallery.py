@@ -220,16 +220,18 @@ plt.show()
 
 # %%
 truth = tfp_ar1.MultivariateNormalAR1(tf.zeros(64), correlation=0.97)
-x = np.tanh(truth.sample(512, seed=[0, 1]).numpy())[..., np.newaxis]
-x += 0.05 * np.random.default_rng(0).normal(size=x.shape)
+x = 2 * np.tanh(truth.sample(512, seed=[0, 1]).numpy())[..., np.newaxis]
+x += 0.1 * np.random.default_rng(0).normal(size=x.shape)
 fig, axes = plt.subplots(1, 3, figsize=(10, 2.4), sharey=True)
 axes[0].plot(x[:3, :, 0].T, lw=1)
 axes[0].set(title="data: ρ = 0.97", xlabel="step")
 for ax, prior in zip(axes[1:], ("ar1", None), strict=True):
+    keras.utils.set_random_seed(0)
     encoder, decoder = sequence_networks.convolutional((64, 1), channels=1)
-    vae = tfp_ar1.SequenceVAE(encoder, decoder, channels=1, steps=64, prior=prior, seed=0)
+    settings = {"channels": 1, "steps": 64, "posterior": "ante1", "seed": 0}
+    vae = tfp_ar1.SequenceVAE(encoder, decoder, prior=prior, **settings)
     vae.compile(optimizer=keras.optimizers.Adam(5e-3))
-    vae.fit(x.astype("float32"), epochs=20, batch_size=32, verbose=0)
+    vae.fit(x.astype("float32"), epochs=40, batch_size=32, verbose=0)
     ax.plot(vae.generate(3, seed=1)[:, :, 0].numpy().T, lw=1)
     rho = float(np.mean(vae.prior.correlation_parameter()))
     ax.set(title=f"generated, prior ρ = {rho:.2f}", xlabel="step")
