@@ -47,18 +47,13 @@ plt.show()
 # The covariance is full, and its inverse has three diagonals: given its two neighbours, a coordinate is independent of all others. That is why everything costs O(d). The last member, ANTE(1), has a scale for each coordinate and a correlation for each step.
 
 # %%
-d, step = 16, np.arange(15, dtype=np.float32)
+mean, i = tf.zeros(16), np.arange(16, dtype=np.float32)
+times = np.cumsum(np.where(i % 4 == 0, 4, 1).astype(np.float32))
+scale, correlation = 0.6 + i / 20, 0.9 * np.cos(i[1:] / 3)
 members = {
-    "AR(1)": tfp_ar1.MultivariateNormalAR1(tf.zeros(d), correlation=0.8),
-    "OU, irregular times": tfp_ar1.MultivariateNormalOU(
-        tf.zeros(d),
-        1.0,
-        times=np.float32(np.cumsum(1 + 3 * (np.arange(d) % 4 == 0))),
-        length_scale=4.0,
-    ),
-    "ANTE(1)": tfp_ar1.MultivariateNormalANTE1(
-        tf.zeros(d), np.linspace(0.6, 1.4, d, dtype=np.float32), correlation=0.9 * np.cos(step / 3)
-    ),
+    "AR(1)": tfp_ar1.MultivariateNormalAR1(mean, correlation=0.8),
+    "OU, irregular times": tfp_ar1.MultivariateNormalOU(mean, 1.0, times=times, length_scale=4.0),
+    "ANTE(1)": tfp_ar1.MultivariateNormalANTE1(mean, scale, correlation=correlation),
 }
 fig, axes = plt.subplots(2, 3, figsize=(8, 5.4))
 for (above, below), (name, member) in zip(axes.T, members.items(), strict=True):
@@ -224,9 +219,8 @@ x = 2 * np.tanh(truth.sample(512, seed=[0, 1]).numpy())[..., np.newaxis]
 x += 0.1 * np.random.default_rng(0).normal(size=x.shape)
 fig, axes = plt.subplots(1, 3, figsize=(10, 2.4), sharey=True)
 axes[0].plot(x[:3, :, 0].T, lw=1)
-axes[0].set(title="data: ρ = 0.97", xlabel="step")
+axes[0].set_title("data: ρ = 0.97")
 for ax, prior in zip(axes[1:], ("ar1", None), strict=True):
-    keras.utils.set_random_seed(0)
     encoder, decoder = sequence_networks.convolutional((64, 1), channels=1)
     settings = {"channels": 1, "steps": 64, "posterior": "ante1", "seed": 0}
     vae = tfp_ar1.SequenceVAE(encoder, decoder, prior=prior, **settings)
