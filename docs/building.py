@@ -28,7 +28,7 @@ CACHE = ROOT / ".built"
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.py"))
 PICTURES_OF_RESULTS = {"results": "experiments.jsonl", "series": "series.jsonl"}
 _CELL_SECONDS = 1800
-_SMALL_WIDTH, _SMALL_COLOURS = 1200, 64
+_SMALL_WIDTH, _SMALL_COLOURS = 1040, 256
 
 
 def notebook(path: pathlib.Path) -> nbformat.NotebookNode:
