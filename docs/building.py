@@ -28,7 +28,7 @@ CACHE = ROOT / ".built"
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.py"))
 PICTURES_OF_RESULTS = {"results": "experiments.jsonl", "series": "series.jsonl"}
 _CELL_SECONDS = 1800
-_SMALL_WIDTH, _SMALL_COLOURS = 1200, 64
+_SMALL_WIDTH, _SMALL_COLOURS = 1040, 256
 
 
 def notebook(path: pathlib.Path) -> nbformat.NotebookNode:
@@ -50,7 +50,7 @@ def executed(path: pathlib.Path) -> nbformat.NotebookNode:
 
 def all_executed() -> dict[pathlib.Path, nbformat.NotebookNode]:
     """All notebooks, run side by side."""
-    with concurrent.futures.ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
         return dict(zip(NOTEBOOKS, pool.map(executed, NOTEBOOKS), strict=True))
 
 

@@ -31,7 +31,7 @@ tfd = tfp.distributions
 # The distribution on which all others rest: neighbours have the correlation ρ, and every coordinate the same variance. The same noise, at five values of ρ.
 
 # %%
-rho = np.float32([-0.9, 0.0, 0.7, 0.95, 0.999])
+rho = np.float32([-0.9, 0.0, 0.7, 0.95, 0.99])
 noise = tf.random.stateless_normal([100], seed=[0, 3])
 paths = tfp_ar1.MultivariateNormalAR1(tf.zeros(100), correlation=rho).scale.matvec(noise)
 
@@ -47,15 +47,13 @@ plt.show()
 # The covariance is full, and its inverse has three diagonals: given its two neighbours, a coordinate is independent of all others. That is why everything costs O(d). The last member, ANTE(1), has a scale for each coordinate and a correlation for each step.
 
 # %%
-d, step = 16, np.arange(15, dtype=np.float32)
+mean, i = tf.zeros(16), np.arange(16, dtype=np.float32)
+times = np.cumsum(np.where(i % 4 == 0, 4, 1).astype(np.float32))
+scale, correlation = 0.6 + i / 20, 0.9 * np.cos(i[1:] / 3)
 members = {
-    "AR(1)": tfp_ar1.MultivariateNormalAR1(tf.zeros(d), correlation=0.8),
-    "OU, irregular times": tfp_ar1.MultivariateNormalOU(
-        tf.zeros(d), 1.0, times=np.cumsum(1 + 3 * (np.arange(d) % 4 == 0)), length_scale=4.0
-    ),
-    "ANTE(1)": tfp_ar1.MultivariateNormalANTE1(
-        tf.zeros(d), np.linspace(0.6, 1.4, d, dtype=np.float32), correlation=np.cos(step / 3)
-    ),
+    "AR(1)": tfp_ar1.MultivariateNormalAR1(mean, correlation=0.8),
+    "OU, irregular times": tfp_ar1.MultivariateNormalOU(mean, 1.0, times=times, length_scale=4.0),
+    "ANTE(1)": tfp_ar1.MultivariateNormalANTE1(mean, scale, correlation=correlation),
 }
 fig, axes = plt.subplots(2, 3, figsize=(8, 5.4))
 for (above, below), (name, member) in zip(axes.T, members.items(), strict=True):
@@ -140,12 +138,13 @@ plt.show()
 # %% [markdown]
 # ## Counts
 #
-# Sunspots by year, as counts whose log-rate is a path: the posterior is not normal any more, and `laplace_approximation` has the normal at its mode. [More](noisy_paths.py).
+# Explosions in British coal mines with ten or more deaths, by year: counts whose log-rate is a path. The posterior is not normal any more, and `laplace_approximation` has the normal at its mode. [More](noisy_paths.py), and how the three numbers are found.
 
 # %%
-spots = sm.datasets.sunspots.load_pandas().data.iloc[-120:]
-counts = np.round(spots["SUNACTIVITY"].to_numpy())
-prior = tfp_ar1.MultivariateNormalAR1(tf.fill([120], np.float64(3.3)), 1.2, correlation=0.9)
+digits = "45410434063340263354531441553425223421322111130010110031"
+digits += "03220111010100021000110233112111124200014000100000100101"
+counts, year = np.float64(list(digits)), 1851 + np.arange(112)
+prior = tfp_ar1.MultivariateNormalAR1(np.full(112, 0.306), 0.740, correlation=0.979)
 laplace = tfp_ar1.inference.laplace_approximation(
     prior, lambda log_rate: tfd.Poisson(log_rate=log_rate).log_prob(counts)
 )
@@ -153,17 +152,17 @@ log_rate = laplace.posterior.marginals()
 
 fig, ax = plt.subplots(figsize=(10, 2.8))
 low, middle, high = (np.exp(log_rate.quantile(np.float64(p))) for p in (0.05, 0.5, 0.95))
-ax.fill_between(spots["YEAR"], low, high, alpha=0.3, lw=0, label="90% of the rate")
-ax.plot(spots["YEAR"], middle, lw=1.2, label="median")
-ax.plot(spots["YEAR"], counts, "k.", ms=3, label="counts")
-ax.set(xlabel="year", ylabel="sunspots")
-ax.legend(ncols=3, loc="upper left")
+ax.fill_between(year, low, high, alpha=0.3, lw=0, label="90% of the rate")
+ax.plot(year, middle, lw=1.2, label="median")
+ax.plot(year, counts, "k.", ms=4, label="explosions")
+ax.set(xlabel="year", ylabel="explosions per year")
+ax.legend(ncols=3, loc="upper right")
 plt.show()
 
 # %% [markdown]
 # ## Irregular times
 #
-# An Ornstein–Uhlenbeck path is AR(1) at any times. Here 60 noisy measurements at random times, and the path at 400 times between, all in one call: times at which nothing was measured are not observed.
+# An Ornstein–Uhlenbeck path is AR(1) at any times. Here noisy measurements at random times, and the path at some 400 times between, all in one call: times at which nothing was measured are not observed.
 
 # %%
 rng = np.random.default_rng(4)
@@ -182,7 +181,7 @@ ax.plot(times, mean, label="mean")
 ax.plot(times, truth, color="0.5", lw=0.8, label="truth")
 ax.plot(times[observed], y[observed], "k.", ms=4, label="measured")
 ax.set(xlabel="time", ylabel="x")
-ax.legend(ncols=4, loc="lower left")
+ax.legend(ncols=4, loc="lower right")
 plt.show()
 
 # %% [markdown]
@@ -203,7 +202,8 @@ for ax, title, x in (
     (axes[0], "digits", images[:40]),
     (axes[1], "new images", vae.generate(40, seed=0).numpy()),
 ):
-    ax.imshow(x.reshape(4, 10, 8, 8).transpose(0, 2, 1, 3).reshape(32, 80), vmin=0, vmax=1)
+    framed = np.pad(x, ((0, 0), (1, 1), (1, 1)), constant_values=0.3).reshape(4, 10, 10, 10)
+    ax.imshow(framed.transpose(0, 2, 1, 3).reshape(40, 100), vmin=0, vmax=1)
     ax.set_title(title)
     ax.axis("off")
 plt.show()
@@ -215,16 +215,17 @@ plt.show()
 
 # %%
 truth = tfp_ar1.MultivariateNormalAR1(tf.zeros(64), correlation=0.97)
-x = np.tanh(truth.sample(512, seed=[0, 1]).numpy())[..., np.newaxis]
-x += 0.05 * np.random.default_rng(0).normal(size=x.shape)
+x = 2 * np.tanh(truth.sample(512, seed=[0, 1]).numpy())[..., np.newaxis]
+x += 0.1 * np.random.default_rng(0).normal(size=x.shape)
 fig, axes = plt.subplots(1, 3, figsize=(10, 2.4), sharey=True)
 axes[0].plot(x[:3, :, 0].T, lw=1)
-axes[0].set(title="data: ρ = 0.97", xlabel="step")
+axes[0].set_title("data: ρ = 0.97")
 for ax, prior in zip(axes[1:], ("ar1", None), strict=True):
     encoder, decoder = sequence_networks.convolutional((64, 1), channels=1)
-    vae = tfp_ar1.SequenceVAE(encoder, decoder, channels=1, steps=64, prior=prior, seed=0)
+    settings = {"channels": 1, "steps": 64, "posterior": "ante1", "seed": 0}
+    vae = tfp_ar1.SequenceVAE(encoder, decoder, prior=prior, **settings)
     vae.compile(optimizer=keras.optimizers.Adam(5e-3))
-    vae.fit(x.astype("float32"), epochs=20, batch_size=32, verbose=0)
+    vae.fit(x.astype("float32"), epochs=40, batch_size=32, verbose=0)
     ax.plot(vae.generate(3, seed=1)[:, :, 0].numpy().T, lw=1)
     rho = float(np.mean(vae.prior.correlation_parameter()))
     ax.set(title=f"generated, prior ρ = {rho:.2f}", xlabel="step")

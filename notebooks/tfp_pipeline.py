@@ -31,7 +31,7 @@ prior = tfp_ar1.MultivariateNormalAR1(tf.zeros(size), correlation=0.0)
 # %% [markdown]
 # ## The pipeline
 #
-# Encoder, posterior, KL, decoder, likelihood. `posterior` is the layer class, TFP's or ours; nothing else depends on it. `KLDivergenceRegularizer` is ours for all five: it adds the exact KL once. (TFP's own adds it twice, by [issue 1215](https://github.com/tensorflow/probability/issues/1215), and from one sample; to compare posteriors it would not do.)
+# Encoder, posterior, KL, decoder, likelihood. `posterior` is the layer class, TFP's or ours; nothing else depends on it. `KLDivergenceAddLoss` is ours for all five: it adds the exact KL, averaged over the batch. (TFP's sums over the batch, its `KLDivergenceRegularizer` counts the KL twice, by [issue 1215](https://github.com/tensorflow/probability/issues/1215), and both estimate it from one sample.)
 
 # %%
 POSTERIORS = {
@@ -97,7 +97,8 @@ for name, posterior in POSTERIORS.items():
 fig, ax = plt.subplots(figsize=(6.5, 3.2))
 for name, curve in curves.items():
     ax.plot(1 + np.arange(len(curve)), curve, lw=1, label=name)
-ax.set(xlabel="epoch", ylabel="test −ELBO, one draw  (nats)", ylim=(None, curve[5]))
+limits = min(min(curve) for curve in curves.values()) - 0.2, curve[5]
+ax.set(xlabel="epoch", ylabel="test −ELBO, one draw  (nats)", ylim=limits)
 ax.legend()
 plt.show()
 
