@@ -207,7 +207,7 @@ def test_extreme_correlations_and_noise(u, noise, dtype):
     wide = tfp_ar1.MultivariateNormalANTE1(
         *(x.astype("float64") for x in (loc, scale)), fisher_z=fisher_z.astype("float64")
     )
-    # One path for all backends. Of a level of 1, float32 rounds away a twentieth of a noise of 1e-6.
+    # One path for all backends, near 0: of 1, float32 rounds away a twentieth of a noise of 1e-6.
     normal = np.append(0.2, rng.normal(size=size - 1))
     y = np.asarray(wide.scale.matvec(normal) + noise * rng.normal(size=size)).astype(dtype)
     noisy = path.with_observation_noise(noise, observed)
