@@ -326,7 +326,7 @@ INDICES = [
 ]
 
 
-@pytest.mark.parametrize(
+each_slice = pytest.mark.parametrize(
     ("member", "kind", "index"),
     [
         *((member, "Variable", index) for member in family.ONE_OF_EACH for index in INDICES),
@@ -334,15 +334,14 @@ INDICES = [
     ],
     ids=str,
 )
+
+
+@each_slice
 def test_slices(member, kind, index):
     """Parameters of unequal rank: each must be sliced along its own batch dimensions."""
     value, p, dense = VALUE[0, 0], distribution(member, KINDS[kind]), family.DENSE[member]
-    with tf.GradientTape(persistent=True) as tape:
-        sliced = p[index]
-        actual = sliced.log_prob(value)
-        whole = p.log_prob(value)[index]
-    expected = dense.log_prob(value)[index]
-    oracles.assert_close(actual, expected)
+    sliced, expected = p[index], dense.log_prob(value)[index]
+    oracles.assert_close(sliced.log_prob(value), expected)
     assert type(sliced) is MEMBERS[member].cls
     assert sliced.batch_shape == expected.shape
     assert sliced.sample(seed=SEED).shape == (*expected.shape, SIZE)
@@ -351,6 +350,13 @@ def test_slices(member, kind, index):
     entries = index if isinstance(index, tuple) else (index,)
     of_vector = entries if Ellipsis in entries else (*entries, Ellipsis)
     oracles.assert_close(sliced.variance(), variance[(*of_vector, slice(None))], event_ndims=1)
+
+
+@each_slice
+def test_gradients_of_slices(member, kind, index):
+    value, p = VALUE[0, 0], distribution(member, KINDS[kind])
+    with tf.GradientTape(persistent=True) as tape:
+        actual, whole = p[index].log_prob(value), p.log_prob(value)[index]
     for a, e in zip(
         tape.gradient(actual, p.trainable_variables),
         tape.gradient(whole, p.trainable_variables),

@@ -346,7 +346,9 @@ def without_features():
             {"prior": lambda: tfd.MultivariateNormalDiag(np.zeros(D))},
             "must be of dtype float32; got float64.*NumPy arrays",
         ),
-        ({"prior": variable_prior}, "holds variables .*my_loc.*Give it constants"),
+        pytest.param(
+            {"prior": variable_prior}, "holds variables .*my_loc.*Give it constants", id="variables"
+        ),
         # What cannot be saved is found before the training, not after it.
         (
             {"prior": lambda: tfd.Independent(tfd.Laplace(LOC, SCALE), 1)},

@@ -110,22 +110,28 @@ def test_softplus(dtype):
         params.new(packed, 1, scale_map="log")
 
 
-def test_softplus_in_layers(tmp_path):
+def test_softplus_in_layers():
     packed = packed_params.random("ante1", T, B)
     layer = MultivariateNormalANTE1(T, scale_map="softplus")
     expected = np.log1p(np.exp(np.float64(packed[:, T : 2 * T])) * (np.e - 1))
     oracles.assert_close(layer.distribution(packed).stddev(), expected, dtype="float32")
     assert type(layer).from_config(layer.get_config()).scale_map == "softplus"
-    of_tf_keras = tfp_ar1.tfpl.MultivariateNormalANTE1(T, scale_map="softplus")
-    again = type(of_tf_keras).from_config(of_tf_keras.get_config())
-    oracles.assert_close(again(packed).stddev(), expected, dtype="float32")
     # Files of earlier versions do not say.
     config = layer.get_config()
     del config["scale_map"], config["time_major"]
     assert type(layer).from_config(config).get_config()["scale_map"] == "exp"
-    for cls in (MultivariateNormalANTE1, tfp_ar1.tfpl.MultivariateNormalANTE1):
-        with pytest.raises(ValueError, match="Unknown scale map 'log'"):
-            cls(T, scale_map="log")
+    with pytest.raises(ValueError, match="Unknown scale map 'log'"):
+        MultivariateNormalANTE1(T, scale_map="log")
+
+
+def test_softplus_in_layers_of_tf_keras():
+    packed = packed_params.random("ante1", T, B)
+    layer = tfp_ar1.tfpl.MultivariateNormalANTE1(T, scale_map="softplus")
+    again = type(layer).from_config(layer.get_config())
+    expected = np.log1p(np.exp(np.float64(packed[:, T : 2 * T])) * (np.e - 1))
+    oracles.assert_close(again(packed).stddev(), expected, dtype="float32")
+    with pytest.raises(ValueError, match="Unknown scale map 'log'"):
+        tfp_ar1.tfpl.MultivariateNormalANTE1(T, scale_map="log")
 
 
 # --- Layers --------------------------------------------------------------------------------------

@@ -113,14 +113,15 @@ def test_gradients_of_vectorized_map(member, size):
         oracles.assert_close(a, b, "gradient", len(a.shape) - 1, err_msg=name)
 
 
+ALTERNATING = np.float32([1.0, -0.5, 0.1])
 # The parameter of correlation, from a number of which tanh is about the correlation of neighbours.
 DRAWN = {
     "AR1": tf.tanh,
     "AR1 by fisher_z": tf.identity,
     "ARH1": tf.tanh,
     "ARH1 by fisher_z": tf.identity,
-    "ANTE1": lambda u: tf.tanh(u * [1.0, -0.5, 0.1]),
-    "ANTE1 by fisher_z": lambda u: u * [1.0, -0.5, 0.1],
+    "ANTE1": lambda u: tf.tanh(u * ALTERNATING),
+    "ANTE1 by fisher_z": lambda u: u * ALTERNATING,
     "OU": tf.exp,
 }
 
@@ -174,39 +175,62 @@ def test_xla_agrees_with_eager(member):
         oracles.assert_close(a, e, "same computation", 1)
 
 
-@each_member
-@pytest.mark.parametrize("stateless", [False, True])
-def test_make_trainable(member, stateless):
-    shape, x = [2, SIZE], 3.0 + draw(20, 2, SIZE, dtype="float32")
-    cls, options = MEMBERS[member].cls, {"batch_and_event_shape": shape, "validate_args": True}
-    util = tfp.experimental.util
+def to_train(member):
+    """The options of `make_trainable`, what it is to fit, and the shapes of what it trains."""
+    cls, shape = MEMBERS[member].cls, [2, SIZE]
+    options = {"batch_and_event_shape": shape, "validate_args": True}
     if member == "OU":
-        with pytest.raises(ValueError, match="Missing required `times`"):
-            util.make_trainable(cls, **options)
         options["times"] = tf.range(1.0, SIZE + 1.0)
-    if stateless:
-        init, apply = util.make_trainable_stateless(cls, **options)
-        variables = [tf.Variable(v) for v in init(seed=SEED)]
-        make = lambda: apply(variables)  # noqa: E731
-    else:
-        p = util.make_trainable(cls, seed=SEED, **options)
-        variables, make = p.trainable_variables, lambda: p
-    assert make().batch_shape == [2]
     properties = cls.parameter_properties()
     preferred = [n for n, q in properties.items() if q.is_preferred and n not in options]
-    expected = sorted(list(properties[name].shape_fn(shape)) for name in preferred)
-    assert sorted(v.shape.as_list() for v in variables) == expected
+    shapes = sorted(tuple(properties[name].shape_fn(shape)) for name in preferred)
+    return options, 3.0 + draw(20, *shape, dtype="float32"), shapes
+
+
+@each_member
+def test_make_trainable(member):
+    options, x, shapes = to_train(member)
+    p = tfp.experimental.util.make_trainable(MEMBERS[member].cls, seed=SEED, **options)
+    assert p.batch_shape == [2]
+    assert sorted(tuple(v.shape) for v in p.trainable_variables) == shapes
 
     def loss():
-        return -tf.reduce_mean(make().log_prob(x))
+        return -tf.reduce_mean(p.log_prob(x))
 
     before = loss()
     for _ in range(10):
         with tf.GradientTape() as tape:
             current = loss()
-        for variable, gradient in zip(variables, tape.gradient(current, variables), strict=True):
+        gradients = tape.gradient(current, p.trainable_variables)
+        for variable, gradient in zip(p.trainable_variables, gradients, strict=True):
             variable.assign_sub(0.1 * tf.sign(gradient))
     assert loss() < before - 0.5
+
+
+@each_member
+def test_make_trainable_stateless(member):
+    options, x, shapes = to_train(member)
+    make = tfp.experimental.util.make_trainable_stateless
+    init, apply = make(MEMBERS[member].cls, **options)
+    values = [*init(seed=SEED)]
+    assert apply(values).batch_shape == [2]
+    assert sorted(tuple(v.shape) for v in values) == shapes
+
+    def loss(*values):
+        return -tf.reduce_mean(apply(values).log_prob(x))
+
+    before = loss(*values)
+    for _ in range(10):
+        gradients = derivatives.gradients(loss, values)
+        assert all(np.any(gradient != 0) for gradient in gradients)
+        values = [v - 0.1 * tf.sign(g) for v, g in zip(values, gradients, strict=True)]
+    assert loss(*values) < before - 0.5
+
+
+def test_make_trainable_asks_for_the_times():
+    make = tfp.experimental.util.make_trainable
+    with pytest.raises(ValueError, match="Missing required `times`"):
+        make(MEMBERS["OU"].cls, batch_and_event_shape=[2, SIZE])
 
 
 def log_mean_exp(x):
@@ -254,13 +278,14 @@ AROUND = {
 @pytest.mark.parametrize("name", AROUND)
 def test_other_distributions_around_it(member, name):
     make, shape, log_prob = AROUND[name]
-    p = family.distribution(member, family.KINDS["Variable"])
-    x = draw(*shape, seed=4)
-    with tf.GradientTape() as tape:
-        around = make(p)
-        actual = around.log_prob(x)
-    oracles.assert_close(actual, log_prob(DENSE[member], x))
-    assert all(g is not None for g in tape.gradient(actual, p.trainable_variables))
+    given, x = [*arguments(member).values()], draw(*shape, seed=4)
+
+    def log_prob_of(*parameters):
+        return make(MEMBERS[member].distribution(*parameters)).log_prob(x)
+
+    oracles.assert_close(log_prob_of(*given), log_prob(DENSE[member], x))
+    assert all(np.any(g != 0) for g in derivatives.gradients(log_prob_of, given))
+    around = make(family.distribution(member))
     assert around.sample(7, seed=SEED).shape == (7, *shape)
 
 
