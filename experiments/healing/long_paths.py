@@ -63,15 +63,16 @@ def measure(out: pathlib.Path, seconds: float, most_bytes: float, code: str) -> 
     end = time.monotonic() + seconds
     lines = out.read_text("utf-8").splitlines() if out.exists() else []
     done = {(line["method"], line["steps"]): line for line in map(json.loads, lines)}
-    ended = {name for (name, _), line in done.items() if line["seconds"] is None}
+    ended = {name: steps for (name, steps), line in done.items() if line["seconds"] is None}
     for steps in STEPS:
-        todo = [x for x in METHODS_OF_PATHS if x not in ended and (x, steps) not in done]
+        todo = [x for x in METHODS_OF_PATHS if (x, steps) not in done]
+        todo = [x for x in todo if steps <= ended.get(x, steps)]
         if time.monotonic() > end:
             break
         programs = {name: _compile(name, steps) for name in todo}
         sizes = {name: _temporary_bytes(program) for name, program in programs.items()}
         fitting = {name: programs[name] for name in todo if sizes[name] < most_bytes}
-        ended |= programs.keys() - fitting.keys()
+        ended |= dict.fromkeys(programs.keys() - fitting.keys(), steps)
         times = _times(fitting)
         del programs
         for name in todo:
