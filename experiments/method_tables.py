@@ -50,11 +50,11 @@ class MethodTables:
 
     def runs(self, **settings: Any) -> int:
         """The number of runs."""
-        return len(self._choose(settings))
+        return len(self._with(settings))
 
     def versions(self, **settings: Any) -> str:
         """What the results were made with, and on."""
-        chosen = self._choose(settings)
+        chosen = self._with(settings)
         packages = {" ".join(item) for versions in chosen.versions for item in versions.items()}
         code, devices = (", ".join(sorted(set(x))) for x in (chosen.code, chosen.device))
         return f"Device: {devices}. Code: {code}. Packages: {', '.join(sorted(packages))}."
@@ -111,12 +111,18 @@ class MethodTables:
         """Whether there are such runs."""
         return bool((self._frame[list(settings)] == pd.Series(settings)).all(axis=1).any())
 
-    def _choose(self, settings: dict[str, Any]) -> pd.DataFrame:
+    def _with(self, settings: dict[str, Any]) -> pd.DataFrame:
+        """The runs with these settings."""
         frame = self._frame
         for key, value in settings.items():
             frame = frame[frame[key] == value]
         if frame.empty:
             raise ValueError(f"There is no run with {settings}.")
+        return frame
+
+    def _choose(self, settings: dict[str, Any]) -> pd.DataFrame:
+        """The same, if they differ in method and seed alone."""
+        frame = self._with(settings)
         if frame.duplicated(["method", "seed"]).any():
             raise ValueError(f"Runs of several settings fit {settings}; add settings.")
         return frame

@@ -68,14 +68,27 @@ class Tables(MethodTables):
         return number_text(LATENTS * least_kl(prior, FRAMES), 1)
 
     def long_paths(self) -> str:
-        """Milliseconds and megabytes of a gradient, by the number of steps; empty without lines."""
-        rows: dict[int, dict[str, str]] = {}
-        for line in sorted(self._paths, key=lambda line: line["steps"]):
-            seconds = line["seconds"]
-            time = "not run" if seconds is None else f"{number_text(1e3 * seconds, 2)} ms"
-            row = rows.setdefault(line["steps"], {"steps": f"{line['steps']:,}"})
-            row[f"`{line['method']}`"] = f"{time}, {number_text(line['bytes'] / 1e6, 1)} MB"
-        return markdown(list(rows.values())) if rows else ""
+        """Time and memory of a gradient, by the number of steps; empty without lines."""
+        lines = {(line["method"], line["steps"]): line for line in self._paths}
+        methods = dict.fromkeys(method for method, _ in lines)
+        rows = [
+            {"steps": f"{steps:,}"}
+            | {f"`{method}`": _cost(lines.get((method, steps))) for method in methods}
+            for steps in sorted({steps for _, steps in lines})
+        ]
+        return markdown(rows) if rows else ""
+
+    def path_ratio(self, of: str, to: str, field: str, steps: int) -> str:
+        """How many times as long, or as much memory, one method takes as another."""
+        one, other = (
+            next(x[field] for x in self._paths if (x["method"], x["steps"]) == (method, steps))
+            for method in (of, to)
+        )
+        return number_text(one / other, 0)
+
+    def path_device(self) -> str:
+        """What paths were measured on."""
+        return ", ".join(sorted({line["device"] for line in self._paths}))
 
     def published(self) -> str:
         """The table of the paper."""
@@ -85,3 +98,23 @@ class Tables(MethodTables):
                 for method, (nll, mse, auroc) in _PUBLISHED.items()
             ]
         )
+
+
+def _cost(line: dict[str, Any] | None) -> str:
+    """The time, the memory that XLA sets aside, and the peak of the process if it is known."""
+    if line is None:
+        return "–"
+    time, peak = line["seconds"], line.get("peak_bytes")
+    if time is None:
+        text = "not run"
+    elif time < 1:
+        text = f"{number_text(1e3 * time, 2)} ms"
+    else:
+        text = f"{number_text(time, 1)} s"
+    return f"{text}, {_size(line['bytes'])}" + ("" if peak is None else f" ({_size(peak)})")
+
+
+def _size(size: float) -> str:
+    if size < 1e9:
+        return f"{number_text(size / 1e6, 1)} MB"
+    return f"{number_text(size / 1e9, 1)} GB"

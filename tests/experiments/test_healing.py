@@ -214,7 +214,7 @@ def test_page(lines, tmp_path):
     assert any(difference in line for line in filled[3:])
     assert "0.350 ± 0.007" in text
     assert "`gp_vae_cauchy` (seed 0); 5" in text
-    assert filled[-1] == "| 1,000 | 2.00 ms, 3.0 MB | not run, 4000.0 MB |"
+    assert filled[-1] == "| 1,000 | 2.00 ms, 3.0 MB | not run, 4.0 GB |"
 
 
 def test_the_page_shows_the_results(tmp_path):
