@@ -33,7 +33,9 @@ _SMALL_WIDTH, _SMALL_COLOURS = 1040, 256
 
 def notebook(path: pathlib.Path) -> nbformat.NotebookNode:
     """A notebook as it is written, without outputs."""
-    return jupytext.reads(path.read_text("utf-8"), fmt="py:percent")
+    cells = jupytext.reads(path.read_text("utf-8"), fmt="py:percent")
+    cells.metadata.language_info = {"name": "python"}
+    return cells
 
 
 def executed(path: pathlib.Path) -> nbformat.NotebookNode:

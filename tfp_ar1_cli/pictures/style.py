@@ -153,7 +153,7 @@ def save(fig: Figure, path: pathlib.Path) -> None:
         if caption := _CAPTION.get():
             fig.draw_without_rendering()
             fig.set_layout_engine("none")  # It is laid out, which takes as long as to draw.
-            for legend in fig.legends:  # Or it moves down over the caption.
+            for legend in fig.legends:  # Or it moves down to the edge of the picture: the caption.
                 legend.set_bbox_to_anchor((0, 0, 1, 1), fig.transFigure)
             box, (width, height) = fig.get_tightbbox(), fig.get_size_inches()
             corner = {
