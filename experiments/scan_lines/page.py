@@ -13,7 +13,6 @@ MEASURES = {
     "kl": Measure("KL", 2),
     "posterior_correlation": Measure("posterior correlation", 3),
     "prior_correlation": Measure("prior correlation", 3),
-    "seconds_per_epoch": Measure("s per epoch", 1),
 }
 
 
@@ -22,6 +21,11 @@ class Tables(MethodTables):
 
     compared = ("neg_elbo", "nll_iw", "kl")
     measures, methods, settings = MEASURES, scan_lines.METHODS, scan_lines.SETTINGS
+
+    def runs_with_a_path_apart(self, method: str, **settings: str) -> int:
+        """The runs of a method whose prior has a path without correlation to speak of."""
+        chosen = self._choose(settings | {"method": method})
+        return sum(min(map(abs, paths)) < 0.1 for paths in chosen.prior_correlations)
 
 
 def write(results: pathlib.Path, template: pathlib.Path, page: pathlib.Path) -> None:

@@ -5,6 +5,7 @@ import pathlib
 import struct
 
 import numpy as np
+import pytest
 
 from experiments.healing.results import read
 from experiments.scan_lines import data, page, results
@@ -26,6 +27,26 @@ def test_a_shuffled_order_has_all_lines_and_few_of_their_neighbours():
     order = data.order_of("shuffled")
     np.testing.assert_array_equal(np.sort(order), data.order_of("real"))
     assert np.mean(np.abs(np.diff(order)) == 1) < 0.1
+
+
+def test_differences_to_other_settings():
+    """Paired by seed, by NumPy; where several runs of a method and a seed fit, none is chosen."""
+    x, y = np.random.default_rng(0).normal(size=(2, 3))
+    sizes = {"order": "real", "epochs": 1, "num_train": 8, "num_test": 8}
+    tables = page.Tables(
+        [
+            {"method": "diag/ar1", "seed": seed, "decoder": decoder, "neg_elbo": value, **sizes}
+            for decoder, values in (("line", x), ("window", y))
+            for seed, value in enumerate(values)
+        ]
+    )
+    found = tables.difference(
+        "neg_elbo", "diag/ar1", "diag/ar1", to_settings={"decoder": "window"}, decoder="line"
+    )
+    assert found.replace("−", "-").startswith(f"{np.mean(x - y):+.2f} [")
+    assert tables.runs() == 6
+    with pytest.raises(ValueError, match="several settings"):
+        tables.mean("neg_elbo", "diag/ar1")
 
 
 def test_the_page_shows_the_results(tmp_path):
