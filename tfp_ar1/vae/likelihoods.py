@@ -25,6 +25,7 @@ class Likelihood(keras.layers.Layer):
     """
 
     needs = "The data must be finite"
+    outputs_per_value = 1
 
     def distribution(self, outputs: tf.Tensor) -> tfd.Distribution:
         """The distribution for decoder outputs `[batch, *data_shape]`: of batch shape `[batch]`."""
@@ -151,6 +152,41 @@ class Gaussian(Likelihood):
     def get_config(self) -> dict[str, Any]:
         """The arguments of the constructor."""
         return {**super().get_config(), "scale": self.fixed_scale}
+
+
+@keras.saving.register_keras_serializable(package="tfp_ar1")
+class HeteroscedasticGaussian(Likelihood):
+    """Real-valued data, with a standard deviation for each value from the decoder.
+
+    The decoder outputs two numbers for each value, in its last axis: the means of all, and then
+    what the standard deviations are made of, `min_scale + softplus(.)`.
+
+    Args:
+      min_scale: the least standard deviation; positive, or data that are reproduced exactly would
+        have a likelihood without bound.
+      **kwargs: arguments of `keras.layers.Layer`.
+
+    Raises:
+      ValueError: if `min_scale` is not positive.
+    """
+
+    outputs_per_value = 2
+
+    def __init__(self, min_scale: float = 1e-3, **kwargs):
+        super().__init__(**kwargs)
+        if not min_scale > 0:
+            raise ValueError(f"`min_scale` must be positive; got {min_scale}.")
+        self.min_scale = min_scale
+
+    def distribution(self, outputs: tf.Tensor) -> tfd.Distribution:
+        """Independent normals."""
+        loc, raw_scale = tf.split(outputs, 2, axis=-1)
+        scale = self.min_scale + tf.math.softplus(raw_scale)
+        return tfd.Independent(tfd.Normal(loc, scale), len(outputs.shape) - 1)
+
+    def get_config(self) -> dict[str, Any]:
+        """The arguments of the constructor."""
+        return {**super().get_config(), "min_scale": self.min_scale}
 
 
 LIKELIHOODS = {"bernoulli": Bernoulli, "gaussian": Gaussian}

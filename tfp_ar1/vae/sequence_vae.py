@@ -231,7 +231,7 @@ class SequenceVAE(VAE):
         if not self._decodes_steps:
             return super().decoder_outputs(z, training=training)
         outputs = super().decoder_outputs(tf.reshape(z, [-1, self.channels]), training=training)
-        return tf.reshape(outputs, [-1, ps.shape(z)[1], self.data_shape[-1]])
+        return tf.reshape(outputs, [-1, ps.shape(z)[1], outputs.shape[-1]])
 
     def kl_to_prior(self, posterior: tfd.Distribution, x: Any = None) -> tf.Tensor:
         """KL(q(z | x) ‖ p(z)), exact, in nats per series, over its own timesteps.
