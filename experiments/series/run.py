@@ -50,6 +50,11 @@ def _write_missing(
     train: Callable[..., tuple[measures.Predictor, dict[str, Any]]],
 ) -> None:
     data, done = series_data.load(dataset), {key_of(record) for record in read(out)}
+    made = {
+        "versions": run_folder.versions() | {"keras_backend": keras.backend.backend()},
+        "code": code_version(),
+        "command": " ".join(["python -m experiments.series", *sys.argv[1:]]),
+    }
     for seed in seeds:
         for name in names:
             settings = {"dataset": dataset, "variant": name, "seed": seed, "epochs": epochs}
@@ -57,11 +62,6 @@ def _write_missing(
                 continue
             predict, found = train(name, data, seed, epochs)
             found |= _measured(predict, data)
-            made = {
-                "versions": run_folder.versions() | {"keras_backend": keras.backend.backend()},
-                "code": code_version(),
-                "command": " ".join(["python -m experiments.series", *sys.argv[1:]]),
-            }
             line = json.dumps(_plain(settings | found | made), allow_nan=False)
             with out.open("a", encoding="utf-8") as file:
                 file.write(f"{line}\n")
