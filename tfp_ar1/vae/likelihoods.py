@@ -14,14 +14,23 @@ from tensorflow_probability.python.distributions.independent import _Independent
 from tfp_ar1._checks import named
 from tfp_ar1.vae import network_checks
 
-__all__ = ["LIKELIHOODS", "Bernoulli", "Gaussian", "Likelihood", "get"]
+__all__ = [
+    "LIKELIHOODS",
+    "Bernoulli",
+    "Gaussian",
+    "HeteroscedasticGaussian",
+    "Likelihood",
+    "get",
+]
 
 
 class Likelihood(keras.layers.Layer):
     """Base class: a layer, so that a likelihood can have weights. Computes in float32 or float64.
 
     Subclasses define `distribution`, and may define `log_prob` where there is a cheaper way, and
-    `check` and `allowed` for the data they accept, with `needs`, which says it in words.
+    `check` and `allowed` for the data they accept, with `needs`, which says it in words. Where the
+    decoder outputs several numbers for each value, `outputs_per_value` says how many: they make the
+    last axis so many times as long.
     """
 
     needs = "The data must be finite"
@@ -156,14 +165,15 @@ class Gaussian(Likelihood):
 
 @keras.saving.register_keras_serializable(package="tfp_ar1")
 class HeteroscedasticGaussian(Likelihood):
-    """Real-valued data, with a standard deviation for each value from the decoder.
+    """Real-valued data, with a standard deviation for each value, which the decoder outputs too.
 
-    The decoder outputs two numbers for each value, in its last axis: the means of all, and then
-    what the standard deviations are made of, `min_scale + softplus(.)`.
+    Of two numbers for each value, `[..., 2 * features]`: the means of all features, and then what
+    their standard deviations are made of, `min_scale + softplus(output)`. For data whose noise is
+    not the same everywhere: where it is large, errors of the mean cost less.
 
     Args:
-      min_scale: the least standard deviation; positive, or data that are reproduced exactly would
-        have a likelihood without bound.
+      min_scale: the least standard deviation. Not 0: the likelihood of data that are reproduced
+        exactly would have no bound.
       **kwargs: arguments of `keras.layers.Layer`.
 
     Raises:
