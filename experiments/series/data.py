@@ -22,9 +22,8 @@ def load(name: str) -> Series:
     """The windows of one of `DATASETS`."""
     if name != "co2":
         data = series.load(name)
-        # Half of the windows to train on, and a quarter of those to test on: to save time.
-        train, test = (2, 4) if name == "pig_cvp" else (1, 1)
-        return Series(data.x_train[::train], data.x_test[::test])
+        # A quarter of the windows to test on, to save time; every one of the others.
+        return Series(data.x_train, data.x_test[:: 4 if name == "pig_cvp" else 1])
     import statsmodels.api as sm
 
     # As in docs/your_data.md: weekly, 1958 to 2001, 59 weeks of them missing, without the trend.

@@ -37,7 +37,7 @@ def of_model(model: Any) -> Predictor:
             return np.stack(rows)
 
         data = {"x": x, "length": np.full(len(x), length)}
-        rows = model.impute(data, num_samples=_SAMPLES, seed=0, batch_size=520, summarize=kept)
+        rows = model.impute(data, num_samples=_SAMPLES, seed=0, batch_size=260, summarize=kept)
         return Draws(rows[0], rows[1], rows[2:])
 
     return predict
