@@ -50,6 +50,8 @@ def scores(draws: Draws, x: np.ndarray, where: np.ndarray) -> dict[str, Any]:
     with artefacts do not rule; the coverage of central intervals of 50% and 90%; the root of the
     mean predicted variance; and how many of the values lie between neighbouring `LEVELS`.
     """
+    if not where.any():
+        return {}
     truth, mean = x[where].astype(np.float64), draws.mean[where].astype(np.float64)
     error = np.abs(truth - mean)
     found = {

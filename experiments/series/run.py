@@ -132,9 +132,11 @@ def _batches(x: np.ndarray) -> Iterator[np.ndarray]:
 
 
 def _plain(x: Any) -> Any:
-    """What JSON takes, with numbers to six digits."""
+    """What JSON takes, with numbers to six digits, and null for what is not there."""
     if isinstance(x, dict):
         return {key: _plain(value) for key, value in x.items()}
     if isinstance(x, list | tuple | np.ndarray):
         return [_plain(value) for value in x]
-    return float(f"{float(x):.6g}") if isinstance(x, float | np.floating) else x
+    if not isinstance(x, float | np.floating):
+        return x
+    return float(f"{float(x):.6g}") if np.isfinite(x) else None
