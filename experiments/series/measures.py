@@ -77,7 +77,7 @@ def predictions(predict: Predictor, x: np.ndarray, most: int = 520) -> dict[str,
     """Scores of imputed single steps and gaps, and of forecasts from the middle, by name.
 
     What is hidden is a share of the steps, at random; a gap of 20 steps in the middle of each
-    series; or its second half. The first two of at most so many series, equally spaced.
+    series; or its second half. Steps and gaps of at most so many series, equally spaced.
     """
     num, steps, _ = x.shape
     found: dict[str, Any] = {}

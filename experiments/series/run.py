@@ -124,6 +124,7 @@ def _measured(predict: measures.Predictor, data: series_data.Series) -> dict[str
     parts = {"test": data.test, "train": some}
     scores = {name: measures.predictions(predict, x) for name, x in parts.items()}
     found = measures.calibrated(**scores)
+    found["data"] = measures.variogram(data.train) | {"stddev": np.nanstd(data.train)}
     return found | {f"{name}_{k}": v for name, part in scores.items() for k, v in part.items()}
 
 
