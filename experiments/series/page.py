@@ -36,7 +36,11 @@ def write(results: pathlib.Path, template: pathlib.Path, page: pathlib.Path) -> 
 
 
 class Numbers:
-    """What a template may call. A field is named as in the results, `a.0` for a member of a."""
+    """What a template may call.
+
+    A field is named as in the results, `a.0` for a member of a; a variant too, `base@40` for that
+    of 40 epochs where there are others.
+    """
 
     def __init__(self, records: list[dict[str, Any]]) -> None:
         keys = [key_of(record) for record in records]
@@ -73,7 +77,6 @@ class Numbers:
         self, dataset: str, variants: Sequence[str], fields: dict[str, str], digits: int = 3
     ) -> str:
         """A row for each variant that has runs, a column for each field, by its heading."""
-        there = set(self._frame[self._frame.dataset == dataset].variant)
         rows = [
             {"": f"`{variant}`", "runs": str(self.seeds(variant, dataset))}
             | {
@@ -81,7 +84,6 @@ class Numbers:
                 for heading, field in fields.items()
             }
             for variant in variants
-            if variant in there
         ]
         return markdown(rows)
 
@@ -97,8 +99,10 @@ class Numbers:
         return f"Code: {', '.join(code)}. Packages: {', '.join(packages)}."
 
     def _choose(self, variant: str, dataset: str) -> pd.DataFrame:
-        frame = self._frame
-        chosen = frame[(frame.variant == variant) & (frame.dataset == dataset)]
+        frame, (name, _, epochs) = self._frame, variant.partition("@")
+        chosen = frame[(frame.variant == name) & (frame.dataset == dataset)]
+        if epochs:
+            chosen = chosen[chosen.epochs == int(epochs)]
         if chosen.empty:
             raise ValueError(f"There is no run of {variant} on {dataset}.")
         if chosen.epochs.nunique() > 1:
