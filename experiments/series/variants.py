@@ -14,6 +14,7 @@ class Variant(NamedTuple):
     channels: int = 2
     reach: int = 1
     likelihood: str = "gaussian"
+    noise: float | None = None
     hide: float = 0.5
     prior: Any = "ar1"
 
@@ -30,6 +31,8 @@ VARIANTS = {
     "sites": Variant(posterior="sites"),
     "scales_4": Variant(channels=4, prior=_SCALES),
     "hetero": Variant(likelihood="hetero"),
+    # As large as the typical error of a straight line, not learned.
+    "noise_0.03": Variant(noise=0.03),
     "channels_4": Variant(channels=4),
     "scales_4_reach_15": Variant(channels=4, prior=_SCALES, reach=15),
     # As scales_4, without the path that is nearly white noise.
@@ -43,7 +46,8 @@ def build(variant: Variant, data_shape: tuple[int, int], seed: int) -> Any:
     """The model, compiled."""
     steps, features = data_shape
     library = backend.library
-    likelihood = getattr(library("vae.likelihoods"), _LIKELIHOODS[variant.likelihood])()
+    make = getattr(library("vae.likelihoods"), _LIKELIHOODS[variant.likelihood])
+    likelihood = make() if variant.noise is None else make(variant.noise)
     encoder, decoder = library("vae.sequence_networks").convolutional(data_shape, variant.channels)
     outputs = features * likelihood.outputs_per_value
     if variant.reach > 1:
