@@ -37,8 +37,6 @@ VARIANTS = {
     "scales_4_reach_15": Variant(channels=4, prior=_SCALES, reach=15),
     # As scales_4, without the path that is nearly white noise.
     "slow_3": Variant(channels=3, prior=_SCALES[1:]),
-    "scales_4_hetero": Variant(channels=4, prior=_SCALES, likelihood="hetero"),
-    "scales_4_reach_15_hetero": Variant(channels=4, prior=_SCALES, reach=15, likelihood="hetero"),
 }
 
 
