@@ -1,6 +1,7 @@
 """What the causes of errors on series are told by, on data whose answers are known."""
 
 import json
+import pathlib
 
 import numpy as np
 import oracles
@@ -9,6 +10,8 @@ import scipy.stats
 
 from experiments.series import baselines, measures, page
 from experiments.series.data import Series
+
+ROOT = pathlib.Path(__file__).parents[2]
 
 
 def normal_predictor(mean, stddev):
@@ -106,3 +109,9 @@ def test_page(tmp_path):
     results.write_text(results.read_text() + "\n" + json.dumps(lines[0]), encoding="utf-8")
     with pytest.raises(ValueError, match="twice"):
         page.write(results, template, tmp_path / "a.md")
+
+
+def test_the_committed_page_is_that_of_the_results(tmp_path):
+    docs, results = ROOT / "docs/series", ROOT / "experiments/results/series_causes.jsonl"
+    page.write(results, docs / "causes.template.md", tmp_path / "causes.md")
+    assert (tmp_path / "causes.md").read_bytes() == (docs / "causes.md").read_bytes()
