@@ -1,7 +1,7 @@
 """The page of causes, whose numbers come from the lines of results.
 
-A template calls `table`, `mean`, `difference`, `seeds`, `commands` and `versions`; the same results
-give the same page, byte for byte.
+A template calls `table`, `mean`, `each`, `difference`, `seeds`, `commands` and `versions`; the same
+results give the same page, byte for byte.
 """
 
 import pathlib
@@ -60,6 +60,11 @@ class Numbers:
             return "–"
         text = number_text(float(values.mean()), digits)
         return text if len(values) < 2 else f"{text} ± {scipy.stats.sem(values):.{digits}f}"
+
+    def each(self, field: str, variant: str, dataset: str, digits: int = 3) -> str:
+        """The number of every seed, in their order."""
+        values = self._choose(variant, dataset).sort_values("seed")[field]
+        return ", ".join(number_text(float(value), digits) for value in values)
 
     def difference(self, field: str, variant: str, to: str, dataset: str, digits: int = 3) -> str:
         """Mean difference of two variants, paired by seed, and its 95% interval.

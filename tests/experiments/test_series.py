@@ -101,7 +101,8 @@ def test_page(tmp_path):
     template.write_text(
         '{{ mean("x.y.1", "base", "d", 1) }}|{{ mean("x.y.1", "line", "d", 1) }}|'
         '{{ difference("x.y.1", "other", "base", "d", 1) }}|'
-        '{{ difference("x.y.1", "other", "line", "d", 1) }}|{{ seeds("other", "d") }}',
+        '{{ difference("x.y.1", "other", "line", "d", 1) }}|{{ seeds("other", "d") }}'
+        '|{{ each("x.y.1", "base", "d", 1) }}',
         encoding="utf-8",
     )
     page.write(results, template, tmp_path / "a.md")
@@ -109,7 +110,7 @@ def test_page(tmp_path):
     half = scipy.stats.t.ppf(0.975, 2) * scipy.stats.sem(x)
     low, high = (f"{y:+.1f}".replace("-", "−") for y in (-1 / 3 - half, -1 / 3 + half))
     text = (tmp_path / "a.md").read_text(encoding="utf-8").split("\n\n")[1]
-    assert text == f"2.7 ± 1.2|4.0|+1.0 [+1.0, +1.0]|−0.3 [{low}, {high}]|3"
+    assert text == f"2.7 ± 1.2|4.0|+1.0 [+1.0, +1.0]|−0.3 [{low}, {high}]|3|1.0, 2.0, 5.0"
     results.write_text(results.read_text() + "\n" + json.dumps(lines[0]), encoding="utf-8")
     with pytest.raises(ValueError, match="twice"):
         page.write(results, template, tmp_path / "a.md")

@@ -76,7 +76,7 @@ class SequenceVAE(VAE):
         N(0, I); or a `MultivariateNormalAR1` of batch shape `[channels]` and event shape `[steps]`
         with constant parameters; or a layer that learns one,
         `MultivariateNormalAR1Prior(steps, channels=channels)`. Where forecasts reach further than
-        the data's fast movements, give paths time scales of their own at the start, such as
+        the data's fast movements, time scales of their own at the start may help, such as
         `correlation=[0.4, 0.9, 0.99, 0.999]` for 4 channels.
       objective: what to minimize, as for `RhoVAE`; default `ELBO()`.
       likelihood: `"gaussian"`, `"bernoulli"`, or a `tfp_ar1.vae.likelihoods.Likelihood` whose
