@@ -57,6 +57,10 @@ FILES = {
     "test_time_major.py",
     "test_transformations.py",
     "test_transitions.py",
+    "test_distribution.py",
+    "test_extremes.py",
+    "test_inference.py",
+    "test_ported_examples.py",
 }
 # By reason; of a test with parameters, all, or one as `test[parameters]`.
 NOT_ON_JAX = {

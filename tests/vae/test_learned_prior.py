@@ -135,6 +135,18 @@ def test_channels(tmp_path):
         vae(prior)
 
 
+def test_a_correlation_for_each_channel(tmp_path):
+    rho = [0.0, 0.9, -0.999]
+    prior = Prior(D, correlation=rho, channels=3)
+    covariance = prior.distribution().covariance()
+    np.testing.assert_allclose(covariance, oracles.ar1_covariance(1.0, rho, D), rtol=1e-5)
+    layer = tfp_ar1.layers.MultivariateNormalAR1(D, prior=prior)
+    keras.Sequential([keras.Input((3, D + 2)), layer]).save(tmp_path / "model.keras")
+    copy = keras.saving.load_model(tmp_path / "model.keras").layers[-1].prior
+    assert copy.correlation == rho
+    np.testing.assert_array_equal(copy.fisher_z, prior.fisher_z)
+
+
 def test_full_precision_under_a_half_precision_policy(set_policy):
     set_policy("mixed_bfloat16")
     model = fitted(compiled(vae(Prior(D, correlation=0.999)), run_eagerly=True), DATA)
@@ -156,6 +168,9 @@ def of_a_variable():
         (lambda: Prior(D, channels=1.5), "`channels` must be a positive integer, .* got 1.5"),
         (lambda: Prior(D, learn=["rho"]), r"`learn` may name .*; got \['rho'\]"),
         (lambda: Prior(D, correlation=1.0), r"`correlation` must lie strictly in \(-1, 1\)"),
+        (lambda: Prior(D, correlation=[0.5, -1.0], channels=2), r"lie strictly in .*\[0.5, -1.0\]"),
+        (lambda: Prior(D, correlation=[0.5], channels=2), "one for each of the channels, .* are 2"),
+        (lambda: Prior(D, correlation=[0.5]), "one for each of the channels, which are None"),
         (lambda: autoencoder(Prior(D + 1)), f"distribution over vectors of size {D}"),
         (lambda: autoencoder(Prior(D, dtype="float64")), "must be of dtype float32; got float64"),
         (lambda: vae(Prior(D, dtype="float64")), "must be of dtype float32; got float64"),

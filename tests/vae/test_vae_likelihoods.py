@@ -81,6 +81,33 @@ def test_gaussian(gaussian, scale, dtype):
     np.testing.assert_array_equal(likelihoods.Gaussian(scale, dtype=dtype)(means), means)
 
 
+@pytest.mark.parametrize("dtype", oracles.DTYPES)
+@pytest.mark.parametrize("min_scale", [1e-3, 0.5])
+def test_heteroscedastic_gaussian(min_scale, dtype):
+    likelihood = likelihoods.HeteroscedasticGaussian(min_scale)
+    given, x = outputs(dtype, (5, 2, 6)), images(dtype)
+    loc, raw = np.float64(given[..., :3]), np.float64(given[..., 3:])
+    scale = min_scale + np.log1p(np.exp(raw))
+    expected = scipy.stats.norm.logpdf(x, loc, scale)
+    oracles.assert_close(likelihood.log_prob_terms(tf.constant(x), tf.constant(given)), expected)
+    oracles.assert_close(
+        likelihood.log_prob(tf.constant(x), tf.constant(given)), expected.sum(axis=(1, 2))
+    )
+    distribution = likelihood.distribution(tf.constant(given))
+    assert (distribution.batch_shape, distribution.event_shape) == ((5,), SHAPE[1:])
+    oracles.assert_close(distribution.stddev(), scale)
+    copy = likelihoods.HeteroscedasticGaussian(min_scale, dtype=dtype)
+    np.testing.assert_array_equal(copy(given), given[..., :3])
+    config = keras.saving.serialize_keras_object(copy)
+    assert keras.saving.deserialize_keras_object(config).min_scale == min_scale
+
+
+@pytest.mark.parametrize("min_scale", [0.0, -1.0, float("nan")])
+def test_bad_min_scale(min_scale):
+    with pytest.raises(ValueError, match=f"`min_scale` must be positive; got {min_scale}"):
+        likelihoods.HeteroscedasticGaussian(min_scale)
+
+
 def test_only_a_scale_that_is_not_given_is_learned():
     assert [v.name for v in learned(0.0).trainable_variables] == ["raw_scale"]
     fixed = likelihoods.Gaussian(0.5)

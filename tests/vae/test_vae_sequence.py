@@ -242,6 +242,27 @@ def test_a_decoder_of_whole_paths():
 # --- Masks -------------------------------------------------------------------------------------
 
 
+def test_a_scale_for_each_value(tmp_path):
+    encoder, usual = sequence_networks.convolutional((T, F), C, **SMALL["convolutional"])
+    decoder = keras.Sequential([keras.Input((C,)), keras.layers.Dense(2 * F)])
+    likelihood = likelihoods.HeteroscedasticGaussian()
+    model = tfp_ar1.SequenceVAE(encoder, decoder, C, T, likelihood=likelihood, seed=0)
+    loc, raw = np.linspace(-1, 1, F), np.linspace(-2, 2, F)
+    decoder.set_weights([np.zeros((C, 2 * F)), np.concatenate([loc, raw])])
+    x = data("missing, lengths")
+    draws = model.forecast(x, 2, num_samples=5000, seed=0)
+    scale = np.broadcast_to(1e-3 + np.log1p(np.exp(raw)), draws.shape[1:])
+    np.testing.assert_allclose(draws.mean(axis=0), np.broadcast_to(loc, scale.shape), atol=0.15)
+    np.testing.assert_allclose(draws.std(axis=0), scale, rtol=0.06)
+
+    fitted(compiled(model, run_eagerly=True), x)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras", safe_mode=True)
+    np.testing.assert_array_equal(loaded.forecast(x, 3, 4, seed=0), model.forecast(x, 3, 4, seed=0))
+    with pytest.raises(ValueError, match="HeteroscedasticGaussian takes 2 numbers for each value"):
+        tfp_ar1.SequenceVAE(encoder, usual, C, T, likelihood=likelihood)
+
+
 def shortened(model, network, steps, **kwargs):
     """The same model for series of fewer steps."""
     short = make(network, steps=steps, **kwargs)

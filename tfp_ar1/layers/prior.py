@@ -26,7 +26,8 @@ class MultivariateNormalAR1Prior(keras.layers.Layer):
     Args:
       event_size: number of coordinates d, at least 1.
       learn: which of `"loc"`, `"marginal_scale"` and `"correlation"` are trained.
-      correlation: ρ at the start, in (-1, 1). At 0 the prior starts as N(0, I).
+      correlation: ρ at the start, in (-1, 1); or one for each channel, such as `[0.5, 0.9, 0.99]`,
+        so that channels start with time scales of their own. At 0 the prior starts as N(0, I).
       channels: makes a distribution of batch shape `[channels]`, each with parameters of its own,
         as `SequenceVAE` needs it; `None` for a single distribution of batch shape `[]`.
       **kwargs: arguments of `keras.layers.Layer`, such as `name` and `dtype`.
@@ -39,7 +40,7 @@ class MultivariateNormalAR1Prior(keras.layers.Layer):
         self,
         event_size: int,
         learn: Sequence[str] = ("correlation",),
-        correlation: float = 0.0,
+        correlation: float | Sequence[float] = 0.0,
         channels: int | None = None,
         **kwargs,
     ):
@@ -55,11 +56,17 @@ class MultivariateNormalAR1Prior(keras.layers.Layer):
             raise ValueError(
                 f"`learn` may name 'loc', 'marginal_scale' and 'correlation'; got {unknown}."
             )
-        if not -1.0 < correlation < 1.0:
+        at_start = np.asarray(correlation, np.float64)
+        if at_start.shape not in ((), (self.channels,)):
+            raise ValueError(
+                f"`correlation` must be a number, or one for each of the channels, which are "
+                f"{self.channels}; got {correlation}."
+            )
+        if not np.all(np.abs(at_start) < 1.0):
             raise ValueError(f"`correlation` must lie strictly in (-1, 1); got {correlation}.")
-        self.correlation = float(correlation)
+        self.correlation = at_start.tolist()  # a number, or a list of them
 
-        def weight(name: str, size: int, value: float, learned: str) -> Any:
+        def weight(name: str, size: int, value: Any, learned: str) -> Any:
             return self.add_weight(
                 name=name,
                 shape=(size,) if self.channels is None else (self.channels, size),
@@ -70,7 +77,8 @@ class MultivariateNormalAR1Prior(keras.layers.Layer):
 
         self.loc = weight("loc", self.event_size, 0.0, "loc")
         self.log_s = weight("log_s", 1, 0.0, "marginal_scale")
-        self.fisher_z = weight("fisher_z", 1, np.arctanh(self.correlation), "correlation")
+        fisher_z = np.arctanh(at_start)[..., np.newaxis]
+        self.fisher_z = weight("fisher_z", 1, fisher_z, "correlation")
         self.built = True
 
     def distribution(self) -> tfd.Distribution:

@@ -108,6 +108,9 @@ class VAE(
             self.posterior_head.build(given)
         given = self.decoder(keras.KerasTensor((None, *latents)))
         advice = "Give what the likelihood takes, logits or means, in the data's shape."
+        if (number := self.likelihood.outputs_per_value) > 1:
+            outputs = (*outputs[:-1], number * outputs[-1])
+            advice = f"{type(self.likelihood).__name__} takes {number} numbers for each value."
         network_checks.one_output("decoder", given, outputs, advice)
         self.likelihood.check_decoder(self.decoder)
         if not self.likelihood.built:

@@ -14,17 +14,27 @@ from tensorflow_probability.python.distributions.independent import _Independent
 from tfp_ar1._checks import named
 from tfp_ar1.vae import network_checks
 
-__all__ = ["LIKELIHOODS", "Bernoulli", "Gaussian", "Likelihood", "get"]
+__all__ = [
+    "LIKELIHOODS",
+    "Bernoulli",
+    "Gaussian",
+    "HeteroscedasticGaussian",
+    "Likelihood",
+    "get",
+]
 
 
 class Likelihood(keras.layers.Layer):
     """Base class: a layer, so that a likelihood can have weights. Computes in float32 or float64.
 
     Subclasses define `distribution`, and may define `log_prob` where there is a cheaper way, and
-    `check` and `allowed` for the data they accept, with `needs`, which says it in words.
+    `check` and `allowed` for the data they accept, with `needs`, which says it in words. Where the
+    decoder outputs several numbers for each value, `outputs_per_value` says how many: they make the
+    last axis so many times as long.
     """
 
     needs = "The data must be finite"
+    outputs_per_value = 1
 
     def distribution(self, outputs: tf.Tensor) -> tfd.Distribution:
         """The distribution for decoder outputs `[batch, *data_shape]`: of batch shape `[batch]`."""
@@ -151,6 +161,42 @@ class Gaussian(Likelihood):
     def get_config(self) -> dict[str, Any]:
         """The arguments of the constructor."""
         return {**super().get_config(), "scale": self.fixed_scale}
+
+
+@keras.saving.register_keras_serializable(package="tfp_ar1")
+class HeteroscedasticGaussian(Likelihood):
+    """Real-valued data, with a standard deviation for each value, which the decoder outputs too.
+
+    Of two numbers for each value, `[..., 2 * features]`: the means of all features, and then what
+    their standard deviations are made of, `min_scale + softplus(output)`. For data whose noise is
+    not the same everywhere: where it is large, errors of the mean cost less.
+
+    Args:
+      min_scale: the least standard deviation. Not 0: the likelihood of data that are reproduced
+        exactly would have no bound.
+      **kwargs: arguments of `keras.layers.Layer`.
+
+    Raises:
+      ValueError: if `min_scale` is not positive.
+    """
+
+    outputs_per_value = 2
+
+    def __init__(self, min_scale: float = 1e-3, **kwargs):
+        super().__init__(**kwargs)
+        if not min_scale > 0:
+            raise ValueError(f"`min_scale` must be positive; got {min_scale}.")
+        self.min_scale = min_scale
+
+    def distribution(self, outputs: tf.Tensor) -> tfd.Distribution:
+        """Independent normals."""
+        loc, raw_scale = tf.split(outputs, 2, axis=-1)
+        scale = self.min_scale + tf.math.softplus(raw_scale)
+        return tfd.Independent(tfd.Normal(loc, scale), len(outputs.shape) - 1)
+
+    def get_config(self) -> dict[str, Any]:
+        """The arguments of the constructor."""
+        return {**super().get_config(), "min_scale": self.min_scale}
 
 
 LIKELIHOODS = {"bernoulli": Bernoulli, "gaussian": Gaussian}

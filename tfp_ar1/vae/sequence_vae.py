@@ -75,7 +75,9 @@ class SequenceVAE(VAE):
       prior: `"ar1"`, one learned correlation for each channel, which starts as N(0, I); `None` for
         N(0, I); or a `MultivariateNormalAR1` of batch shape `[channels]` and event shape `[steps]`
         with constant parameters; or a layer that learns one,
-        `MultivariateNormalAR1Prior(steps, channels=channels)`.
+        `MultivariateNormalAR1Prior(steps, channels=channels)`. Where forecasts reach further than
+        the data's fast movements, time scales of their own at the start may help, such as
+        `correlation=[0.4, 0.9, 0.99, 0.999]` for 4 channels.
       objective: what to minimize, as for `RhoVAE`; default `ELBO()`.
       likelihood: `"gaussian"`, `"bernoulli"`, or a `tfp_ar1.vae.likelihoods.Likelihood` whose
         values are independent.
@@ -231,7 +233,7 @@ class SequenceVAE(VAE):
         if not self._decodes_steps:
             return super().decoder_outputs(z, training=training)
         outputs = super().decoder_outputs(tf.reshape(z, [-1, self.channels]), training=training)
-        return tf.reshape(outputs, [-1, ps.shape(z)[1], self.data_shape[-1]])
+        return tf.reshape(outputs, [-1, ps.shape(z)[1], outputs.shape[-1]])
 
     def kl_to_prior(self, posterior: tfd.Distribution, x: Any = None) -> tf.Tensor:
         """KL(q(z | x) ‖ p(z)), exact, in nats per series, over its own timesteps.

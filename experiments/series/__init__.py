@@ -1,0 +1,1 @@
+"""Why `SequenceVAE` errs on series where it does: variants, and what they are measured by."""
