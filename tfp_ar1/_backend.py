@@ -1,4 +1,4 @@
-"""What differs between backends, for TensorFlow; `tfp_ar1_jax/_backend.py` is its counterpart."""
+"""Backend-specific code for TensorFlow; `tfp_ar1_jax/_backend.py` is its counterpart."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def matmul(a: tf.Tensor, b: tf.Tensor, **transposed: bool) -> tf.Tensor:
 
 
 def gradients_of_first(function: Any, *args: tf.Tensor) -> tuple[tuple[Any, ...], Any]:
-    """What a function returns, a tuple, and the derivatives of the sum of its first entry."""
+    """Returns a function's outputs, a tuple, and derivatives of the sum of the first one."""
     with tf.GradientTape() as tape:
         tape.watch(args)
         results = function(*args)

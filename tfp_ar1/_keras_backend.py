@@ -1,4 +1,4 @@
-"""What differs between backends in layers and models, for Keras 3 on TensorFlow.
+"""Backend-specific code of layers and models, for Keras 3 on TensorFlow.
 
 `tfp_ar1_jax/_keras_backend.py` is its counterpart.
 """
@@ -65,7 +65,7 @@ def hyperparameter(given: Any) -> tf.Variable:
 
 
 def value(x: tf.Variable) -> tf.Tensor:
-    """What a hyperparameter is now."""
+    """Returns the current value of a hyperparameter."""
     return tf.convert_to_tensor(x)
 
 
@@ -76,17 +76,17 @@ def number(x: Any) -> float:
 
 
 def given_to_steps(_: tf.Variable) -> list[keras.Variable]:
-    """What Keras must give to training steps besides weights: nothing, graphs find it."""
+    """Variables that Keras must pass to training steps besides weights: none, graphs find them."""
     return []
 
 
 def in_vectorized_map(_: tf.Tensor) -> bool:
-    """Whether a tensor is that of one iteration of a loop that runs all at once."""
+    """Whether a tensor belongs to one iteration of a vectorized loop."""
     return "loop_body" in tf.get_current_name_scope()
 
 
 def dense_instead(name: str, x: Any) -> str:
-    """What to write instead of a tensor that is not dense, or nothing."""
+    """Code that makes a dense tensor of one that is not, for messages; else an empty string."""
     if isinstance(x, tf.RaggedTensor):
         series = f"{{'x': {name}.to_tensor(), 'length': {name}.row_lengths()}}"
         return f"{name}.to_tensor(), and for series {series}"

@@ -1,4 +1,4 @@
-"""What the layers for Keras 3 (`layers`) and for tf_keras (`tfpl`) share; imports neither Keras."""
+"""Code shared by the layers for Keras 3 (`layers`) and tf_keras (`tfpl`); imports neither Keras."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def member_layer(base: Any, family: str, package: str) -> Any:
 
 
 def layer_named(name: str, layer_class: Callable[[str], Any], package: str) -> Any:
-    """What the `__getattr__` of a package of layers returns."""
+    """Looks up a layer by name, for the `__getattr__` of a package of layers."""
     for family, distribution in PACKED.items():
         if distribution.__name__ == name:
             return layer_class(family)
@@ -38,7 +38,7 @@ class _OneKerasMixin(MixinBase):
     """Refuses to be called in a model of the other Keras, which would lose the KL silently."""
 
     def __call__(self, *args, **kwargs) -> Any:
-        """As in its own Keras."""
+        """Calls the layer, after checking that the model is of the same Keras."""
         modules = (type(value).__module__ for value in (*args, *kwargs.values()))
         if self._in_other_keras() or any(m.startswith(self._other_keras) for m in modules):
             raise TypeError(f"A layer was called in a model of the other Keras: {self!r}.")

@@ -1,4 +1,4 @@
-"""What only type checkers need."""
+"""Definitions for type checkers only."""
 
 from typing import TYPE_CHECKING, Any
 

@@ -205,11 +205,11 @@ class LagOneCorrelation:
 
 
 def correlation_of_times(times: tf.Tensor, length_scale: tf.Tensor) -> LagOneCorrelation:
-    """That of an Ornstein–Uhlenbeck process, per step: `ρ_t = exp(-(τ_t - τ_(t-1)) / ℓ)`.
+    """Returns the correlations of an Ornstein–Uhlenbeck process: `exp(-(τ_t - τ_(t-1)) / ℓ)`.
 
     Args:
-      times: floating-point tensor `[..., d]`, not decreasing along the last axis. Between equal
-        ones 1 - ρ is not 0, but as good as that (4e-18 in float32).
+      times: floating-point tensor `[..., d]`, not decreasing along the last axis. Between
+        equal times 1 - ρ is not 0, but negligible (4e-18 in float32).
       length_scale: positive tensor `[...]`, ℓ.
     """
     steps = times[..., 1:] - times[..., :-1]

@@ -1,4 +1,4 @@
-"""What noisy observations say about a Gaussian Markov chain, passed along it in O(d).
+"""Message passing for a Gaussian Markov chain with noisy observations, in O(d).
 
 In standardized coordinates w = (x - loc) / σ, a Gaussian site at coordinate t has the precision
 τ_t ≥ 0: for an observation with noise of standard deviation r_t it is σ_t² / r_t². With
@@ -81,7 +81,7 @@ _IDENTITY = _Maps(a=1.0, one_minus_a=0.0, b=0.0, c=0.0)
 
 
 def _prefixes(maps: _Maps) -> tf.Tensor:
-    """What the first 1, 2, 3, … of the maps together make of 0."""
+    """Applies the first 1, 2, 3, … of the maps, composed, to 0."""
     num = tf.compat.dimension_value(maps.b.shape[-1])
     if num is None:
         return _prefixes_of_unknown_number(maps, lambda x, y: _Maps(*x).then(_Maps(*y)))[2]
@@ -362,7 +362,7 @@ class Messages:
     def _precision_times_mean(
         self, precision: tf.Tensor, h: tf.Tensor, reverse: bool = False
     ) -> tf.Tensor:
-        """Of what the sites of one side and the coordinate's own say about it."""
+        """Precision times mean of each coordinate, from its own site and those on one side."""
         m = precision[..., 1:] if reverse else precision[..., :-1]
         n = 1.0 / (1.0 + self.q * m)
         steps = Coefficients(self.value * n, (self.one_minus_size + self.q * m) * n)

@@ -65,9 +65,9 @@ _FLOAT16_BOUNDS |= {SITE_BOUND: 32.0, LOG_PRECISION_BOUND: 7.0}
 
 
 def layout(family: str) -> tuple[str, ...]:
-    """What there is one number for, of `loc` and of each packed parameter after it, in their order.
+    """Returns what one number stands for, in `loc` and in each packed parameter after it, in order.
 
-    A `"coordinate"`, a `"step"` to the next, or a `"member"` of the batch.
+    It is a `"coordinate"`, a `"step"` to the next one, or a `"member"` of the batch.
 
     Args:
       family: the name of a member in `tfp_ar1.families.PACKED`, or `"sites"`.

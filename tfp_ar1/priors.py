@@ -35,7 +35,7 @@ def _classes() -> dict[str, type[tfd.Distribution]]:
 
 
 def standard_normal(event_size: int, dtype: Any = tf.float32) -> tfd.MultivariateNormalDiag:
-    """N(0, I) over vectors of `event_size`: the prior that a VAE has unless told otherwise."""
+    """N(0, I) over vectors of `event_size`: the default prior of a VAE."""
     return tfd.MultivariateNormalDiag(loc=tf.zeros([event_size], dtype))
 
 
@@ -59,7 +59,7 @@ def kl_divergence(posterior: tfd.Distribution, prior: tfd.Distribution) -> tf.Te
 
 
 def _as_multivariate_normal(distribution: tfd.Distribution) -> tfd.Distribution:
-    """A vector of independent `tfd.Normal`s as the `MultivariateNormalDiag` that it is."""
+    """Converts a vector of independent `tfd.Normal`s to a `MultivariateNormalDiag`."""
     independent = isinstance(distribution, _Independent | _Sample)
     vector = independent and tensorshape_util.rank(distribution.event_shape) == 1
     if vector and isinstance(distribution.distribution, tfd.Normal):
@@ -68,7 +68,7 @@ def _as_multivariate_normal(distribution: tfd.Distribution) -> tfd.Distribution:
 
 
 def to_config(distribution: tfd.Distribution) -> dict[str, Any]:
-    """The class and the parameters of a distribution, as dictionaries, lists, numbers and strings.
+    """Converts a distribution to a configuration of dictionaries, lists, numbers and strings.
 
     Args:
       distribution: a distribution of this package, or one of `tfd.MultivariateNormalDiag`,
@@ -76,11 +76,11 @@ def to_config(distribution: tfd.Distribution) -> dict[str, Any]:
         `MultivariateNormalTriL`, `Normal`, `Independent` and `Sample`, nested or not.
 
     Returns:
-      A configuration for `from_config`. A `tf.Variable` is stored by its present value, and as a
-      variable.
+      A configuration for `from_config`. A `tf.Variable` is stored with its current value, and
+      marked as a variable.
 
     Raises:
-      ValueError: as `check_can_be_saved`.
+      ValueError: as in `check_can_be_saved`.
     """
     check_can_be_saved(distribution)
     return {
@@ -90,7 +90,7 @@ def to_config(distribution: tfd.Distribution) -> dict[str, Any]:
 
 
 def check_can_be_saved(distribution: tfd.Distribution) -> None:
-    """Refuses what `to_config` cannot write, without reading a parameter: before any training.
+    """Checks before training that `to_config` can write a distribution; reads no parameters.
 
     Raises:
       ValueError: if the distribution, or one inside it, is of a class that `to_config` does not

@@ -31,9 +31,9 @@ class AR1(tfp.sts.StructuralTimeSeries):
     level[t] = correlation level[t - 1] + marginal_scale √(1 - correlation²) ε_t,   ε_t ~ N(0, 1)
     ```
 
-    The process of `MultivariateNormalAR1`, for `tfp.sts.Sum` and everything that takes one of its
-    models. `tfp.sts.Autoregressive(order=1)` has the scale of the innovations as a parameter
-    instead, and an initial state of its own; here that follows from the parameters.
+    This is the process of `MultivariateNormalAR1`, for `tfp.sts.Sum` and everything that takes a
+    `tfp.sts` model. `tfp.sts.Autoregressive(order=1)` instead takes the innovation scale as a
+    parameter, and a separate initial state; here the parameters determine the initial state.
 
     ```python
     model = tfp.sts.Sum(
@@ -51,9 +51,9 @@ class AR1(tfp.sts.StructuralTimeSeries):
         uniform.
       correlation_constraining_bijector: `tfb.Bijector` from real numbers to the support of
         `correlation_prior`; `tfb.Sigmoid()` for positive ρ. Default: to (-1, 1), by tanh.
-      observed_time_series: floating-point tensor `[..., T]` or `[..., T, 1]`, in which NaN is
-        missing, or `tfp.sts.MaskedTimeSeries`; default priors are scaled by it. Default: as one of
-        standard deviation 1.
+      observed_time_series: floating-point tensor `[..., T]` or `[..., T, 1]`, in which NaN means
+        missing, or `tfp.sts.MaskedTimeSeries`; default priors are scaled by it. Default: as for
+        a series of standard deviation 1.
       name: name of the component, which in a `Sum` precedes those of the parameters.
     """
 
@@ -125,9 +125,9 @@ class AR1(tfp.sts.StructuralTimeSeries):
 
 
 def noisy_chain(model: Any, **options: Any) -> NoisyGaussianMarkovChain:
-    """A `tfd.LinearGaussianStateSpaceModel` with scalar states and observations, as a noisy chain.
+    """Converts a scalar `tfd.LinearGaussianStateSpaceModel` to a noisy chain.
 
-    Marginal likelihoods, posteriors and draws of such a model, in O(T) without a loop over time:
+    It gives marginal likelihoods, posteriors and draws of the model in O(T), without a time loop:
 
     ```python
     model = tfp.sts.LocalLevelStateSpaceModel(
@@ -142,11 +142,11 @@ def noisy_chain(model: Any, **options: Any) -> NoisyGaussianMarkovChain:
     Args:
       model: a `tfd.LinearGaussianStateSpaceModel` of latent size 1 and event shape `[T, 1]`. Its
         parameters may change from step to step. Its `mask` is the reverse of `observed` here.
-      **options: `validate_args`, `allow_nan_stats` and `name`, as of the class.
+      **options: `validate_args`, `allow_nan_stats` and `name`, as in that class.
 
     Returns:
-      A `NoisyGaussianMarkovChain` of event shape `[T]`. Its `path` is what the model observes but
-      for the noise, a Gaussian Markov chain; its `noise_scale` is that of the model.
+      A `NoisyGaussianMarkovChain` of event shape `[T]`. Its `path` is the noise-free observation of
+      the model, a Gaussian Markov chain; its `noise_scale` is that of the model.
 
     Raises:
       ValueError: if states or observations are not scalar, or an `observation_matrix` or the scale

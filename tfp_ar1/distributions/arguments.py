@@ -1,4 +1,4 @@
-"""Checks of what constructors are given, beyond what one parameter tells by itself."""
+"""Checks of constructor arguments that involve more than one parameter on its own."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["check_loc", "check_times", "num_coordinates"]
 
 
 def check_times(times: Any) -> None:
-    """Raises `ValueError` if times are known, and decrease, or are equal as rounding makes them."""
+    """Raises `ValueError` if known times decrease, or are equal only because of rounding."""
     values = None if tensor_util.is_ref(times) else tf.get_static_value(times)
     if values is None or values.ndim == 0 or values.shape[-1] < 2:
         return
@@ -39,10 +39,10 @@ def check_times(times: Any) -> None:
 
 
 def num_coordinates(loc: Any) -> Any:
-    """The size of `loc` where it counts the coordinates, as a Python integer where it is known.
+    """Returns the number of coordinates of `loc`, as a Python integer if it is known statically.
 
     Raises:
-      ValueError: if it is a scalar or `None`.
+      ValueError: if `loc` is a scalar or `None`.
     """
     if loc is None or tensorshape_util.rank(loc.shape) == 0:
         raise ValueError(

@@ -25,28 +25,28 @@ __all__ = ["ConditionalMarkov", "NearestObserved"]
 class ConditionalMarkov(DerivedFromPath):
     """The distribution of all coordinates of a Gaussian Markov chain, given the observed ones.
 
-    A missing coordinate depends on the nearest observed one on either side alone. With the products
-    of the lag-one correlations between, a and b, with r_a = 1 - a² and r_b = 1 - b², and with
+    A missing coordinate depends only on the nearest observed one on either side. Let a and b be the
+    products of the lag-one correlations in between. With r_a = 1 - a² and r_b = 1 - b², and with
     w = (value - loc) / σ,
 
         mean     = loc + σ [a r_b w_left + b r_a w_right] / (1 - a² b²)
         variance = σ² r_a r_b / (1 - a² b²)
 
-    where a side without an observed coordinate drops out (a = 0). The products come from the
-    recurrence itself, cut at what is observed, in terms of 1 - |a|, so that nothing cancels where
-    neighbours are nearly equal. Every method costs O(d), except `covariance`.
+    A side without an observed coordinate drops out (a = 0). The products come from the
+    recurrence itself, cut at the observed coordinates, in terms of 1 - |a|, so that nothing cancels
+    where neighbours are nearly equal. Every method costs O(d), except `covariance`.
 
     Observed coordinates are point masses: draws and the mean have their values, their variance is
     0, and `log_prob` is the density of the others, or -∞ if an observed one has another value.
 
-    Made by `GaussianMarkovChain.conditional`.
+    Returned by `GaussianMarkovChain.conditional`.
 
     Args:
       path: the `GaussianMarkovChain` of event shape `[d]`.
       value: floating-point tensor `[..., d]`, broadcast against the batch shape. Entries that are
         not observed are ignored, and may be NaN.
       observed: boolean tensor `[..., d]`, `True` where `value` is known.
-      validate_args: as of every distribution; there is nothing more to check.
+      validate_args: as for every distribution; it adds no further checks.
       allow_nan_stats: if `False`, raises where a statistic is undefined. (All are defined here.)
       name: name prefixed to operations created by this class.
 
@@ -83,16 +83,16 @@ class ConditionalMarkov(DerivedFromPath):
 
     @property
     def value(self) -> Any:
-        """What was observed, as given."""
+        """The `value` argument: the observations."""
         return self._value
 
     def observed_log_prob(self, name: str = "observed_log_prob") -> tf.Tensor:
-        """The log-density `[...]` of the observed coordinates; 0 where there are none."""
+        """Returns the log-density `[...]` of the observed coordinates; 0 if there are none."""
         with self._name_and_control_scope(name):
             return self._narrowed(self._given().observed_log_prob())
 
     def one_step_predictive(self, name: str = "one_step_predictive") -> tfd.Normal:
-        """The distribution of each coordinate given those observed before it: `[..., d]`."""
+        """Returns the distribution of each coordinate given earlier observations: `[..., d]`."""
         with self._name_and_control_scope(name):
             given = self._given()
             mean, stddev = given.from_previous_observed()
@@ -105,11 +105,11 @@ class ConditionalMarkov(DerivedFromPath):
         loc: Any = None,
         name: str = "forecast",
     ) -> Any:
-        """The distribution of what follows the last coordinate: `path.forecast(self, ...)`."""
+        """Returns the distribution of future coordinates: `path.forecast(self, ...)`."""
         return self.path.forecast(self, num_steps, times, loc, name)
 
     def _given(self) -> _Given:
-        """The parameters, read anew by each method."""
+        """Reads the parameters; each method does so anew."""
         observed = tf.convert_to_tensor(self._observed)
         return _Given(self.path, self._value, observed, self._whole_shape())
 
@@ -170,17 +170,17 @@ class _Weights(NamedTuple):
 
 
 class _Given:
-    """What follows from a path and observations, with the parameters read once."""
+    """Quantities computed from a path and observations, with the parameters read once."""
 
     def __init__(self, path: Any, value: tf.Tensor, observed: tf.Tensor, shape: Any):
         loc = path._loc_or_zero()
         self.loc, self.chain = widened(loc), path.scale.chain().widened()
-        # Of the mask alone: once for all values that share it.
+        # These depend only on the mask, so they are computed once for all values that share it.
         self._observed = tf.broadcast_to(
             observed, ps.broadcast_shape(ps.shape(observed), ps.reshape(self.chain.size, [1]))
         )
         self.observed = tf.broadcast_to(self._observed, shape)
-        # What is missing must not reach a product, since 0 · NaN is NaN; nor a gradient.
+        # Missing values must not enter a product, since 0 · NaN is NaN, nor a gradient.
         self.value = tf.where(self.observed, value, loc)
         self._sign_flips = self.chain.sign_flips()
         self._steps = size, one_minus_abs = self.chain.abs_steps()
@@ -190,22 +190,22 @@ class _Given:
         )
 
     def of_nearest(self) -> _Weights:
-        """Of the nearest observed coordinates on both sides."""
+        """The weights of the nearest observed coordinates on both sides."""
         left = self._left
         return self._weights(left.size, left.one_minus_abs, left.remainder)
 
     def of_previous(self) -> _Weights:
-        """Of the coordinate before, observed or not, and of the nearest observed one to come."""
+        """The weights of the previous coordinate, observed or not, and the next observed one."""
         size, one_minus_abs = self._previous()
         return self._weights(size, one_minus_abs, _one_minus_square(size, one_minus_abs))
 
     def _previous(self) -> tuple[tf.Tensor, tf.Tensor]:
-        """|ρ_t| and 1 - |ρ_t|; 0 and 1 of the first coordinate, which has none before it."""
+        """|ρ_t| and 1 - |ρ_t|; 0 and 1 for the first coordinate, which has no predecessor."""
         size, one_minus_abs = self._steps
         return recurrence.pad(size, 1, 0), recurrence.pad(one_minus_abs, 1, 0, value=1.0)
 
     def _weights(self, a: tf.Tensor, one_minus_a: tf.Tensor, remainder: tf.Tensor) -> _Weights:
-        """For the correlation a with what is on the left, of which 1 - a² remains."""
+        """The weights, for the correlation a with the left neighbour and `remainder` 1 - a²."""
         # 1 - a² b², from 1 - a b. An observed coordinate's result is replaced.
         one_minus_abs = one_minus_a + a * self._right.one_minus_abs
         rest = _one_minus_square(a * self._right.size, one_minus_abs)
@@ -216,8 +216,8 @@ class _Given:
         return _Weights(left_weight, right_weight, right_share * self._right.remainder)
 
     def unit_stddev(self) -> tf.Tensor:
-        """The standard deviations for σ = 1; 1 in place of that of an observed coordinate."""
-        # The root of the 0 that stands for an observed coordinate would have no gradient.
+        """The standard deviations for σ = 1, with 1 in place of 0 at observed coordinates."""
+        # At observed coordinates the variance is 0, where the square root has no gradient.
         variance = self.of_nearest().variance
         return tf.sqrt(tf.where(self._observed, tf.ones_like(variance), variance))
 
@@ -233,11 +233,11 @@ class _Given:
         return self.chain.times_coordinate_scale(self._sign_flips * y)
 
     def observed_log_prob(self) -> tf.Tensor:
-        """The log-density of what is observed."""
-        # Of each observed coordinate given the observed one before it, whose mean is a w.
+        """The log-density of the observed coordinates."""
+        # Each observed coordinate given the previous observed one, w, has the mean a w.
         w = self._standardized(self.value)
         previous = self._left.nearest(w)
-        # By a difference that is exact for nearly equal neighbours, as `recurrence.whiten`.
+        # Like `recurrence.whiten`, this takes a difference that is exact for close neighbours.
         residual = (w - previous) + self._left.one_minus_abs * previous
         terms = self._log_density(residual, self._left.remainder)
         return tf.reduce_sum(tf.where(self.observed, terms, tf.zeros([], terms.dtype)), axis=-1)
@@ -250,7 +250,7 @@ class _Given:
         return mean, tf.broadcast_to(stddev, ps.shape(mean))
 
     def log_prob_terms(self, x: tf.Tensor) -> tf.Tensor:
-        """The log-density of each coordinate, if it is not observed, given those before it."""
+        """The log-density of each missing coordinate given those before it."""
         w = self._standardized(tf.where(self.observed, self.value, x))
         previous, following = recurrence.pad(w[..., :-1], 1, 0), self._right.nearest(w)
         weights, (a, one_minus_a) = self.of_previous(), self._previous()
@@ -269,10 +269,10 @@ class _Given:
         )
 
     def covariance(self) -> tf.Tensor:
-        """`[..., d, d]`: what is missing is a chain again, cut at what is observed."""
+        """`[..., d, d]`: the missing coordinates are again a chain, cut at the observed ones."""
         unit, is_missing = self.unit_stddev(), tf.logical_not(self._observed)
         linked = tf.logical_and(is_missing[..., 1:], is_missing[..., :-1])
-        # The correlation of neighbours, from the slope of one on the one before it.
+        # The correlation of neighbours, from the regression slope of one on its predecessor.
         steps = self.of_previous().left[..., 1:] * unit[..., :-1] / unit[..., 1:]
         steps = tf.where(linked, steps, tf.zeros_like(steps))[..., tf.newaxis, :]
         identity = tf.eye(self.chain.size, dtype=unit.dtype)
@@ -287,12 +287,12 @@ class _Given:
 
 @elementwise_gradient
 def _one_minus_square(x: tf.Tensor, one_minus_abs: tf.Tensor) -> tf.Tensor:
-    """`1 - x²` from x and 1 - x, with its derivative -2x, which the latter would blur."""
+    """`1 - x²` from x and 1 - x, with the exact derivative -2x, which 1 - x would blur."""
     return one_minus_abs * (1.0 + x), lambda dy: (-2.0 * x * dy, tf.zeros_like(one_minus_abs))
 
 
 class NearestObserved:
-    """For each coordinate, the nearest observed one on one side, the left or the right.
+    """The nearest observed coordinate on one side, left or right, of each coordinate.
 
     Args:
       rho: the correlations of the chain.
@@ -328,7 +328,7 @@ class NearestObserved:
         self.remainder = _one_minus_square(self.size, self.one_minus_abs)
 
     def nearest(self, w: tf.Tensor) -> tf.Tensor:
-        """The neighbour's entry in `w` of shape `[..., d]`; 0 where there is none."""
+        """Returns the neighbour's entry in `w`, `[..., d]`; 0 where there is no neighbour."""
         neighbours = w[..., 1:] if self._reverse else w[..., :-1]
         known = tf.where(self._linked, tf.zeros([], w.dtype), neighbours)
         known = self._from_steps(known, end=0.0)

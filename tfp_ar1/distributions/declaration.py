@@ -1,4 +1,4 @@
-"""How a member of the family declares its parameters: once, for everything that follows from it."""
+"""Declarations of the parameters of each family member, from which everything else is derived."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ class Parameter(NamedTuple):
 
     Attributes:
       name: the name of the constructor's argument and of the property that returns what was given.
-      per: what there is one number for: each member of the batch, coordinate, or step from one
-        coordinate to the next.
+      per: whether there is one number for each batch member, for each coordinate, or for each
+        step from one coordinate to the next.
       doc: documentation of the property.
-      bijector: from the parameter's dtype, a function that makes the bijector from real numbers.
-      check: from the parameter's name and value, an assertion that it is valid.
+      bijector: function that takes a dtype and returns the bijector from real numbers.
+      check: function that takes name and value and returns an assertion that the value is valid.
       packed: what a vector of packed parameters holds for it (see `tfp_ar1.params`), if anything.
-      is_required: whether it must be given.
-      is_preferred: whether a variable is made of it by `make_trainable`.
+      is_required: whether the constructor requires it.
+      is_preferred: whether `make_trainable` makes a variable of it.
     """
 
     name: str
@@ -65,7 +65,7 @@ def _softplus(dtype: Any) -> Any:
 
 def _tanh(dtype: Any) -> Any:
     eps = dtype_util.eps(dtype)
-    # Where tanh rounds to 1, the correlation must still be less.
+    # The correlation must stay below 1 even where tanh rounds to 1.
     bound = np.asarray(1.0 - 2.0 * eps, eps.dtype)
     return lambda: tfb.Chain([tfb.Scale(bound), tfb.Tanh()])
 
@@ -107,7 +107,7 @@ LENGTH_SCALE = Parameter(
     _softplus,
     _assert_positive,
 )
-# Data, of which no variable is made.
+# Times are data, so `make_trainable` makes no variable of them.
 TIMES = Parameter(
     "times",
     "coordinate",
@@ -119,7 +119,7 @@ TIMES = Parameter(
 
 
 def correlation(per: Literal["member", "step"]) -> tuple[Parameter, Parameter]:
-    """The parameters `correlation` and `fisher_z`, exactly one of which must be given."""
+    """Returns the parameters `correlation` and `fisher_z`; users must give exactly one."""
     return (
         Parameter(
             "correlation",

@@ -1,4 +1,4 @@
-"""Distributions over the coordinates of a path that another one, of the path itself, gives."""
+"""Base class of distributions derived from a `GaussianMarkovChain`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ __all__ = ["DerivedFromPath"]
 
 
 class DerivedFromPath(AutoCompositeTensorDistribution):
-    """Base class: what is observed of a `GaussianMarkovChain`, or follows from that.
+    """Base class of distributions that combine a `GaussianMarkovChain` with observations.
 
     Args:
       parameters: the arguments of the subclass, by name, among them `path`, `observed` (a boolean
@@ -68,19 +68,19 @@ class DerivedFromPath(AutoCompositeTensorDistribution):
 
     @property
     def observed(self) -> Any:
-        """Which coordinates are observed, as given."""
+        """The `observed` argument: which coordinates are observed."""
         return self._observed
 
     def marginals(self, name: str = "marginals") -> tfd.Normal:
-        """The distribution of each coordinate by itself, of batch shape `[..., d]`.
+        """Returns the marginal distribution of each coordinate, of batch shape `[..., d]`.
 
-        Its `quantile` gives intervals. A coordinate that is known has the scale 0.
+        Its `quantile` gives intervals. A coordinate that is known has scale 0.
         """
         with self._name_and_control_scope(name):
             return tfd.Normal(self.mean(), self.stddev())
 
     def _whole_shape(self) -> Any:
-        """That of a draw, known as far as possible."""
+        """The shape of a draw, as far as it is known statically."""
         if tensorshape_util.is_fully_defined(self.batch_shape):
             batch_shape = np.array(tensorshape_util.as_list(self.batch_shape), np.int32)
         else:

@@ -1,8 +1,8 @@
-"""Maximum-likelihood estimates: of complete draws in closed form, and of all else by L-BFGS.
+"""Maximum-likelihood estimates: in closed form for complete draws, otherwise by L-BFGS.
 
-All is computed in float64, whatever the dtype of the data. No estimate is infinite: where the
-likelihood grows towards a correlation of ±1, as for equal series, the distance from ±1 that the
-data's rounding hides, the square of the dtype's epsilon, takes the place of 0.
+Everything is computed in float64, whatever the dtype of the data. No estimate is infinite: where
+the likelihood grows towards a correlation of ±1, as for equal series, the distance from ±1 is the
+square of the dtype's epsilon, which the rounding of the data hides, instead of 0.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def checked_value(value: Any, sample_ndims: int = 1) -> tf.Tensor:
 
     Raises:
       TypeError: if the data are neither floating-point numbers nor integers.
-      ValueError: if they have not both an axis of draws and one of coordinates.
+      ValueError: if the data lack an axis of draws or an axis of coordinates.
     """
     value = tf.convert_to_tensor(value, name="value")
     if dtype_util.is_integer(value.dtype):
@@ -45,7 +45,7 @@ def checked_value(value: Any, sample_ndims: int = 1) -> tf.Tensor:
 
 
 def equal_steps(value: tf.Tensor) -> dict[str, tf.Tensor]:
-    """The estimate of AR(1), from independent draws along axis 0.
+    """Returns the AR(1) estimate from independent draws along axis 0.
 
     With w the draws less their mean, P = ½ Σ (w_t ∓ w_(t-1))², E the sum of the squares of the
     first and the last coordinate and C that of the others, |ρ| = 1 - δ is best for σ at its best
@@ -69,7 +69,7 @@ def equal_steps(value: tf.Tensor) -> dict[str, tf.Tensor]:
         for x in (w[..., 1:] - w[..., :-1], w[..., 1:] + w[..., :-1])
     )
     both = apart + together
-    # Without steps, or if all draws are equal, any ρ is as good; 0 is taken.
+    # Without steps, or if all draws are equal, every ρ is equally likely; take 0.
     none = tf.equal(both, 0.0)
     both = tf.where(none, tf.ones_like(both), both)
     p = tf.where(none, both, tf.maximum(tf.minimum(apart, together), floor * both))
@@ -90,7 +90,7 @@ def equal_steps(value: tf.Tensor) -> dict[str, tf.Tensor]:
     u = tfp.math.find_root_chandrupatla(
         polynomial, low=tf.zeros_like(p), high=0.5 * tf.math.log(2.0 / nearest - 1.0)
     ).estimated_root
-    # A step of Newton: the last digits, the derivative, and NaN where the data have one.
+    # A Newton step supplies the last digits, the derivative, and NaN where the data have NaN.
     u = tf.stop_gradient(u)
     delta = complement(u)
     slope = (delta - 2.0) * delta * ((3.0 * c3 * delta + 2.0 * c2) * delta + c1)
@@ -108,7 +108,7 @@ def equal_steps(value: tf.Tensor) -> dict[str, tf.Tensor]:
 
 
 def antedependent(value: tf.Tensor) -> dict[str, tf.Tensor]:
-    """The estimate of ANTE(1): moments of the draws along axis 0."""
+    """Returns the ANTE(1) estimate: moments of the draws along axis 0."""
     loc, w, _, floor = _centred(value)
     largest = tf.reduce_max(tf.math.abs(w), axis=0)
     w = tf.math.divide_no_nan(w, largest)
@@ -141,10 +141,10 @@ def by_optimization(
     shared_loc: bool,
     given: dict[str, tf.Tensor],
 ) -> dict[str, tf.Tensor]:
-    """The estimate that has no closed form: L-BFGS on the exact log-density of what is observed.
+    """Returns an estimate without closed form: L-BFGS on the exact log-density of the observations.
 
-    From several starts, in unconstrained parameters, of data in units of their own. No gradient
-    with respect to the data.
+    The search runs from several starts, in unconstrained parameters, on standardized data. It has
+    no gradient with respect to the data.
 
     Args:
       cls: the class of the family.
@@ -154,7 +154,7 @@ def by_optimization(
       given: parameters that are held fixed.
 
     Returns:
-      The parameters that are not given.
+      The parameters that `given` does not fix.
     """
     dtype, x = value.dtype, tf.cast(tf.stop_gradient(value), tf.float64)
     given = {name: tf.cast(parameter, tf.float64) for name, parameter in given.items()}
@@ -188,7 +188,7 @@ def by_optimization(
         if name in ("marginal_scale", "scale_diag")
     }
     if "scale_diag" in names:
-        # A constant coordinate has the scale 0, and says nothing of the others.
+        # A constant coordinate has scale 0 and says nothing about the others.
         observed = tf.logical_and(observed, spread > 0.0)
 
     # A complete set of draws has the means of the coordinates as estimates of them.
@@ -263,7 +263,7 @@ def by_optimization(
     is_best = tf.one_hot(tf.argmin(losses), len(_STARTS), axis=0, on_value=True, off_value=False)
     position = tf.where(is_best[..., tf.newaxis], found.position, tf.zeros_like(found.position))
     position = tf.reduce_sum(position, axis=0)
-    # At a scale of 0 nothing else has an estimate; where the data have a NaN, nothing at all.
+    # At scale 0 nothing else can be estimated; where the data have a NaN, nothing at all.
     position = tf.where(is_constant, tf.zeros_like(position), position)
     position = tf.where(tf.math.is_finite(unit), position, unit + position)
     free = parameters(position)

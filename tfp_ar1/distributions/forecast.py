@@ -1,4 +1,4 @@
-"""What follows the last coordinate of a stationary path, given what is known of that one."""
+"""Forecasts of a stationary path from the distribution of its last coordinate."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ def forecast(
     times: Any = None,
     loc: Any = None,
 ) -> Any:
-    """The distribution of the coordinates that would follow those of a `GaussianMarkovChain`.
+    """Returns the distribution of the coordinates that follow those of a `GaussianMarkovChain`.
 
-    Given its last coordinate x_(d-1), what follows is independent of all before: a chain of the
-    transitions of the path, which starts at the mean and standard deviation that are known.
+    Given the last coordinate x_(d-1), the future is independent of the past: it is a chain with the
+    transitions of the path, which starts at the given mean and standard deviation.
 
-    As `GaussianMarkovChain.forecast` documents it, but of `mean` and `stddev`, `[...]`, those of
-    x_(d-1) given what is known.
+    The arguments are those of `GaussianMarkovChain.forecast`, except `mean` and `stddev`, `[...]`:
+    those of x_(d-1) given the data.
     """
     steps = _continued(path, num_steps, times)
     last = path._loc_or_zero()
@@ -64,7 +64,7 @@ def forecast(
 
 
 def _continued(path: Any, num_steps: int | None, times: Any) -> Any:
-    """The path from its last coordinate on, without its mean."""
+    """Returns the path from its last coordinate on, without its mean."""
     name = type(path).__name__
     apart = [p.name for p in path.declaration if p.per != "member" and p.name != "times"]
     if apart:

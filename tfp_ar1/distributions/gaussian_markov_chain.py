@@ -1,4 +1,4 @@
-"""Multivariate normals that are Gaussian Markov chains: what the family shares."""
+"""The base class of multivariate normals that are Gaussian Markov chains."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def _not_implemented(method: str) -> Callable[..., NoReturn]:
 
 
 class GaussianMarkovChain(tfd.MultivariateNormalLinearOperator):
-    """Base class of the normals in which each coordinate depends on the one before it alone.
+    """Base class of the normals in which each coordinate depends only on the one before it.
 
     Everything works through `scale`, a `LinearOperatorMarkovCholesky`, at a cost of O(d) for d
     coordinates; only `covariance` forms a d × d matrix. A subclass declares its parameters other
@@ -109,19 +109,19 @@ class GaussianMarkovChain(tfd.MultivariateNormalLinearOperator):
 
     @classmethod
     def _make_scale(cls, given: dict[str, Any], num_rows: Any) -> LinearOperatorMarkovCholesky:
-        """The Cholesky factor; `num_rows` where no parameter has an entry for each coordinate."""
+        """Makes the Cholesky factor; `num_rows` counts coordinates if no parameter does."""
         per_step = any(parameter.per == "step" for parameter in cls.declaration)
         return LinearOperatorMarkovCholesky(**given, per_step=per_step, num_rows=num_rows)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickled, and copied, by its arguments."""
+        """Pickles and copies the distribution by its arguments."""
         # TFP's classes inside cannot be made by `__new__` alone, which is what pickle would do.
         return _remake, (type(self), self.parameters)
 
     def correlation_parameter(self, name: str = "correlation_parameter") -> tf.Tensor:
-        """The correlation of neighbours, whatever parameter it was computed from.
+        """Returns the correlation of neighbours, whichever parameter was given.
 
-        Of shape `[B1, ..., Bb]`, or `[B1, ..., Bb, d - 1]` if it differs from step to step.
+        Its shape is `[B1, ..., Bb]`, or `[B1, ..., Bb, d - 1]` if it differs from step to step.
         """
         with self._name_and_control_scope(name):
             return tf.identity(self.scale.chain().rho.value)
@@ -130,7 +130,7 @@ class GaussianMarkovChain(tfd.MultivariateNormalLinearOperator):
     def coefficients(self) -> tf.Tensor:
         """φ_t of the transitions `x_t = φ_t x_(t-1) + innovation_scale_t ε_t` beside the mean.
 
-        `[..., d - 1]`, `ρ_t σ_t / σ_(t-1)`; `[...]` where all steps are alike, as in AR(1).
+        They are `ρ_t σ_t / σ_(t-1)`, `[..., d - 1]`; `[...]` if all steps are alike, as in AR(1).
         """
         chain = self.scale.chain()
         if chain.coordinate_scale is None:
@@ -142,7 +142,7 @@ class GaussianMarkovChain(tfd.MultivariateNormalLinearOperator):
     def innovation_scale(self) -> tf.Tensor:
         """The standard deviation `σ_t √(1 - ρ_t²)` of a coordinate given the one before it.
 
-        `[..., d - 1]`; `[...]` where all steps are alike, as in AR(1).
+        Its shape is `[..., d - 1]`, or `[...]` if all steps are alike, as in AR(1).
         """
         chain = self.scale.chain()
         rho, scale = chain.rho, chain.scale
@@ -157,7 +157,7 @@ class GaussianMarkovChain(tfd.MultivariateNormalLinearOperator):
         return self.scale.chain().scale[..., 0]
 
     def precision(self, name: str = "precision") -> LinearOperatorMarkovPrecision:
-        """The inverse of the covariance, as a tridiagonal operator of shape `[..., d, d]`.
+        """Returns the inverse of the covariance, a tridiagonal operator of shape `[..., d, d]`.
 
         A `tf.linalg.LinearOperatorTridiag` whose `matmul` and `solve` cost O(d) per column and
         whose `determinant` costs O(d) or less.
@@ -168,7 +168,7 @@ class GaussianMarkovChain(tfd.MultivariateNormalLinearOperator):
     def marginal(
         self, start: int = 0, stop: int | None = None, step: int = 1, name: str = "marginal"
     ) -> GaussianMarkovChain:
-        """The distribution of every `step`-th coordinate of a range: of the same class.
+        """Returns the distribution of every `step`-th coordinate of a range, of the same class.
 
         Args:
           start: first coordinate of the range; negative counts from the end, as in a Python slice.
@@ -211,12 +211,12 @@ class GaussianMarkovChain(tfd.MultivariateNormalLinearOperator):
             )
 
     def marginals(self, name: str = "marginals") -> tfd.Normal:
-        """The distribution of each coordinate by itself, of batch shape `[..., d]`."""
+        """Returns the marginal distribution of each coordinate, of batch shape `[..., d]`."""
         with self._name_and_control_scope(name):
             return tfd.Normal(self.mean(), self.stddev())
 
     def conditional(self, value: Any, observed: Any) -> ConditionalMarkov:
-        """The distribution of all coordinates given the observed ones: missing values, in O(d).
+        """Returns the distribution of all coordinates given the observed ones, in O(d).
 
         Args:
           value: floating-point tensor `[..., d]`, broadcast against the batch shape. Entries that
@@ -224,19 +224,19 @@ class GaussianMarkovChain(tfd.MultivariateNormalLinearOperator):
           observed: boolean tensor `[..., d]`, `True` where `value` is known.
 
         Returns:
-          A `ConditionalMarkov`: a `tfd.Distribution` with point masses at what is observed, and the
-          log-likelihood of that as `observed_log_prob`.
+          A `ConditionalMarkov`: a `tfd.Distribution` with point masses at the observed
+          coordinates, and their log-likelihood as `observed_log_prob`.
         """
         return ConditionalMarkov(self, value, observed)
 
     def with_observation_noise(
         self, noise_scale: Any, observed: Any = None, validate_args: bool = False
     ) -> NoisyGaussianMarkovChain:
-        """The distribution of `y = path + noise`: marginal likelihoods, in O(d).
+        """Returns the distribution of `y = path + noise`: marginal likelihoods in O(d).
 
         Args:
-          noise_scale: the standard deviation of the noise: a scalar or `[..., d]`, or `[..., 1]` of
-            one for each member of a batch; infinite where nothing is observed.
+          noise_scale: the standard deviation of the noise: a scalar, `[..., d]`, or `[..., 1]` for
+            one per batch member; infinite where nothing is observed.
           observed: boolean tensor `[..., d]`, `True` where y is known. Default: all.
           validate_args: whether `noise_scale` is checked when the graph runs.
 
@@ -246,11 +246,11 @@ class GaussianMarkovChain(tfd.MultivariateNormalLinearOperator):
         return NoisyGaussianMarkovChain(self, noise_scale, observed, validate_args=validate_args)
 
     def posterior(self, value: Any, noise_scale: Any, observed: Any = None) -> GaussianMarkovChain:
-        """The distribution of the path given noisy observations of it, in O(d).
+        """Returns the distribution of the path given noisy observations of it, in O(d).
 
         Args:
           value: floating-point tensor `[..., d]`, the observations y.
-          noise_scale: as of `with_observation_noise`.
+          noise_scale: as in `with_observation_noise`.
           observed: boolean tensor `[..., d]`, `True` where y is known. Default: all.
 
         Returns:
@@ -260,7 +260,7 @@ class GaussianMarkovChain(tfd.MultivariateNormalLinearOperator):
         return self.with_observation_noise(noise_scale, observed).posterior(value)
 
     def with_sites(self, information: Any, precision: Any) -> MarkovSites:
-        """The chain times `exp(η_t x_t - ½ λ_t x_t²)` at each coordinate, in O(d).
+        """Multiplies the chain by `exp(η_t x_t - ½ λ_t x_t²)` at each coordinate, in O(d).
 
         Args:
           information: η, `[..., d]`.
@@ -279,17 +279,17 @@ class GaussianMarkovChain(tfd.MultivariateNormalLinearOperator):
         loc: Any = None,
         name: str = "forecast",
     ) -> GaussianMarkovChain:
-        """The distribution of what follows the last coordinate, in O(num_steps).
+        """Returns the distribution of future coordinates, in O(num_steps).
 
-        For observations of it, add their noise: `forecast(…).with_observation_noise(…)`.
+        For noisy observations of them, add the noise: `forecast(…).with_observation_noise(…)`.
 
         Args:
-          given: what is known of this path, a distribution over it: a `posterior`, a
-            `conditional`, or an approximation of one.
+          given: a distribution over this path given the data: a `posterior`, a `conditional`, or an
+            approximation of one.
           num_steps: how many coordinates follow, at least 1; `None` with `times`.
-          times: of an Ornstein–Uhlenbeck path, and only there: theirs, `[..., num_steps]`.
-          loc: their mean if nothing were known, `[..., num_steps]` or `[..., 1]`. Default: that of
-            the last coordinate.
+          times: times of the future coordinates, `[..., num_steps]`; for Ornstein–Uhlenbeck only.
+          loc: their unconditional mean, `[..., num_steps]` or `[..., 1]`. Default: the mean of the
+            last coordinate.
           name: name prefixed to operations created by this method.
 
         Returns:
@@ -313,12 +313,12 @@ class GaussianMarkovChain(tfd.MultivariateNormalLinearOperator):
         shared_loc: bool = False,
         **init_kwargs: Any,
     ) -> GaussianMarkovChain:
-        """The distribution under which data are most likely.
+        """Returns the maximum-likelihood distribution.
 
-        Of AR(1) and ANTE(1) and complete draws in closed form. Otherwise, for ARH(1), OU, missing
-        values, a mean that the coordinates share, or parameters that are held fixed, by L-BFGS on
-        the exact likelihood from several starts: to about 1e-6 of a parameter's standard error,
-        and without gradients with respect to the data.
+        For AR(1) and ANTE(1) and complete draws, the estimate has a closed form. For ARH(1), OU,
+        missing values, a mean shared by the coordinates, or fixed parameters, L-BFGS maximizes the
+        exact likelihood from several starts: to about 1e-6 of a parameter's standard error, and
+        without gradients with respect to the data.
 
         ```python
         MultivariateNormalAR1.experimental_fit(draws)  # [n, d]
@@ -328,21 +328,21 @@ class GaussianMarkovChain(tfd.MultivariateNormalLinearOperator):
         MultivariateNormalOU.experimental_fit(series[tf.newaxis], shared_loc=True, times=times)
         ```
 
-        On the border, as `tfd.Normal`: draws that are all equal, such as a single one without
-        `shared_loc`, give the scale 0, which `validate_args` refuses. Perfectly correlated ones
-        give a `fisher_z` as large as the rounding of the data lets it be, about 16 in float32.
-        Where the data have a NaN, the estimate has.
+        Edge cases are treated as by `tfd.Normal`: draws that are all equal, such as a single one
+        without `shared_loc`, give scale 0, which `validate_args` refuses. Perfectly correlated
+        draws give a `fisher_z` as large as the rounding of the data allows, about 16 in float32.
+        Where the data have a NaN, so has the estimate.
 
         Args:
           value: tensor `[n, ..., d]` of real numbers: n independent draws for each member of a
             batch. Integers are taken as float32.
-          sample_ndims: the number of axes of draws at the left.
+          sample_ndims: the number of leading axes that hold draws.
           validate_args: passed on to the distribution.
           observed: boolean tensor that broadcasts to the shape of `value`, `True` where it is
             known. Default: everywhere, or where a `np.ma.MaskedArray` is not masked.
           shared_loc: whether one mean is estimated for all coordinates, rather than one for each.
-          **init_kwargs: arguments of the constructor. Parameters among them are held fixed, and
-            the others estimated given them. OU needs its `times`.
+          **init_kwargs: arguments of the constructor. Parameters among them are held fixed
+            while the others are estimated. OU needs its `times`.
 
         Returns:
           Distribution of this class of batch shape `[...]`, parameterized by `fisher_z`.
@@ -395,8 +395,8 @@ class GaussianMarkovChain(tfd.MultivariateNormalLinearOperator):
         return self._loc_or_zero() + self.scale.chain().matvec(self._noise([n], seed))
 
     def _sample_and_log_prob(self, sample_shape: Any, seed: Any) -> tuple[tf.Tensor, tf.Tensor]:
-        # From the noise itself, rather than from the sample, whose rounding errors log_prob
-        # magnifies by 1/√(1-ρ²).
+        # Computed from the noise rather than the sample: log_prob would magnify the rounding errors
+        # of the sample by 1/√(1-ρ²).
         noise, chain = self._noise(sample_shape, seed), self.scale.chain()
         sample = self._loc_or_zero() + chain.matvec(noise)
         squared_norm = recurrence.sum_of_squares(widened(noise))
@@ -459,14 +459,14 @@ class GaussianMarkovChain(tfd.MultivariateNormalLinearOperator):
         return tf.broadcast_to(loc, ps.concat([ps.shape(loc)[:-1], [self._event_size()]], axis=0))
 
     def _event_size(self) -> Any:
-        """The size d, as a Python integer where it is known."""
+        """The size d, as a Python integer if it is known statically."""
         size = tf.compat.dimension_value(self.event_shape[-1])
         return self.scale.domain_dimension_tensor() if size is None else size
 
     def _static_or_dynamic_batch_shape(self) -> Any:
         if tensorshape_util.is_fully_defined(self.batch_shape):
             return np.array(tensorshape_util.as_list(self.batch_shape), np.int32)
-        # Not `self.batch_shape_tensor()`, which would check the parameters once more.
+        # `self.batch_shape_tensor()` would check the parameters once more.
         loc = self._loc_or_zero()
         return ps.broadcast_shape(ps.shape(loc)[:-1], self.scale._shape_tensor()[:-2])
 

@@ -112,7 +112,7 @@ def _is_operand(distribution: tfd.Distribution) -> bool:
 
 
 def _operand(distribution: tfd.Distribution) -> _Operand:
-    """`distribution`, of which `_is_operand` is true, as a path."""
+    """Converts a distribution for which `_is_operand` is true."""
     chain = None
     if isinstance(distribution, GaussianMarkovChain):
         chain = distribution.scale.chain().widened()
@@ -152,7 +152,7 @@ def _loc(distribution: tfd.MultivariateNormalLinearOperator) -> tf.Tensor:
 
 
 def _check_event_sizes(p: tfd.Distribution, q: tfd.Distribution) -> list[Any]:
-    """Refuses events of different shape; returns the assertions for what is not known yet."""
+    """Refuses events of different shape; returns assertions for sizes not known statically."""
     message = "KL divergence needs two distributions over vectors of the same size"
     if not tensorshape_util.is_compatible_with(p.event_shape, q.event_shape):
         raise ValueError(
@@ -177,7 +177,7 @@ def _difference_of_locs(p: _Operand, q: _Operand, size: Any) -> tf.Tensor:
 
 
 class _CovarianceTerms(NamedTuple):
-    """The terms of twice the KL without those of `loc`; an axis of size 1 where all are alike."""
+    """The terms of twice the KL, except those of `loc`; an axis of size 1 if all are alike."""
 
     of_first: tf.Tensor | None  # [..., 1]
     of_steps: tf.Tensor | None  # [..., 1 or d - 1]
@@ -189,7 +189,7 @@ class _CovarianceTerms(NamedTuple):
         return sum(total(x, n) for x, n in zip(self, counts, strict=True) if x is not None)
 
     def along_operand(self, size: Any) -> tf.Tensor:
-        """Each at its coordinate, `[..., d]`."""
+        """Each term at its coordinate, `[..., d]`."""
         result = self.of_coordinates
         if self.of_first is not None:
             is_first = tf.equal(tf.range(size), 0)
@@ -238,21 +238,22 @@ def _terms_from_observations(p: tfd.Distribution, q: tfd.Distribution) -> tf.Ten
 
 
 def kl_terms(p: tfd.Distribution, q: tfd.Distribution) -> tf.Tensor:
-    """The KL divergence along the path, in nats: the terms of its chain rule.
+    """Returns the terms of the chain rule of the KL divergence along the path, in nats.
 
-    Entry t is the KL divergence of coordinate t given the coordinate before it, on average over
-    that under p. The sum of the first n entries is the KL divergence of the first n coordinates.
+    Entry t is the KL divergence of coordinate t given the coordinate before it, averaged over that
+    coordinate under p. The sum of the first n entries is the KL divergence of the first n
+    coordinates.
 
     Args:
       p: a `GaussianMarkovChain`, or a vector of independent normals: `MultivariateNormalDiag`,
         `Independent` or `Sample` of `tfd.Normal`.
-      q: another one over the same events.
+      q: another such distribution over the same events.
 
     Returns:
       Tensor `[..., d]`, non-negative; its sum along the last axis is `tfd.kl_divergence(p, q)`.
 
     Raises:
-      TypeError: if `p` or `q` is neither.
+      TypeError: if `p` or `q` is not such a distribution.
       ValueError: if their events differ in shape.
     """
     with tf.name_scope("kl_terms"), tf.control_dependencies(_check_event_sizes(p, q)):
@@ -267,7 +268,7 @@ def kl_terms(p: tfd.Distribution, q: tfd.Distribution) -> tf.Tensor:
 
 
 def log_prob_terms(distribution: tfd.Distribution, x: Any) -> tf.Tensor:
-    """The log-density along the path, in nats: of each coordinate, given the one before it.
+    """Returns the log-density of each coordinate given the one before it, in nats.
 
     The sum of the first n entries is the log-density of the first n coordinates.
 
@@ -279,7 +280,7 @@ def log_prob_terms(distribution: tfd.Distribution, x: Any) -> tf.Tensor:
       Tensor `[..., d]`; its sum along the last axis is `distribution.log_prob(x)`.
 
     Raises:
-      TypeError: if the distribution is neither.
+      TypeError: if the distribution is not one of these.
     """
     with tf.name_scope("log_prob_terms"):
         path = _checked_operand(distribution)
@@ -301,7 +302,7 @@ def _checked_operand(distribution: tfd.Distribution) -> _Operand:
 
 
 def _event_size(*distributions: tfd.Distribution) -> Any:
-    """The size that their events share, as a Python integer where it is known."""
+    """The common event size, as a Python integer if it is known statically."""
     for distribution in distributions:
         size = tf.compat.dimension_value(distribution.event_shape[-1])
         if size is not None:
@@ -317,7 +318,7 @@ def _event_size(*distributions: tfd.Distribution) -> Any:
 @tfd.RegisterKL(_Sample, GaussianMarkovChain)
 @tfd.RegisterKL(tfd.MultivariateNormalLinearOperator, GaussianMarkovChain)
 def _kl_divergence(p: tfd.Distribution, q: tfd.Distribution, name: str | None = None) -> tf.Tensor:
-    """KL of two normals, one of them a chain: O(d) where the other is one or is diagonal.
+    """KL of two normals, one of them a chain; O(d) if the other is a chain or diagonal.
 
     Equation 6 of the ρ-VAE paper is the case of AR(1) and N(0, I).
     """

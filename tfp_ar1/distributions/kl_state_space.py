@@ -19,11 +19,11 @@ __all__: list[str] = []
 @tfd.RegisterKL(tfd.MarkovChain, GaussianMarkovChain)
 @tfd.RegisterKL(tfd.LinearGaussianStateSpaceModel, GaussianMarkovChain)
 def _kl_divergence(p: tfd.Distribution, q: tfd.Distribution, name: str | None = None) -> tf.Tensor:
-    """KL of two chains, one of them as TFP has it, of event shape `[d]` or `[d, 1]`: O(d).
+    """KL of two chains, one of them a TFP class with event shape `[d]` or `[d, 1]`, in O(d).
 
     Raises:
-      ValueError: if that one is not a chain of scalar normals.
-      NotImplementedError: if it is observed with noise.
+      ValueError: if the TFP distribution is not a chain of scalar normals.
+      NotImplementedError: if the TFP distribution has observation noise.
     """
     name = name or "kl_state_space"
     with tf.name_scope(name):

@@ -1,4 +1,4 @@
-"""The parameters of some coordinates of a chain: of the same class, by products of correlations."""
+"""Parameters of the marginal of a chain over some coordinates, by products of correlations."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["marginal_parameters"]
 
 
 def marginal_parameters(path: Any, kept: slice) -> dict[str, Any]:
-    """The parameters of a `GaussianMarkovChain`, other than `loc`, for a slice with a step."""
+    """Returns the parameters of a `GaussianMarkovChain`, other than `loc`, for a slice."""
     parameters: dict[str, Any] = {}
     for parameter in path.declaration:
         if parameter.name == "correlation":

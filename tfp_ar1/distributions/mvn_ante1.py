@@ -59,8 +59,8 @@ class MultivariateNormalANTE1(GaussianMarkovChain):
 
     Raises:
       ValueError: if both or neither of `correlation` and `fisher_z` are given, if
-        `scale_diag` is missing or a scalar, if `loc` has another last dimension, but not 1, or if
-        the correlation has not an entry for each step.
+        `scale_diag` is missing or a scalar, if the last dimension of `loc` is neither d nor 1, or
+        if the correlation lacks an entry for each step.
       TypeError: if the parameters differ in dtype or are not floating-point.
     """
 
@@ -87,22 +87,22 @@ class MultivariateNormalANTE1(GaussianMarkovChain):
         initial_scale: Any,
         **options: Any,
     ) -> MultivariateNormalANTE1:
-        """The distribution of a path `x_t = φ_t x_(t-1) + q_t ε_t` beside its mean, `x_0 = s ε_0`.
+        """Makes the distribution of a mean plus `x_t = φ_t x_(t-1) + q_t ε_t`, `x_0 = s ε_0`.
 
-        As of a `tfd.MarkovChain` or `tfd.LinearGaussianStateSpaceModel` with scalar states, and of
-        random walks, which have φ = 1. The inverse: `coefficients`, `innovation_scale` and
-        `initial_scale` of any member. O(d).
+        Examples are a `tfd.MarkovChain` or `tfd.LinearGaussianStateSpaceModel` with scalar states,
+        and random walks, which have φ = 1. The inverse is given by `coefficients`,
+        `innovation_scale` and `initial_scale` of any member. O(d).
 
         Args:
           loc: the mean of the path, `[..., d]`, or a scalar or `None` as in the constructor.
-          coefficients: φ, any real numbers, `[..., d - 1]`; a scalar or `[..., 1]` of all steps.
-          innovation_scale: q, positive, of such a shape. One of the two, or `loc`, counts them.
+          coefficients: φ, any real numbers, `[..., d - 1]`; a scalar or `[..., 1]` for all steps.
+          innovation_scale: q, positive, of such a shape. One of the two, or `loc`, sets the size.
           initial_scale: s, the standard deviation of the first coordinate, `[...]`. It may be 0,
-            of a known start; the path then has draws, moments and posteriors, but no density.
+            for a known start; the path then has draws, moments and posteriors, but no density.
           **options: `validate_args`, `allow_nan_stats` and `name`, as in the constructor.
 
         Raises:
-          ValueError: if the numbers of steps differ, or nothing counts them.
+          ValueError: if the numbers of steps differ, or no argument determines them.
         """
         given = transitions.tensors(
             loc=loc,
@@ -115,7 +115,7 @@ class MultivariateNormalANTE1(GaussianMarkovChain):
 
     @classmethod
     def from_markov_chain(cls, chain: Any, **options: Any) -> MultivariateNormalANTE1:
-        """The distribution that a `tfd.MarkovChain` of scalar normals is, in O(d).
+        """Converts a `tfd.MarkovChain` of scalar normals, in O(d).
 
         ```python
         walk = tfd.MarkovChain(
@@ -135,8 +135,8 @@ class MultivariateNormalANTE1(GaussianMarkovChain):
           A distribution of event shape `[d]`.
 
         Raises:
-          ValueError: if the chain is not such a one. In a graph, where values are not known yet,
-            `validate_args` asserts it.
+          ValueError: if the chain does not meet these conditions. In a graph, where values are not
+            known yet, `validate_args` asserts them.
           TypeError: if `chain` is not a `tfd.MarkovChain`.
         """
         is_checked = options.get("validate_args", False)
@@ -144,13 +144,13 @@ class MultivariateNormalANTE1(GaussianMarkovChain):
 
     @classmethod
     def from_state_space_model(cls, model: Any, **options: Any) -> MultivariateNormalANTE1:
-        """The distribution of what a `tfd.LinearGaussianStateSpaceModel` observes, without noise.
+        """Converts a `tfd.LinearGaussianStateSpaceModel`, without its observation noise.
 
-        With the noise: `tfp_ar1.sts.noisy_chain`, whose `path` this is.
+        `tfp_ar1.sts.noisy_chain` includes the noise; this distribution is its `path`.
 
         Args:
-          model: of latent size 1 and event shape `[d, 1]`. Its parameters may change from step to
-            step.
+          model: a model of latent size 1 and event shape `[d, 1]`. Its parameters may change from
+            step to step.
           **options: `validate_args`, `allow_nan_stats` and `name`, as in the constructor.
 
         Returns:
@@ -168,14 +168,14 @@ class MultivariateNormalANTE1(GaussianMarkovChain):
     def from_precision(
         cls, loc: Any, diagonal: Any, off_diagonal: Any, **options: Any
     ) -> MultivariateNormalANTE1:
-        """The distribution with a tridiagonal precision matrix, by its Cholesky factor in O(d).
+        """Makes the distribution from a tridiagonal precision matrix, in O(d).
 
-        The inverse: `precision().diagonals` of any member.
+        The inverse is `precision().diagonals` of any member.
 
         Args:
           loc: the mean, as in the constructor.
           diagonal: `[..., d]`, the diagonal of the precision matrix.
-          off_diagonal: `[..., d - 1]`, what is beside it. A matrix that is not positive definite
+          off_diagonal: `[..., d - 1]`, the subdiagonal. A matrix that is not positive definite
             gives NaN, which `validate_args` refuses.
           **options: `validate_args`, `allow_nan_stats` and `name`, as in the constructor.
 
@@ -190,14 +190,14 @@ class MultivariateNormalANTE1(GaussianMarkovChain):
     def from_precision_cholesky(
         cls, loc: Any, diagonal: Any, off_diagonal: Any, lower: bool = True, **options: Any
     ) -> MultivariateNormalANTE1:
-        """The distribution with the precision matrix `R Rᵀ`, R bidiagonal: in O(d).
+        """Makes the distribution with the precision matrix `R Rᵀ`, R bidiagonal, in O(d).
 
-        The inverse: `precision().cholesky().diagonals` of any member, for the lower R.
+        The inverse, for lower R, is `precision().cholesky().diagonals` of any member.
 
         Args:
           loc: the mean, as in the constructor.
           diagonal: `[..., d]`, the diagonal of R, not 0.
-          off_diagonal: `[..., d - 1]`, what is beside it: `R[t, t - 1]`, or `R[t - 1, t]` of an
+          off_diagonal: `[..., d - 1]`, the other diagonal: `R[t, t - 1]`, or `R[t - 1, t]` for an
             upper R, as networks for Gaussian processes give it (GP-VAE, arXiv:1907.04155).
           lower: whether R is lower triangular.
           **options: `validate_args`, `allow_nan_stats` and `name`, as in the constructor.

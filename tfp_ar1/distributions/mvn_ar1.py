@@ -111,20 +111,20 @@ class MultivariateNormalAR1(GaussianMarkovChain):
         fisher_z: Any = None,
         **options: Any,
     ) -> MultivariateNormalAR1:
-        """The distribution whose steps have a given standard deviation, `σ √(1 - ρ²)`.
+        """Makes the distribution with a given innovation scale, `σ √(1 - ρ²)`.
 
-        As time series models have it: `X_t = ρ X_(t-1) + innovation_scale ε_t`, and stationary. The
+        This is the stationary `X_t = ρ X_(t-1) + innovation_scale ε_t` of time series models. The
         inverse is the property `innovation_scale`.
 
         Args:
           loc: the mean, `[..., d]`.
           innovation_scale: positive tensor `[...]`.
           correlation: as in the constructor: ρ, the coefficient of the step.
-          fisher_z: `atanh ρ`, instead.
+          fisher_z: `atanh ρ`, in place of `correlation`.
           **options: `validate_args`, `allow_nan_stats` and `name`, as in the constructor.
 
         Raises:
-          ValueError: as the constructor.
+          ValueError: as in the constructor.
         """
         check_one_given(correlation, fisher_z)
         given = tensors(

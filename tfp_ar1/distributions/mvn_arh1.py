@@ -50,7 +50,7 @@ class MultivariateNormalARH1(GaussianMarkovChain):
 
     Raises:
       ValueError: if both or neither of `correlation` and `fisher_z` are given, if
-        `scale_diag` is missing or a scalar, or if `loc` has another last dimension, but not 1.
+        `scale_diag` is missing or a scalar, or if the last dimension of `loc` is neither d nor 1.
       TypeError: if the parameters differ in dtype or are not floating-point.
     """
 

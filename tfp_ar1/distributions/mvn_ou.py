@@ -13,7 +13,7 @@ __all__ = ["MultivariateNormalOU"]
 class MultivariateNormalOU(GaussianMarkovChain):
     r"""Multivariate normal of an Ornstein–Uhlenbeck process at given times.
 
-    The stationary process in continuous time whose values at equal distances are AR(1): the
+    This is the stationary process in continuous time whose values at equal distances are AR(1): the
     Gaussian process with the exponential (Matérn-1/2) kernel, in O(d) for d times, which may be
     irregular and differ between members of the batch.
 
@@ -24,11 +24,12 @@ class MultivariateNormalOU(GaussianMarkovChain):
     dX = -(X - loc) dτ / ℓ + σ √(2 / ℓ) dW    (for constant loc)
     ```
 
-    As `tfd.GaussianProcess` with `tfp.math.psd_kernels.MaternOneHalf(amplitude=σ, length_scale=ℓ)`.
+    It is a `tfd.GaussianProcess` with
+    `tfp.math.psd_kernels.MaternOneHalf(amplitude=σ, length_scale=ℓ)`.
     At equally spaced times it is `MultivariateNormalAR1` with ρ = exp(-Δτ / ℓ). All methods cost
     O(d), except `covariance`. KL divergences are analytic between all distributions of this
-    package, and with the normals of TFP that `MultivariateNormalAR1` lists. What is known at times
-    without an observation: `conditional`, with those times among `times`.
+    package, and with the normals of TFP that `MultivariateNormalAR1` lists. To predict at
+    times without an observation, include them in `times` and use `conditional`.
 
     ```python
     path = tfp_ar1.MultivariateNormalOU(
@@ -54,8 +55,8 @@ class MultivariateNormalOU(GaussianMarkovChain):
       name: name prefixed to operations created by this class.
 
     Raises:
-      ValueError: if one of the other parameters is missing, if `times` is a scalar, if `loc` has
-        another last dimension, but not 1, or if `times` are known and decrease, or are
+      ValueError: if one of the other parameters is missing, if `times` is a scalar, if the last
+        dimension of `loc` is neither d nor 1, or if `times` are known and decrease, or are
         equal because they were rounded.
       TypeError: if the parameters differ in dtype or are not floating-point.
     """

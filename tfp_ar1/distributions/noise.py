@@ -25,7 +25,8 @@ class NoisyGaussianMarkovChain(DerivedFromPath):
     """The distribution of `y = path + noise`, with independent normal noise at each coordinate.
 
     `log_prob(y)` is the marginal likelihood of noisy observations, of which some may be missing;
-    all costs O(d), except `covariance`. Made by `GaussianMarkovChain.with_observation_noise`.
+    everything costs O(d), except `covariance`. Returned by
+    `GaussianMarkovChain.with_observation_noise`.
 
     ```python
     path = tfp_ar1.MultivariateNormalAR1(tf.zeros(100), marginal_scale=1.0, correlation=0.9)
@@ -42,7 +43,7 @@ class NoisyGaussianMarkovChain(DerivedFromPath):
         Where it is infinite nothing is observed, and 0 stands for 1e-15 of the path's own standard
         deviation (in float32).
       observed: boolean tensor `[..., d]`, `True` where y is known (the reverse of `mask` and
-        `is_missing` elsewhere in TFP); entries of y that are not are ignored, and may be NaN.
+        `is_missing` elsewhere in TFP); other entries of y are ignored, and may be NaN.
         Default: all.
       validate_args: if `True`, `noise_scale` is checked when the graph runs.
       allow_nan_stats: if `False`, raises where a statistic is undefined. (All are defined here.)
@@ -80,11 +81,11 @@ class NoisyGaussianMarkovChain(DerivedFromPath):
 
     @property
     def noise_scale(self) -> Any:
-        """The standard deviation of the noise, as given."""
+        """The `noise_scale` argument: the standard deviation of the noise."""
         return self._noise_scale
 
     def posterior(self, value: Any, name: str = "posterior") -> Any:
-        """The distribution of the path, given y: the most general member of the family.
+        """Returns the distribution of the path given y: the most general member of the family.
 
         Args:
           value: y, `[..., d]`.
@@ -101,14 +102,14 @@ class NoisyGaussianMarkovChain(DerivedFromPath):
             return _posterior(self.path, messages, messages.tau * w, w)
 
     def one_step_predictive(self, value: Any, name: str = "one_step_predictive") -> tfd.Normal:
-        """The distribution of each y_t given those observed before it: batch shape `[..., d]`.
+        """Returns the distribution of each y_t given earlier observations: batch shape `[..., d]`.
 
         Args:
           value: y, `[..., d]`.
           name: name prefixed to operations created by this method.
 
         Returns:
-          Normal with the noise in its scale; where that is infinite, of the path alone.
+          Normal with the noise in its scale; where the noise is infinite, that of the path alone.
         """
         with self._name_and_control_scope(name):
             messages, seen = self._messages()
@@ -163,14 +164,14 @@ class NoisyGaussianMarkovChain(DerivedFromPath):
         return tf.cast(-0.5 * quadratic - tf.reduce_sum(terms, axis=-1), self.dtype)
 
     def _log_normalization_terms(self, messages: Messages, precision: tf.Tensor) -> tf.Tensor:
-        """`½ log(2π var[y_t | earlier])` of what is observed, `[..., d]`."""
+        """`½ log(2π var[y_t | earlier])` of the observed coordinates, `[..., d]`."""
         is_seen = precision > 0.0
         log_precision = tf.math.log(tf.where(is_seen, precision, tf.ones_like(precision)))
         terms = log_abs(messages.chain.scale) - 0.5 * log_precision + 0.5 * math.log(2.0 * math.pi)
         return tf.where(is_seen, terms, tf.zeros_like(terms))
 
     def _entropy(self) -> tf.Tensor:
-        """Of what is observed."""
+        """The entropy of the observed coordinates of y."""
         messages, _ = self._messages()
         precision = messages.relative_precision()
         half = 0.5 * tf.cast(precision > 0.0, precision.dtype)
@@ -209,10 +210,10 @@ class NoisyGaussianMarkovChain(DerivedFromPath):
 class MarkovSites:
     """A Gaussian Markov chain times a Gaussian factor (a site) at each coordinate.
 
-    The product `chain(x) Π_t exp(η_t x_t - ½ λ_t x_t²)`: with λ_t = 1 / r_t² and η_t = y_t / r_t²
-    that of observations y_t with noise of standard deviation r_t; as natural parameters, which
-    encoders put out and variational inference updates, any η, and any λ ≥ 0. λ = η = 0 where
-    nothing is seen. Every method costs O(d). Made by `GaussianMarkovChain.with_sites`.
+    The product is `chain(x) Π_t exp(η_t x_t - ½ λ_t x_t²)`. Observations y_t with noise of standard
+    deviation r_t give λ_t = 1 / r_t² and η_t = y_t / r_t². As natural parameters, which encoders
+    output and variational inference updates, any η and any λ ≥ 0 are valid; λ = η = 0 where nothing
+    is seen. Every method costs O(d). Returned by `GaussianMarkovChain.with_sites`.
 
     Args:
       path: the `GaussianMarkovChain` of event shape `[d]`.
@@ -239,7 +240,7 @@ class MarkovSites:
         self._h = h + tf.zeros([chain.size], h.dtype)
 
     def posterior(self) -> Any:
-        """The product, normalized: the most general member of the family, as `path.posterior`."""
+        """Returns the normalized product: the most general family member, as `path.posterior`."""
         return _posterior(self._path, self._messages, self._h, None)
 
     def log_normalizer(self) -> tf.Tensor:
@@ -266,7 +267,7 @@ def posterior_of_path(
     fisher_z: tf.Tensor,
     kl_terms: Callable[[], tf.Tensor],
 ) -> Any:
-    """The posterior with given moments of the standardized path, and its KL terms to `path`."""
+    """Returns the posterior with given standardized moments, and its KL terms to `path`."""
     scale = path.scale.chain().widened().scale
     parameters = {
         "loc": widened(path._loc_or_zero()) + scale * mean,
@@ -286,7 +287,7 @@ def posterior_of_path(
 def _filled(messages: Messages, w: tf.Tensor, seen: tf.Tensor) -> tf.Tensor:
     """`w` with the last observed value, sign-flipped if ρ < 0, in gaps.
 
-    It changes nothing but rounding errors: differences of neighbours are exact then.
+    This only affects rounding errors: it makes differences of neighbours exact.
     """
     flips = messages.chain.sign_flips()
     filled = flips * recurrence.segmented_recurrence(flips * w, tf.logical_not(seen[..., 1:]))

@@ -1,4 +1,4 @@
-"""Chains that are given as `tfd.MarkovChain` or `tfd.LinearGaussianStateSpaceModel`: to parameters.
+"""Parameters of chains from `tfd.MarkovChain` or `tfd.LinearGaussianStateSpaceModel`.
 
 Both give the transitions x_t = φ_t x_(t-1) + b_t + q_t ε_t, which `transitions.from_transitions`
 takes; the mean follows from m_t = φ_t m_(t-1) + b_t.
@@ -37,13 +37,13 @@ _DISTANCES = (-997.3, -2.9, 0.83, 31.6)
 
 
 def of_markov_chain(chain: tfd.MarkovChain, validate_args: bool = False) -> Parameters:
-    """The parameters of an ANTE(1) chain from a `tfd.MarkovChain` of scalar normals.
+    """Returns the parameters of an ANTE(1) chain from a `tfd.MarkovChain` of scalar normals.
 
-    The transition function may be any: φ_t is the derivative of its mean, and it is asked at
-    points far from each other whether that, and the standard deviation, are the same everywhere.
+    Any transition function may be given: φ_t is the derivative of its mean. It is evaluated at
+    distant points to check that this derivative and the standard deviation are constant.
 
     Args:
-      chain: of event shape `[d]`, or `[d, 1]`.
+      chain: a chain of event shape `[d]` or `[d, 1]`.
       validate_args: whether that is asserted where values are known only when the graph runs.
 
     Returns:
@@ -67,7 +67,7 @@ def of_markov_chain(chain: tfd.MarkovChain, validate_args: bool = False) -> Para
     is_vector = tensorshape_util.rank(prior.event_shape) == 1
 
     def transition(state: tf.Tensor) -> tuple[tf.Tensor, ...]:
-        """As the chain itself calls the function, with all steps along the first axis."""
+        """Calls the function as the chain does, with all steps along the first axis."""
         distribution = chain.transition_fn(
             tf.range(num_steps), state[..., tf.newaxis] if is_vector else state
         )
@@ -151,7 +151,7 @@ def _parameters(
 
 
 def _mean_and_stddev(distribution: Any, what: str) -> tuple[tf.Tensor, tf.Tensor]:
-    """Those of a scalar normal, or of one over vectors of size 1; `[...]`."""
+    """Mean and standard deviation of a normal over scalars or vectors of size 1; `[...]`."""
     if isinstance(distribution, tfd.Normal):
         return tf.convert_to_tensor(distribution.loc), tf.convert_to_tensor(distribution.scale)
     is_normal = isinstance(distribution, tfd.MultivariateNormalLinearOperator) or (

@@ -21,11 +21,11 @@ __all__ = ["LaplaceApproximation", "laplace_approximation"]
 
 
 class LaplaceApproximation(NamedTuple):
-    """What `laplace_approximation` returns; `[...]` is the batch of path and likelihood.
+    """The result of `laplace_approximation`; `[...]` is the batch of path and likelihood.
 
     Attributes:
-      posterior: the normal distribution at the mode, a `posterior_class` of the path: sampled, put
-        into KLs, sliced. Its KL to the same `path` is right wherever it is itself.
+      posterior: the normal distribution at the mode, a `posterior_class` of the path, to be
+        sampled, sliced, or used in KLs. Its KL to the same `path` is accurate wherever it is.
       log_evidence: `[...]`, the approximate `log p(y)`, in nats; differentiable.
       converged: boolean `[...]`, whether Newton's method has come within the tolerance of the mode
         and the Hessian there is that of a maximum. Where it is `False`, the results belong to the

@@ -42,7 +42,7 @@ class _Point(NamedTuple):
 
 
 class Mode(NamedTuple):
-    """What `find_mode` returns: `w` and `force`, which is C⁻¹ w, `[..., d]`; the others `[...]`."""
+    """Result of `find_mode`: `w` and `force`, which is C⁻¹ w, `[..., d]`; the others `[...]`."""
 
     w: tf.Tensor
     force: tf.Tensor

@@ -22,7 +22,7 @@ __all__ = ["VariationalApproximation", "natural_gradient_vi"]
 
 
 class VariationalApproximation(NamedTuple):
-    """What `natural_gradient_vi` returns; `[...]` is the batch of path and likelihood.
+    """The result of `natural_gradient_vi`; `[...]` is the batch of path and likelihood.
 
     Attributes:
       posterior: the path times the sites, a `posterior_class` of the path.

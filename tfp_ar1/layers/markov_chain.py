@@ -127,7 +127,7 @@ class MarkovChainLayer(SeededMixin, _keras_common.Keras3Mixin, keras.layers.Laye
 
     @property
     def variables(self) -> list[keras.Variable]:
-        """As in Keras, and the factor of the KL where a training step must be given it."""
+        """The variables of Keras, plus the KL factor if training steps must be given it."""
         return [*super().variables, *_keras_backend.given_to_steps(self._kl_weight)]
 
     @property

@@ -1,4 +1,4 @@
-"""A Gaussian Markov chain with parameters that have been read, and its products in O(d)."""
+"""A Gaussian Markov chain with its parameters as tensors, and its products in O(d)."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ class Chain:
     `[..., d]`, cost O(d), and broadcast over batches.
 
     Args:
-      rho: the correlations, `[...]` for one that all steps share, or `[..., d - 1]` (per step).
-      scale: σ, `[...]` for one that all coordinates share, or `[..., d]`.
-      per_coordinate: whether `scale` has the last axis of coordinates.
-      size: d, as a Python integer where it is known.
+      rho: the correlations, `[...]` if all steps share one, or `[..., d - 1]` (per step).
+      scale: σ, `[...]` if all coordinates share it, or `[..., d]`.
+      per_coordinate: whether the last axis of `scale` runs over the coordinates.
+      size: d, as a Python integer if it is known statically.
     """
 
     def __init__(self, rho: LagOneCorrelation, scale: tf.Tensor, per_coordinate: bool, size: Any):
@@ -45,26 +45,26 @@ class Chain:
 
     @property
     def scale(self) -> tf.Tensor:
-        """σ with an axis for the coordinates at the end, of size 1 where they share it."""
+        """σ with a last axis for the coordinates, of size 1 if they share it."""
         if self.coordinate_scale is None:
             return tf.expand_dims(self.shared_scale, -1)
         return self.coordinate_scale
 
     def widened(self) -> Chain:
-        """The same chain for sums over all coordinates: in float32 if it is in half precision.
+        """Returns the chain for sums over all coordinates: in float32 if it is in half precision.
 
-        float16 ends at 65504, which the number of coordinates alone may exceed, and the terms of a
-        sum, or of its gradient, long before their total does.
+        The largest float16 is 65504. The number of coordinates alone may exceed it, and so may the
+        terms of a sum, or of its gradient, long before their total does.
         """
         dtype = widened(self.shared_scale).dtype
         return self if dtype == self.dtype else self.cast(dtype)
 
     def cast(self, dtype: tf.DType) -> Chain:
-        """The same chain in another dtype, by the same parameters."""
+        """Returns the chain with its parameters cast to another dtype."""
         return self._map(lambda x: tf.cast(x, dtype))
 
     def stop_gradient(self) -> Chain:
-        """The same chain, without derivatives in its parameters."""
+        """Returns the chain without gradients with respect to its parameters."""
         return self._map(tf.stop_gradient)
 
     def _map(self, function: Callable[[tf.Tensor], tf.Tensor]) -> Chain:
@@ -97,7 +97,7 @@ class Chain:
         return recurrence.squared_norm_of_whitened(x, self.rho, self.shared_scale)
 
     def over_coordinate_scale(self, x: tf.Tensor) -> tf.Tensor:
-        """`x_t / σ_t` where σ differs between coordinates; x itself where they share it."""
+        """Returns `x_t / σ_t` if σ differs between coordinates; x itself if they share it."""
         return x if self.coordinate_scale is None else x / self.coordinate_scale
 
     def times_coordinate_scale(self, x: tf.Tensor) -> tf.Tensor:
@@ -113,19 +113,19 @@ class Chain:
         return size, one_minus_abs
 
     def sign_flips(self) -> tf.Tensor:
-        """±1 for each coordinate, `[..., d]`: times these, all correlations are positive."""
+        """±1 for each coordinate, `[..., d]`; multiplied by it, all correlations are positive."""
         signs = self.rho.along_steps(self.rho.sign) * tf.ones([self.num_steps], self.dtype)
         return recurrence.pad(tf.math.cumprod(signs, axis=-1), 1, 0, value=1.0)
 
     def reversed(self) -> Chain:
-        """The same path from its last coordinate to its first."""
+        """Returns the chain that runs from the last coordinate to the first."""
         scale, per_coordinate = self.shared_scale, self.coordinate_scale is not None
         if per_coordinate:
             scale = self.coordinate_scale[..., ::-1]
         return Chain(self.rho.reversed(), scale, per_coordinate, self.size)
 
     def diag_part(self) -> tf.Tensor:
-        """The diagonal of L, `[..., d]`: each standard deviation, given the coordinate before."""
+        """The diagonal of L, `[..., d]`: standard deviations given the previous coordinate."""
         ones = tf.ones([self.size], self.dtype)
         return self.scale * recurrence.scaled(ones, self.rho, tf.ones([], self.dtype))
 
@@ -158,11 +158,11 @@ def log_abs(x: tf.Tensor) -> tuple[tf.Tensor, Any]:
 
 
 def total(x: tf.Tensor, count: Any) -> tf.Tensor:
-    """The sum of `count` entries along the last axis of `x`, of size 1 where they are equal."""
+    """Sums `count` entries along the last axis of `x`, which has size 1 if they are equal."""
     size = tf.compat.dimension_value(x.shape[-1])
     if size == 1:
         x = tf.squeeze(x, axis=-1)
-        # No entry has the sum 0, also where it would be infinite.
+        # An empty sum is 0, even where the one entry is infinite.
         is_none = not tf.is_tensor(count) and count == 0
         return tf.zeros_like(x) if is_none else x * tf.cast(count, x.dtype)
     if size is None:

@@ -1,4 +1,4 @@
-"""The Cholesky factor of the covariance of a Gaussian Markov chain, and that covariance."""
+"""Operators for the covariance of a Gaussian Markov chain and its Cholesky factor."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ class LinearOperatorMarkovCholesky(tf.linalg.LinearOperator):
     L[i, j] = σ_i √(1 - ρ_j²) ρ_(j+1) … ρ_i    for j ≤ i, else 0,    with ρ_0 = 0
     ```
 
-    The scale is shared (`marginal_scale`) or that of each coordinate (`scale_diag`). The
-    correlation is shared, or that of each step if `per_step`, and given as `correlation` or as
+    The scale is shared (`marginal_scale`) or has an entry per coordinate (`scale_diag`). The
+    correlation is shared, or has an entry per step if `per_step`, and is given as `correlation` or
     `fisher_z`; or it is that of an Ornstein–Uhlenbeck process with a `length_scale` at given
     `times`, `ρ_t = exp(-(τ_t - τ_(t-1)) / ℓ)`.
 
@@ -66,15 +66,15 @@ class LinearOperatorMarkovCholesky(tf.linalg.LinearOperator):
       length_scale: positive floating-point tensor `[B1, ..., Bb]`; ℓ, in the unit of `times`.
       times: floating-point tensor `[B1, ..., Bb, d]`, not decreasing along the last axis.
       per_step: whether `correlation` or `fisher_z` has an entry for each step.
-      num_rows: integer scalar tensor, d; needed, and used, where neither `scale_diag` nor `times`
-        counts the coordinates.
+      num_rows: integer scalar tensor, d; required, and used, only if neither `scale_diag` nor
+        `times` determines the size.
       name: a name for this operator.
       **hints: `is_non_singular`, `True` unless said otherwise, `is_self_adjoint`,
         `is_positive_definite` and `is_square`, as for every `tf.linalg.LinearOperator`.
 
     Raises:
-      ValueError: if both or neither of two parameters are given of which there must be one; if
-        `scale_diag` or `times` is a scalar; if the correlation has not an entry for each step; if
+      ValueError: if both or neither of two alternative parameters are given; if `scale_diag` or
+        `times` is a scalar; if the correlation lacks an entry for each step; if
         `num_rows` is statically known not to be a non-negative scalar; if `is_square` is `False`.
       TypeError: if the parameters are not real floating-point numbers or differ in dtype, or if
         `num_rows` is not an integer.
@@ -141,40 +141,40 @@ class LinearOperatorMarkovCholesky(tf.linalg.LinearOperator):
 
     @property
     def marginal_scale(self) -> Any:
-        """σ, the standard deviation of every coordinate, as given, or `None`."""
+        """The `marginal_scale` argument σ, the standard deviation of all coordinates, or `None`."""
         return self._marginal_scale
 
     @property
     def scale_diag(self) -> Any:
-        """σ_t, the standard deviation of each coordinate, as given, or `None`."""
+        """The `scale_diag` argument σ_t, the standard deviation of each coordinate, or `None`."""
         return self._scale_diag
 
     @property
     def correlation(self) -> Any:
-        """ρ as given, or `None`."""
+        """The `correlation` argument ρ, or `None`."""
         return self._correlation
 
     @property
     def fisher_z(self) -> Any:
-        """`atanh ρ` as given, or `None`."""
+        """The `fisher_z` argument, `atanh ρ`, or `None`."""
         return self._fisher_z
 
     @property
     def length_scale(self) -> Any:
-        """ℓ, the time over which correlation falls by a factor e, as given, or `None`."""
+        """The `length_scale` argument, the time ℓ in which correlation falls e-fold, or `None`."""
         return self._length_scale
 
     @property
     def times(self) -> Any:
-        """τ_t, the time of each coordinate, as given, or `None`."""
+        """The `times` argument τ_t, the time of each coordinate, or `None`."""
         return self._times
 
     def chain(self, for_columns: bool = False) -> Chain:
-        """The parameters as tensors, each variable read once: to be used repeatedly.
+        """Returns the parameters as tensors for repeated use, with each variable read once.
 
         Args:
-          for_columns: if `True`, with one more dimension of size 1 in the batch, at its end, so
-            that they broadcast against the columns of a matrix argument, transposed into rows.
+          for_columns: if `True`, appends a dimension of size 1 to the batch, so that the parameters
+            broadcast against the columns of a matrix argument, transposed into rows.
         """
 
         def read(parameter: Any, has_last_axis: bool) -> tf.Tensor | None:
@@ -197,14 +197,14 @@ class LinearOperatorMarkovCholesky(tf.linalg.LinearOperator):
         return Chain(rho, read(scale, per_coordinate), per_coordinate, self._size())
 
     def _size(self) -> Any:
-        """The number of rows, as a Python integer where it is known."""
+        """The number of rows, as a Python integer if it is known statically."""
         return self._num_rows
 
     def _static_size(self) -> int | None:
         return self._num_rows if isinstance(self._num_rows, int) else None
 
     def _given(self) -> dict[str, Any]:
-        """The parameters that are given, by name."""
+        """The parameters that the user has given, by name."""
         names = ("marginal_scale", "scale_diag", "correlation", "fisher_z", "length_scale", "times")
         parameters = {name: getattr(self, name) for name in names}
         return {name: x for name, x in parameters.items() if x is not None}
@@ -303,9 +303,9 @@ class LinearOperatorMarkovCholesky(tf.linalg.LinearOperator):
 class LinearOperatorMarkovCovariance(tf.linalg.LinearOperatorComposition):
     """The composition `C = L Lᵀ` of the Cholesky factor L of a Gaussian Markov chain, and Lᵀ.
 
-    It is what `L @ L.adjoint()` and the `inverse` of the precision give. Products, solves and
-    determinants go through L, at O(d) per column; `diag_part`, `trace` and `cholesky`, which the
-    composition of any two operators leaves to a dense matrix, are O(d) here.
+    `L @ L.adjoint()` and the `inverse` of the precision return it. Products, solves and
+    determinants go through L, at O(d) per column; `diag_part`, `trace` and `cholesky`, for which
+    a general composition forms a dense matrix, are O(d) here.
 
     Args:
       scale: L.
@@ -350,7 +350,7 @@ class LinearOperatorMarkovCovariance(tf.linalg.LinearOperatorComposition):
 
 
 def common_float_dtype(parameters: dict[str, Any]) -> tf.DType:
-    """The dtype that the parameters share.
+    """Returns the dtype that the parameters share.
 
     Raises:
       TypeError: if they differ in dtype, or are not real floating-point numbers.
@@ -374,10 +374,10 @@ def common_float_dtype(parameters: dict[str, Any]) -> tf.DType:
 
 
 def size_of_last_axis(name: str, x: Any) -> Any:
-    """The size of the last axis of a parameter, as a Python integer where it is known.
+    """Returns the size of the last axis of a parameter, a Python integer if known statically.
 
     Raises:
-      ValueError: if it is a scalar.
+      ValueError: if the parameter is a scalar.
     """
     if tensorshape_util.rank(x.shape) == 0:
         raise ValueError(
@@ -401,7 +401,7 @@ def check_steps(name: str, x: Any, size: int | None, sized: str | None) -> None:
 
 
 def with_tensors(operator: tf.linalg.LinearOperator) -> tf.linalg.LinearOperator:
-    """The operator with every variable read once; deferred tensors too, which TensorFlow leaves."""
+    """Reads every variable of an operator once, and deferred tensors, which TensorFlow leaves."""
     read = {
         name: tf.convert_to_tensor(value)
         for name, value in operator.parameters.items()
@@ -413,10 +413,10 @@ def with_tensors(operator: tf.linalg.LinearOperator) -> tf.linalg.LinearOperator
 
 
 def checked_num_rows(num_rows: Any) -> Any:
-    """`num_rows` as a Python integer where it is known, else as an int32 scalar.
+    """Returns `num_rows` as a Python integer if it is known statically, else as an int32 scalar.
 
     Raises:
-      TypeError: if it is a variable, or not an integer.
+      TypeError: if `num_rows` is a variable, or not an integer.
       ValueError: if it is statically known not to be a non-negative scalar.
     """
     if isinstance(num_rows, tf.Variable):

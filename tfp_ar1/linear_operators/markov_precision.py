@@ -18,10 +18,10 @@ __all__ = ["LinearOperatorMarkovPrecision", "LinearOperatorMarkovPrecisionCholes
 
 
 class _FromCholesky(LinearOperatorTridiag):
-    """A tridiagonal operator that follows from the Cholesky factor L of a covariance.
+    """Base class of tridiagonal operators defined by the Cholesky factor L of a covariance.
 
-    The diagonals serve callers that ask for them; what `LinearOperatorTridiag` computes from
-    them, often by a dense matrix, subclasses compute from L.
+    The diagonals are there for callers that ask for them. `LinearOperatorTridiag` computes from
+    them, often through a dense matrix; subclasses compute from L instead.
     """
 
     def __init__(
@@ -65,9 +65,9 @@ class LinearOperatorMarkovPrecision(_FromCholesky):
     ```
 
     and for AR(1) therefore 1 / (σ² (1 - ρ²)) times a matrix with 1 + ρ² on the diagonal, 1 at its
-    two ends, and -ρ beside it.
+    two ends, and -ρ next to the diagonal.
 
-    What `LinearOperatorTridiag` leaves to a dense matrix, O(d³), has a closed form here:
+    Where `LinearOperatorTridiag` forms a dense matrix, O(d³), there is a closed form here:
     `determinant` and `log_abs_determinant` are O(d) or less, `matmul` and `solve` are O(d) per
     column, through the Cholesky factor L of the covariance, `C = L Lᵀ`, and broadcast against their
     arguments; `cholesky` is a `LinearOperatorMarkovPrecisionCholesky` and `inverse` a

@@ -1,4 +1,4 @@
-"""What `RhoVAE` and `SequenceVAE` share: their parts, training, estimates, saving and export."""
+"""The base class of `RhoVAE` and `SequenceVAE`: parts, training, estimates, saving and export."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _PARTS = ("encoder", "decoder", "objective", "likelihood")
 
 
 def distribution_dtype(policy: Any = None) -> tf.DType:
-    """What distributions are computed in under a Keras dtype policy, by default the global one."""
+    """Returns the dtype of distributions under a Keras dtype policy, by default the global one."""
     compute_dtype = keras.dtype_policies.get(policy).compute_dtype
     return tf.float64 if compute_dtype == "float64" else tf.float32
 
@@ -124,7 +124,7 @@ class VAE(
         return current_prior(self._prior)
 
     def decoder_outputs(self, z: Any, training: bool = False) -> tf.Tensor:
-        """What the decoder gives for latent vectors `[batch, latent_dim]`, in full precision."""
+        """Decodes latent vectors `[batch, latent_dim]`, in full precision."""
         if not self.built:
             raise ValueError("The model is not built yet; call it on data, or `build` it, first.")
         outputs = self.decoder(tf.cast(z, self.compute_dtype), training=training)
@@ -356,7 +356,7 @@ class VAE(
 
     @property
     def draw_endpoints(self) -> tuple[str, ...]:
-        """What `export` makes besides the endpoints of every model."""
+        """The endpoints that `export` adds to those of every model."""
         return ()
 
     def get_config(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What `RhoVAE` and `SequenceVAE` take as data: one form of it, and checks before it is used.
+"""Conversion and checks of the data that `RhoVAE` and `SequenceVAE` take.
 
 Arrays in memory are checked as a whole, by `checked_data` of the model. Of what comes batch by
 batch, each batch is checked where it is read or by assertions in the graph. XLA leaves these out; a

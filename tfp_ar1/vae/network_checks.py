@@ -1,4 +1,4 @@
-"""Whether encoders and decoders take and give what a model needs."""
+"""Checks that encoders and decoders have the inputs and outputs that a model needs."""
 
 from __future__ import annotations
 

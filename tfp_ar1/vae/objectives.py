@@ -1,4 +1,4 @@
-"""What a VAE minimizes. A new objective is an `Objective` with a `loss` of its own."""
+"""Training objectives of VAEs. A new one subclasses `Objective` and defines `loss`."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ __all__ = [
 
 
 class Terms(NamedTuple):
-    """What an objective computes for a batch; each entry of shape `[batch]`, in nats."""
+    """The values of an objective for a batch; each entry has shape `[batch]`, in nats."""
 
     loss: tf.Tensor
     reconstruction: tf.Tensor
@@ -49,7 +49,7 @@ class Draws(NamedTuple):
 
 
 class Model(Protocol):
-    """What an objective needs of a model; `RhoVAE` and `SequenceVAE` have it."""
+    """The model interface that objectives use; `RhoVAE` and `SequenceVAE` implement it."""
 
     prior: Any
     next_seed: Callable[[], tf.Tensor]
@@ -85,7 +85,7 @@ class Objective:
     def loss(
         self, model: Model, draws: Draws, reconstruction: tf.Tensor, kl: tf.Tensor, training: bool
     ) -> tf.Tensor:
-        """What is minimized, `[batch]`.
+        """Returns the loss to minimize, `[batch]`.
 
         Args:
           model: the model.

@@ -170,7 +170,7 @@ class RhoVAE(VAE):
 
     @_keras_backend.compiled_method
     def posterior_summary(self, x: tf.Tensor, seed: tf.Tensor) -> tuple[tf.Tensor, ...]:
-        """What the posteriors of a batch look like.
+        """Summarizes the posteriors of a batch.
 
         The mean and one draw of q(z | x), both `[batch, *latent_shape]`; the root mean square of
         its standard deviations and its mean lag-one correlation, both `[batch]`.
@@ -203,7 +203,7 @@ class RhoVAE(VAE):
         return x
 
     def assertions(self, x: tf.Tensor) -> list[tf.Operation]:
-        """What must hold for a batch in a graph, where values are not known when it is made."""
+        """Assertions about a batch in a graph, whose values are not known at trace time."""
         values = tf.cast(x, self.distribution_dtype)
         return [_keras_backend.assert_all(self.likelihood.allowed(values), self.likelihood.needs)]
 
