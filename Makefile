@@ -44,7 +44,7 @@ test-jax: .venv/installed
 	$(BIN)/uv pip install --quiet --python .venv-jax/bin/python \
 		'tensorflow-probability==0.25.0' 'jax<=0.6.2' hypothesis keras numpy optax scipy pytest pytest-xdist
 	$(BIN)/uv pip install --quiet --python .venv-jax/bin/python --no-deps -e .
-	KERAS_BACKEND=jax PYTHONPATH=tests/substrate .venv-jax/bin/python -m pytest -n auto --noconftest \
+	KERAS_BACKEND=jax PYTHONPATH=tests/substrate .venv-jax/bin/python -m pytest -n auto --dist loadfile --noconftest \
 		-p core_on_jax -m "not slow" tests/substrate tests/core
 
 # What goes together, by Python, TFP and JAX: the table of docs/jax.md.

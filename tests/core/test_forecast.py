@@ -161,7 +161,7 @@ def test_what_cannot_be_continued():
         (lambda: ou.forecast(ou, 3), "needs the `times`"),
         (lambda: ou.forecast(ou, 2, times=[3.0]), "`num_steps` is 2"),
         (lambda: ou.forecast(ou, times=[1.5]), "must not decrease.*1.5 after 2.0"),
-        (lambda: arh1.forecast(arh1, 3), r"\['scale_diag'\] of a .*ARH1 do not say how"),
+        (lambda: arh1.forecast(arh1, 3), r"ARH1 cannot be continued: .*\['scale_diag'\]"),
     ):
         with pytest.raises(ValueError, match=message):
             call()

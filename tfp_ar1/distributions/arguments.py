@@ -46,8 +46,8 @@ def num_coordinates(loc: Any) -> Any:
     """
     if loc is None or tensorshape_util.rank(loc.shape) == 0:
         raise ValueError(
-            f"`loc` must have at least one dimension, the coordinates, which it alone counts: for "
-            f"d equal ones write `loc=tf.fill([d], value)`; got {loc!r}."
+            f"`loc` must have at least one dimension, because its last one sets the number of "
+            f"coordinates: for d equal ones write `loc=tf.fill([d], value)`; got {loc!r}."
         )
     size = tf.compat.dimension_value(loc.shape[-1]) if tensorshape_util.rank(loc.shape) else None
     return ps.shape(loc)[-1] if size is None else size

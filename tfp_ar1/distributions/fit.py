@@ -203,9 +203,9 @@ def by_optimization(
         values = tf.get_static_value(times)
         if values is not None and np.any(np.diff(values) == 0):
             raise ValueError(
-                "`times` are repeated, where the likelihood of a path without noise has no bound. "
-                "Give one observation for each time, or maximize `log_prob` of a path "
-                "`with_observation_noise`."
+                "Some `times` are repeated, so the likelihood of a path without noise is unbounded. "
+                "Give one observation for each time, or add noise by `with_observation_noise` and "
+                "maximize its `log_prob`."
             )
         step = (times[..., -1] - times[..., 0]) / tf.cast(ps.maximum(size - 1, 1), tf.float64)
         step = tf.where(step > 0.0, step, tf.ones_like(step))

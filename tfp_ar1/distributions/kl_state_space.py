@@ -47,9 +47,9 @@ def _as_chain(distribution: tfd.Distribution, checks: list[Any]) -> GaussianMark
 
 def _check_no_noise(noise: tf.Tensor) -> list[Any]:
     message = (
-        "A state space model that observes with noise is not a Markov chain, and has no KL "
-        "divergence to one. Take that of what it observes without the noise, "
-        "`tfp_ar1.sts.noisy_chain(model).path`, or of `tfp_ar1.sts.noisy_chain(model).posterior(y)`"
+        "The observations of a state space model with observation noise are not a Markov chain, so "
+        "there is no KL divergence. Use the path without noise, "
+        "`tfp_ar1.sts.noisy_chain(model).path`, or `tfp_ar1.sts.noisy_chain(model).posterior(y)`"
     )
     static = tf.get_static_value(noise)
     if static is None:
