@@ -60,11 +60,13 @@ class MethodTables:
         return f"Device: {devices}. Code: {code}. Packages: {', '.join(sorted(packages))}."
 
     def table(self, **settings: Any) -> str:
-        """Mean ± standard error of each method."""
+        """Mean ± standard error of each method, of the measures that any of them has."""
+        chosen = self._choose(settings)
+        fields = [f for f in self.measures if f in chosen and chosen[f].notna().any()]
         rows = [
             {"method": f"`{method}`", "runs": str(len(runs))}
-            | {measure.label: self._mean(runs, field) for field, measure in self.measures.items()}
-            for method, runs in self._by_method(self._choose(settings))
+            | {self.measures[field].label: self._mean(runs, field) for field in fields}
+            for method, runs in self._by_method(chosen)
         ]
         return markdown(rows)
 

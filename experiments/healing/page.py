@@ -20,6 +20,7 @@ MEASURES = {
     "posterior_correlation": Measure("posterior correlation", 3),
     "prior_correlation": Measure("prior correlation", 3),
     "seconds_per_epoch": Measure("s per epoch", 2),
+    "seen": Measure("pixels seen", 2),
 }
 # Table 1 of arXiv:1907.04155: mean ± standard error.
 _PUBLISHED = {

@@ -28,10 +28,10 @@ from tfp_ar1_jax import _backend, _rewrite
 
 HERE = pathlib.Path(__file__).parent
 TESTS = HERE.parent
-# The files whose tests run here, but for those below. The others are TensorFlow's alone: its Keras
-# (`test_tfpl`), its rounding on GPUs (`test_tensor_float_32`), its operations counted (`test_cost`),
-# its test suite of operators (`test_operators`) and its NumPy (`test_numpy_behaviour`), what
-# imports it (`test_families`), and the accuracy of its kernels (`test_accuracy`).
+# The files whose tests run here, but for those below. The others are TensorFlow's alone: tf_keras
+# (`test_tfpl`), its rounding on GPUs (`test_tensor_float_32`), its operations, counted
+# (`test_cost`), its test suite of operators (`test_operators`), its NumPy (`test_numpy_behaviour`),
+# what imports it (`test_families`), and the accuracy of its kernels (`test_accuracy`).
 FILES = {
     "test_conditional.py",
     "test_construction.py",

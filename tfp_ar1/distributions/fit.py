@@ -203,7 +203,7 @@ def by_optimization(
         values = tf.get_static_value(times)
         if values is not None and np.any(np.diff(values) == 0):
             raise ValueError(
-                "Some `times` are repeated, so the likelihood of a path without noise is unbounded. "
+                "Some `times` are repeated: the likelihood of a path without noise is unbounded. "
                 "Give one observation for each time, or add noise by `with_observation_noise` and "
                 "maximize its `log_prob`."
             )

@@ -69,7 +69,7 @@ def _continued(path: Any, num_steps: int | None, times: Any) -> Any:
     apart = [p.name for p in path.declaration if p.per != "member" and p.name != "times"]
     if apart:
         raise ValueError(
-            f"A {name} cannot be continued: its parameters {apart} end with the path. Make one over "
+            f"A {name} cannot be continued: its parameters {apart} end with the path. Make one of "
             f"all coordinates, past and future, and condition it on the observed ones."
         )
     given = {p.name: getattr(path, p.name) for p in path.declaration}

@@ -1,8 +1,8 @@
 """Derivatives on JAX; `tests/derivatives.py` has the same names for TensorFlow.
 
 Each is compiled as a whole: operation by operation they take three times as long. But not inside
-another: up to version 0.6, JAX cannot transpose a `custom_linear_solve` inside of a compiled function
-that does not use its result, as the gradient by x of a sum, which is linear in x, has one.
+another: up to version 0.6, JAX cannot transpose a `custom_linear_solve` whose result the compiled
+function around it does not use, as in the gradient by x of what is linear in x.
 """
 
 import jax
