@@ -182,7 +182,7 @@ def test_kls_with_noise_that_a_graph_finds():
     def kl(noise):
         return tfd.kl_divergence(path, given.model(noise=noise))
 
-    with pytest.raises(tf.errors.InvalidArgumentError, match="observes with noise"):
+    with pytest.raises(tf.errors.InvalidArgumentError, match="with observation noise"):
         kl(tf.constant(0.5, tf.float64))
 
 
