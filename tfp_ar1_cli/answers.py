@@ -114,7 +114,7 @@ def _last(steps: int) -> Callable[[int], list[int]]:
 
 
 def _statistics(quantiles: Sequence[float]) -> Callable[[np.ndarray], np.ndarray]:
-    """Returns a function that stacks mean, standard deviation and quantiles over axis 0 of draws."""
+    """Returns what stacks mean, standard deviation and quantiles over axis 0 of draws."""
 
     def of(draws: np.ndarray) -> np.ndarray:
         draws = draws.astype(np.float64)
