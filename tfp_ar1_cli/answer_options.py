@@ -1,4 +1,4 @@
-"""The options of the commands that apply a trained model to a file, and where its answer goes."""
+"""The options of the commands that apply a trained model to a file, and the file they write."""
 
 # ruff: noqa: RUF009  `option` makes a field
 
@@ -34,19 +34,19 @@ def _out(what: str = ".csv or .tsv (also .gz), .parquet or .npz") -> Any:
 def _quantiles() -> Any:
     return option(
         Levels(),
-        "Levels of the quantiles, with commas between.",
+        "Levels of the quantiles, separated by commas.",
         QUANTILES,
         show_default=",".join(map(str, QUANTILES)),
     )
 
 
 def _draws() -> Any:
-    return option(COUNT, "Draws that means, deviations and quantiles are taken over.", NUM_DRAWS)
+    return option(COUNT, "Number of draws for means, deviations and quantiles.", NUM_DRAWS)
 
 
 @dataclasses.dataclass(frozen=True)
 class ImputeOptions:
-    """Which run fills the gaps of which file, or says what it would observe."""
+    """The run and the file for `impute` and `reconstruct`."""
 
     run: pathlib.Path = run_argument()
     file: str = _file()
@@ -58,14 +58,14 @@ class ImputeOptions:
 
 @dataclasses.dataclass(frozen=True)
 class ForecastOptions(ImputeOptions):
-    """Which run continues the series of which file, and by how many steps."""
+    """The run, the file and the number of steps for `forecast`."""
 
     steps: int = option(COUNT, "How many steps to forecast.", required=True)
 
 
 @dataclasses.dataclass(frozen=True)
 class EncodeOptions:
-    """Which run encodes which file."""
+    """The run and the file for `encode`."""
 
     run: pathlib.Path = run_argument()
     file: str = _file()
@@ -74,7 +74,7 @@ class EncodeOptions:
 
 @dataclasses.dataclass(frozen=True)
 class ScoreOptions(EncodeOptions):
-    """Which run scores which file."""
+    """The run and the file for `score`."""
 
     num_importance_samples: int | None = option(
         COUNT, IMPORTANCE_HELP, show_default="as in the training"
@@ -87,9 +87,10 @@ class ScoreOptions(EncodeOptions):
 def new_file(
     out: pathlib.Path | None, file: str, verb: str, only_arrays: bool = False
 ) -> pathlib.Path:
-    """Where an answer goes, to an .npz file if `only_arrays`: `out`, or a name after the file.
+    """Returns the file to write: `out`, or a new name made from the name of the input file.
 
-    A `UserError`, before the work, unless it can be written and is of a known kind.
+    If `only_arrays`, it is an .npz file. Raises a `UserError`, before the work starts, if the file
+    cannot be written or is of an unknown kind.
     """
     if out is None:
         name = pathlib.Path(file.partition(":")[2] or file).name

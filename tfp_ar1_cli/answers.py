@@ -1,4 +1,4 @@
-"""What a trained model of series says about them, in their own units and their own layout."""
+"""The answers of a trained model of series, in the units and the layout of the data."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _BATCH = 128
 
 @dataclasses.dataclass(frozen=True)
 class Answer:
-    """What was asked for, as a table and as arrays.
+    """The answer of a command, as a table and as arrays.
 
     Attributes:
       frame: Makes the table.
@@ -31,7 +31,7 @@ class Answer:
     arrays: dict[str, np.ndarray]
 
     def write(self, path: pathlib.Path, dialect: tables.Dialect | None = None) -> None:
-        """Writes the file; its suffix says which kind it is."""
+        """Writes the file, in the format that its suffix names."""
         if path.suffix == ".npz":
             with atomic(path) as temporary, temporary.open("wb") as file:
                 np.savez(file, **dict[str, Any](self.arrays))
@@ -41,14 +41,14 @@ class Answer:
 
 @dataclasses.dataclass(frozen=True)
 class _Windows:
-    """Pieces of series as a model takes them, and the way back.
+    """Windows of series as a model takes them, and how to put them together again.
 
     Attributes:
       x: float32 `[N, steps, features]`, standardised.
       length: int32 `[N]`.
-      series: Which series each is of, `[N]`.
-      start: Its first step there, `[N]`.
-      owner: int `[series, steps of the longest]`: in which window each step is looked at.
+      series: The series that each window is from, `[N]`.
+      start: The first step of each window in its series, `[N]`.
+      owner: int `[series, steps of the longest]`: the window that each step is read from.
     """
 
     x: np.ndarray
@@ -59,18 +59,18 @@ class _Windows:
 
     @property
     def data(self) -> dict[str, np.ndarray]:
-        """The windows, as the model takes them."""
+        """Returns the windows as the model takes them."""
         return {"x": self.x, "length": self.length}
 
     def whole(self, values: np.ndarray) -> np.ndarray:
-        """Values `[..., N, steps, width]` of windows as those of series."""
+        """Puts values of windows, `[..., N, steps, width]`, together to values of series."""
         step = np.arange(self.owner.shape[1])
         inside = np.clip(step - self.start[self.owner], 0, values.shape[-2] - 1)
         return values[..., self.owner, inside, :]
 
 
 def _cut(table: SeriesTable, units: Units, steps: int, starts: Callable[[int], Any]) -> _Windows:
-    """The windows that begin at `starts(length)`; a step is looked at where it is most central."""
+    """Cuts windows that begin at `starts(length)`; each step is read where it is most central."""
     x = units.standardise(table.x).astype(np.float32)
     owner = np.zeros(x.shape[:2], int)
     pieces: list[np.ndarray] = []
@@ -97,7 +97,7 @@ def _cut(table: SeriesTable, units: Units, steps: int, starts: Callable[[int], A
 
 
 def overlapping(steps: int) -> Callable[[int], list[int]]:
-    """Where windows begin that overlap by half, so that no gap lies at the edge of all of them."""
+    """Starts of windows that overlap by half, so that no gap is at the edge of all its windows."""
     return lambda count: [
         *range(0, max(count - steps, 0), max(1, steps // 2)),
         max(count - steps, 0),
@@ -105,7 +105,7 @@ def overlapping(steps: int) -> Callable[[int], list[int]]:
 
 
 def side_by_side(steps: int) -> Callable[[int], list[int]]:
-    """Where windows begin that follow each other, as in the training; the last may be short."""
+    """Starts of windows that follow each other, as in training; the last may be shorter."""
     return lambda count: list(range(0, count, steps))
 
 
@@ -114,7 +114,7 @@ def _last(steps: int) -> Callable[[int], list[int]]:
 
 
 def _statistics(quantiles: Sequence[float]) -> Callable[[np.ndarray], np.ndarray]:
-    """Mean, standard deviation and quantiles over axis 0 of draws, stacked."""
+    """Returns what stacks mean, standard deviation and quantiles over axis 0 of draws."""
 
     def of(draws: np.ndarray) -> np.ndarray:
         draws = draws.astype(np.float64)
@@ -125,7 +125,7 @@ def _statistics(quantiles: Sequence[float]) -> Callable[[np.ndarray], np.ndarray
 
 
 def _in_units(units: Units, stacked: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Mean, standard deviation and quantiles in the units of the data."""
+    """Converts mean, standard deviation and quantiles to the units of the data."""
     return (
         units.restore(stacked[0]),
         stacked[1] * np.abs(units.scale),
@@ -159,9 +159,9 @@ def _named(quantiles: np.ndarray, levels: Sequence[float]) -> dict[str, np.ndarr
 def impute(
     model: Any, units: Units, table: SeriesTable, levels: Sequence[float], num: int, seed: int
 ) -> Answer:
-    """Series with their gaps filled: means, standard deviations and quantiles of draws.
+    """Fills the gaps of series with means, standard deviations and quantiles of draws.
 
-    Observed values stay as they are, with a standard deviation of 0.
+    Observed values do not change, and have a standard deviation of 0.
     """
     windows = _cut(table, units, model.steps, overlapping(model.steps))
     stacked = model.impute(
@@ -186,7 +186,7 @@ def forecast(
     num: int,
     seed: int,
 ) -> Answer:
-    """What follows each series: means, standard deviations and quantiles of draws."""
+    """Forecasts each series: means, standard deviations and quantiles of draws."""
     windows = _cut(table, units, model.steps, _last(model.steps))
     stacked = model.forecast(
         windows.data,
@@ -205,7 +205,7 @@ def forecast(
 def reconstruct(
     model: Any, units: Units, table: SeriesTable, levels: Sequence[float], num: int, seed: int
 ) -> Answer:
-    """New observations of the same latent paths, of every step, beside what was observed."""
+    """Predicts new observations of the same latent paths at every step, next to the data."""
     batching = backend.library("vae.batching")
     from tfp_ar1_cli.training.model import replicate
 
@@ -221,7 +221,7 @@ def reconstruct(
 
 
 def encode(model: Any, units: Units, table: SeriesTable) -> Answer:
-    """Means and standard deviations of the posterior, of each latent path at each step."""
+    """Returns means and standard deviations of the posterior, per latent path and step."""
     windows = _cut(table, units, model.steps, overlapping(model.steps))
     moments = (np.swapaxes(x.astype(np.float64), 1, 2) for x in posterior_of(model, windows.data))
     mean, stddev = map(windows.whole, moments)
@@ -231,7 +231,7 @@ def encode(model: Any, units: Units, table: SeriesTable) -> Answer:
 
 
 def posterior_of(model: Any, data: Any) -> tuple[np.ndarray, ...]:
-    """Means and standard deviations of the posteriors of examples as the model takes them."""
+    """Returns means and standard deviations of the posteriors of preprocessed examples."""
     batching = backend.library("vae.batching")
 
     posteriors = map(model.encode, batching.batches(data, _BATCH))
@@ -241,10 +241,10 @@ def posterior_of(model: Any, data: Any) -> tuple[np.ndarray, ...]:
 def score(
     model: Any, units: Units, table: SeriesTable, num_importance_samples: int, per_step: bool
 ) -> Answer:
-    """How unexpected the series are to the model, in nats: of each window, or of each step.
+    """Scores how unexpected each window, or each step, is to the model, in nats.
 
-    Of a window the negative ELBO, its two terms, and the importance-weighted negative
-    log-likelihood; of a step what it adds to the negative ELBO.
+    A window has the negative ELBO, its two terms, and the importance-weighted negative
+    log-likelihood; a step has its part of the negative ELBO.
     """
     import pandas as pd
 
@@ -274,7 +274,7 @@ def score(
 
 
 def scores_of(model: Any, data: Any, num_importance_samples: int) -> dict[str, np.ndarray]:
-    """The negative ELBO, its terms, and the importance-weighted NLL of each example, in nats."""
+    """Returns negative ELBO, its terms, and importance-weighted NLL of each example, in nats."""
     batching = backend.library("vae.batching")
 
     reconstruction, kl, log_likelihood = batching.concatenated(

@@ -1,4 +1,4 @@
-"""The program: its commands, and how whatever goes wrong becomes one line and an exit code."""
+"""The program: its commands, and how it turns every error into one line and an exit code."""
 
 import contextlib
 import os
@@ -52,7 +52,7 @@ def run(argv: Sequence[str] | None = None) -> int:
     startup.set_environment()
     argv = list(sys.argv[1:] if argv is None else argv)
     for stream in (sys.stdout, sys.stderr):
-        # Not every terminal has the letter ρ, and names of files need not be text at all.
+        # Some terminals lack the letter ρ, and file names need not be valid text.
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
     try:
@@ -68,7 +68,7 @@ def run(argv: Sequence[str] | None = None) -> int:
             message += f" (See '{error.ctx.command_path} --help'.)"
         return _fail(message, error.exit_code)
     except BrokenPipeError:
-        # The reader of a pipe went away.
+        # The reader closed the pipe.
         _discard_stdout()
         return 1
     except OSError as error:
@@ -83,12 +83,12 @@ def run(argv: Sequence[str] | None = None) -> int:
         try:
             if sys.stdout is not None:
                 sys.stdout.flush()
-        except (OSError, ValueError):  # As on a full disk.
+        except (OSError, ValueError):  # For example, the disk is full.
             _discard_stdout()
 
 
 def _discard_stdout() -> None:
-    """Keeps Python from complaining again when it flushes at its exit."""
+    """Keeps Python from reporting the error again when it flushes stdout at exit."""
     with contextlib.suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 

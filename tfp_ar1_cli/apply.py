@@ -1,4 +1,4 @@
-"""Applies the model of a run to a file, and writes what it answers to another one."""
+"""Applies the model of a run to a file, and writes the result to another file."""
 
 import pathlib
 from collections.abc import Callable
@@ -25,16 +25,16 @@ def to_file(
     of_images: Callable[[TrainedImages, str], Any] | None = None,
     images_are_arrays: bool = False,
 ) -> None:
-    """Writes what a model answers about a file.
+    """Applies a model to a file and writes the result.
 
     Args:
-      command: What was called, for messages.
-      options: Which run and which file.
-      verb: What the answer is called after, if `--out` is not given.
-      of_series: From a `TrainedSeries` and a table, the answer.
-      of_images: From a `TrainedImages` and the file, a table or an array; `None` if only models of
-        series can answer.
-      images_are_arrays: Whether that is an array.
+      command: The name of the command, for messages.
+      options: The run and the file.
+      verb: The word that names the output file if `--out` is not given.
+      of_series: Computes the answer from a `TrainedSeries` and a table.
+      of_images: Computes a table or an array from a `TrainedImages` and the file; `None` if the
+        command is for models of series alone.
+      images_are_arrays: Whether `of_images` returns an array.
 
     Raises:
       UserError: If the run cannot answer, or the file cannot be used or written.

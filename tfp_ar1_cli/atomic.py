@@ -27,10 +27,10 @@ def _temporary(path: pathlib.Path) -> pathlib.Path:
 
 
 def check_writable(path: pathlib.Path) -> None:
-    """A `UserError` with the reason, before the work, unless a file or folder can be written.
+    """Raises a `UserError` with the reason, before the work, if a path cannot be written.
 
     Args:
-      path: The file, or the folder for `atomic_folder`; what is above it may be missing.
+      path: The file, or the folder for `atomic_folder`; its parent folders may be missing.
     """
     target = path = path if path.name else path.resolve()
     while not path.parent.exists() and not path.parent.is_symlink():
@@ -50,13 +50,13 @@ def check_writable(path: pathlib.Path) -> None:
 
 
 def free_name(path: pathlib.Path) -> pathlib.Path:
-    """The path, or the first of `NAME-2.csv`, `NAME-3.csv`, ... that does not exist."""
+    """Returns the path, or the first of `NAME-2.csv`, `NAME-3.csv`, ... that does not exist."""
     numbered = (path.with_name(f"{path.stem}-{n}{path.suffix}") for n in itertools.count(2))
     return next(each for each in itertools.chain([path], numbered) if not each.exists())
 
 
 def check_new_folder(folder: pathlib.Path) -> None:
-    """A `UserError` unless a folder to be written by `atomic_folder` is new or empty."""
+    """Raises a `UserError` unless a folder for `atomic_folder` is new or empty."""
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder}: is a file; choose another --out.")
     if folder.exists() and any(folder.iterdir()):
@@ -64,7 +64,7 @@ def check_new_folder(folder: pathlib.Path) -> None:
 
 
 def check_space(folder: pathlib.Path, needed: int) -> None:
-    """An `OSError` unless so many bytes can be written to a folder."""
+    """Raises an `OSError` unless the folder's disk has room for this many bytes."""
     free = shutil.disk_usage(folder).free
     if free < needed:
         sizes = f"model and backups take {needed / 2**20:.1f} MiB, {free / 2**20:.1f} MiB are free"
@@ -73,20 +73,20 @@ def check_space(folder: pathlib.Path, needed: int) -> None:
 
 @contextlib.contextmanager
 def atomic(path: pathlib.Path) -> Iterator[pathlib.Path]:
-    """Gives a temporary path, in the same folder, which takes the place of `path` if all went well.
+    """Yields a temporary path in the same folder, which replaces `path` if the block succeeds.
 
     Args:
-      path: The file to write. The temporary name ends in the same suffixes.
+      path: The file to write. The temporary name has the same suffixes.
     """
     temporary = _temporary(path)
     try:
         yield temporary
-        # Else a machine that loses its power may keep the new name, but not what was written.
+        # Without this, after a power failure the new name may exist without its content.
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:
-        # Errors of writing to an open file do not name it, others name one that is gone.
+        # Errors of writing to an open file name no file; others name the temporary one.
         if error.filename is not None and str(error.filename) != str(temporary):
             raise
         reason = error.strerror or str(error)
@@ -98,13 +98,13 @@ def atomic(path: pathlib.Path) -> Iterator[pathlib.Path]:
 
 @contextlib.contextmanager
 def atomic_folder(path: pathlib.Path) -> Iterator[pathlib.Path]:
-    """Like `atomic`, for a folder: gives an empty one, which takes its name if all went well.
+    """Yields an empty folder, which is renamed to `path` if the block succeeds; see `atomic`.
 
     Args:
-      path: The folder to write; what is above it is made. It must not exist, or be empty (see
-        `check_new_folder`): nothing is overwritten that was put there in the meantime.
+      path: The folder to write; its parents are made. It must not exist, or be empty (see
+        `check_new_folder`): nothing that was put there in the meantime is overwritten.
     """
-    path = path.resolve()  # "." has no name that could be changed.
+    path = path.resolve()  # Nothing can be renamed to ".".
     path.parent.mkdir(parents=True, exist_ok=True)
     for leftover in path.parent.glob(f"{TEMPORARY}*-{glob.escape(path.name)}"):
         if not _is_running(leftover.name.removeprefix(TEMPORARY).partition("-")[0]):
@@ -117,7 +117,7 @@ def atomic_folder(path: pathlib.Path) -> Iterator[pathlib.Path]:
             if file.is_file():
                 with file.open("rb+") as opened:
                     os.fsync(opened.fileno())
-        # Windows does not rename to a folder that exists, even an empty one.
+        # Windows cannot rename to an existing folder, even an empty one.
         with contextlib.suppress(FileNotFoundError):
             path.rmdir()
         temporary.rename(path)
@@ -126,8 +126,8 @@ def atomic_folder(path: pathlib.Path) -> Iterator[pathlib.Path]:
 
 
 def _is_running(pid: str) -> bool:
-    """Whether another process of this machine has that number, or may have it."""
-    if not pid.isdecimal() or fcntl is None:  # Windows has no signal that only asks.
+    """Whether another process on this machine has this id, or may have it."""
+    if not pid.isdecimal() or fcntl is None:  # Windows has no signal that only tests a process.
         return True
     if int(pid) == os.getpid():
         return False
@@ -141,10 +141,10 @@ def _is_running(pid: str) -> bool:
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:
-    """Writes a JSON file atomically; NaN and infinity, which JSON does not know, are refused."""
+    """Writes a JSON file atomically; NaN and infinity, which JSON lacks, are refused."""
     with atomic(path) as temporary:
         text = json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False)
-        # Names of files that are no text have half a surrogate; this writes it as JSON does.
+        # File names that are not valid text have lone surrogates, which are escaped here.
         temporary.write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
 
 
@@ -157,7 +157,7 @@ def read_json(path: pathlib.Path) -> Any:
 
 
 def read_table(path: pathlib.Path, value_is: Callable[[Any], bool]) -> dict[str, Any]:
-    """Reads a JSON file of values by name."""
+    """Reads a JSON file that maps names to values."""
     table = read_json(path)
     if not isinstance(table, dict):
         raise UserError(
@@ -171,7 +171,7 @@ def read_table(path: pathlib.Path, value_is: Callable[[Any], bool]) -> dict[str,
 
 
 def damaged(path: pathlib.Path, what: str) -> UserError:
-    """The error for a file of a run in which something is missing, or not of its type."""
+    """Returns the error for a file of a run in which a value is missing or of the wrong type."""
     return UserError(
         f"{path}: is damaged, it has no valid {what!r}; restore it from a copy or train again."
     )

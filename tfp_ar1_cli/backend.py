@@ -1,6 +1,6 @@
 """The Keras backend of this process, TensorFlow or JAX: KERAS_BACKEND says which.
 
-Neither is imported here before it is needed.
+Both are imported only when they are needed.
 """
 
 import contextlib
@@ -15,12 +15,12 @@ _LIBRARIES = {"tensorflow": "tfp_ar1", "jax": "tfp_ar1_jax"}
 
 
 def name() -> str:
-    """`"tensorflow"` or `"jax"`."""
+    """Returns the name of the backend, such as `"tensorflow"` or `"jax"`."""
     return os.environ.get("KERAS_BACKEND", "tensorflow")
 
 
 def check() -> None:
-    """A `UserError` if the user has chosen a backend that the models cannot use."""
+    """Raises a `UserError` if the user has chosen a backend that the models cannot use."""
     if name() not in _LIBRARIES:
         raise UserError(
             f"the environment variable KERAS_BACKEND is {name()!r}, but the models need "
@@ -30,7 +30,7 @@ def check() -> None:
 
 
 def check_strategy(strategy: str) -> None:
-    """A `UserError` if the backend has no such way to distribute a training."""
+    """Raises a `UserError` if the backend lacks this strategy."""
     if strategy != "none" and name() == "jax":
         raise UserError(
             f"--strategy {strategy} is TensorFlow's; leave it out, or unset KERAS_BACKEND."
@@ -38,7 +38,7 @@ def check_strategy(strategy: str) -> None:
 
 
 def library(module: str = "") -> Any:
-    """`tfp_ar1` for the backend, or a module of it, such as `"vae.batching"`."""
+    """Imports `tfp_ar1` for the backend, or one of its modules, such as `"vae.batching"`."""
     return importlib.import_module(".".join(filter(None, (_LIBRARIES[name()], module))))
 
 
@@ -59,7 +59,7 @@ def has_tensorflow() -> bool:
 
 
 def out_of_memory(error: Exception) -> bool:
-    """Whether an error says that the memory of a device is not enough."""
+    """Whether an error says that a device ran out of memory."""
     if isinstance(error, MemoryError):
         return True
     if name() == "jax":
@@ -70,7 +70,7 @@ def out_of_memory(error: Exception) -> bool:
 
 
 class OneDevice:
-    """What JAX has for the strategy of a training that is not distributed."""
+    """Stands in for the default strategy of `tf.distribute` on JAX."""
 
     num_replicas_in_sync = 1
     scope = staticmethod(contextlib.nullcontext)

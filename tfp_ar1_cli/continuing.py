@@ -1,4 +1,4 @@
-"""Runs that begin where another one ended: `--extend`, and with its weights alone: `--from`."""
+"""Runs that begin where another run ended (`--extend`), or with its weights alone (`--from`)."""
 
 import pathlib
 from typing import Any
@@ -9,7 +9,7 @@ from tfp_ar1_cli.evaluate import load_model
 from tfp_ar1_cli.options import RunOptions
 from tfp_ar1_cli.run_folder import Run
 
-# What must be as it was for the weights to fit; and for the same training to go on.
+# Options that must be the same for the weights to fit; and for the same training to continue.
 _NETWORK = (
     *("model", "network", "hidden_units", "filters", "units", "posterior", "prior", "likelihood"),
     *("latent_dim", "channels"),
@@ -18,18 +18,18 @@ _TRAINING = ("objective", "beta", "hide", "seed", "batch_size", "validation")
 
 
 def source(options: RunOptions) -> Run | None:
-    """The run whose weights a run begins with, which must be finished; None if there is none."""
+    """Returns the finished run whose weights a run begins with; None if there is none."""
     folder = options.extend or options.warm_start
     return run_folder.read_finished(pathlib.Path(folder)) if folder else None
 
 
 def num_epochs(run: Run) -> int:
-    """How many epochs a run was trained, with early stopping those after the best one too."""
+    """Returns how many epochs a run was trained, including those after the best one."""
     return len(run.history().get("loss", []))
 
 
 def check(options: RunOptions, data: dict[str, Any]) -> None:
-    """A `UserError` unless the run of these options and data can begin with those weights."""
+    """Raises a `UserError` if a run with these options and data cannot begin with those weights."""
     before = source(options)
     if before is None:
         return
@@ -70,12 +70,12 @@ def _text(value: Any) -> str:
 
 
 def begin(run: Run) -> tuple[Any, dict[str, list[float]]]:
-    """The model that a new run begins with, or None, and the history that it has already.
+    """Returns the model that a new run begins with, or None, and its history so far.
 
-    Extended, a run takes over every variable, the optimizer's too, so that nothing tells it from
-    one that was longer from the start, but for what depends on the length: the learning rate of
-    series. With early stopping that is the state after the best epoch, from which the epochs that
-    came after it are done again.
+    With `--extend` a run takes over every variable, including the optimizer's, so it cannot be told
+    from a run that was longer from the start, except for what depends on the length: the learning
+    rate of series. With early stopping it takes over the state after the best epoch, and repeats
+    the epochs that came after it.
     """
     before = source(run.options)
     if before is None:

@@ -12,7 +12,7 @@ from tfp_ar1_cli.option_fields import takes
 def command(options: EncodeOptions) -> None:
     """Write the codes of the data in FILE: means and standard deviations of q(z | x).
 
-    Of series there is one for each latent path at each step, of images one for each latent
+    For series there is one for each latent path at each step; for images, one for each latent
     coordinate.
 
     \b

@@ -1,4 +1,4 @@
-"""What the command line reports in one line."""
+"""The errors and warnings that the command line reports in one line."""
 
 import contextlib
 import pathlib
@@ -9,13 +9,13 @@ import click
 
 
 class UserError(click.ClickException):
-    """Something in what the user asked for or gave is wrong; nothing was written."""
+    """Something is wrong with the user's request or data; nothing was written."""
 
     exit_code = 2
 
 
 class Terminated(KeyboardInterrupt):
-    """The process was asked to end, by SIGTERM: it ends as after Ctrl-C."""
+    """The process received SIGTERM: it ends as after Ctrl-C."""
 
 
 class Interrupted(click.ClickException):
@@ -25,7 +25,7 @@ class Interrupted(click.ClickException):
 
     def __init__(self, message: str, interrupt: BaseException | None) -> None:
         super().__init__(message)
-        # By convention 128 and the number of the signal.
+        # By convention, 128 plus the number of the signal.
         self.code = 143 if isinstance(interrupt, Terminated) else self.exit_code
 
 
@@ -35,10 +35,10 @@ class NotFinite(click.ClickException):
 
 @contextlib.contextmanager
 def dispensable(what: object) -> Iterator[None]:
-    """Turns an error of `what`, such as a picture, without which a run is whole, into a warning."""
+    """Turns an error in an optional part of a run, such as a picture, into a warning."""
     try:
         yield
-    except Exception as error:  # Whatever it is: the hours of training are worth more.
+    except Exception as error:  # No error of a picture may cost hours of training.
         warn(f"{what}: left out, because it failed: {reason(error)}. All else is written.")
 
 
@@ -48,13 +48,13 @@ def warn(message: str) -> None:
 
 
 def reason(error: BaseException) -> str:
-    """What an error says, in one line; its name, where that is all."""
+    """Returns the message of an error in one line, or its name if it has no message."""
     first_line = str(error).strip().partition("\n")[0].rstrip(".")
     return first_line or type(error).__name__
 
 
 def describe(error: OSError, where: pathlib.Path | None = None) -> str:
-    """What went wrong and where, which errors of writing to an open file do not say."""
+    """Says what went wrong and where; errors of writing to an open file lack the path."""
     *_, (frame, _) = traceback.walk_tb(error.__traceback__)
     if frame.f_globals.get("__name__", "").partition(".")[0] in ("click", "rich"):
         where = pathlib.Path("standard output")

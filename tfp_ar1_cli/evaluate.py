@@ -1,4 +1,4 @@
-"""`tfp-ar1 evaluate`, and what every command does with the model of a run that is finished."""
+"""`tfp-ar1 evaluate`, and what every command does with the model of a finished run."""
 
 import dataclasses
 import json
@@ -24,10 +24,10 @@ from tfp_ar1_cli.run_folder import Run
 
 
 def evaluate(options: EvaluateOptions) -> tuple[dict[str, Any], Data]:
-    """Evaluates the model of a run that is finished.
+    """Evaluates the model of a finished run.
 
     Returns:
-      The results by name, and the data that they are of.
+      The results by name, and the data that were scored.
 
     Raises:
       UserError: If the run, its model or the data cannot be used.
@@ -40,7 +40,7 @@ def evaluate(options: EvaluateOptions) -> tuple[dict[str, Any], Data]:
 
 
 def _load_data(run: Run, options: EvaluateOptions) -> Data:
-    """The data of the run, or others."""
+    """Reads the data of the run, or the data that the options name."""
     if options.data_dir is not None and run.options.model != "image":
         raise UserError(f"--data-dir is for models of images, not for {run.folder}; leave it out.")
     own, dataset, data_dir = options.dataset is None, run.options.dataset, options.data_dir
@@ -76,16 +76,16 @@ def _load_data(run: Run, options: EvaluateOptions) -> Data:
 
 
 def _place(dataset: str) -> str:
-    """Where the data of a `--dataset` value lie, whatever they are read as; or their name."""
+    """Returns the path in a `--dataset` value, without its kind, or the name of the data set."""
     return os.path.realpath(dataset.partition(":")[2] or dataset)
 
 
 def load_model(run: Run) -> Any:
-    """The model of a run that is finished; a `UserError` that says what to do if it is damaged."""
+    """Loads the model of a finished run; if it is damaged, a `UserError` says what to do."""
     startup.import_backend()
     import keras
 
-    backend.library("vae")  # Registers the classes that the file names.
+    backend.library("vae")  # Registers the classes that the model file names.
     try:
         with doing("Loading the model"):
             return keras.saving.load_model(run.model_file)
@@ -94,7 +94,7 @@ def load_model(run: Run) -> Any:
 
 
 def _why_not(run: Run, error: Exception) -> str:
-    """What is wrong with a model that cannot be loaded, and what to do about it."""
+    """Says what is wrong with a model that cannot be loaded, and what to do about it."""
     if not _is_whole(run.model_file):
         return ": it is damaged; restore it from a copy or train again."
     first_line = str(error).strip().partition("\n")[0]
@@ -108,7 +108,7 @@ def _why_not(run: Run, error: Exception) -> str:
 
 
 def _is_whole(archive: pathlib.Path) -> bool:
-    """Whether a zip archive has all its files, as they were written."""
+    """Whether a zip archive has all its files, undamaged."""
     try:
         with zipfile.ZipFile(archive) as file:
             return file.testzip() is None
@@ -133,7 +133,7 @@ def evaluate_model(model: Any, data: Data, run: Run, num_importance_samples: int
 
 
 def print_table(metrics: dict[str, Any], noun: str) -> None:
-    """Prints the results that one looks at first."""
+    """Prints a table of the main results."""
     title = counted(metrics["num_examples"], f"test {noun}")
     table = rich.table.Table("", f"nats per {noun}", title=title)
     table.columns[1].justify = "right"
@@ -160,10 +160,10 @@ def print_skipped(skipped: dict[str, str], where: str = "") -> None:
 @takes(EvaluateOptions)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, and nothing else, on stdout.")
 def command(options: EvaluateOptions, as_json: bool) -> None:
-    """Evaluate the model of RUN on test data: its own or others.
+    """Evaluate the model of RUN on its own test data or on other data.
 
-    Its own are the test data of the training. Of others all are scored, unless they come with a
-    test set, as x_test in an .npz file: then this alone.
+    Its own test data are those of the training. Other data are scored as a whole, unless they come
+    with a test set, such as x_test in an .npz file; then only the test set is scored.
 
     \b
     Examples:

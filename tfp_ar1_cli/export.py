@@ -12,15 +12,15 @@ from tfp_ar1_cli.evaluate import load_model
 from tfp_ar1_cli.option_fields import takes
 from tfp_ar1_cli.options import ExportOptions
 
-# The part of a SavedModel that is for other files, which no program that loads it reads.
+# The folder of a SavedModel for other files; programs that load the model do not read it.
 _EXTRA = "assets.extra"
 
 
 def export(options: ExportOptions) -> tuple[pathlib.Path, dict[str, Any] | None]:
-    """Writes the model of a run that is finished for TensorFlow alone, with a model card.
+    """Exports the model of a finished run as a SavedModel, with a model card.
 
     Returns:
-      The folder, and the card; or None if the card failed, without which the folder is whole.
+      The folder, and the card, or None if the card failed; the SavedModel is complete without it.
 
     Raises:
       UserError: If the run or its model cannot be used, or the folder is taken.
@@ -55,7 +55,7 @@ def export(options: ExportOptions) -> tuple[pathlib.Path, dict[str, Any] | None]
 
 
 def _next_version(base: pathlib.Path) -> pathlib.Path:
-    """The folder of the next version among those that are there; a `UserError` if none can be."""
+    """Returns the folder for the next version; a `UserError` if `base` cannot hold versions."""
     if base.exists() and not base.is_dir():
         raise UserError(f"{base}: is a file; choose another --out.")
     if (base / "saved_model.pb").exists():
@@ -69,19 +69,19 @@ def _write_saved_model(model: Any, folder: pathlib.Path, out: pathlib.Path) -> N
 
     try:
         model.export(folder, verbose=False)
-    except tf.errors.OpError as error:  # TensorFlow's own, where the disk is full.
-        reason = error.message.rpartition("; ")[2]  # Before it stands a temporary file.
+    except tf.errors.OpError as error:  # TensorFlow raises this if the disk is full.
+        reason = error.message.rpartition("; ")[2]  # The part before names a temporary file.
         raise click.ClickException(f"{out}: cannot be written: {reason}") from error
 
 
 @click.command("export")
 @takes(ExportOptions)
 def command(options: ExportOptions) -> None:
-    """Write the model of RUN for processes that have TensorFlow only, with a model card.
+    """Export the model of RUN for processes that have only TensorFlow, with a model card.
 
-    The folder is a SavedModel, with README.md, what the model is and how to call it, and the same
-    for programs, model_card.json. With --serving it is a version for TensorFlow Serving, with these
-    two in its folder assets.extra.
+    The folder is a SavedModel. Its README.md says what the model is and how to call it;
+    model_card.json has the same for programs. With --serving the folder is a version for TensorFlow
+    Serving, with these two files in its folder assets.extra.
 
     \b
     Examples:

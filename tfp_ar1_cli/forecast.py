@@ -10,10 +10,10 @@ from tfp_ar1_cli.option_fields import takes
 @click.command("forecast")
 @takes(ForecastOptions)
 def command(options: ForecastOptions) -> None:
-    """Forecast the steps that follow each series in FILE by the model of RUN.
+    """Forecast the steps that follow each series in FILE with the model of RUN.
 
-    The new file has these steps alone, with the dates that follow: the mean in place of each value,
-    and beside it the standard deviation and quantiles, noise of observation included.
+    The new file has only these steps, with their dates: the mean in place of each value, and next
+    to it the standard deviation and quantiles, including observation noise.
 
     \b
     Examples:

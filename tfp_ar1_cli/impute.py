@@ -10,11 +10,11 @@ from tfp_ar1_cli.option_fields import takes
 @click.command("impute")
 @takes(ImputeOptions)
 def command(options: ImputeOptions) -> None:
-    """Fill the gaps of the series in FILE by the model of RUN.
+    """Fill the gaps of the series in FILE with the model of RUN.
 
-    The new file looks like FILE: rows that it lacks are there, missing values are the means of
-    draws given all that was observed, and beside each column stand the standard deviation and
-    quantiles, noise of observation included. Observed values stay as they are.
+    The new file looks like FILE, with its missing rows added. Missing values are the means of
+    draws given all observed values; next to each column are the standard deviation and
+    quantiles, including observation noise. Observed values do not change.
 
     \b
     Examples:

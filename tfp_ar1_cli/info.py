@@ -1,4 +1,4 @@
-"""`tfp-ar1 info`: what a run is, and how far it is."""
+"""`tfp-ar1 info`: what a run is, and how far it has got."""
 
 import pathlib
 import shlex
@@ -14,7 +14,7 @@ from tfp_ar1_cli.run_folder import Run
 
 
 def epochs(run: Run) -> str:
-    """How many epochs are done, and of how many if not of all that were asked for."""
+    """Returns how many epochs are done, and, if that is not all of them, of how many."""
     done = continuing.num_epochs(run) if run.finished else run.position().epoch
     total = run.options.epochs
     return str(done) if done == total else f"{done} of {total}"
@@ -23,7 +23,7 @@ def epochs(run: Run) -> str:
 @click.command("info")
 @click.argument("folder", metavar="RUN", type=click.Path(path_type=pathlib.Path))
 def command(folder: pathlib.Path) -> None:
-    """Say what RUN is: its data, model, options, results and files; and how to resume it.
+    """Describe RUN: its data, model, options, results and files, and how to resume it.
 
     \b
     Examples:

@@ -1,7 +1,7 @@
 """The kinds of model that a run can have: an autoencoder of images, or of series.
 
-What the commands do in another way for one of them is here. Keras and Matplotlib are imported when
-they are needed.
+This module has everything that the commands do differently for the two. Keras and Matplotlib are
+imported when they are needed.
 """
 
 import pathlib
@@ -18,34 +18,34 @@ from tfp_ar1_cli.run_folder import Run
 
 
 class ImageKind:
-    """An autoencoder of images, whose latents are a vector."""
+    """An autoencoder of images with a latent vector."""
 
     def describe_latents(self, options: RunOptions) -> str:
-        """The latents in words, after those for the posterior."""
+        """Returns the words for the latents, which follow those for the posterior."""
         return f"over {counted(options.latent_dim or 0, 'latent')}"
 
     def check(self, options: RunOptions, data: Data) -> None:
-        """Checks that a model can take the data; a `UserError` if not."""
+        """Raises a `UserError` if a model cannot take the data."""
         check_network(options.network, options.dataset, data.data_shape)
 
     def build(self, options: RunOptions, data_shape: tuple[int, ...]) -> Any:
-        """The model, built and compiled."""
+        """Builds and compiles the model."""
         from tfp_ar1_cli.training import model
 
         return model.rho_vae(options, data_shape)
 
     def measures(self, model: Any) -> dict[str, Any]:
-        """Results that the model has beside those on the test data."""
+        """Returns the results that come from the model itself, not from test data."""
         return {}
 
     def draw(self, run: Run, model: Any, data: Any) -> list[pathlib.Path]:
-        """Draws every picture of a trained run; returns the files in their order."""
+        """Draws every picture of a trained run; returns the files in order."""
         from tfp_ar1_cli.pictures import images
 
         return images.draw_run(run, model, data)
 
     def draw_progress(self, run: Run, model: Any, data: Any, folder: pathlib.Path) -> None:
-        """Draws quickly into a folder what the model makes during its training."""
+        """Draws quick pictures of what the model does during training into a folder."""
         from tfp_ar1_cli.pictures import images
 
         images.draw_progress(run, model, data, folder)
@@ -58,7 +58,7 @@ class ImageKind:
             images.samples(path, new, run.value_range, noise)
 
     def draw_each(self, run: Run, folder: pathlib.Path, new: np.ndarray, noise: bool) -> None:
-        """Draws what the model generated, each in a file of its own."""
+        """Draws each example that the model generated into its own file."""
         from tfp_ar1_cli.pictures import images, style
 
         if new.ndim == 3 or (new.ndim == 4 and new.shape[-1] in (1, 3, 4)):
@@ -68,11 +68,11 @@ class ImageKind:
             self.draw_samples(run, path, new[i : i + 1], noise)
 
     def restore(self, run: Run, new: np.ndarray) -> np.ndarray:
-        """What the model generated, in the unit of the data."""
+        """Converts what the model generated to the unit of the data."""
         return new
 
     def table(self, run: Run, restored: np.ndarray) -> Any:
-        """What the model generated, in the unit of the data, as a pandas frame for a CSV file."""
+        """Returns generated data, in the unit of the data, as a pandas frame for a CSV file."""
         import pandas as pd
 
         rows = restored.reshape(len(restored), -1)
@@ -81,13 +81,13 @@ class ImageKind:
 
 
 class SequenceKind:
-    """An autoencoder of series, whose latents are paths; the methods are those of `ImageKind`."""
+    """An autoencoder of series with latent paths; it has the same methods as `ImageKind`."""
 
     def describe_latents(self, options: RunOptions) -> str:  # noqa: D102
         return f"and {options.prior} prior over {counted(options.channels or 0, 'latent path')}"
 
     def check(self, options: RunOptions, data: Data) -> None:
-        """Every model takes every series."""
+        """Checks nothing: every model takes every series."""
 
     def build(self, options: RunOptions, data_shape: tuple[int, ...]) -> Any:  # noqa: D102
         from tfp_ar1_cli.training import model
@@ -138,5 +138,5 @@ _KINDS: dict[str, ImageKind | SequenceKind] = {"image": ImageKind(), "sequence":
 
 
 def of(options: RunOptions) -> ImageKind | SequenceKind:
-    """The kind of model that options describe."""
+    """Returns the kind of model that options describe."""
     return _KINDS[options.model]

@@ -16,7 +16,7 @@ from tfp_ar1_cli.errors import UserError
     "folder", metavar="[FOLDER]", type=click.Path(path_type=pathlib.Path), default="runs"
 )
 def command(folder: pathlib.Path) -> None:
-    """Show the runs in FOLDER, which is "runs" by default, and how far each is.
+    """Show the runs in FOLDER ("runs" by default), and how far each has got.
 
     \b
     Examples:

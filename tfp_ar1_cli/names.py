@@ -1,4 +1,4 @@
-"""What options may be called, and what the names mean; model cards say it too."""
+"""The choices of the options, and what they mean; model cards use the same words."""
 
 LIKELIHOODS = {
     "bernoulli": "Bernoulli, independent for each value; values between 0 and 1 count as "
@@ -24,7 +24,7 @@ POSTERIOR_HELP = (
     "arh1, ante1), of all latents (full), or none (diag, isotropic). Sequences: or with those "
     "that the prior gives (sites)."
 )
-# Of each model.
+# The networks of each model.
 NETWORKS = {
     "image": {
         "mlp": "multilayer perceptrons, the decoder the mirror of the encoder",

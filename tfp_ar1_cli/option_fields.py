@@ -1,4 +1,4 @@
-"""How an option is a field of a dataclass; and what values may be, where click has no type."""
+"""Options as fields of dataclasses, and types of values that click lacks."""
 
 import dataclasses
 import functools
@@ -22,7 +22,7 @@ _METAVARS = {click.IntRange: "N", click.FloatRange: "X", click.Path: "FOLDER"}
 
 
 class Finite(click.FloatRange):
-    """A range without NaN, which click's ranges let through, and without infinity."""
+    """A range that refuses infinity, and NaN, which click's ranges let through."""
 
     def convert(self, value: Any, param: Any, ctx: Any) -> float:  # noqa: D102
         number = super().convert(value, param, ctx)
@@ -32,7 +32,7 @@ class Finite(click.FloatRange):
 
 
 class Counts(click.ParamType):
-    """Positive whole numbers with commas between."""
+    """Positive whole numbers, separated by commas."""
 
     name = "integers"
 
@@ -69,7 +69,7 @@ class Size(click.ParamType):
 
 
 class Levels(click.ParamType):
-    """Numbers between 0 and 1 with commas between, in increasing order."""
+    """Increasing numbers between 0 and 1, separated by commas."""
 
     name = "numbers"
 
@@ -97,16 +97,16 @@ def option(
     later: bool | str = False,
     **click_args,
 ) -> Any:
-    """A field that is an option too.
+    """Returns a dataclass field that is also a command-line option.
 
     Args:
-      kind: Its click type.
-      help_text: For `--help`.
-      default: What it is if it is not given; or a dictionary with that of each model that has it.
-      *names: Other names than that of the field.
-      later: Whether runs of the first version do not have it, or the model whose runs do not; they
-        did what its default says.
-      **click_args: Of `click.option`.
+      kind: The click type.
+      help_text: The text for `--help`.
+      default: The default; or a dictionary with the default of each model that has the option.
+      *names: Names of the option besides that of the field.
+      later: Whether runs of the first version lack the option, or the model whose runs lack it.
+        Those runs did what the default says.
+      **click_args: Further arguments of `click.option`.
     """
     depends = isinstance(default, dict)
     if depends and "show_default" not in click_args:
@@ -132,7 +132,7 @@ def run_argument() -> Any:
 
 
 def takes(options: type) -> Callable[[Callable], Callable]:
-    """Makes a click callback of a function of an options object, and of more options if need be."""
+    """Turns a function of an options object, and of further options, into a click callback."""
 
     def decorate(function: Callable) -> Callable:
         fields = dataclasses.fields(options)

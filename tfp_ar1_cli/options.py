@@ -1,8 +1,8 @@
-"""The options of the commands: what they are called, what they may be, what they are by default.
+"""The options of the commands: their names, allowed values and defaults.
 
-Every option is a field of a frozen dataclass, from which the command line makes its options, and
-which can be used from Python as it is. Nothing here needs TensorFlow, which takes seconds to
-import: what the library calls its parts is repeated here, and a test compares.
+Every option is a field of a frozen dataclass. The command line makes its options from the
+dataclasses, and Python code can use them directly. Nothing here imports TensorFlow, which takes
+seconds: the library's names for its parts are repeated here, and a test compares them.
 """
 
 # ruff: noqa: RUF009  `option` makes a field
@@ -44,10 +44,10 @@ from tfp_ar1_cli.option_fields import (
 
 _EPOCHS = {"digits": 200, "mnist": 15, "fashion_mnist": 15}
 _EPOCHS |= {"pig_cvp": 40, "basic_motions": 300, "gunpoint": 300}
-# The user's own data may be few: how long to train on them is counted in steps of the optimizer.
+# The user may have few data, so the default length of training on them is in optimizer steps.
 _STEPS_OWN_DATA = {"image": 3000, "sequence": 1500}
 _FEWEST_EPOCHS, _MOST_EPOCHS = 10, 1000
-# What the config of a run may leave open.
+# Options that the config of a run may leave open.
 _OPTIONAL = (
     "data_dir",
     "hidden_units",
@@ -61,9 +61,9 @@ _OPTIONAL = (
 
 
 _DATASET_HELP = (
-    f"Images: {images.CHOICES}. Those of the last three stay on disk, whatever their size; of "
-    f"their test set at most {streams.MAX_TEST_IMAGES} images and "
-    f"{streams.MAX_TEST_BYTES // 2**20} MiB are used, which are read into memory. "
+    f"Images: {images.CHOICES}. The last three keep their images on disk, whatever their size; of "
+    f"their test set, at most {streams.MAX_TEST_IMAGES} images and "
+    f"{streams.MAX_TEST_BYTES // 2**20} MiB are used and read into memory. "
     f"Series: {series.CHOICES}."
 )
 _DATA_DIR_HELP = (
@@ -75,11 +75,11 @@ IMPORTANCE_HELP = "Samples per image, or window, for the importance-weighted lik
 
 @dataclasses.dataclass(frozen=True)
 class RunOptions:
-    """What makes a run: its data, its model and its training. Its folder records it.
+    """What defines a run: its data, its model and its training. The run's folder records it.
 
-    An option that is None has the default of the model, the data or the network. Those that only
-    the other model has stay None, and so do `epochs` and `split` of the user's own data, until
-    `train.prepare` has them.
+    An option that is None gets the default of the model, the data or the network. Options that only
+    the other model has stay None. For the user's own data, `epochs` and `split` also stay None,
+    until `train.prepare` sets them.
 
     Raises:
       click.UsageError: If options contradict each other.
@@ -87,7 +87,7 @@ class RunOptions:
 
     model: str = option(
         click.Choice(MODELS),
-        "What is trained: an autoencoder of images, or one of series, whose latents are paths.",
+        "The model to train: an autoencoder of images, or one of series, with latent paths.",
         "image",
         later=True,
     )
@@ -99,16 +99,16 @@ class RunOptions:
     )
     corrupt: str | None = option(
         click.Choice(("stop", "skip")),
-        "Images on disk: what is done at one that cannot be read. 'skip' leaves it out, counts it "
-        "and lists it in skipped.json.",
+        "Images on disk: what to do with an image that cannot be read. 'skip' leaves it out, "
+        "counts it and lists it in skipped.json.",
         {"image": "stop"},
         later=True,
     )
     resize: tuple[int, int] | None = option(
         Size(),
-        f"Images of {streams.ENCODED_CHOICES}: brought to HEIGHTxWIDTH pixels, or NxN. They are "
-        "cut about the centre to that aspect ratio, so that nothing is distorted, and resampled "
-        "(bicubic).",
+        f"Images of {streams.ENCODED_CHOICES}: resize to HEIGHTxWIDTH pixels, or NxN. They are "
+        "cropped around the centre to that aspect ratio, so that nothing is distorted, and "
+        "resampled (bicubic).",
         {"image": None},
         metavar="HxW|N",
         show_default="the size that they have",
@@ -116,7 +116,7 @@ class RunOptions:
     )
     grayscale: bool | None = option(
         click.BOOL,
-        f"Images of {streams.ENCODED_CHOICES}: made gray.",
+        f"Images of {streams.ENCODED_CHOICES}: convert to grayscale.",
         {"image": False},
         is_flag=True,
         show_default=False,
@@ -124,14 +124,14 @@ class RunOptions:
     )
     window: int | None = option(
         click.IntRange(min=2),
-        "Sequences: each series is cut into windows of N steps.",
+        "Sequences: cut each series into windows of N steps.",
         {"sequence": None},
         show_default="100 for pig_cvp, else whole series",
     )
     columns: str = option(
         click.Choice(("features", "series")),
-        "Tables of series with a row for each step: whether their columns of values are the "
-        "features of one series, or each a series.",
+        "Tables of series with a row for each step: whether the columns of values are the "
+        "features of one series, or one series each.",
         {"sequence": "features"},
         show_default="features",
         later=True,
@@ -145,15 +145,15 @@ class RunOptions:
     )
     hidden_units: tuple[int, ...] | None = option(
         Counts(),
-        "Widths of hidden layers, with commas between: of the encoder of the network mlp, which "
-        "the decoder mirrors; of the decoder of the networks for sequences.",
+        "Widths of hidden layers, separated by commas: for the network mlp those of the encoder, "
+        "which the decoder mirrors; for sequences those of the decoder.",
         {"image": (400,), "sequence": None},
         show_default="400; for sequences 32",
         later="sequence",
     )
     filters: tuple[int, ...] | None = option(
         Counts(),
-        "Filters of each convolution of the encoder, with commas between, for the networks cnn, "
+        "Filters of each convolution of the encoder, separated by commas, for the networks cnn, "
         "dcgan and convolutional.",
         show_default="64,128 for cnn, from 64 on doubled for dcgan, six times 32 for convolutional",
         later=True,
@@ -200,23 +200,23 @@ class RunOptions:
     )
     epochs: int = option(
         COUNT,
-        "Passes over the training data; with --extend so many more.",
+        "Passes over the training data; with --extend, additional passes.",
         show_default=f"{', '.join(f'{n} for {name}' for name, n in _EPOCHS.items())}; for your own "
         f"data as many as make {_STEPS_OWN_DATA['image']} steps of the optimizer, for sequences "
         f"{_STEPS_OWN_DATA['sequence']}, from {_FEWEST_EPOCHS} to {_MOST_EPOCHS}",
     )
     validation: float = option(
         Finite(0, 0.5),
-        "Share of the training data that is set apart for validation: learning curves and early "
-        "stopping are then on it, and the test data are for the final evaluation alone. Of series "
-        "these are the last windows.",
+        "Share of the training data to set apart for validation. Learning curves and early "
+        "stopping then use it, and the test data are only for the final evaluation. For series, "
+        "it is the last windows.",
         show_default="0; 0.1 with --patience",
         later=True,
     )
     patience: int | None = option(
         COUNT,
-        "Early stopping: the training ends after N epochs without a lower validation loss, and "
-        "has the weights of the best epoch.",
+        "Early stopping: end the training after N epochs without a lower validation loss, and "
+        "keep the weights of the best epoch.",
         show_default="no early stopping",
         later=True,
     )
@@ -240,28 +240,28 @@ class RunOptions:
     num_importance_samples: int = option(COUNT, IMPORTANCE_HELP, 50)
     strategy: str = option(
         click.Choice(STRATEGIES),
-        "How the training is distributed: over the devices of this machine, or over the workers "
+        "How to distribute the training: over the devices of this machine, or over the workers "
         "of TF_CONFIG, with the same command on each.",
         "none",
         later=True,
     )
     replicas: int | None = option(
         COUNT,
-        "For mirrored: on how many devices.",
+        "For mirrored: the number of devices.",
         show_default="every GPU; without any, 2 parts of the CPU",
         later=True,
     )
     extend: str | None = option(
         OTHER_RUN,
-        "Continues a finished run in a new folder for --epochs N more, from its weights, its "
-        "optimizer's state and its history, with its options where none are given.",
+        "Continue a finished run for --epochs N more, in a new folder, from its weights, its "
+        "optimizer state and its history, with its options unless others are given.",
         metavar="RUN",
         later=True,
     )
     warm_start: str | None = option(
         OTHER_RUN,
-        "Begins a new run with the weights of a finished one of the same network and shape of "
-        "data, and with its options where none are given.",
+        "Begin a new run with the weights of a finished run of the same network and data shape, "
+        "and with its options unless others are given.",
         None,
         "--from",
         metavar="RUN",
@@ -323,36 +323,36 @@ class RunOptions:
         object.__setattr__(self, name, value)
 
     def _refuse(self, name: str, what_for: str) -> None:
-        """Refuses an option that was given where it has no use."""
+        """Raises an error if an option was given that has no effect here."""
         if getattr(self, name) is not None:
             flag = f"--{name.replace('_', '-')}"
             raise click.UsageError(f"{flag} is for {what_for}; leave it out.")
 
     def default_epochs(self, num_train: int) -> int:
-        """How many epochs there are where that was left open, for so many training examples."""
+        """Returns the default number of epochs for this number of training examples."""
         steps_per_epoch = -(-num_train // self.batch_size)
         epochs = -(-_STEPS_OWN_DATA[self.model] // steps_per_epoch)
         return min(max(epochs, _FEWEST_EPOCHS), _MOST_EPOCHS)
 
     @property
     def monitored(self) -> str:
-        """What the data of the learning curves are called."""
+        """The name of the data of the learning curves."""
         return "validation" if self.validation else "test"
 
     @property
     def data(self) -> DataOptions:
-        """Which data are read, and how."""
+        """The options that say which data are read, and how."""
         fields = dataclasses.fields(DataOptions)
         return DataOptions(**{field.name: getattr(self, field.name) for field in fields})
 
     def as_json(self) -> dict[str, Any]:
-        """The options that the model has, for the config of a run."""
+        """Returns the options that the model has, for the config of a run."""
         values = {field.name: getattr(self, field.name) for field in self._fields(self.model)}
         return {key: list(x) if isinstance(x, tuple) else x for key, x in values.items()}
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "RunOptions":
-        """The options of a run of this or of an earlier version.
+        """Reads the options of a run of this or of an earlier version.
 
         Raises:
           KeyError: With the name of an option that is missing or not of its type.
@@ -370,11 +370,11 @@ class RunOptions:
                 found[field.name] = tuple(value) if isinstance(value, list) else value
             elif field.metadata["later"] not in (True, model):
                 raise KeyError(field.name)
-        found.setdefault("split", "shuffled")  # Which is what those did that do not say.
+        found.setdefault("split", "shuffled")  # Runs without this option shuffled.
         return cls(**found)
 
     def changed(self) -> dict[str, Any]:
-        """The options that are not what they are by default for the model, data and network."""
+        """Returns the options that differ from the defaults of the model, data and network."""
         base = {name: getattr(self, name) for name in ("model", "dataset", "network")}
         first = RunOptions(model=self.model)
         defaults = RunOptions(**base).as_json() | {"split": default_split(self.dataset)}
@@ -387,22 +387,22 @@ class RunOptions:
 
 
 def default_split(dataset: str) -> str:
-    """What `split` is where it is not given: the user's own data may get more."""
+    """Returns the default of `split`: stable for the user's own data, which may grow."""
     return "stable" if ":" in dataset else "shuffled"
 
 
 def is_count(value: Any) -> bool:
-    """Whether it is a whole number that TensorFlow can count to, from 1 on."""
+    """Whether a value is a whole number from 1 on that TensorFlow can count to."""
     return type(value) is int and 1 <= value < 2**63
 
 
 def is_number(value: Any) -> bool:
-    """Whether it is a number, finite as a float."""
+    """Whether a value is a number that is finite as a float."""
     return type(value) in (int, float) and abs(value) <= sys.float_info.max
 
 
 def _is_valid(field: dataclasses.Field, value: Any) -> bool:
-    """Whether a value from a file is of the type of an option; which names there are may change."""
+    """Whether a value from a file has the type of an option; the allowed names may change."""
     kind = field.metadata["click"]["type"]
     if value is None:
         return field.name in _OPTIONAL
@@ -420,7 +420,7 @@ def _is_valid(field: dataclasses.Field, value: Any) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class EvaluateOptions:
-    """Which run is evaluated, and on what; None is what the run was trained with."""
+    """The run to evaluate, and on what; None means as in its training."""
 
     run: pathlib.Path = run_argument()
     dataset: str | None = option(
@@ -434,19 +434,19 @@ class EvaluateOptions:
 
 @dataclasses.dataclass(frozen=True)
 class SampleOptions:
-    """Which run draws samples, how many, and where they go."""
+    """The run that draws samples, how many, and where they are written."""
 
     run: pathlib.Path = run_argument()
     num_samples: int = option(COUNT, "How many images, or windows of series.", 64, "-n")
     seed: int = option(SEED, "Seed of the samples.", 0)
     noise: bool = option(
-        click.BOOL, "Draw of p(x | z), with its noise, instead of its mean.", False, is_flag=True
+        click.BOOL, "Draw from p(x | z), noise included, instead of its mean.", False, is_flag=True
     )
-    # A string, since a path does not tell how it ends.
+    # A string, because a `Path` drops the slash at the end.
     out: str | pathlib.Path | None = option(
         click.Path(),
-        "A new file: .png draws the images, or the first windows; .npy and .npz store an array, "
-        ".csv has a row for each image, or step. FOLDER/ has a .png file of each.",
+        "A new file: .png draws the images, or the first windows; .npy and .npz store an array; "
+        ".csv has a row for each image, or step. FOLDER/ gets a .png file for each.",
         metavar="FILE",
         show_default="RUN/samples-seed<seed>.png, -2, -3, ...",
     )
@@ -454,7 +454,7 @@ class SampleOptions:
 
 @dataclasses.dataclass(frozen=True)
 class ExportOptions:
-    """Which run is exported, and where to."""
+    """The run to export, and the folder to write."""
 
     run: pathlib.Path = run_argument()
     out: pathlib.Path | None = option(
@@ -464,7 +464,7 @@ class ExportOptions:
     )
     serving: bool = option(
         click.BOOL,
-        "Write the form that TensorFlow Serving takes: the folder --out/1, or that of the next "
+        "Write what TensorFlow Serving loads: the folder --out/1, or the one with the next "
         "free number, so that exporting again adds a version.",
         False,
         is_flag=True,

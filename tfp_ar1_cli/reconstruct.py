@@ -1,4 +1,4 @@
-"""`tfp-ar1 reconstruct`: what a model makes of what it is shown."""
+"""`tfp-ar1 reconstruct`: data as a model reconstructs them."""
 
 import click
 
@@ -12,8 +12,8 @@ from tfp_ar1_cli.option_fields import takes
 def command(options: ImputeOptions) -> None:
     """Write what the model of RUN would observe in place of the data in FILE.
 
-    Of series: mean, standard deviation and quantiles of new observations of the same latent paths,
-    beside each value. Of images: their means; write them to an .npz file.
+    For series: mean, standard deviation and quantiles of new observations of the same latent paths,
+    next to each value. For images: their means; write them to an .npz file.
 
     \b
     Examples:

@@ -1,4 +1,4 @@
-"""What is said of a training when it is over: how it ended, and whether it led anywhere."""
+"""Remarks printed when a training run is over: how it ended, and whether it improved the model."""
 
 import numpy as np
 
@@ -12,10 +12,10 @@ _ABOUT_ZERO = 0.05
 
 
 def run_remarks(run: Run) -> list[str]:
-    """The remarks on a run that has its history and its results, a line for each."""
+    """Returns the remarks on a run that has its history and its results, one line for each."""
     options, history = run.options, run.history()
     remarks: list[str] = []
-    if "loss" not in history:  # Lost, as of a run that was copied in part.
+    if "loss" not in history:  # Lost, for example because only part of the run was copied.
         return remarks
     epochs = len(history["loss"])
     if options.patience is not None:

@@ -19,10 +19,10 @@ _SUFFIXES = {".png": "a picture", ".npy": "an array", ".npz": "an array", ".csv"
 
 
 def sample(options: SampleOptions) -> pathlib.Path:
-    """Draws new data from the model of a run that is finished.
+    """Draws new data from the model of a finished run.
 
     Returns:
-      The file of them, or the folder.
+      The file or folder that holds them.
 
     Raises:
       UserError: If the run or its model cannot be used, or the file cannot be written.
@@ -64,7 +64,7 @@ def sample(options: SampleOptions) -> pathlib.Path:
 
 @contextlib.contextmanager
 def _drawing(out: pathlib.Path) -> Iterator[None]:
-    """Says in one line why a picture cannot be drawn, and what else can be done."""
+    """Reports in one line why a picture cannot be drawn, and what to do instead."""
     try:
         yield
     except (ArithmeticError, MemoryError, RuntimeError, ValueError) as error:

@@ -1,4 +1,4 @@
-"""`tfp-ar1 score`: how unexpected data are."""
+"""`tfp-ar1 score`: how unexpected data are under a model."""
 
 import click
 
@@ -12,11 +12,11 @@ from tfp_ar1_cli.trained import TrainedSeries
 @click.command("score")
 @takes(ScoreOptions)
 def command(options: ScoreOptions) -> None:
-    """Score the data in FILE by the model of RUN: the higher, the less it expected them.
+    """Score the data in FILE with the model of RUN: a higher score is less expected.
 
-    Of each image, or window of a series: the negative ELBO (neg_elbo), its terms, and the
-    importance-weighted negative log-likelihood (nll_iw), in nats. With --per-step what each step of
-    a series adds to the negative ELBO.
+    For each image, or window of a series: the negative ELBO (neg_elbo), its terms, and the
+    importance-weighted negative log-likelihood (nll_iw), in nats. With --per-step: the part of the
+    negative ELBO that each step of a series adds.
 
     \b
     Examples:

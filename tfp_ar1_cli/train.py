@@ -29,10 +29,10 @@ from tfp_ar1_cli.training import strategies
 
 
 def prepare(options: RunOptions, before: RunOptions | None = None) -> tuple[RunOptions, Data]:
-    """Reads the data, and gives the options what follows from them and from the machine.
+    """Reads the data, and fills in the options that depend on them and on the machine.
 
-    What was left open is as in `before`, the options of the run that is resumed, if one is. A
-    `UserError` if the data cannot be read, or there are not so many devices.
+    Options that were left open are as in `before`, the options of the run that is resumed, if any.
+    Raises a `UserError` if the data cannot be read, or there are fewer devices than asked for.
     """
     replicas = strategies.num_replicas(options.strategy, options.replicas)
     if options.batch_size < replicas:
@@ -60,7 +60,7 @@ def prepare(options: RunOptions, before: RunOptions | None = None) -> tuple[RunO
 
 
 def held_out(options: RunOptions, data: Data) -> Data:
-    """The data with a part for validation set apart, if that is asked for."""
+    """Returns the data, with a part set apart for validation if the options ask for it."""
     return data.hold_out(options.validation) if options.validation else data
 
 
@@ -74,14 +74,14 @@ def train(
     """Trains a model, evaluates it, and draws pictures; an unfinished run is resumed.
 
     Args:
-      options: What makes the run.
+      options: What defines the run.
       out: The folder of the run, or None for the next one in `runs`.
-      backup_steps: A backup to resume from after so many steps of an epoch; 0 for none.
-      resume_with: The command to name, besides `--out`, where the run is interrupted.
-      report: Is given the losses of each epoch when it is done, and in the end the results.
+      backup_steps: Number of steps between backups within an epoch; 0 for none.
+      resume_with: The command to print, with `--out` added, if the run is interrupted.
+      report: Called with the losses of each epoch when it is done, and at the end with the results.
 
     Returns:
-      The run. It is finished, but where this is another worker than 0.
+      The run. It is finished, except on workers other than 0.
 
     Raises:
       click.ClickException: If something is wrong, or the loss is no longer finite (`NotFinite`).
@@ -98,7 +98,7 @@ def train(
     resumed = out is not None and (out / "config.json").is_file()
     before = run_folder.read(out).options if out is not None and resumed else None
     options, data = prepare(options, before)
-    fingerprint = data.fingerprint()  # Of the training data with those for validation.
+    fingerprint = data.fingerprint()  # The training data here still include the validation data.
     if before is None:
         continuing.check(options, fingerprint)
     data = held_out(options, data)
@@ -117,7 +117,7 @@ def train(
 
 @contextlib.contextmanager
 def _told_how_to_resume(run: Run, command: str) -> Iterator[None]:
-    """Adds to whatever stops a run where it stands and how to resume it."""
+    """Adds to any error that stops a run how far it got and how to resume it."""
     try:
         yield
     except KeyboardInterrupt as error:
@@ -145,7 +145,7 @@ def _train(
     _announce("Training on", options, data, f", {epoch}{steps} of them done" * bool(epoch or step))
     name = options.strategy
     if name == "multiworker" and run.trained:
-        # The other workers may have left, and none is needed for what is left to do.
+        # The other workers may have exited, and the remaining work needs none of them.
         name = "none"
     if name == "multiworker":
         click.echo(strategies.task().describe())
@@ -174,7 +174,7 @@ def _train(
         raise NotFinite(f"{error.message} {run.folder} stays unfinished.") from error
     run.add_skipped(data.skipped)
     skipped = run.collect_skipped()
-    # Before anything that the run can do without.
+    # Written before the optional parts of the run.
     write_json(run.metrics_file, metrics)
     pictures = kind.draw(run, model, data)
     run.finish()
@@ -203,7 +203,7 @@ def _train(
 
 
 def _announce(what: str, options: RunOptions, data: Data, already: str = "") -> None:
-    """Says what will be done, and how the data were understood."""
+    """Prints what will be done, and how the data were read."""
     steps_per_epoch = -(-len(data.x_train) // options.batch_size)
     default = ":" in options.dataset and options.epochs == options.default_epochs(len(data.x_train))
     length = counted(options.epochs, "epoch")
@@ -220,13 +220,13 @@ def _announce(what: str, options: RunOptions, data: Data, already: str = "") -> 
 
 
 def _leave(data: Data) -> None:
-    """What another worker than 0 says at its end."""
+    """Prints the last message of a worker other than 0."""
     click.echo("This worker is done; worker 0 evaluates the model and writes the run.")
     print_skipped(data.skipped, " by this worker")
 
 
 def _program() -> str:
-    """The program as it can be called again: with its path if it is not on the user's PATH."""
+    """Returns the command that calls this program: with its path if it is not on the PATH."""
     called = pathlib.Path(sys.argv[0])
     on_path = shutil.which("tfp-ar1")
     return str(called) if called.name == "tfp-ar1" and on_path is None else "tfp-ar1"
@@ -239,27 +239,27 @@ def _program() -> str:
     metavar="N",
     type=click.IntRange(min=0),
     default=500,
-    help="A backup to resume from after so many steps of an epoch, besides that at its end; 0 for "
-    "none.",
+    help="Number of steps between backups to resume from, besides the one at the end of each "
+    "epoch; 0 for none.",
 )
 @click.option(
     "--out",
     metavar="FOLDER",
     type=click.Path(path_type=pathlib.Path),
     show_default="runs/<dataset>-<posterior>-001, -002, ...",
-    help="Folder of the run: a new one, or that of an unfinished run with the same options, which "
-    "is then resumed.",
+    help="Folder of the run: a new one, or that of an unfinished run with the same options, to "
+    "resume it.",
 )
 @click.option(
     "--config",
     metavar="FILE",
     type=click.Path(exists=True, dir_okay=False, path_type=pathlib.Path),
-    help="A run's config.json: its options, where none are given, so that the run is repeated.",
+    help="A run's config.json: repeat the run with its options, unless others are given.",
 )
 @click.option(
     "--dry-run",
     is_flag=True,
-    help="Read the data, say how they were understood and what would be trained, and stop.",
+    help="Read the data, print how they were read and what would be trained, and stop.",
 )
 @click.option("--quiet", is_flag=True, help="Print nothing but errors, and the folder of the run.")
 @click.option(
@@ -316,7 +316,7 @@ def command(
 
 
 def _is_given(ctx: click.Context, name: str) -> bool:
-    """Whether an option stands on the command line."""
+    """Whether an option was given on the command line."""
     return ctx.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
 
 
@@ -326,7 +326,7 @@ def _take_options(ctx: click.Context, parameter: click.Parameter, value: Any) ->
         of_run = parameter.name != "config"
         run = run_folder.read(pathlib.Path(value)) if of_run else run_folder.read_config(value)
         taken = run.options.changed()
-        if of_run:  # Where that one began is no part of where this one does.
+        if of_run:  # What that run began with does not determine what this one begins with.
             taken = {k: v for k, v in taken.items() if k not in ("extend", "warm_start")}
         values = {k: ",".join(map(str, v)) if type(v) is list else v for k, v in taken.items()}
         ctx.default_map = {**values, **(ctx.default_map or {})}
