@@ -372,6 +372,7 @@ def test_batches_that_end_with_their_longest_series():
         compiled(make()).evaluate(too_long.batch(1), verbose=0)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_batches_that_end_with_their_longest_series_under_xla():
     """XLA draws other noise, so that it is compared with itself."""
