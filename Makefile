@@ -21,8 +21,8 @@ test-ci: test
 	$(BIN)/python tests/run.py -m "slow and not long"
 
 # The tests of the core with the lower bounds of all dependencies, with the newest versions, on each
-# Python, and with TFP of last night: the table of docs/versions.md. Each runs in an environment of
-# its own, made on the first run; `uv` finds a Python by its name in PATH.
+# Python, and with TFP of last night. Each runs in an environment of its own, made on the first run;
+# `uv` finds a Python by its name in PATH.
 RESOLUTION_lowest := lowest-direct
 PYTHON_3.10 := python3.10
 PYTHON_3.12 := python3.12
