@@ -8,12 +8,11 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
-import jinja2
 import pandas as pd
 import scipy.stats
 
 from experiments import results
-from experiments.report import markdown, number_text
+from experiments.report import filled, markdown, number_text
 from experiments.results import Measure
 
 
@@ -37,16 +36,8 @@ class MethodTables:
         Raises:
           ValueError: if the template asks for what there is not.
         """
-        environment = jinja2.Environment(
-            loader=jinja2.FileSystemLoader(template.parent),
-            undefined=jinja2.StrictUndefined,
-            keep_trailing_newline=True,
-            trim_blocks=True,
-        )
-        known = {name: getattr(self, name) for name in dir(self) if not name.startswith("_")}
         mark = f"<!-- Written by '{command}' from {template.name}. -->\n\n"
-        text = environment.get_template(template.name).render(known)
-        page.write_text(mark + text, encoding="utf-8")
+        page.write_text(mark + filled(template, self), encoding="utf-8")
 
     def runs(self, **settings: Any) -> int:
         """The number of runs."""

@@ -197,19 +197,23 @@ def write(
     return [*texts, *pictures.draw(path, frame, out)]
 
 
-def _fill(template: pathlib.Path, frame: pd.DataFrame, **known: Any) -> str:
-    """A template with all that it calls."""
+def filled(template: pathlib.Path, page: object, **known: Any) -> str:
+    """A jinja2 template, which may call the public methods of `page` and what else is `known`."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(template.parent),
         undefined=jinja2.StrictUndefined,
         keep_trailing_newline=True,
         trim_blocks=True,
     )
-    page = Page(frame)
     known |= {name: getattr(page, name) for name in dir(page) if not name.startswith("_")}
+    return environment.get_template(template.name).render(known)
+
+
+def _fill(template: pathlib.Path, frame: pd.DataFrame, **known: Any) -> str:
+    """The same for the pages of grids, whose template is the user's."""
     known |= {"counted": counted, "of_series": "prior" in frame, "baselines": results.BASELINES}
     try:
-        return environment.get_template(template.name).render(known)
+        return filled(template, Page(frame), **known)
     except UnicodeDecodeError as error:
         raise UserError(f"{template}: is not UTF-8 text ({error}).") from error
     except (TypeError, ValueError, jinja2.TemplateError) as error:

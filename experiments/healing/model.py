@@ -8,7 +8,7 @@ clipped at a norm of 10,000, the KL divergence times 0.8, 20 epochs.
 """
 
 import functools
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -26,25 +26,17 @@ from experiments.healing.latents import (
     Method,
     posterior_and_kl,
 )
+from experiments.seeds_at_once import Parameters, State, dense, epoch, weights
 
 LIBRARY = Library(tf2jax, tfp.distributions, tfp_ar1_jax)
 UNITS, BATCH = 256, 64
 # Draws of a path for what a pixel is predicted as on average.
 DRAWS = 20
 OPTIMIZER = optax.chain(optax.clip_by_global_norm(1e4), optax.adam(1e-3))
-Parameters = dict[str, Any]
-
-
-class State(NamedTuple):
-    """What training changes."""
-
-    parameters: Parameters
-    optimizer: Any
-    key: jax.Array
 
 
 def initial(method: Method, seed: Any) -> State:
-    """Weights as Keras makes them: Glorot's uniform distribution, and biases of 0."""
+    """The state in which a method's training starts."""
     over_time = (3,) if method.over_time else ()
     shapes = {
         "pixels_in": (3, 3, 1, UNITS),
@@ -57,18 +49,14 @@ def initial(method: Method, seed: Any) -> State:
         "decoder_3": (UNITS, UNITS),
         "decoder_4": (UNITS, PIXELS),
     }
-    key, *keys = jax.random.split(jax.random.key(seed), len(shapes) + 1)
-    glorot = jax.nn.initializers.glorot_uniform()
-    parameters: Parameters = {
-        name: (glorot(key, shape), jnp.zeros(shape[-1]))
-        for key, (name, shape) in zip(keys, shapes.items(), strict=True)
-    }
+    parameters, key = weights(shapes, seed)
     if method.scale != 1:  # Its outputs are the means, the logarithms of the variances, and more.
         weight, bias = parameters["encoder_3"]
         bias = bias.at[LATENTS : 2 * LATENTS].set(2 * jnp.log(method.scale))
         parameters["encoder_3"] = (weight, bias)
     if method.prior == "ar1":
-        parameters["prior"] = jnp.full(LATENTS, jnp.arctanh(jnp.exp(-1 / LENGTH_SCALE)))
+        fisher_z = jnp.arctanh(jnp.exp(jnp.float32(-1 / LENGTH_SCALE)))
+        parameters["prior"] = jnp.full(LATENTS, fisher_z)
     return State(parameters, OPTIMIZER.init(parameters), key)
 
 
@@ -125,8 +113,8 @@ def encode(parameters: Parameters, method: Method, pixels: jax.Array) -> tuple[A
         x = sum(padded[:, i : i + FRAMES] @ weight[i] for i in range(3)) + bias
     else:
         x = jax.nn.relu(x @ weight + bias)
-    x = jax.nn.relu(_dense(parameters["encoder_2"], x))
-    x = _dense(parameters["encoder_3"], x)
+    x = jax.nn.relu(dense(parameters["encoder_2"], x))
+    x = dense(parameters["encoder_3"], x)
     with jax.default_matmul_precision("highest"):
         return posterior_and_kl(LIBRARY, method, x, parameters.get("prior"))
 
@@ -135,12 +123,8 @@ def decode(parameters: Parameters, paths: jax.Array) -> jax.Array:
     """The logits of pixels `[..., FRAMES, PIXELS]` for latent paths `[..., LATENTS, FRAMES]`."""
     x = jnp.swapaxes(paths, -1, -2)
     for layer in ("decoder_1", "decoder_2", "decoder_3"):
-        x = jax.nn.relu(_dense(parameters[layer], x))
-    return _dense(parameters["decoder_4"], x)
-
-
-def _dense(layer: tuple[jax.Array, jax.Array], x: jax.Array) -> jax.Array:
-    return x @ layer[0] + layer[1]
+        x = jax.nn.relu(dense(parameters[layer], x))
+    return dense(parameters["decoder_4"], x)
 
 
 def _draw(posterior: Any, key: jax.Array, *shape: int) -> jax.Array:
@@ -181,23 +165,10 @@ def train(
       The states, and the mean loss of each seed.
     """
 
-    def epoch(state: State) -> tuple[State, jax.Array]:
-        key, order, noise = jax.random.split(state.key, 3)
-        rows = jax.random.permutation(order, len(pixels))[: steps * BATCH].reshape(steps, BATCH)
+    def of_batch(parameters: Parameters, batch: jax.Array, key: jax.Array) -> jax.Array:
+        return loss(parameters, method, beta, batch, key)
 
-        def step(carry: Any, batch: Any) -> Any:
-            parameters, optimizer = carry
-            value, gradient = jax.value_and_grad(loss)(
-                parameters, method, beta, pixels[batch[0]], batch[1]
-            )
-            updates, optimizer = OPTIMIZER.update(gradient, optimizer, parameters)
-            return (optax.apply_updates(parameters, updates), optimizer), value
-
-        keys = jax.random.split(noise, steps)
-        carry, losses = jax.lax.scan(step, (state.parameters, state.optimizer), (rows, keys))
-        return State(*carry, key), jnp.mean(losses)
-
-    return jax.vmap(epoch)(states)
+    return epoch(states, pixels, steps, BATCH, of_batch, OPTIMIZER)
 
 
 @functools.partial(jax.jit, static_argnames=("method",))

@@ -15,15 +15,13 @@ import optax
 from experiments.healing.latents import POSTERIORS, Method, posterior_and_kl, prior_of
 from experiments.healing.model import LIBRARY
 from experiments.scan_lines.results import DECODERS
+from experiments.seeds_at_once import Parameters, State, dense, epoch, weights
 
 LINES = 28
 CHANNELS, BATCH = 4, 64
 ENCODER_UNITS, DECODER_UNITS = 128, 64
-
-
 DRAWS = 50  # of the importance-weighted NLL
 LEARNING_RATE = 2e-3  # at first; it falls to 0 along half a cosine
-Parameters = dict[str, Any]
 
 
 class Model(NamedTuple):
@@ -39,16 +37,8 @@ class Model(NamedTuple):
         return optax.adam(optax.cosine_decay_schedule(LEARNING_RATE, self.steps))
 
 
-class State(NamedTuple):
-    """What training changes."""
-
-    parameters: Parameters
-    optimizer: Any
-    key: jax.Array
-
-
 def initial(model: Model, seed: Any) -> State:
-    """Glorot's uniform distribution, and biases of 0; a learned prior starts as N(0, I)."""
+    """The state in which training starts; a learned prior starts as N(0, I)."""
     seen = 2 * DECODERS[model.decoder] + 1
     shapes = {
         "encoder_1": (LINES * LINES, ENCODER_UNITS),
@@ -57,27 +47,18 @@ def initial(model: Model, seed: Any) -> State:
         "decoder_1": (seen * CHANNELS, DECODER_UNITS),
         "decoder_2": (DECODER_UNITS, LINES),
     }
-    key, *keys = jax.random.split(jax.random.key(seed), len(shapes) + 1)
-    glorot = jax.nn.initializers.glorot_uniform()
-    parameters: Parameters = {
-        name: (glorot(key, shape), jnp.zeros(shape[-1]))
-        for key, (name, shape) in zip(keys, shapes.items(), strict=True)
-    }
+    parameters, key = weights(shapes, seed)
     if model.method.prior == "ar1":
-        parameters["prior"] = jnp.zeros(CHANNELS)
+        parameters["prior"] = jnp.zeros(CHANNELS, jnp.float32)
     return State(parameters, model.optimizer.init(parameters), key)
-
-
-def _dense(layer: tuple[jax.Array, jax.Array], x: jax.Array) -> jax.Array:
-    return x @ layer[0] + layer[1]
 
 
 def encode(parameters: Parameters, model: Model, images: jax.Array) -> tuple[Any, jax.Array]:
     """The posterior over latent paths `[batch, CHANNELS, LINES]`, its KL divergence `[batch]`."""
     x = images.reshape(len(images), -1).astype(jnp.float32)
-    x = jax.nn.relu(_dense(parameters["encoder_1"], x))
-    x = jax.nn.relu(_dense(parameters["encoder_2"], x))
-    x = _dense(parameters["encoder_3"], x).reshape(len(images), LINES, -1)
+    x = jax.nn.relu(dense(parameters["encoder_1"], x))
+    x = jax.nn.relu(dense(parameters["encoder_2"], x))
+    x = dense(parameters["encoder_3"], x).reshape(len(images), LINES, -1)
     return posterior_and_kl(LIBRARY, model.method, x, parameters.get("prior"))
 
 
@@ -87,7 +68,7 @@ def decode(parameters: Parameters, decoder: str, paths: jax.Array) -> jax.Array:
     padded = jnp.pad(x, [(0, 0)] * (x.ndim - 2) + [(reach, reach), (0, 0)])
     # A convolution along the lines, as a dense layer.
     x = jnp.concatenate([padded[..., i : i + LINES, :] for i in range(2 * reach + 1)], axis=-1)
-    return _dense(parameters["decoder_2"], jax.nn.relu(_dense(parameters["decoder_1"], x)))
+    return dense(parameters["decoder_2"], jax.nn.relu(dense(parameters["decoder_1"], x)))
 
 
 def _nll(logits: jax.Array, white: jax.Array) -> jax.Array:
@@ -114,25 +95,11 @@ def train(states: State, images: jax.Array, model: Model) -> tuple[State, jax.Ar
     Returns:
       The states, and the mean loss of each seed.
     """
-    steps = len(images) // BATCH
 
-    def epoch(state: State) -> tuple[State, jax.Array]:
-        key, order, noise = jax.random.split(state.key, 3)
-        rows = jax.random.permutation(order, len(images))[: steps * BATCH].reshape(steps, BATCH)
+    def of_batch(parameters: Parameters, batch: jax.Array, key: jax.Array) -> jax.Array:
+        return loss(parameters, model, batch, key)
 
-        def step(carry: Any, batch: Any) -> Any:
-            parameters, optimizer = carry
-            value, gradient = jax.value_and_grad(loss)(
-                parameters, model, images[batch[0]], batch[1]
-            )
-            updates, optimizer = model.optimizer.update(gradient, optimizer, parameters)
-            return (optax.apply_updates(parameters, updates), optimizer), value
-
-        keys = jax.random.split(noise, steps)
-        carry, losses = jax.lax.scan(step, (state.parameters, state.optimizer), (rows, keys))
-        return State(*carry, key), jnp.mean(losses)
-
-    return jax.vmap(epoch)(states)
+    return epoch(states, images, len(images) // BATCH, BATCH, of_batch, model.optimizer)
 
 
 @functools.partial(jax.jit, static_argnames=("model",))

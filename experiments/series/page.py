@@ -8,12 +8,11 @@ import pathlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import jinja2
 import pandas as pd
 import scipy.stats
 
 from experiments import results as experiments_results
-from experiments.report import markdown, number_text
+from experiments.report import filled, markdown, number_text
 from experiments.series.results import key_of, read
 
 
@@ -23,16 +22,8 @@ def write(results: pathlib.Path, template: pathlib.Path, page: pathlib.Path) -> 
     Raises:
       ValueError: if a line repeats a run, or the template asks for what there is not.
     """
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(template.parent),
-        undefined=jinja2.StrictUndefined,
-        keep_trailing_newline=True,
-        trim_blocks=True,
-    )
-    numbers = Numbers(read(results))
-    known = {name: getattr(numbers, name) for name in dir(numbers) if not name.startswith("_")}
     mark = f"<!-- Written by 'python -m experiments.series page' from {template.name}. -->\n\n"
-    page.write_text(mark + environment.get_template(template.name).render(known), encoding="utf-8")
+    page.write_text(mark + filled(template, Numbers(read(results))), encoding="utf-8")
 
 
 class Numbers:

@@ -64,7 +64,7 @@ def build(variant: Variant, data_shape: tuple[int, int], seed: int) -> Any:
                 keras.layers.Dense(outputs),
             ]
         )
-    prior = None if variant.prior == "normal" else variant.prior
+    prior = variant.prior
     if isinstance(prior, tuple):
         prior = library("layers").MultivariateNormalAR1Prior(
             steps, correlation=prior, channels=variant.channels, name="prior"

@@ -41,11 +41,14 @@ def test_looking_up_neighbourhoods_is_two_convolutions():
     weights = model.initial(METHODS["vae"], 0).parameters
     keys = jax.random.split(jax.random.key(1), 2)
     parameters = {
-        name: (weights[name][0], 0.2 + 0.1 * jax.random.normal(key, weights[name][1].shape))
+        name: (
+            weights[name][0],
+            0.2 + 0.1 * jax.random.normal(key, weights[name][1].shape, "float32"),
+        )
         for name, key in zip(("pixels_in", "pixels_out"), keys, strict=True)
     }
     white = pixels() == data.WHITE
-    factor = jax.random.normal(jax.random.key(2), white.shape)
+    factor = jax.random.normal(jax.random.key(2), white.shape, "float32")
 
     def value(function):
         return jax.value_and_grad(lambda p: jnp.sum(function(p, white) * factor))(parameters)

@@ -27,7 +27,7 @@ def made(decoder, method):
 @pytest.mark.parametrize("decoder", DECODERS)
 def test_which_lines_a_latent_changes(decoder):
     parameters = model.initial(made(decoder, "diag/normal"), 0).parameters
-    paths = jax.random.normal(jax.random.key(0), (model.CHANNELS, model.LINES))
+    paths = jax.random.normal(jax.random.key(0), (model.CHANNELS, model.LINES), "float32")
     logits = model.decode(parameters, decoder, paths)
     changed = model.decode(parameters, decoder, paths.at[2, 10].add(1.0))
     reach = DECODERS[decoder]
@@ -44,7 +44,7 @@ def test_without_a_chain_the_order_of_lines_is_nothing():
         one = made("line", method)
         parameters = model.initial(one, 0).parameters
         if "prior" in parameters:
-            parameters["prior"] = jnp.ones(model.CHANNELS)
+            parameters["prior"] = jnp.ones(model.CHANNELS, jnp.float32)
         weight, bias = parameters["encoder_1"]
         weight = weight.reshape(model.LINES, model.LINES, -1)[order].reshape(weight.shape)
         parameters["encoder_1"] = weight, bias
