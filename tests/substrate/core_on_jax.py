@@ -91,7 +91,6 @@ NOT_ON_JAX = {
     },
     "tf_keras": {"test_softplus_in_layers_of_tf_keras"},
     "a SavedModel": {"test_after_loading"},
-    "a fixture of `tests/conftest.py`": {"test_dtype_policies"},
     "`tf.distribute`": {"test_every_replica_has_noise_of_its_own"},
     "what `tf.function` counts as a tensor": {"test_function_argument_and_result"},
     "where TensorFlow drops custom gradients": {"test_in_every_place"},
@@ -141,6 +140,16 @@ def pytest_configure(config):
     _add_what_the_substrate_lacks()
     # Which TFP raises on JAX where a value is known.
     tf2jax.errors.InvalidArgumentError = ValueError
+
+
+@pytest.fixture
+def set_policy():
+    """As in `tests/conftest.py`, which is TensorFlow's."""
+    import keras
+
+    before = keras.config.dtype_policy()
+    yield keras.config.set_dtype_policy
+    keras.config.set_dtype_policy(before)
 
 
 def pytest_ignore_collect(collection_path):
