@@ -62,6 +62,7 @@ METHODS = {
     "ante1_cauchy_narrow": Method("ante1", "cauchy", scale=0.2),
     "banded_ar1": Method("banded", "ar1"),
     # With another end of the convolutions, whose ReLU dies for some seeds.
+    "gp_vae_cauchy_linear": Method("banded", "cauchy", rectified=False),
     "gp_vae_matern_linear": Method("banded", "matern", rectified=False),
     "ante1_ar1_linear": Method("ante1", "ar1", rectified=False),
     "sites_ar1_linear": Method("sites", "ar1", rectified=False),
