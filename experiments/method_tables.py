@@ -51,7 +51,10 @@ class MethodTables:
         return f"Device: {devices}. Code: {code}. Packages: {', '.join(sorted(packages))}."
 
     def table(self, **settings: Any) -> str:
-        """Mean ± standard error of each method, of the measures that any of them has."""
+        """Mean ± standard error of each method, of the measures that any of them has.
+
+        Where only some runs have a measure, their number is said.
+        """
         chosen = self._choose(settings)
         fields = [f for f in self.measures if f in chosen and chosen[f].notna().any()]
         rows = [
@@ -131,4 +134,6 @@ class MethodTables:
             return "–"
         digits = self.measures[field].digits
         text = number_text(float(values.mean()), digits)
-        return text if len(values) < 2 else f"{text} ± {scipy.stats.sem(values):.{digits}f}"
+        if len(values) > 1:
+            text += f" ± {scipy.stats.sem(values):.{digits}f}"
+        return text if len(values) == len(runs) else f"{text} (of {len(values)})"

@@ -195,9 +195,8 @@ def evaluate(
         posterior, kl = encode(parameters, method, pixels)
         draws = _draw(posterior, key, DRAWS)
         logits = jax.lax.map(functools.partial(decode, parameters), draws)
-        nll = _nll(logits[0], white)
-        probability = jnp.mean(jax.nn.sigmoid(logits), axis=0)
-        mixed = -jnp.log(jnp.where(white > 0, probability, 1 - probability))
+        each = _nll(logits, white)
+        nll, mixed = each[0], jnp.log(DRAWS) - jax.nn.logsumexp(-each, axis=0)
         best = decode(parameters, posterior.mean()) > 0
         seen = preprocess(parameters, pixels == WHITE, method.rectified)
         covariance = posterior.covariance()

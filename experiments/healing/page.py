@@ -52,6 +52,7 @@ class Tables(MethodTables):
     def __init__(self, records: list[dict[str, Any]], paths: list[dict[str, Any]]) -> None:
         super().__init__(records)
         self._paths = paths
+        self._frame["rectified"] = [METHODS[name].rectified for name in self._frame.method]
         # Whether other draws of the latents make the same images: the decoder does not use them.
         gain = self._frame.nll - self._frame.nll_mixed
         self._frame["collapsed"] = gain.abs() < 1e-3 * self._frame.nll

@@ -61,7 +61,12 @@ def test_there_are_examples_for_tfp_and_for_keras():
 
 
 def test_intervals_are_those_of_the_results():
-    pages = ("results/results.md", "series/series.md", "scan_lines/scan_lines.md")
+    pages = (
+        "results/results.md",
+        "series/series.md",
+        "scan_lines/scan_lines.md",
+        "healing/healing.md",
+    )
     results = [ROOT / "docs" / name for name in pages]
     measured = "".join(path.read_text(encoding="utf-8") for path in results)
     for page in (README, PAGES["time_series"]):

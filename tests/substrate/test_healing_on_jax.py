@@ -73,3 +73,15 @@ def test_missing_pixels_are_not_seen(name):
     assert np.isfinite(value)
     assert value == of_flipped
     assert abs(value - of_seen) > 1.0
+
+
+def test_pixels_that_a_model_is_sure_of_and_wrong_about_have_finite_likelihoods():
+    """By one draw and by the mean of 20, also where no probability other than 0 is a float32."""
+    method = METHODS["diag_ar1"]
+    parameters = model.initial(method, 0).parameters
+    weight, bias = parameters["decoder_4"]
+    parameters |= {"decoder_4": (0 * weight, bias - 200.0)}
+    sums, _ = model.evaluate(parameters, pixels(), jax.random.key(4), method)
+    expected = 200.0 * jnp.sum((pixels() & data.WHITE) & (pixels() >= data.HIDDEN))
+    np.testing.assert_allclose(float(jnp.sum(sums["nll"])), expected, rtol=1e-5)
+    np.testing.assert_allclose(float(jnp.sum(sums["nll_mixed"])), expected, rtol=1e-5)
