@@ -1,4 +1,4 @@
-"""Keras 3: layers that sample from the members of the family, and a prior that is learned."""
+"""Layers for Keras 3 that sample from the members of the family, and a learnable prior."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from tfp_ar1.layers.prior import MultivariateNormalAR1Prior
 from tfp_ar1.layers.seeding import SeededMixin
 from tfp_ar1.layers.sites import MarkovSites
 
-# At once, so that Keras finds them in saved models.
+# Made on import, so that Keras finds them in saved models.
 _LAYERS = {layer.__name__: layer for layer in map(layer_class, PACKED)}
 globals().update(_LAYERS)
 
@@ -17,5 +17,5 @@ __all__ = [*_LAYERS, "MarkovSites", "MultivariateNormalAR1Prior", "SeededMixin"]
 
 
 def __getattr__(name: str) -> Any:
-    """The layer of a member that has been added to the family since."""
+    """Returns the layer of a member that was added to the family after this import."""
     return layer_named(name, layer_class, __name__)

@@ -1,4 +1,4 @@
-"""The layers that sample from the members of the family, one for each packed layout."""
+"""Keras 3 layers that sample from the members of the family, one for each packed layout."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from tfp_ar1.layers.seeding import SeededMixin
 
 
 class MarkovChainLayer(SeededMixin, _keras_common.Keras3Mixin, keras.layers.Layer):
-    """Base of the layers, each of which has a `family`.
+    """Base class of the layers; each sets `family`.
 
-    The layer takes packed parameters along the last axis (see `tfp_ar1.params`), the output of a
-    `Dense` layer for instance, and returns one sample for each example, through which gradients
-    flow, in O(d) for d coordinates, in training and inference alike. With a `prior` it adds the
-    analytic KL divergence of an example, averaged over the batch, to the losses of the model.
-    `layer.distribution(params)` is the distribution itself.
+    The layer takes packed parameters along the last axis (see `tfp_ar1.params`), such as the output
+    of a `Dense` layer, and returns one sample per example, in training and in inference, in O(d)
+    for d coordinates. Gradients flow through the sample. With a `prior` the layer adds the exact KL
+    divergence per example, averaged over the batch, to the losses of the model.
+    `layer.distribution(params)` returns the distribution itself.
 
     ```python
     d = 8
@@ -37,13 +37,13 @@ class MarkovChainLayer(SeededMixin, _keras_common.Keras3Mixin, keras.layers.Laye
 
     Input shape: `[batch, ..., params_size(event_size)]`. Output shape: `[batch, ..., event_size]`.
     Further axes, such as channels or steps, are parts of the example, over which the KL is summed.
-    Steps that a Keras mask leaves out have no KL. Under a half-precision dtype policy all is
-    computed in float32, and only the sample that is returned is cast.
+    Masked steps (Keras mask) add no KL. Under a half-precision dtype policy everything is computed
+    in float32, and only the returned sample is cast.
 
-    With `time_major` the layer follows a network over time, such as convolutions, and so does its
-    sample: from `[batch, ..., event_size, k * channels]` (see `tfp_ar1.params.from_time_major`) to
-    `[batch, ..., event_size, channels]`. A Keras mask `[batch, ..., event_size]` then says which
-    timesteps there are; those it leaves out must be the last. The distribution is of batch shape
+    With `time_major` the layer takes the output of a network over time, such as convolutions,
+    `[batch, ..., event_size, k * channels]` (see `tfp_ar1.params.from_time_major`), and returns
+    samples `[batch, ..., event_size, channels]`. A Keras mask `[batch, ..., event_size]` then marks
+    the valid timesteps; only timesteps at the end may be masked. The distribution has batch shape
     `[batch, ..., channels]`.
 
     ```python
@@ -61,25 +61,25 @@ class MarkovChainLayer(SeededMixin, _keras_common.Keras3Mixin, keras.layers.Laye
 
     Args:
       event_size: number of coordinates d, at least 1.
-      prior: a `tfd.Distribution` over vectors of size d, with constant parameters and a registered
-        KL divergence (N(0, I) in any of its TFP spellings, AR(1), …); a layer that learns one
+      prior: a `tfd.Distribution` over vectors of size d with constant parameters and a registered
+        KL divergence (N(0, I) as any TFP normal, AR(1), …); a layer that learns one
         (`MultivariateNormalAR1Prior`); or `None` for no KL. Its batch shape is `[]` or that of one
         example, `[channels]` for parameters `[batch, channels, …]`.
       kl_weight: factor of the KL in the losses (β of the β-VAE), at least 0. The attribute may be
-        set at any time; a variable that is given is read at every step, and not trained.
+        set at any time; a variable given here is read at every step, but not trained.
       seed: integer seed of the noise, or `None` for a random one.
-      reinterpreted_batch_ndims: over how many of the last batch axes the KL is summed, as in
-        `tfd.Independent`; it is averaged over those before. `None` for all but the first; 0 for
-        the mean over all.
-      scale_map: how standard deviations are made of real numbers, `"exp"` or `"softplus"`: see
+      reinterpreted_batch_ndims: number of last batch axes over which the KL is summed, as in
+        `tfd.Independent`; it is averaged over the axes before them. `None` for all but the first;
+        0 to average over all axes.
+      scale_map: how real numbers become standard deviations, `"exp"` or `"softplus"`; see
         `tfp_ar1.params.new`.
-      time_major: whether inputs and samples have the axis of the coordinates before the last.
+      time_major: whether the coordinates are the second-to-last axis of inputs and samples.
       **kwargs: arguments of `keras.layers.Layer`, such as `name` and `dtype`.
 
     Raises:
-      ValueError: if an argument is not what is described, or the prior does not fit; when called,
-        if there are fewer batch axes than `reinterpreted_batch_ndims`, or the prior has other ones.
-      TypeError: if called in a tf_keras model, which has the layers of `tfp_ar1.tfpl`.
+      ValueError: if an argument is invalid, or the prior does not fit; when called, if there are
+        fewer batch axes than `reinterpreted_batch_ndims`, or the prior's do not fit them.
+      TypeError: if called in a tf_keras model; use `tfp_ar1.tfpl` there.
     """
 
     family: str
@@ -111,12 +111,12 @@ class MarkovChainLayer(SeededMixin, _keras_common.Keras3Mixin, keras.layers.Laye
 
     @classmethod
     def params_size(cls, event_size: int) -> int:
-        """The number of packed parameters for each example; see `tfp_ar1.params`."""
+        """Returns the number of packed parameters per example; see `tfp_ar1.params`."""
         return ar1_params.params_size(event_size, cls.family)
 
     @property
     def kl_weight(self) -> float:
-        """The factor of the KL in the losses; it may be set while the model is trained."""
+        """The factor of the KL in the losses; may be changed during training."""
         return _keras_backend.number(self._kl_weight)
 
     @kl_weight.setter
@@ -127,7 +127,7 @@ class MarkovChainLayer(SeededMixin, _keras_common.Keras3Mixin, keras.layers.Laye
 
     @property
     def variables(self) -> list[keras.Variable]:
-        """The variables of Keras, plus the KL factor if training steps must be given it."""
+        """Keras's variables, and the KL factor if it must be passed to training steps."""
         return [*super().variables, *_keras_backend.given_to_steps(self._kl_weight)]
 
     @property
@@ -135,14 +135,14 @@ class MarkovChainLayer(SeededMixin, _keras_common.Keras3Mixin, keras.layers.Laye
         return tf.float64 if self.compute_dtype == "float64" else tf.float32
 
     def distribution(self, params: Any, mask: Any = None) -> tfd.Distribution:
-        """The distribution for what the layer takes; the mask is for `time_major` alone."""
+        """Returns the distribution for the layer's inputs; the mask is used with `time_major`."""
         return self._distribution(self._packed(params, mask), self._current_prior(), mask)
 
     def _current_prior(self) -> tfd.Distribution | None:
         return None if self.prior is None else current_prior(self.prior)
 
     def _packed(self, params: Any, mask: Any) -> tf.Tensor:
-        """Packed parameters `[..., params_size(event_size)]`, in the precision of distributions."""
+        """Returns packed parameters `[..., params_size(event_size)]`, in float32 or float64."""
         if isinstance(params, keras.KerasTensor):
             raise TypeError(
                 "`distribution` takes values, not a placeholder of a functional model. Make a "
@@ -160,11 +160,11 @@ class MarkovChainLayer(SeededMixin, _keras_common.Keras3Mixin, keras.layers.Laye
         return ar1_params.new(packed, self.event_size, family=self.family, scale_map=self.scale_map)
 
     def _kl(self, distribution: tfd.Distribution, prior: tfd.Distribution, mask: Any) -> tf.Tensor:
-        """The KL of what the mask keeps, of the batch shape of the distribution."""
+        """Returns the KL of the unmasked steps, with the distribution's batch shape."""
         if mask is None:
             return tfd.kl_divergence(distribution, prior)
         if self.time_major:
-            # The first terms of the chain rule are the KL of the first timesteps.
+            # By the chain rule, the first n terms sum to the KL of the first n timesteps.
             terms = kl_terms(distribution, prior)
             terms = tf.where(mask[..., tf.newaxis, :], terms, tf.zeros_like(terms))
             return tf.reduce_sum(terms, axis=-1)
@@ -175,7 +175,7 @@ class MarkovChainLayer(SeededMixin, _keras_common.Keras3Mixin, keras.layers.Laye
 
     def call(self, params: Any, mask: Any = None) -> tf.Tensor:
         """Returns a sample for each example, and adds the KL to the losses if there is a prior."""
-        # The same object for both, to which posteriors by sites know their KL.
+        # One object for both: a posterior by sites knows its KL to the prior it was made from.
         prior = self._current_prior()
         packed = self._packed(params, mask)
         distribution = self._distribution(packed, prior, mask)
@@ -196,7 +196,7 @@ class MarkovChainLayer(SeededMixin, _keras_common.Keras3Mixin, keras.layers.Laye
         return tf.cast(sample, self.compute_dtype)
 
     def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
-        """The input shape with its last dimension replaced by `event_size`, or by the channels."""
+        """Returns the input shape with `event_size`, or the channels, as its last dimension."""
         if self.time_major:
             given = (input_shape, self.family, self.event_size)
             return (*input_shape[:-2], self.event_size, ar1_params.time_major_channels(*given))
@@ -219,13 +219,13 @@ class MarkovChainLayer(SeededMixin, _keras_common.Keras3Mixin, keras.layers.Laye
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> MarkovChainLayer:
-        """Makes the layer again from `get_config`."""
-        # Files without the argument are of a version that averaged over all axes.
+        """Recreates the layer from `get_config`."""
+        # Files without the argument were written by a version that averaged over all axes.
         return super().from_config({"reinterpreted_batch_ndims": 0, **config})
 
 
 @functools.cache
 def layer_class(family: str) -> type[MarkovChainLayer]:
-    """The layer of a member of the family, which Keras finds by its name in saved models."""
+    """Returns a member's layer class, registered so that Keras can load it by name."""
     cls = _keras_common.member_layer(MarkovChainLayer, family, "tfp_ar1.layers")
     return keras.saving.register_keras_serializable(package="tfp_ar1")(cls)

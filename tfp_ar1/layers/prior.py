@@ -1,4 +1,4 @@
-"""A prior that is learned with the model, and what may be given as a prior."""
+"""A prior that is learned with the model, and checks of prior arguments."""
 
 from __future__ import annotations
 
@@ -19,21 +19,22 @@ from tfp_ar1._checks import checked_count
 class MultivariateNormalAR1Prior(keras.layers.Layer):
     """A prior with first-order autoregressive covariance that is learned with the model.
 
-    To be given as `prior` to `RhoVAE` or to the layer `MultivariateNormalAR1`, whose weights it
-    joins; it takes no input. A decoder that may rotate and scale its latent space makes most priors
-    equal; where the latent coordinates have an order that it must respect, correlation matters.
+    Pass it as `prior` to `RhoVAE` or to the layer `MultivariateNormalAR1`, which then own its
+    weights; it takes no input. If the decoder is free to rotate and scale the latent space, most
+    priors are equivalent; correlation matters where the decoder must respect the order of the
+    latent coordinates.
 
     Args:
       event_size: number of coordinates d, at least 1.
       learn: which of `"loc"`, `"marginal_scale"` and `"correlation"` are trained.
-      correlation: ρ at the start, in (-1, 1); or one for each channel, such as `[0.5, 0.9, 0.99]`,
-        so that channels start with time scales of their own. At 0 the prior starts as N(0, I).
-      channels: makes a distribution of batch shape `[channels]`, each with parameters of its own,
-        as `SequenceVAE` needs it; `None` for a single distribution of batch shape `[]`.
+      correlation: initial ρ, in (-1, 1); or one for each channel, such as `[0.5, 0.9, 0.99]`, for
+        different initial time scales. With 0 the prior starts as N(0, I).
+      channels: number of channels with separate parameters, for batch shape `[channels]`, as
+        `SequenceVAE` needs; `None` for a single distribution of batch shape `[]`.
       **kwargs: arguments of `keras.layers.Layer`, such as `name` and `dtype`.
 
     Raises:
-      ValueError: if an argument is not what is described.
+      ValueError: if an argument is invalid.
     """
 
     def __init__(
@@ -72,7 +73,7 @@ class MultivariateNormalAR1Prior(keras.layers.Layer):
                 shape=(size,) if self.channels is None else (self.channels, size),
                 initializer=keras.initializers.Constant(value),
                 trainable=learned in self.learn,
-                autocast=False,  # half a precision is not enough for a covariance
+                autocast=False,  # half precision is not enough for a covariance
             )
 
         self.loc = weight("loc", self.event_size, 0.0, "loc")
@@ -82,7 +83,7 @@ class MultivariateNormalAR1Prior(keras.layers.Layer):
         self.built = True
 
     def distribution(self) -> tfd.Distribution:
-        """The prior for the present weights, of batch shape `[]` or `[channels]`."""
+        """Returns the prior for the current weights, of batch shape `[]` or `[channels]`."""
         packed = keras.ops.concatenate([self.loc, self.log_s, self.fisher_z], axis=-1)
         return ar1_params.new(packed, self.event_size)
 
@@ -101,12 +102,12 @@ Prior: TypeAlias = tfd.Distribution | keras.layers.Layer
 
 
 def current_prior(prior: Prior) -> tfd.Distribution:
-    """The prior as a distribution: itself, or what a layer that learns it makes it now."""
+    """Returns the prior as a distribution; for a layer, with its current weights."""
     return prior.distribution() if isinstance(prior, keras.layers.Layer) else prior
 
 
 def prior_to_config(prior: Prior) -> dict[str, Any]:
-    """The prior in a form that Keras can save, and `checked_prior` takes."""
+    """Returns the prior in a form that Keras can save and `checked_prior` accepts."""
     if isinstance(prior, keras.layers.Layer):
         return keras.saving.serialize_keras_object(prior)
     return priors.to_config(prior)
@@ -118,14 +119,14 @@ def checked_prior(
     dtype: tf.DType,
     batch_shape: Sequence[int] | None = (),
 ) -> Prior | None:
-    """A prior as given or from its configuration, or an error if it does not fit.
+    """Checks a prior, given as such or as its configuration, and returns it.
 
-    A `batch_shape` of `None` allows any.
+    A `batch_shape` of `None` allows any batch shape.
 
     Raises:
       TypeError: if the prior is neither a distribution nor a layer with a method `distribution`.
-      ValueError: if the prior is not over vectors of `event_size`, is of another batch shape or
-        dtype, holds variables, which Keras would not see, or is of a class that cannot be saved.
+      ValueError: if the prior is not over vectors of size `event_size`, has another batch shape or
+        dtype, holds variables (Keras would not see them), or is of a class that cannot be saved.
     """
     if isinstance(prior, Mapping):
         is_layer = "class_name" in prior

@@ -1,4 +1,4 @@
-"""The layer that samples from a prior times a Gaussian factor (a site) at each coordinate."""
+"""A layer that samples from a prior times a Gaussian factor (a site) at each coordinate."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from tfp_ar1.layers.prior import Prior
 
 @keras.saving.register_keras_serializable(package="tfp_ar1")
 class MarkovSites(MarkovChainLayer):
-    """Layer for the posterior of a path whose prior is times a Gaussian factor at each coordinate.
+    """Layer for a posterior over paths: the prior times a Gaussian factor at each coordinate.
 
-    A network gives for each coordinate what it is seen as, and how precisely; the prior, which may
-    be learned, connects them (see `tfp_ar1.params.sites`). Where a mask says that nothing was seen
-    there is no factor, and the posterior is what the prior makes of the rest. The layer returns a
-    sample, and adds the exact KL divergence to the prior to the losses; gradients of both reach
-    the prior's weights. All costs O(d).
+    For each coordinate a network outputs a pseudo-observation and its precision; the prior, which
+    may be learned, connects the coordinates (see `tfp_ar1.params.sites`). Masked coordinates have
+    no factor: the posterior there follows from the prior and the other factors. The layer returns a
+    sample and adds the exact KL divergence to the prior to the losses; gradients of both reach the
+    prior's weights. Everything costs O(d).
 
     ```python
     channels, num_timesteps = 2, 100
@@ -36,20 +36,20 @@ class MarkovSites(MarkovChainLayer):
     ])                                          # samples [batch, num_timesteps, channels]
     ```
 
-    Input shape: `[batch, ..., 2 * event_size]`, packed as `tfp_ar1.params.sites` has it, with a
-    mask `[batch, ..., event_size]`, or `[batch, ...]` for whole paths; or with `time_major`
+    Input shape: `[batch, ..., 2 * event_size]`, packed as for `tfp_ar1.params.sites`, with a mask
+    `[batch, ..., event_size]`, or `[batch, ...]` for whole paths; with `time_major`
     `[batch, ..., event_size, 2 * channels]`, with a mask `[batch, ..., event_size]`. Output shape:
-    `[batch, ..., event_size]`, or with `time_major` `[batch, ..., event_size, channels]`.
+    `[batch, ..., event_size]`; with `time_major` `[batch, ..., event_size, channels]`.
 
     Args:
       event_size: number of coordinates d, at least 1.
       prior: a chain of this package with constant parameters, such as a `MultivariateNormalAR1`, or
         a layer that learns one (`MultivariateNormalAR1Prior`), as for the other layers.
-      kl_weight: as for the other layers, as are the following.
+      kl_weight: as for the other layers.
       seed: integer seed of the noise, or `None` for a random one.
-      reinterpreted_batch_ndims: over how many of the last batch axes the KL is summed.
-      scale_map: how precisions are made of real numbers: see `tfp_ar1.params.sites`.
-      time_major: whether inputs and samples have the axis of the coordinates before the last.
+      reinterpreted_batch_ndims: as for the other layers.
+      scale_map: how real numbers become precisions; see `tfp_ar1.params.sites`.
+      time_major: whether the coordinates are the second-to-last axis of inputs and samples.
       **kwargs: arguments of `keras.layers.Layer`, such as `name` and `dtype`.
 
     Raises:
@@ -75,5 +75,5 @@ class MarkovSites(MarkovChainLayer):
         return ar1_params.sites(packed, prior, mask, self.scale_map).posterior()
 
     def _kl(self, distribution: tfd.Distribution, prior: tfd.Distribution, mask: Any) -> tf.Tensor:
-        # Of the whole path: after the last site its terms are 0.
+        # The KL of the whole path: its terms after the last site are 0.
         return tfd.kl_divergence(distribution, prior)

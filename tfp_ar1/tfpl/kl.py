@@ -1,4 +1,4 @@
-"""KL divergences to a prior, in the losses of a tf_keras model."""
+"""KL divergences to a prior, for the losses of tf_keras models."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from tfp_ar1 import _keras_common, priors
 class KLDivergenceRegularizer(tf_keras.regularizers.Regularizer):
     """The KL divergence of a layer's distribution to a prior, as its `activity_regularizer`.
 
-    In the losses of the model it counts exactly once, as `weight` times the mean over the batch.
+    It adds to the model's losses exactly once, as `weight` times the mean over the batch.
     (`tfp.layers.KLDivergenceRegularizer` counts twice on a `DistributionLambda`: tf_keras calls the
-    regularizer on the distribution and on its value, and TFP's answers to both; TFP issue 1215.)
-    Latents of several channels, each a path with a prior of its own, are a distribution of batch
+    regularizer on the distribution and on its value, and TFP's adds the KL both times; TFP issue
+    1215.) For latents of several channels, each with its own prior, use a distribution of batch
     shape `[batch, channels]` and a prior of batch shape `[channels]`.
 
     The prior's parameters may be `tf.Variable`s: on a layer of `tfp_ar1.tfpl` they are trained and
-    saved with the model. (tf_keras does not see them from any other layer; let a
-    `KLDivergenceAddLoss` follow it.)
+    saved with the model. (tf_keras does not find them on other layers; add a `KLDivergenceAddLoss`
+    after such a layer instead.)
 
     ```python
     # A correlation for each of 3 channels of 50 steps, learned with the model.
@@ -34,19 +34,19 @@ class KLDivergenceRegularizer(tf_keras.regularizers.Regularizer):
     ```
 
     Args:
-      distribution_b: the prior: a normal of this package, or one in any of TFP's spellings.
+      distribution_b: the prior: a normal distribution of this package or of TFP.
       use_exact_kl: if `True`, `tfd.kl_divergence`; if `False`, a Monte Carlo estimate with the
         layer's own sample.
       weight: factor of the KL, at least 0.
-      reinterpreted_batch_ndims: over how many of the last batch axes the KL is summed, as in
-        `tfd.Independent`; it is averaged over those before. `None` for all but the first; 0 for
-        the mean over all.
+      reinterpreted_batch_ndims: number of last batch axes over which the KL is summed, as in
+        `tfd.Independent`; it is averaged over the axes before them. `None` for all but the first;
+        0 to average over all axes.
 
     Raises:
       TypeError: if `distribution_b` is not a distribution.
-      ValueError: if another argument is not what is described, or the prior is of a class that
-        cannot be saved (see `tfp_ar1.priors.to_config`); when called, if the distribution has fewer
-        batch axes than `reinterpreted_batch_ndims`, or the prior other ones than one example.
+      ValueError: if another argument is invalid, or the prior is of a class that cannot be saved
+        (see `tfp_ar1.priors.to_config`); when called, if the distribution has fewer batch axes than
+        `reinterpreted_batch_ndims`, or the prior's batch shape does not fit one example.
     """
 
     def __init__(
@@ -71,12 +71,12 @@ class KLDivergenceRegularizer(tf_keras.regularizers.Regularizer):
         self.reinterpreted_batch_ndims = ndims
 
     def mean_kl(self, distribution_a: tfd.Distribution) -> tf.Tensor:
-        """`weight` times the KL divergence of `distribution_a`, averaged over the examples."""
+        """Returns `weight` times the KL divergence, averaged over the examples."""
         ndims = self.reinterpreted_batch_ndims
         _keras_common.check_batch_axes(distribution_a, self.distribution_b, ndims)
         _keras_common.check_dtype(self.distribution_b, distribution_a.dtype)
         if self.use_exact_kl:
-            # What layers return is a wrapper, which also converts to a tensor.
+            # Layers return a wrapper that also converts to a tensor.
             wrapped = getattr(distribution_a, "tensor_distribution", distribution_a)
             kl = priors.kl_divergence(wrapped, self.distribution_b)
         else:
@@ -85,9 +85,9 @@ class KLDivergenceRegularizer(tf_keras.regularizers.Regularizer):
         return tf.cast(self.weight, kl.dtype) * _keras_common.mean_over_examples(kl, ndims)
 
     def __call__(self, output: Any) -> tf.Tensor:
-        """The KL summed over axis 0, by whose size tf_keras divides; 0 for its value."""
+        """Returns mean KL times batch size, since tf_keras divides by it; 0 for a layer's value."""
         if not isinstance(output, tfd.Distribution):
-            # A value of unknown rank is what tf_keras traces to save in TensorFlow's format.
+            # When saving in TensorFlow's format, tf_keras traces with a value of unknown rank.
             if hasattr(output, "_tfp_distribution") or output.shape.rank is None:
                 return tf.zeros([], self.distribution_b.dtype)
             raise TypeError(
@@ -109,11 +109,11 @@ class KLDivergenceRegularizer(tf_keras.regularizers.Regularizer):
 
 @tf_keras.saving.register_keras_serializable(package="tfp_ar1")
 class KLDivergenceAddLoss(_keras_common.TFKerasMixin, tf_keras.layers.Layer):
-    """Adds the KL divergence of a distribution to a prior to the losses of the model.
+    """Adds the KL divergence from a distribution to a prior to the losses of the model.
 
-    As `tfp.layers.KLDivergenceAddLoss`, which sums over the batch where this averages, and whose
-    KL is by default a Monte Carlo estimate. It follows a layer of `tfp.layers` or `tfp_ar1.tfpl`,
-    and returns the distribution as it is:
+    Like `tfp.layers.KLDivergenceAddLoss`, except that it averages over the batch instead of
+    summing, and that the KL is exact by default instead of a Monte Carlo estimate. Put it after a
+    layer of `tfp.layers` or `tfp_ar1.tfpl`; it returns the distribution unchanged:
 
     ```python
     encoder = tf_keras.Sequential([
@@ -153,8 +153,8 @@ class KLDivergenceAddLoss(_keras_common.TFKerasMixin, tf_keras.layers.Layer):
         """Adds the loss, and returns `distribution_a`."""
         if isinstance(distribution_a, tfd.Distribution):
             self.add_loss(self._regularizer.mean_kl(distribution_a))
-        # To save in TensorFlow's format, tf_keras traces each layer by itself, on a tensor. What
-        # it traces is not used where this class is known, and could have no KL where it is not.
+        # To save in TensorFlow's format, tf_keras traces each layer separately, on a tensor. That
+        # trace is not used where this class is known, and could not contain the KL elsewhere.
         elif not base_layer_utils.call_context().saving:
             raise TypeError(
                 f"`KLDivergenceAddLoss` must follow a layer that returns a distribution, such as "

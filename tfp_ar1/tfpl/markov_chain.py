@@ -1,4 +1,4 @@
-"""The layers that return the members of the family, one for each packed layout."""
+"""tf_keras layers that return the members of the family, one for each packed layout."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ _CONVERSIONS = ("sample", "mean", "mode", "stddev", "variance")
 
 
 class MarkovChainLayer(_keras_common.TFKerasMixin, tfp.layers.DistributionLambda):
-    """Base of the layers, each of which has a `family`.
+    """Base class of the layers; each sets `family`.
 
-    Used as `tfp.layers.MultivariateNormalTriL` is: it returns the distribution, for packed
-    parameters, `params_size(event_size)` along the last axis (see `tfp_ar1.params`).
+    Used like `tfp.layers.MultivariateNormalTriL`: it takes packed parameters along the last axis,
+    `params_size(event_size)` numbers (see `tfp_ar1.params`), and returns the distribution.
 
     ```python
     encoder = tf_keras.Sequential([
@@ -36,10 +36,10 @@ class MarkovChainLayer(_keras_common.TFKerasMixin, tfp.layers.DistributionLambda
 
     Args:
       event_size: number of coordinates d, at least 1.
-      convert_to_tensor_fn: what stands for the distribution where a tensor is needed:
+      convert_to_tensor_fn: converts the distribution where a tensor is needed:
         `tfd.Distribution.sample`, `mean`, `mode`, `stddev` or `variance`, or its name.
       validate_args: whether the distribution checks its parameters when the graph runs.
-      scale_map: how standard deviations are made of real numbers, `"exp"` or `"softplus"`: see
+      scale_map: how real numbers become standard deviations, `"exp"` or `"softplus"`; see
         `tfp_ar1.params.new`.
       **kwargs: arguments of `tf_keras.layers.Layer`, such as `activity_regularizer`.
 
@@ -73,12 +73,12 @@ class MarkovChainLayer(_keras_common.TFKerasMixin, tfp.layers.DistributionLambda
             convert_to_tensor_fn=getattr(tfd.Distribution, name),
             **kwargs,
         )
-        # tf_keras finds variables that are attributes of a layer, not those of its regularizer.
+        # tf_keras tracks a layer's attributes, but not those of its regularizer.
         prior = getattr(self.activity_regularizer, "distribution_b", None)
         self._prior_variables = list(prior.variables) if prior is not None else []
 
     def __call__(self, *args, **kwargs) -> Any:
-        """Calls the layer; not with a KL in `TimeDistributed`."""
+        """Calls the layer; in `TimeDistributed` only without a KL."""
         outer = base_layer_utils.call_context().layer
         if self.activity_regularizer and isinstance(outer, tf_keras.layers.TimeDistributed):
             raise ValueError(
@@ -91,16 +91,16 @@ class MarkovChainLayer(_keras_common.TFKerasMixin, tfp.layers.DistributionLambda
     def new(
         cls, params: Any, event_size: int, validate_args: bool = False, scale_map: str = "exp"
     ) -> tfd.Distribution:
-        """The distribution for packed parameters `[..., params_size(event_size)]`."""
+        """Returns the distribution for packed parameters `[..., params_size(event_size)]`."""
         params = tf.convert_to_tensor(params)
         if params.dtype in (tf.float16, tf.bfloat16):
-            # Under mixed precision: half a precision is not enough for a covariance.
+            # Under mixed precision: half precision is not enough for a covariance.
             params = tf.cast(params, tf.float32)
         return ar1_params.new(params, event_size, validate_args, cls.family, scale_map)
 
     @classmethod
     def params_size(cls, event_size: int) -> int:
-        """The number of packed parameters for each example; see `tfp_ar1.params`."""
+        """Returns the number of packed parameters per example; see `tfp_ar1.params`."""
         return ar1_params.params_size(event_size, cls.family)
 
     def get_config(self) -> dict[str, Any]:
@@ -116,11 +116,11 @@ class MarkovChainLayer(_keras_common.TFKerasMixin, tfp.layers.DistributionLambda
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], custom_objects: Any = None) -> MarkovChainLayer:
-        """Makes the layer again from `get_config`."""
+        """Recreates the layer from `get_config`."""
         config = dict(config)
         regularizer = config.pop("activity_regularizer", None)
         if isinstance(regularizer, Mapping):
-            # By name for h5 files, which do not record where a class comes from.
+            # Needed for h5 files, which record only the name of a class.
             classes = {"KLDivergenceRegularizer": KLDivergenceRegularizer}
             regularizer = tf_keras.regularizers.deserialize(
                 regularizer, custom_objects={**classes, **(custom_objects or {})}
@@ -130,6 +130,6 @@ class MarkovChainLayer(_keras_common.TFKerasMixin, tfp.layers.DistributionLambda
 
 @functools.cache
 def layer_class(family: str) -> type[MarkovChainLayer]:
-    """The layer of a member of the family, which tf_keras finds by its name in saved models."""
+    """Returns a member's layer class, registered so that tf_keras can load it by name."""
     cls = _keras_common.member_layer(MarkovChainLayer, family, "tfp_ar1.tfpl")
     return tf_keras.saving.register_keras_serializable(package="tfp_ar1")(cls)
