@@ -13,16 +13,16 @@ __all__ = ["NETWORKS", "cnn", "dcgan", "mlp"]
 def mlp(
     data_shape: Sequence[int], latent_dim: int, hidden_units: Sequence[int] = (400,)
 ) -> tuple[keras.Model, keras.Model]:
-    """The paper's multilayer perceptron; 784-400-d-400-784 for MNIST.
+    """The paper's multilayer perceptron, 784-400-d-400-784 for MNIST.
 
     Args:
       data_shape: shape of one observation, such as `(28, 28)`.
       latent_dim: size d of the latent vectors.
-      hidden_units: width of each hidden layer of the encoder; the decoder has them reversed.
+      hidden_units: width of each hidden layer of the encoder; the decoder reverses them.
 
     Returns:
-      The encoder `[batch, *data_shape]` to features `[batch, units]`, and the decoder
-      `[batch, latent_dim]` to `[batch, *data_shape]`, linear at the end.
+      The encoder, from `[batch, *data_shape]` to features `[batch, units]`, and the decoder, from
+      `[batch, latent_dim]` to `[batch, *data_shape]`, whose last layer is linear.
 
     Raises:
       ValueError: if a size is not positive, or there is no hidden layer.
@@ -56,19 +56,19 @@ def mlp(
 def cnn(
     data_shape: Sequence[int], latent_dim: int, filters: Sequence[int] = (64, 128)
 ) -> tuple[keras.Model, keras.Model]:
-    """The paper's convolutional network: two convolutions, with 64 and 128 filters, and back again.
+    """The paper's convolutional network, with convolutions of 64 and 128 filters.
 
-    All of 4x4 and with stride 2. The decoder has one dense layer and as many transposed
-    convolutions.
+    All convolutions are 4x4 with stride 2. The decoder has one dense layer and as many transposed
+    convolutions as the encoder has convolutions.
 
     Args:
-      data_shape: shape of one image, `(height, width)` or `(height, width, channels)`, of any
-        height and width from 4 on.
+      data_shape: shape of one image, `(height, width)` or `(height, width, channels)`, with height
+        and width at least 4.
       latent_dim: size d of the latent vectors.
-      filters: number of filters of each convolution of the encoder; the decoder has them reversed.
+      filters: number of filters of each convolution of the encoder; the decoder reverses them.
 
     Returns:
-      Encoder and decoder, as `mlp` does.
+      The encoder and the decoder, with inputs and outputs as for `mlp`.
 
     Raises:
       ValueError: if the shape is not that of an image, or a size is too small.
@@ -79,12 +79,13 @@ def cnn(
 def dcgan(
     data_shape: Sequence[int], latent_dim: int, filters: Sequence[int] | None = None
 ) -> tuple[keras.Model, keras.Model]:
-    """A convolutional network in the manner of DC-GAN (Radford et al., arXiv:1511.06434).
+    """A convolutional network in the style of DCGAN (Radford et al., arXiv:1511.06434).
 
-    Convolutions of 4x4 with stride 2 halve the image for as long as 4 rows and columns are left,
-    but at least once; 28x28 becomes 4x4. Their filters, 64 for the first, double each time, up to
-    512. Batch normalization after all but the first and the decoder's last; leaky relu in the
-    encoder, relu in the decoder. The only dense layer is the decoder's projection of z.
+    4x4 convolutions with stride 2 halve the image as long as at least 4 rows and columns remain,
+    but at least once: 28x28 becomes 4x4. The first has 64 filters, and each following one twice as
+    many, up to 512. Batch normalization follows all but the first and the decoder's last;
+    activations are leaky ReLU in the encoder and ReLU in the decoder. The only dense layer is the
+    decoder's projection of z.
 
     Args:
       data_shape: as for `cnn`.
@@ -92,7 +93,7 @@ def dcgan(
       filters: number of filters of each convolution of the encoder; `None` for those above.
 
     Returns:
-      The encoder and the decoder, as `cnn` does.
+      The encoder and the decoder, with inputs and outputs as for `mlp`.
 
     Raises:
       ValueError: if the shape is not that of an image, or a size is too small.
@@ -110,7 +111,7 @@ NETWORKS = {"mlp": mlp, "cnn": cnn, "dcgan": dcgan}
 def _convolutional(
     data_shape: Sequence[int], latent_dim: int, filters: Sequence[int], is_dcgan: bool = False
 ) -> tuple[keras.Model, keras.Model]:
-    """Halves the image as often as there are `filters`, and doubles it again."""
+    """Halves the image once for each entry of `filters`; the decoder doubles it as often."""
     data_shape, (*sides, channels) = tuple(data_shape), _image_shape(data_shape)
     if not filters or min(latent_dim, *filters) < 1:
         raise ValueError(
@@ -119,7 +120,7 @@ def _convolutional(
         )
     maps = [_halved(side, len(filters)) for side in sides]
     smallest = (*maps, filters[-1])
-    # Padding "same" rounds up, so that the doubled image may be too large.
+    # Padding "same" rounds up, so the doubled image may be too large.
     excess = [2 ** len(filters) * small - side for small, side in zip(maps, sides, strict=True)]
     conv = {"kernel_size": 4, "strides": 2, "padding": "same"}
 
@@ -151,7 +152,7 @@ def _convolutional(
 
 
 def _image_shape(data_shape: Sequence[int]) -> tuple[int, int, int]:
-    """Height, width and channels of an image."""
+    """Returns height, width and channels of an image."""
     shape = tuple(data_shape)
     if len(shape) not in (2, 3) or min(shape[:2]) < 4 or min(shape) < 1:
         raise ValueError(
@@ -162,5 +163,5 @@ def _image_shape(data_shape: Sequence[int]) -> tuple[int, int, int]:
 
 
 def _halved(side: int, times: int) -> int:
-    """The side of an image after that number of convolutions of stride 2 with padding "same"."""
+    """Returns an image's side after that many convolutions of stride 2 with padding "same"."""
     return math.ceil(side / 2**times)

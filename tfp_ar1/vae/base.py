@@ -1,4 +1,4 @@
-"""The base class of `RhoVAE` and `SequenceVAE`: parts, training, estimates, saving and export."""
+"""Base class of `RhoVAE` and `SequenceVAE`: parts, training, estimates, saving and export."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _PARTS = ("encoder", "decoder", "objective", "likelihood")
 
 
 def distribution_dtype(policy: Any = None) -> tf.DType:
-    """Returns the dtype of distributions under a Keras dtype policy, by default the global one."""
+    """Returns the dtype of distributions under a Keras dtype policy (default: the global one)."""
     compute_dtype = keras.dtype_policies.get(policy).compute_dtype
     return tf.float64 if compute_dtype == "float64" else tf.float32
 
@@ -44,16 +44,16 @@ class VAE(
     _keras_backend.TrainerMixin,
     keras.Model,
 ):
-    """A variational autoencoder: the base of `RhoVAE`, for vectors, and `SequenceVAE`, for paths.
+    """Base class of the variational autoencoders `RhoVAE` (vectors) and `SequenceVAE` (paths).
 
-    A subclass makes its prior and calls this constructor, whose arguments and errors are those of
-    `RhoVAE`; then it makes `posterior_head`, from features to the posterior's parameters, and the
-    `latent_shape` of one example, and calls `build_for` with the shape of its data. It defines
-    `encode`, `draw`, `kl_to_prior`, `posterior_correlation`, `posterior_summary`, `checked_data`
-    and `assertions`, as `RhoVAE` does.
+    The constructor of a subclass makes the prior and calls this constructor (arguments and errors
+    as for `RhoVAE`). It then sets `posterior_head`, a layer from features to the posterior's
+    parameters, and the `latent_shape` of one example, and calls `build_for` with the shape of its
+    data. The subclass defines `encode`, `draw`, `kl_to_prior`, `posterior_correlation`,
+    `posterior_summary`, `checked_data` and `assertions`, as `RhoVAE` does.
     """
 
-    data_shape: Shape  # of one example, known when the model is built
+    data_shape: Shape  # of one example; set when the model is built
 
     def __init__(
         self,
@@ -70,7 +70,7 @@ class VAE(
         self.posterior_name = posterior
         self.posterior = posteriors.get(posterior)
         self.distribution_dtype = distribution_dtype(self.dtype_policy)
-        # Before the other parts: saved optimizers count the weights in the order of the parts.
+        # Before the other parts: saved optimizers number the weights in the order of the parts.
         self._prior = prior
         self.objective = objectives.get("elbo" if objective is None else objective)
         for part in (encoder, decoder):
@@ -87,10 +87,10 @@ class VAE(
             self.prior_metrics = [keras.metrics.Mean(name="prior_correlation")]
 
     def build_for(self, data_shape: tuple[int | None, ...] | None) -> None:
-        """Makes all weights at once, where the encoder says for what shape of data it is."""
+        """Builds the model at once if the encoder has a known input shape."""
         if data_shape is not None and None not in data_shape:
             self.build((None, *data_shape))
-            # Keras locks what is built, but a subclass may have layers and metrics to add.
+            # Keras locks a model once built, but a subclass may still add layers and metrics.
             self._tracker.unlock()
 
     def build_parts(
@@ -98,11 +98,11 @@ class VAE(
     ) -> None:
         """Builds encoder, head, decoder and likelihood, and checks that they fit together.
 
-        From symbolic `inputs` the encoder must make `features`, or there is `advice`; from
-        `latents` the decoder must make `outputs`. All are shapes for one example, and a word in
-        them stands for any number.
+        The encoder must map the symbolic `inputs` to `features`, or the error gives `advice`; the
+        decoder must map `latents` to `outputs`. All are shapes of one example; a word in a shape
+        stands for any number.
         """
-        # Symbolic calls, since a subclassed model need not know how to compute its output's shape.
+        # Symbolic calls, since subclassed models may not implement `compute_output_shape`.
         given = network_checks.one_output("encoder", self.encoder(inputs), features, advice)
         if not self.posterior_head.built:
             self.posterior_head.build(given)
@@ -120,7 +120,7 @@ class VAE(
 
     @property
     def prior(self) -> tfd.Distribution:
-        """The prior p(z), for the present weights where it is learned."""
+        """The prior p(z); for a learned one, with its current weights."""
         return current_prior(self._prior)
 
     def decoder_outputs(self, z: Any, training: bool = False) -> tf.Tensor:
@@ -131,7 +131,7 @@ class VAE(
         return tf.cast(outputs, self.distribution_dtype)
 
     def decode(self, z: Any, training: bool = False) -> tfd.Distribution:
-        """The likelihood p(x | z): batch shape `[batch]`, event shape `data_shape`.
+        """Returns the likelihood p(x | z): batch shape `[batch]`, event shape `data_shape`.
 
         Args:
           z: latents `[batch, *latent_shape]`.
@@ -141,16 +141,16 @@ class VAE(
         return self.likelihood.distribution(self.decoder_outputs(z, training=training))
 
     def reconstruct(self, x: Any) -> tf.Tensor:
-        """The mean of p(x | z) at the posterior's mean z, for data `[batch, *data_shape]`."""
+        """Returns the mean of p(x | z) at the posterior mean z, for data `[batch, *data_shape]`."""
         return self.decode(self.encode(x).mean()).mean()
 
     def generate(self, n: int, seed: int | None = None, noise: bool = False) -> tf.Tensor:
-        """New data: the mean of p(x | z) for n draws z of the prior, or a draw of p(x | z).
+        """Generates data: the mean of p(x | z) for n draws z from the prior, or a draw of x.
 
         Args:
-          n: how many.
-          seed: integer for the same data each time, or `None` for the model's own.
-          noise: whether x is drawn too, of the same p(x | z).
+          n: number of examples to generate.
+          seed: integer for reproducible data, or `None` to use the model's own seed.
+          noise: whether to draw x from p(x | z) instead of returning its mean.
 
         Returns:
           Tensor `[n, *data_shape]`.
@@ -160,24 +160,24 @@ class VAE(
         return x.sample(seed=samplers.fold_in(seed, 1)) if noise else x.mean()
 
     def correlation(self, x: Any, batch_size: int = 128) -> np.ndarray:
-        """The mean lag-one correlation of each example's posterior, an array `[N]`.
+        """Returns the mean lag-one correlation of each example's posterior, an array `[N]`.
 
-        ρ itself for the AR(1) posterior, 0 for a diagonal one.
+        For the AR(1) posterior this is ρ, for a diagonal one 0.
         """
         batches = batching.batches(data_checks.checked_arrays(self, x), batch_size)
         return np.concatenate([np.asarray(self.mean_correlation(batch)) for batch in batches])
 
     def log_likelihood(self, x: Any, num_samples: int = 100, batch_size: int = 128) -> np.ndarray:
-        """Importance-weighted estimate of log p(x), in nats per example.
+        """Returns an importance-weighted estimate of log p(x), in nats per example.
 
-        `log 1/K Σ_k p(x | z_k) p(z_k) / q(z_k | x)` with K draws of the posterior: on average a
+        `log 1/K Σ_k p(x | z_k) p(z_k) / q(z_k | x)` with K draws from the posterior: on average a
         lower bound, which approaches log p(x) as K grows (Burda et al., arXiv:1509.00519).
 
         Args:
           x: data `[N, *data_shape]`.
           num_samples: K, at least 1.
-          batch_size: examples at a time. Samples are drawn in portions, so that memory stays
-            bounded whatever N and K.
+          batch_size: examples at a time. Samples are drawn in portions, so memory stays bounded
+            for any N and K.
 
         Returns:
           Array `[N]`.
@@ -194,11 +194,11 @@ class VAE(
 
     @_keras_backend.compiled_method
     def mean_correlation(self, x: tf.Tensor) -> tf.Tensor:
-        """The mean lag-one correlation of the posteriors of a batch, `[batch]`."""
+        """Returns the mean lag-one correlation of each posterior of a batch, `[batch]`."""
         return self.posterior_correlation(self.encode(x), x)
 
     def call(self, x: Any, training: bool = False) -> tf.Tensor:
-        """The mean of p(x | z), with z the posterior's mean, or a sample of it in training."""
+        """Returns the mean of p(x | z) at the posterior mean z, or at a sample z in training."""
         posterior = self.encode(x, training=training)
         z = posterior.sample(seed=self.next_seed()) if training else posterior.mean()
         return self.likelihood(self.decoder_outputs(z, training=training))
@@ -209,7 +209,7 @@ class VAE(
 
     @property
     def metrics(self) -> list[keras.metrics.Metric]:
-        """The means of `Terms` and of the prior's correlation; then what a subclass has added."""
+        """The means of `Terms` and of the prior's correlation, then metrics a subclass added."""
         own = [*self.term_metrics.values(), *self.prior_metrics]
         names = {metric.name for metric in own}  # Keras makes a `loss` that nothing updates
         return [*own, *(metric for metric in super().metrics if metric.name not in names)]
@@ -227,15 +227,15 @@ class VAE(
 
         Args:
           optimizer: a Keras optimizer, or its name; `None` for a model that is only evaluated.
-          loss: must be `None`, or empty, as the following three.
+          loss: must be `None` or empty, like the following three.
           loss_weights: see `loss`.
           metrics: see `loss`.
           weighted_metrics: see `loss`.
           **kwargs: `jit_compile`, `run_eagerly`, `steps_per_execution`, `auto_scale_loss`.
 
         Raises:
-          ValueError: if a loss or metrics are given, or, for a model of several replicas, an option
-            that Keras cannot train these with.
+          ValueError: if a loss or metrics are given, or an option with which Keras cannot train on
+            several replicas.
         """
         names = ("loss", "loss_weights", "metrics", "weighted_metrics")
         values = (loss, loss_weights, metrics, weighted_metrics)
@@ -249,13 +249,13 @@ class VAE(
         super().compile(optimizer=optimizer, **kwargs)
 
     def compile_from_config(self, config: dict[str, Any]) -> None:
-        """Compiles a model that is being loaded as it was compiled when it was saved."""
+        """Compiles a model being loaded as it was compiled when saved."""
         self.compile(**keras.saving.deserialize_keras_object(config))
         if self.built and self.optimizer is not None:
             self.optimizer.build(self.trainable_variables)
 
     def check_data(self, x: Any) -> None:
-        """Raises `ValueError` if data are not what the model is for, in shape or in values."""
+        """Raises `ValueError` if the data do not fit the model, in shape or in values."""
         self.checked_data(x)
 
     def check_shape(self, shape: Any) -> None:
@@ -274,9 +274,10 @@ class VAE(
             raise ValueError("The model was compiled without an optimizer, and cannot be trained.")
 
     def loss_of_batch(self, x: Any, sample_weight: Any, training: bool) -> tf.Tensor:
-        """A replica's part of the mean loss of a batch, with what layers add; updates the metrics.
+        """Returns a replica's part of the mean loss of a batch, and updates the metrics.
 
-        The sum of the parts is the mean over the whole batch, however unevenly it is shared out.
+        Includes the losses that layers add. The parts sum to the mean over the whole batch, however
+        unevenly it is split between replicas.
         """
         x, sample_weight, examples, replicas = _keras_backend.shared_out(x, sample_weight)
         terms = self.objective(self, x, training=training)
@@ -290,52 +291,52 @@ class VAE(
             metric.update_state(getattr(terms, name), sample_weight=sample_weight)
         for metric in self.prior_metrics:
             metric.update_state(self.prior.correlation_parameter())
-        # Where records of the data are skipped, a batch can be empty.
+        # A batch can be empty where records of the data are skipped.
         mean = tf.math.divide_no_nan(tf.reduce_sum(loss), tf.cast(examples, loss.dtype))
         return tf.add_n([mean, *(penalty / replicas for penalty in penalties)])
 
     def export(
         self, filepath: Any, format: str = "tf_saved_model", verbose: bool | None = None, **kwargs
     ) -> None:
-        """Writes the model for use without this package: as `keras.Model.export`.
+        """Exports the model for use without this package, like `keras.Model.export`.
 
-        The SavedModel, which TensorFlow alone can load and serve, has these endpoints; all take any
-        number of examples:
+        TensorFlow alone can load and serve the SavedModel. Its endpoints take any number of
+        examples:
 
         * `serve(x)` and `reconstruct(x)`: as `RhoVAE.reconstruct`;
-        * `encode(x)`: a dictionary with `mean` and `stddev`, `[batch, *latent_shape]`, and
-          `correlation`, `[batch]`, of the posterior;
+        * `encode(x)`: a dictionary with the posterior's `mean` and `stddev`,
+          `[batch, *latent_shape]`, and `correlation`, `[batch]`;
         * `decode(z)`: the mean of p(x | z);
         * `generate(n, seed)`: new data, for an int32 scalar n and an int32 vector `[2]`; the
           same seed gives the same data;
         * `log_likelihood(x, num_samples, seed)`: the importance-weighted estimate of log p(x), in
           nats, `[batch]`, for an int32 scalar number of draws and an int32 vector `[2]`. Draws are
-          made one at a time, so that memory does not grow with their number; the k-th is the same
-          whatever their number. It is an error if there are none.
+          made one at a time, so memory does not grow with their number; the k-th draw does not
+          depend on it. Zero draws are an error.
 
-        Those of a `SequenceVAE` are for series of full length, where NaN marks what was not
-        observed, and there are more:
+        The endpoints of a `SequenceVAE` take series of full length, with NaN for missing values.
+        There are two more:
 
         * `impute(x, num_samples, seed)`: a dictionary with `draws`, `[num_samples, *x.shape]`, as
-          `SequenceVAE.impute` makes them, and their `mean` and `stddev`, of the shape of x;
-        * `forecast(x, steps, num_samples, seed)`: the same of what follows, for an int32 scalar
-          number of steps; not with a decoder of whole paths.
+          from `SequenceVAE.impute`, and their `mean` and `stddev`, of the shape of x;
+        * `forecast(x, steps, num_samples, seed)`: the same for the steps that follow, for an int32
+          scalar number of steps; not with a decoder of whole paths.
 
-        For the seed `[s, 0]` the draws are those of the methods for the seed s, for as many series
-        and draws as these have in one batch.
+        With the seed `[s, 0]` the draws equal those of the methods with the seed s, for as many
+        series and draws as the methods process in one batch.
 
         Args:
           filepath: folder to write.
-          format: `"tf_saved_model"`; or `"litert"`, which has `serve` alone, and of a `SequenceVAE`
+          format: `"tf_saved_model"`; or `"litert"`, which has only `serve`, and for a `SequenceVAE`
             needs an interpreter with TensorFlow's operations (Flex). Other formats are refused:
-            what Keras makes of the model for `"onnx"` is no valid graph, though it reports success.
+            Keras's `"onnx"` export of the model is not a valid graph, though it reports success.
             Run the SavedModel instead, or export the parts, `model.encoder` and `model.decoder`,
             which are plain Keras models.
           verbose: whether to print the endpoints.
           **kwargs: as in Keras.
 
         Raises:
-          ValueError: if the model is not built, or there is no such format for it.
+          ValueError: if the model is not built, or cannot be exported to this format.
         """
         _keras_backend.check_can_export()
         if not self.built:
@@ -350,7 +351,7 @@ class VAE(
         if format == "tf_saved_model":
             serving.export(self, filepath, verbose, **kwargs)
             return
-        # Keras exports what was called; training does not call the model.
+        # Keras exports only a model that was called, and training does not call it.
         self(keras.KerasTensor((None, *self.data_shape)))
         super().export(filepath, format=format, verbose=verbose, **kwargs)
 
@@ -372,7 +373,7 @@ class VAE(
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], custom_objects: Any = None) -> VAE:
-        """Makes the model again from `get_config`, with fresh weights."""
+        """Recreates the model from `get_config`, with fresh weights."""
         make = keras.saving.deserialize_keras_object
         parts = {part: make(config[part], custom_objects=custom_objects) for part in _PARTS}
         return cls(**{**config, **parts})

@@ -1,4 +1,4 @@
-"""Estimates batch by batch, with draws in portions, so that memory stays bounded."""
+"""Estimates by batches of examples and portions of draws, to bound memory."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import tensorflow as tf
 from tfp_ar1 import _keras_backend
 from tfp_ar1._checks import checked_count
 
-# Decoder outputs held at a time, in numbers: 16 MiB of float32 for each array of that size.
+# How many numbers of decoder outputs are held at a time: 16 MiB of float32 for each such array.
 MAX_OUTPUTS = 2**22
 
 # An array of examples along the first axis, or a dictionary of such arrays.
@@ -23,7 +23,7 @@ Data = np.ndarray | Mapping[str, np.ndarray]
 
 
 def num_examples(x: Data) -> int:
-    """The number of examples N."""
+    """Returns the number of examples N."""
     return len(keras.tree.flatten(x)[0])
 
 
@@ -36,7 +36,7 @@ def batches(x: Data, batch_size: int) -> Iterator[Any]:
 
 
 def portions(num_samples: int, batch_size: int, example_size: int) -> Iterator[tuple[int, int]]:
-    """Yields the first draw and the number of draws of each portion for a batch of this size."""
+    """Yields the first draw and the number of draws of each portion, for a batch of this size."""
     most = max(1, MAX_OUTPUTS // (batch_size * example_size))
     for start in range(0, num_samples, most):
         yield start, min(most, num_samples - start)
@@ -57,7 +57,7 @@ def importance_estimates(
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Yields reconstruction, KL and importance-weighted log-likelihood for each batch.
 
-    `importance_terms` is the method of a model; the rest as in `evaluation.evaluate`.
+    `importance_terms` is that method of a model; other arguments are as in `evaluation.evaluate`.
     """
     num_samples = checked_count("num_samples", num_samples, at_least=1)
     batch_size = checked_count("batch_size", batch_size, at_least=1)
@@ -82,12 +82,12 @@ def importance_estimates(
 
 
 def log_likelihood(importance_terms: Callable[..., Any], x: Data, *args: Any) -> np.ndarray:
-    """The importance-weighted log-likelihoods `[N]`; arguments as for `importance_estimates`."""
+    """Returns importance-weighted log-likelihoods `[N]`; arguments: see `importance_estimates`."""
     return concatenated(importance_estimates(importance_terms, x, *args))[2]
 
 
 def checked_seed(seed: Any) -> tf.Tensor:
-    """The seed that TFP takes, `[2]`, or `ValueError` if it is not an integer of 32 bits."""
+    """Returns the seed for TFP, `[2]`; raises `ValueError` unless it is a 32-bit integer."""
     bits = np.iinfo(np.int32)
     if not isinstance(seed, numbers.Integral) or not bits.min <= int(seed) <= bits.max:
         given = reprlib.repr(seed)

@@ -1,9 +1,9 @@
 """Conversion and checks of the data that `RhoVAE` and `SequenceVAE` take.
 
-Arrays in memory are checked as a whole, by `checked_data` of the model. Of what comes batch by
-batch, each batch is checked where it is read or by assertions in the graph. XLA leaves these out; a
-`tf.data.Dataset` is then checked in its own pipeline, and of a `PyDataset` the first batch alone.
-On JAX there are no such assertions; see `checked_stream` of its `_keras_backend`.
+Arrays in memory are checked as a whole, by the model's `checked_data`. Streamed data are checked
+batch by batch, where they are read or by assertions in the graph. XLA leaves assertions out; a
+`tf.data.Dataset` is then checked in its own pipeline, and a `PyDataset` only in its first batch. On
+JAX there are no such assertions; see `checked_stream` in its `_keras_backend`.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ _WEIGHTS = "`sample_weight` must be finite and not negative"
 
 
 def as_array(name: str, x: Any) -> np.ndarray | tf.Tensor:
-    """Data as one array of numbers: masked arrays stay masked, tensors stay tensors.
+    """Converts data to one array of numbers; masked arrays stay masked, tensors stay tensors.
 
-    Takes what can be converted to one, such as a `DataFrame` or nested lists of numbers; or a list
-    or a tuple of one such.
+    Accepts whatever converts to an array, such as a `DataFrame` or nested lists of numbers, or a
+    list or tuple with one such element.
     """
     if isinstance(x, list | tuple):
         leaves = keras.tree.flatten(x)
@@ -56,7 +56,7 @@ def as_array(name: str, x: Any) -> np.ndarray | tf.Tensor:
     not_symbolic(x)
     if isinstance(x, keras.Variable) or keras.ops.is_tensor(x):
         x = keras.ops.convert_to_tensor(x)
-        # On no backend do complex numbers, text and such have one of these names.
+        # Complex numbers, text and such have other names on every backend.
         real = keras.backend.standardize_dtype(x.dtype).startswith(_REAL)
     else:
         if hasattr(x, "to_numpy"):
@@ -67,7 +67,7 @@ def as_array(name: str, x: Any) -> np.ndarray | tf.Tensor:
             x = np.asarray(x)
         real = x.dtype.kind in "buif" or x.dtype.name == "bfloat16"
         if x.dtype.kind == "f" and (x.dtype.itemsize > 8 or not x.dtype.isnative):
-            x = x.astype(np.float64)  # The backends have neither.
+            x = x.astype(np.float64)  # The backends support neither.
     if not real:
         raise ValueError(
             f"The data must be numbers; got dtype {getattr(x.dtype, 'name', x.dtype)} in `{name}`. "
@@ -77,7 +77,7 @@ def as_array(name: str, x: Any) -> np.ndarray | tf.Tensor:
 
 
 def not_symbolic(x: Any) -> None:
-    """Raises `ValueError` for the inputs of a functional model that is being made."""
+    """Raises `ValueError` for a symbolic input of a functional model."""
     if isinstance(x, keras.KerasTensor):
         raise ValueError(
             f"This method gives a distribution, or computes with one, which a functional model "
@@ -88,14 +88,14 @@ def not_symbolic(x: Any) -> None:
 
 
 def nan_where_masked(x: np.ndarray | tf.Tensor) -> np.ndarray | tf.Tensor:
-    """The values of a masked array with NaN where they are masked; of others as they are."""
+    """Replaces masked values of a masked array by NaN; returns other arrays unchanged."""
     if not np.ma.isMaskedArray(x):
         return x
     return np.where(x.mask, np.nan, x.data) if np.ma.is_masked(x) else x.data
 
 
 def unmasked(name: str, x: np.ndarray | tf.Tensor, instead: str) -> np.ndarray | tf.Tensor:
-    """The array without its mask, or `ValueError` if something in it is masked."""
+    """Returns the array without its mask; raises `ValueError` if a value is masked."""
     if np.ma.is_masked(x):
         raise ValueError(
             f"{np.ma.count_masked(x)} of {x.size} values of `{name}` are masked, and would be used "
@@ -105,7 +105,7 @@ def unmasked(name: str, x: np.ndarray | tf.Tensor, instead: str) -> np.ndarray |
 
 
 def check_values(model: Any, x: np.ndarray) -> None:
-    """Raises `ValueError` for values that the likelihood refuses, or the model cannot hold."""
+    """Raises `ValueError` for values that the likelihood rejects or a dtype cannot hold."""
     model.likelihood.check(x)
     dtypes = (model.compute_dtype, keras.config.floatx(), model.distribution_dtype)
     smallest = min(map(keras.backend.standardize_dtype, dtypes), key=_largest)
@@ -120,14 +120,14 @@ def check_values(model: Any, x: np.ndarray) -> None:
 
 
 def _largest(dtype: str) -> float:
-    """The largest number of a dtype."""
+    """Returns the largest number of a dtype."""
     if dtype == "bool":
         return 1.0
     return float(ml_dtypes.finfo(dtype).max if "float" in dtype else np.iinfo(dtype).max)
 
 
 def checked_examples(model: Any, x: Any) -> Any:
-    """The data of one example or more, as `checked_data` of the model gives them."""
+    """Returns `model.checked_data(x)`; raises `ValueError` if there are no examples."""
     x = model.checked_data(x)
     shape = (x["x"] if isinstance(x, Mapping) else x).shape
     if 0 in tuple(shape):
@@ -136,12 +136,12 @@ def checked_examples(model: Any, x: Any) -> Any:
 
 
 def checked_arrays(model: Any, x: Any) -> Any:
-    """The data as NumPy arrays; errors as for `checked_examples`."""
+    """Returns the data as NumPy arrays; errors as for `checked_examples`."""
     return keras.tree.map_structure(keras.ops.convert_to_numpy, checked_examples(model, x))
 
 
 def _checked_weight(sample_weight: Any, x: Any) -> np.ndarray | tf.Tensor | None:
-    """Weights of examples, `[N]`."""
+    """Returns the weights of the examples, `[N]`."""
     if sample_weight is None:
         return None
     weight = as_array("sample_weight", sample_weight)
@@ -157,12 +157,12 @@ def _checked_weight(sample_weight: Any, x: Any) -> np.ndarray | tf.Tensor | None
 
 
 def _weights_allowed(weight: Any) -> Any:
-    # NaN is not below infinity either.
+    # False for NaN too.
     return (weight >= 0) & (weight < np.inf)
 
 
 def _is_stream(x: Any) -> bool:
-    """Whether the data come in batches, in one of Keras's forms, or a form it does not have."""
+    """Whether the data come in batches, in a form that Keras supports or an unknown one."""
     if x is None or isinstance(x, keras.utils.PyDataset):
         return True
     arrays = str | list | tuple | Mapping | keras.Variable
@@ -170,29 +170,29 @@ def _is_stream(x: Any) -> bool:
 
 
 class CheckedDataMixin(MixinBase):
-    """The entry points of `keras.Model` for data, which check them.
+    """Checks data in the methods of `keras.Model` that take them.
 
-    By `checked_data(x)` of the model, which gives data in memory in the form that it works with, or
-    raises; and by its `assertions(x)` for a batch in the graph.
+    The model's `checked_data(x)` converts data in memory to the form that it works with, or raises;
+    its `assertions(x)` check a batch in the graph.
     """
 
     def _checked(self, x: Any, y: Any, sample_weight: Any) -> tuple[Any, Any, Any]:
-        """What Keras is to take for data, targets and weights."""
+        """Returns checked data, targets and weights to pass to Keras."""
         if _is_stream(x):
             return self._checked_stream(x), y, sample_weight
         x = checked_examples(self, x)
         sample_weight = _checked_weight(sample_weight, x)
         if isinstance(y, list | tuple):
             y = np.asarray(y)
-        # Keras drops sample weights where there are no targets, and says nothing.
+        # Without targets, Keras silently drops sample weights.
         if y is None and sample_weight is not None:
             y = keras.tree.flatten(x)[0]
         return x, y, sample_weight
 
     def checked_batch(self, batch: Any, where: str | None = None) -> Any:
-        """A batch of arrays as a stream gives it: `x`, `(x,)`, `(x, y)` or `(x, y, weight)`.
+        """Checks a batch of a stream: `x`, `(x,)`, `(x, y)` or `(x, y, weight)`.
 
-        With `where`, which says what batch it is, nothing in it may be masked.
+        With `where`, which names the batch in messages, no value may be masked.
         """
         if where is not None:
             for part in keras.tree.flatten(batch):
@@ -206,12 +206,12 @@ class CheckedDataMixin(MixinBase):
 
     def _checked_stream(self, x: Any) -> Any:
         if isinstance(x, types.GeneratorType):
-            # Keras takes tuples, and says so.
+            # Other batches are left to Keras, which raises an error that asks for tuples.
             return (self.checked_batch(b) if isinstance(b, tuple) else b for b in x)
         return _keras_backend.checked_stream(self, x)
 
     def asserted_parts(self, data: Any) -> tuple[Any, Any, Any, list[Any]]:
-        """Data, targets and weights `[batch]` of a batch in a graph, and what must hold for it."""
+        """Returns data, targets, weights `[batch]` and assertions for a batch in a graph."""
         x, y, weight = keras.utils.unpack_x_y_sample_weight(data)
         x = self.checked_data(x)
         checks = self.assertions(x)
@@ -227,20 +227,20 @@ class CheckedDataMixin(MixinBase):
         return x, y, weight, checks
 
     def __call__(self, x: Any, *args, **kwargs) -> Any:
-        """The reconstructions: as for `keras.Model`, which would drop the mask of an array."""
+        """Returns the reconstructions; checks data first, as Keras drops the mask of an array."""
         if not any(isinstance(part, keras.KerasTensor) for part in keras.tree.flatten(x)):
             x = self.checked_data(x)
         return super().__call__(x, *args, **kwargs)
 
     def fit(self, x: Any = None, y: Any = None, *args, **kwargs) -> keras.callbacks.History:
-        """Trains the model: as `keras.Model.fit`, where targets `y` are ignored.
+        """Trains the model, like `keras.Model.fit`; targets `y` are ignored.
 
-        With sample weights, what is minimized is the sum of weight times loss, divided by the
-        number of examples, as everywhere in Keras. The figures that are reported, `loss` too, are
-        weighted means: divided by the sum of the weights.
+        With sample weights, the training loss is the sum of weight times loss divided by the number
+        of examples, as everywhere in Keras. The reported metrics, including `loss`, are weighted
+        means: divided by the sum of the weights.
 
-        Of the figures, watch `val_loss` to stop early or to lower the learning rate: `kl` is no
-        measure of success, since it rises as the model learns to use its latents.
+        Monitor `val_loss` for early stopping or to lower the learning rate, not `kl`, which rises
+        as the model learns to use its latents.
 
         Args:
           x: array `[N, *data_shape]`, `tf.data.Dataset`, or anything else that Keras takes.
@@ -249,9 +249,9 @@ class CheckedDataMixin(MixinBase):
           **kwargs: as in Keras; `validation_data` may be `(x_test,)`.
 
         Raises:
-          ValueError: if x, `validation_data` or `sample_weight` are not what the model is for, in
-            shape or in values.
-          tf.errors.InvalidArgumentError: if a batch of a dataset is not.
+          ValueError: if x, `validation_data` or `sample_weight` do not fit the model, in shape or
+            in values.
+          tf.errors.InvalidArgumentError: if a batch of a dataset does not.
         """
         bound = _bound(super().fit, x, y, *args, **kwargs)
         if bound.get("class_weight") is not None and y is None and not _is_stream(x):
@@ -275,37 +275,37 @@ class CheckedDataMixin(MixinBase):
         bound.update(zip(names, self._checked(*map(bound.get, names)), strict=True))
 
     def evaluate(self, x: Any = None, y: Any = None, *args, **kwargs) -> Any:
-        """Evaluates the model: as `keras.Model.evaluate`, where targets `y` are ignored.
+        """Evaluates the model, like `keras.Model.evaluate`; targets `y` are ignored.
 
         Raises:
-          ValueError: if x is not what the model is for, in shape or in values.
+          ValueError: if x does not fit the model, in shape or in values.
         """
         bound = _bound(super().evaluate, x, y, *args, **kwargs)
-        # In `fit`, Keras has the data already.
+        # Inside `fit`, Keras reuses validation data that were checked before.
         if not bound.get("kwargs", {}).get("_use_cached_eval_dataset"):
             self._check_arguments(bound)
         bound.update(bound.pop("kwargs", {}))
         return super().evaluate(**bound)
 
     def predict(self, x: Any, *args, **kwargs) -> np.ndarray:
-        """The reconstructions of data: as `keras.Model.predict`; errors as for `fit`."""
+        """Returns the reconstructions, like `keras.Model.predict`; errors as for `fit`."""
         return super().predict(self._checked(x, None, None)[0], *args, **kwargs)
 
     def train_on_batch(
         self, x: Any, y: Any = None, sample_weight: Any = None, *args, **kwargs
     ) -> Any:
-        """One step on one batch: as `keras.Model.train_on_batch`; errors as for `fit`."""
+        """Trains on one batch, like `keras.Model.train_on_batch`; errors as for `fit`."""
         self.check_has_optimizer()
         return super().train_on_batch(*self._checked(x, y, sample_weight), *args, **kwargs)
 
     def test_on_batch(
         self, x: Any, y: Any = None, sample_weight: Any = None, *args, **kwargs
     ) -> Any:
-        """Evaluates one batch: as `keras.Model.test_on_batch`; errors as for `fit`."""
+        """Evaluates one batch, like `keras.Model.test_on_batch`; errors as for `fit`."""
         return super().test_on_batch(*self._checked(x, y, sample_weight), *args, **kwargs)
 
     def predict_on_batch(self, x: Any) -> np.ndarray:
-        """The reconstructions of one batch; errors as for `fit`."""
+        """Returns the reconstructions of one batch; errors as for `fit`."""
         return super().predict_on_batch(checked_examples(self, x))
 
 
@@ -321,5 +321,5 @@ def _warn_of_monitors(callbacks: Any) -> None:
 
 
 def _bound(function: Any, *args, **kwargs) -> dict[str, Any]:
-    """Arguments by name, as the function takes them."""
+    """Returns the arguments by name."""
     return dict(inspect.signature(function).bind(*args, **kwargs).arguments)

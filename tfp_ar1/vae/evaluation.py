@@ -1,4 +1,4 @@
-"""The figures of a trained model on test data."""
+"""Evaluation of a trained model on test data."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ def evaluate(
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, float | int]:
-    """Evaluates the model on test data: the same figures each time, for the same seed.
+    """Evaluates the model on test data; the same seed gives the same figures.
 
     Args:
       model: a `RhoVAE` or a `SequenceVAE`.
-      x: data `[N, *data_shape]`, or a dictionary of arrays where the model takes one.
-      num_importance_samples: K, draws of the posterior for each example, at least 1.
+      x: data `[N, *data_shape]`, or a dictionary of arrays if the model takes one.
+      num_importance_samples: K, draws from the posterior per example, at least 1.
       batch_size: examples at a time, at least 1.
       seed: integer seed of the draws.
       progress: called with the number of examples done and N after each batch.
@@ -40,19 +40,20 @@ def evaluate(
       * `kl`: KL(q ‖ prior), exact.
       * `nll_iw`: importance-weighted estimate of -log p(x), with K draws.
 
-      and, about the latent vectors:
+      About the latent vectors:
 
       * `active_units`: the number of coordinates whose posterior mean has a variance above 0.01
         over the data (Burda et al., arXiv:1509.00519).
-      * `mmd`: squared maximum mean discrepancy between one draw of each posterior and as many of
-        the prior; see `objectives.maximum_mean_discrepancy`. It takes time O(N²).
+      * `mmd`: squared maximum mean discrepancy between one draw from each posterior and as many
+        from the prior; see `objectives.maximum_mean_discrepancy`. It takes time O(N²).
       * `rho_mean`, `rho_std`: mean and standard deviation over the examples of the posterior's mean
-        lag-one correlation; `scale_mean`, `scale_std`: of the root mean square of its deviations.
+        lag-one correlation; `scale_mean`, `scale_std`: the same of the root mean square of the
+        posterior's standard deviations.
 
-      and `num_importance_samples` and `num_examples`.
+      Also `num_importance_samples` and `num_examples`.
 
     Raises:
-      ValueError: if a number is less than 1, or the data are not what the model is for.
+      ValueError: if a number is less than 1, or the data do not fit the model.
     """
     x = data_checks.checked_arrays(model, x)
     estimates = batching.importance_estimates(
@@ -60,7 +61,7 @@ def evaluate(
     )
     reconstruction, kl, log_likelihoods = batching.concatenated(estimates)
     summaries = (
-        # The seeds of `importance_estimates` have no negative numbers.
+        # Negative numbers do not occur in the seeds of `importance_estimates`.
         model.posterior_summary(batch, _keras_backend.seed_of(seed, -2 - index))
         for index, batch in enumerate(batching.batches(x, batch_size))
     )
@@ -92,12 +93,12 @@ def log_likelihood(
 
 
 def correlation(model: VAE, x: Any, batch_size: int = 128) -> np.ndarray:
-    """The mean lag-one correlation of each example's posterior, an array `[N]`."""
+    """Returns the mean lag-one correlation of each example's posterior, an array `[N]`."""
     return model.correlation(x, batch_size)
 
 
 def _mmd_to_prior(model: VAE, z: np.ndarray, seed: int) -> float:
-    """The squared MMD between latent vectors and as many draws of the prior."""
+    """Returns the squared MMD between latent vectors and as many draws from the prior."""
     draws = model.prior.sample(len(z), seed=_keras_backend.seed_of(seed, -1))
     z, from_prior = (np.asarray(x, _keras_backend.widest()) for x in (z, draws))
     rows = max(1, batching.MAX_OUTPUTS // len(z))

@@ -27,25 +27,25 @@ __all__ = [
 class Likelihood(keras.layers.Layer):
     """Base class: a layer, so that a likelihood can have weights. Computes in float32 or float64.
 
-    Subclasses define `distribution`, and may define `log_prob` where there is a cheaper way, and
-    `check` and `allowed` for the data they accept, with `needs`, which says it in words. Where the
-    decoder outputs several numbers for each value, `outputs_per_value` says how many: they make the
-    last axis so many times as long.
+    Subclasses define `distribution`. They may override `log_prob` with a cheaper computation, and
+    `check`, `allowed` and `needs`, which describes the accepted data in words. If the decoder
+    outputs several numbers per value, `outputs_per_value` is how many; the last axis of its outputs
+    is longer by this factor.
     """
 
     needs = "The data must be finite"
     outputs_per_value = 1
 
     def distribution(self, outputs: tf.Tensor) -> tfd.Distribution:
-        """The distribution for decoder outputs `[batch, *data_shape]`: of batch shape `[batch]`."""
+        """Returns the distribution, batch shape `[batch]`, for outputs `[batch, *data_shape]`."""
         raise NotImplementedError(f"`{type(self).__name__}` must define `distribution`.")
 
     def log_prob(self, x: tf.Tensor, outputs: tf.Tensor) -> tf.Tensor:
-        """`log p(x | z)` in nats per example, `[batch]`."""
+        """Returns `log p(x | z)` in nats per example, `[batch]`."""
         return self.distribution(outputs).log_prob(x)
 
     def log_prob_terms(self, x: tf.Tensor, outputs: tf.Tensor) -> tf.Tensor:
-        """`log p(x | z)` in nats per value, `[batch, *data_shape]`, for data with values missing.
+        """Returns `log p(x | z)` in nats per value, `[batch, *data_shape]`, for data with gaps.
 
         Raises:
           TypeError: if `distribution` does not return a `tfd.Independent`.
@@ -60,19 +60,19 @@ class Likelihood(keras.layers.Layer):
         return distribution.distribution.log_prob(x)
 
     def check(self, x: np.ndarray) -> None:
-        """Raises `ValueError` if the data cannot be what this likelihood describes."""
+        """Raises `ValueError` if this likelihood does not accept the data."""
         if not np.all(np.isfinite(x)):
             raise ValueError(f"The data hold {np.sum(~np.isfinite(x))} values that are not finite.")
 
     def allowed(self, x: tf.Tensor) -> tf.Tensor:
-        """Whether each value can be what this likelihood describes: `check` for a graph."""
+        """Whether this likelihood accepts each value; the counterpart of `check` in a graph."""
         return tf.math.is_finite(x)
 
     def check_decoder(self, decoder: keras.Layer) -> None:
-        """Warns if the decoder's outputs are not what this likelihood takes."""
+        """Warns if the decoder's outputs do not suit this likelihood."""
 
     def call(self, outputs: tf.Tensor) -> tf.Tensor:
-        """The mean of the distribution."""
+        """Returns the mean of the distribution."""
         return self.distribution(outputs).mean()
 
 
@@ -84,17 +84,17 @@ class Bernoulli(Likelihood):
     needs = f"A Bernoulli likelihood needs data in [0, 1]. {_advice}"
 
     def distribution(self, outputs: tf.Tensor) -> tfd.Distribution:
-        """Independent Bernoulli distributions with these logits."""
+        """Returns independent Bernoulli distributions with these logits."""
         values = tfd.Bernoulli(logits=outputs, dtype=outputs.dtype)
         return tfd.Independent(values, len(outputs.shape) - 1)
 
     def log_prob(self, x: tf.Tensor, outputs: tf.Tensor) -> tf.Tensor:
-        """The negative cross-entropy, summed over an observation."""
+        """Returns the negative cross-entropy, summed over each example."""
         axes = list(range(1, len(outputs.shape)))
         return tf.reduce_sum(self.log_prob_terms(x, outputs), axis=axes)
 
     def log_prob_terms(self, x: tf.Tensor, outputs: tf.Tensor) -> tf.Tensor:
-        """The negative cross-entropy of each value."""
+        """Returns the negative cross-entropy of each value."""
         return -tf.nn.sigmoid_cross_entropy_with_logits(labels=x, logits=outputs)
 
     def check(self, x: np.ndarray) -> None:
@@ -112,7 +112,7 @@ class Bernoulli(Likelihood):
         return (x >= 0) & (x <= 1)
 
     def check_decoder(self, decoder: keras.Layer) -> None:
-        """Warns of a decoder that ends in probabilities."""
+        """Warns if the decoder ends in probabilities."""
         name = network_checks.last_activation(decoder)
         if name in ("sigmoid", "hardsigmoid", "softmax"):
             warnings.warn(
@@ -142,19 +142,19 @@ class Gaussian(Likelihood):
         self.fixed_scale = scale
 
     def build(self, input_shape: Any = None) -> None:
-        """Makes the weight for a scale that is learned."""
+        """Creates the weight for a learned scale."""
         if self.fixed_scale is None:
             self.raw_scale = self.add_weight(shape=(), initializer="zeros", name="raw_scale")
 
     def scale(self) -> tf.Tensor:
-        """The standard deviation, a scalar."""
+        """Returns the standard deviation, a scalar."""
         if self.fixed_scale is not None:
             return tf.constant(self.fixed_scale, self.variable_dtype)
-        # Bounded below, or data that are reproduced exactly would drive it to 0.
+        # Bounded below: exactly reproduced data would drive it to 0.
         return 1e-3 + tf.math.softplus(self.raw_scale.value)
 
     def distribution(self, outputs: tf.Tensor) -> tfd.Distribution:
-        """Independent normals around these means."""
+        """Returns independent normals with these means."""
         scale = tf.cast(self.scale(), outputs.dtype)
         return tfd.Independent(tfd.Normal(outputs, scale), len(outputs.shape) - 1)
 
@@ -165,15 +165,15 @@ class Gaussian(Likelihood):
 
 @keras.saving.register_keras_serializable(package="tfp_ar1")
 class HeteroscedasticGaussian(Likelihood):
-    """Real-valued data, with a standard deviation for each value, which the decoder outputs too.
+    """Real-valued data; the decoder outputs a mean and a standard deviation for each value.
 
-    Of two numbers for each value, `[..., 2 * features]`: the means of all features, and then what
-    their standard deviations are made of, `min_scale + softplus(output)`. For data whose noise is
-    not the same everywhere: where it is large, errors of the mean cost less.
+    The decoder outputs `[..., 2 * features]`: the means of all features, then a number x for each
+    feature, whose standard deviation is `min_scale + softplus(x)`. For data whose noise varies:
+    where it is large, errors of the mean cost less.
 
     Args:
-      min_scale: the least standard deviation. Not 0: the likelihood of data that are reproduced
-        exactly would have no bound.
+      min_scale: the least standard deviation. Not 0: the likelihood of exactly reproduced data
+        would be unbounded.
       **kwargs: arguments of `keras.layers.Layer`.
 
     Raises:
@@ -189,7 +189,7 @@ class HeteroscedasticGaussian(Likelihood):
         self.min_scale = min_scale
 
     def distribution(self, outputs: tf.Tensor) -> tfd.Distribution:
-        """Independent normals."""
+        """Returns independent normals."""
         loc, raw_scale = tf.split(outputs, 2, axis=-1)
         scale = self.min_scale + tf.math.softplus(raw_scale)
         return tfd.Independent(tfd.Normal(loc, scale), len(outputs.shape) - 1)
@@ -203,10 +203,10 @@ LIKELIHOODS = {"bernoulli": Bernoulli, "gaussian": Gaussian}
 
 
 def get(likelihood: str | Likelihood) -> Likelihood:
-    """The likelihood of that name, or the one that is given.
+    """Returns the likelihood of that name; a likelihood is returned unchanged.
 
     Raises:
-      ValueError: if there is none of that name; the message lists the names.
+      ValueError: if the name is unknown; the message lists the names.
     """
     if isinstance(likelihood, Likelihood):
         return likelihood

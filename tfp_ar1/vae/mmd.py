@@ -14,28 +14,28 @@ def maximum_mean_discrepancy(x: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
     """The squared maximum mean discrepancy (MMD) of two samples, with a Gaussian kernel.
 
     The kernel is `k(a, b) = exp(-‖a - b‖² / d²)`, as in the code that the authors of InfoVAE
-    published for MNIST. The estimator is the biased one, a mean over all pairs, those of a vector
-    with itself included: it is never negative, and for n and m draws of one distribution it is
-    `(1/n + 1/m) (1 - E[k(a, b)])` on average (Gretton et al., JMLR 13, 2012).
+    published for MNIST. The estimator is the biased one, a mean over all pairs, including each
+    vector with itself. It is never negative, and for n and m draws from the same distribution its
+    mean is `(1/n + 1/m) (1 - E[k(a, b)])` (Gretton et al., JMLR 13, 2012).
 
     Args:
-      x: sample `[n, d]`, or of arrays of d numbers `[n, ...]`.
+      x: sample `[n, d]`, or `[n, ...]` with d numbers per draw.
       y: sample `[m, d]`, or `[m, ...]`.
 
     Returns:
       A scalar. Time and memory are O((n + m)²).
     """
-    # A replica's share of the last batch can be empty; the mean of nothing is 0 here.
+    # A replica's share of the last batch can be empty; its mean is 0 here.
     return _mean(witness(x, x, y)) - _mean(witness(y, x, y))
 
 
 def witness(points: tf.Tensor, x: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
-    """How much nearer points are to one sample than to another: mean kernel to x less that to y.
+    """The MMD's witness function: at each point, the mean kernel to x minus the mean kernel to y.
 
-    The squared MMD of x and y is the mean of this over x, less that over y.
+    The squared MMD of x and y is its mean over x minus its mean over y.
 
     Args:
-      points: `[p, d]`, or arrays of d numbers `[p, ...]`.
+      points: `[p, d]`, or `[p, ...]` with d numbers per point.
       x: sample `[n, d]`, or `[n, ...]`.
       y: sample `[m, d]`, or `[m, ...]`.
 
@@ -46,7 +46,7 @@ def witness(points: tf.Tensor, x: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
 
 
 def _mean(x: tf.Tensor) -> tf.Tensor:
-    """The mean over the last axis, 0 where it is empty."""
+    """Returns the mean over the last axis, 0 if it is empty."""
     return tf.math.divide_no_nan(tf.reduce_sum(x, axis=-1), tf.cast(ps.shape(x)[-1], x.dtype))
 
 

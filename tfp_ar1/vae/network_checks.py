@@ -1,4 +1,4 @@
-"""Checks that encoders and decoders have the inputs and outputs that a model needs."""
+"""Checks of the inputs and outputs of encoders and decoders."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _CHANGE_SHAPES_ONLY = (
 
 
 def input_shapes(network: keras.Model) -> list[tuple[int | None, ...]]:
-    """The shape of each input of a network; none for one that does not say what it takes."""
+    """Returns the shape of each input of a network; an empty list if they are not known."""
     shape = getattr(network, "input_shape", None) if network.built else None
     if shape is None:
         return []
@@ -25,7 +25,7 @@ def input_shapes(network: keras.Model) -> list[tuple[int | None, ...]]:
 
 
 def takes(network: keras.Model, shape: tuple[int, ...]) -> bool:
-    """Whether a network takes examples of this shape, as far as it says what it takes."""
+    """Whether a network takes examples of this shape; true if its inputs are not known."""
     return all(
         len(given) == len(shape) + 1
         and all(n in (None, m) for n, m in zip(given[1:], shape, strict=True))
@@ -36,9 +36,9 @@ def takes(network: keras.Model, shape: tuple[int, ...]) -> bool:
 def one_output(
     name: str, outputs: Any, shape: tuple[int | str, ...], advice: str
 ) -> tuple[int | None, ...]:
-    """The shape of what a network gives for symbolic inputs, or `ValueError` with the advice.
+    """Returns the shape of a network's symbolic output; raises `ValueError` if it is not `shape`.
 
-    `shape` is what it must be for one example; a word stands for any number.
+    `shape` is that of one example; a word in it stands for any number. The error ends in `advice`.
     """
     if isinstance(outputs, keras.KerasTensor):
         given: Any = tuple(outputs.shape)
@@ -58,7 +58,10 @@ def one_output(
 
 
 def last_activation(layer: Any) -> str:
-    """The name of what a network applies last, shapes aside, such as `"dense"` or `"sigmoid"`."""
+    """Returns the name of a network's last activation or layer, such as `"sigmoid"` or `"dense"`.
+
+    Layers that only change shapes are skipped.
+    """
     for last in reversed(getattr(layer, "operations", None) or getattr(layer, "layers", [])):
         if not isinstance(last, _CHANGE_SHAPES_ONLY):
             return last_activation(last)

@@ -1,4 +1,4 @@
-"""Training objectives of VAEs. A new one subclasses `Objective` and defines `loss`."""
+"""Training objectives of VAEs. To add one, subclass `Objective` and define `loss`."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Terms(NamedTuple):
 
 
 class Draws(NamedTuple):
-    """K draws z of the posterior q(z | x) for each example of a batch; see `RhoVAE.draw`."""
+    """K draws z from the posterior q(z | x) of each example of a batch; see `RhoVAE.draw`."""
 
     z: tf.Tensor  # [K, batch, *latent_shape]
     log_p: tf.Tensor  # log p(x | z), [K, batch]
@@ -61,16 +61,16 @@ class Model(Protocol):
 
 @dataclasses.dataclass(eq=False)
 class Objective:
-    """Base class: draws from the posterior, and the terms that every objective reports.
+    """Base class: draws from the posterior and computes the terms that every objective reports.
 
     The reconstruction is estimated with `num_samples` draws, the KL is exact. Subclasses define
-    `loss`, and `get_config` where they have arguments and are no dataclasses.
+    `loss`, and `get_config` if they have arguments and are not dataclasses.
     """
 
     num_samples = 1
 
     def __call__(self, model: Model, x: Any, training: bool) -> Terms:
-        """The terms for a batch of data `[batch, *data_shape]`."""
+        """Returns the terms for a batch of data `[batch, *data_shape]`."""
         posterior = model.encode(x, training=training)
         draws = model.draw(x, posterior, self.num_samples, model.next_seed(), training=training)
         reconstruction = -tf.reduce_mean(draws.log_p, axis=0)
@@ -89,10 +89,10 @@ class Objective:
 
         Args:
           model: the model.
-          draws: draws of the posteriors.
+          draws: draws from the posteriors.
           reconstruction: the mean of -log p(x | z) over the draws, `[batch]`.
           kl: KL(q ‖ prior), `[batch]`.
-          training: whether it is for a step of the optimizer.
+          training: whether the loss is for a training step.
         """
         raise NotImplementedError(f"`{type(self).__name__}` must define `loss`.")
 
@@ -102,7 +102,7 @@ class Objective:
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Objective:
-        """Makes the objective again from `get_config`."""
+        """Recreates the objective from `get_config`."""
         return cls(**config)
 
 
@@ -111,15 +111,15 @@ class Objective:
 class ELBO(Objective):
     """The negative evidence lower bound, `-E_q[log p(x | z)] + β KL(q(z | x) ‖ p(z))`.
 
-    (Inequalities 1 and 2 of the paper are printed the wrong way round: the bound is from below.)
+    (Inequalities 1 and 2 of the paper are reversed in print: the ELBO is a lower bound.)
 
     Args:
       beta: factor of the KL; 1 for the VAE, other values for the β-VAE. Finite, at least 0.
-      warmup_steps: in training, the factor grows to `beta` linearly over this number of steps of
-        the optimizer; 0 for none. In evaluation the factor is always `beta`.
+      warmup_steps: in training, the factor grows linearly to `beta` over this number of optimizer
+        steps; 0 for no warm-up. In evaluation the factor is always `beta`.
 
     Raises:
-      ValueError: if an argument is not what is described.
+      ValueError: if an argument is invalid.
     """
 
     beta: float = 1.0
@@ -134,7 +134,7 @@ class ELBO(Objective):
     def loss(
         self, model: Model, draws: Draws, reconstruction: tf.Tensor, kl: tf.Tensor, training: bool
     ) -> tf.Tensor:
-        """The reconstruction and β times the KL."""
+        """Returns the reconstruction plus β times the KL."""
         if not (training and self.warmup_steps):
             return reconstruction + self.beta * kl
         optimizer = getattr(model, "optimizer", None)
@@ -143,7 +143,7 @@ class ELBO(Objective):
                 f"`warmup_steps={self.warmup_steps}` counts the steps of the model's optimizer, "
                 f"but it has none; compile the model before it is trained."
             )
-        # A variable, or with accumulated gradients what is computed from one.
+        # `iterations` is a variable or, with gradient accumulation, a tensor computed from one.
         step = tf.cast(keras.ops.convert_to_tensor(optimizer.iterations), kl.dtype)
         factor = self.beta * tf.minimum((step + 1) / self.warmup_steps, 1)
         return reconstruction + factor * kl
@@ -155,10 +155,10 @@ class InfoVAE(Objective):
     """InfoVAE with the maximum mean discrepancy (Zhao, Song and Ermon, arXiv:1706.02262).
 
     `-E_q[log p(x | z)] + (1 - α) KL(q(z | x) ‖ p(z)) + (α + λ - 1) MMD(q(z), p(z))`, where q(z) is
-    the mean of q(z | x) over the data. The squared MMD is estimated between the batch's draws, one
-    for each example, and as many of the prior (see `maximum_mean_discrepancy`), and is the same in
-    the loss of each example. The defaults are those of a public implementation for MNIST. `alpha=1`
-    leaves the KL out (MMD-VAE), and `alpha + lambda_ = 1` the MMD (β-VAE with β = λ).
+    the mean of q(z | x) over the data. The squared MMD is estimated between one draw per example of
+    the batch and as many draws from the prior (see `maximum_mean_discrepancy`); its value is the
+    same in the loss of every example. The defaults are those of a public implementation for MNIST.
+    `alpha=1` leaves out the KL (MMD-VAE), `alpha + lambda_ = 1` the MMD (β-VAE with β = λ).
 
     Args:
       alpha: α, the weight on the mutual information of x and z; at most 1.
@@ -184,7 +184,7 @@ class InfoVAE(Objective):
     def loss(
         self, model: Model, draws: Draws, reconstruction: tf.Tensor, kl: tf.Tensor, training: bool
     ) -> tf.Tensor:
-        """The reconstruction, the KL and the MMD, with their factors."""
+        """Returns the weighted sum of the reconstruction, the KL and the MMD."""
         z = draws.z[0]
         from_prior = model.prior.sample(ps.shape(z)[0], seed=model.next_seed())
         mmd = maximum_mean_discrepancy(z, from_prior)
@@ -196,7 +196,7 @@ class InfoVAE(Objective):
 class ImportanceWeighted(Objective):
     """The importance-weighted bound, `-log 1/K Σ_k p(x | z_k) p(z_k) / q(z_k | x)`.
 
-    With K draws of the posterior (IWAE; Burda, Grosse and Salakhutdinov, arXiv:1509.00519). On
+    It uses K draws from the posterior (IWAE; Burda, Grosse and Salakhutdinov, arXiv:1509.00519). On
     average it falls towards -log p(x) as K grows; for K = 1 it is the negative ELBO, with the KL
     estimated from the draw.
 
@@ -204,7 +204,7 @@ class ImportanceWeighted(Objective):
       num_samples: K, an integer of at least 1. Time and memory grow with it.
 
     Raises:
-      ValueError: if it is not.
+      ValueError: if `num_samples` is invalid.
     """
 
     num_samples: int = 5
@@ -216,7 +216,7 @@ class ImportanceWeighted(Objective):
     def loss(
         self, model: Model, draws: Draws, reconstruction: tf.Tensor, kl: tf.Tensor, training: bool
     ) -> tf.Tensor:
-        """Minus the logarithm of the mean weight."""
+        """Returns minus the logarithm of the mean weight."""
         return math.log(self.num_samples) - tf.reduce_logsumexp(draws.log_weight, axis=0)
 
 
@@ -224,15 +224,15 @@ OBJECTIVES: dict[str, Any] = {"elbo": ELBO, "infovae": InfoVAE, "iwae": Importan
 
 
 def get(objective: str | Objective, **kwargs) -> Objective:
-    """The objective of that name, or the one that is given.
+    """Returns the objective of that name; an objective is returned unchanged.
 
     Args:
       objective: a key of `OBJECTIVES`, or an objective.
-      **kwargs: the arguments of the one that is named.
+      **kwargs: constructor arguments for a named objective.
 
     Raises:
-      ValueError: if there is none of that name; the message lists the names.
-      TypeError: if it is neither a name nor an objective.
+      ValueError: if the name is unknown; the message lists the names.
+      TypeError: if `objective` is neither a name nor an objective.
     """
     if isinstance(objective, Objective):
         return objective

@@ -1,4 +1,4 @@
-"""The families of approximate posteriors that the models offer, by name."""
+"""The families of approximate posteriors, by name."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ __all__ = ["POSTERIORS", "Posterior", "get", "num_covariance_parameters"]
 
 
 class Posterior:
-    """A family of normals over vectors, and how a network's output chooses one of them.
+    """A family of normal distributions over vectors, and its mapping from a network's outputs.
 
-    `parameters` says what there is one number for, of the mean and of each packed parameter after
-    it: a "coordinate", a "step" to the next, or a "member" of the batch; `None` without an order.
-    `has_correlations` says whether there is a correlation for each step, and `needs_prior` whether
-    the prior is part of it; only paths in time have such a posterior.
+    `parameters` says for the mean, and then for each packed parameter, whether it has one number
+    per "coordinate", per "step" to the next, or per "member" of the batch; `None` if the family has
+    no order. `has_correlations` says whether there is a correlation for each step, `needs_prior`
+    whether the posterior depends on the prior, which is for paths in time only.
     """
 
     parameters: tuple[str, ...] | None
@@ -30,15 +30,16 @@ class Posterior:
     needs_prior = False
 
     def params_size(self, event_size: int) -> int:
-        """The number of outputs that the network needs."""
+        """Returns the number of outputs that the network needs."""
         return ar1_params.size_of(self.parameters or (), event_size)
 
     def new(
         self, params: tf.Tensor, event_size: int, prior: Any = None, observed: Any = None
     ) -> tfd.Distribution:
-        """The distribution for outputs `[..., params_size(event_size)]`.
+        """Returns the distribution for outputs `[..., params_size(event_size)]`.
 
-        Where `needs_prior`, of the prior, and of where something was observed, `[..., event_size]`.
+        If `needs_prior`, it also depends on the prior and on `observed`, `[..., event_size]`: where
+        something was observed.
         """
         params = ar1_params.checked_params(params, self.params_size(event_size), event_size)
         loc = ar1_params.bounded(params[..., :event_size], ar1_params.LOC_BOUND)
@@ -48,12 +49,12 @@ class Posterior:
         raise NotImplementedError
 
     def correlation(self, distribution: tfd.Distribution) -> tf.Tensor:
-        """The mean correlation `[...]` of neighbouring coordinates."""
+        """Returns the mean correlation `[...]` of neighbouring coordinates."""
         raise NotImplementedError
 
 
 class _MarkovChain(Posterior):
-    """A member of this package: `"ar1"` is that of the ρ-VAE (equation 4 of the paper)."""
+    """A member of the family; `"ar1"` is the posterior of the ρ-VAE (equation 4 of the paper)."""
 
     def __init__(self, family: str):
         self.family = family
@@ -73,15 +74,15 @@ class _MarkovChain(Posterior):
 
 
 def _mean_over_steps(rho: tf.Tensor) -> tf.Tensor:
-    """The mean over the last axis; 0 for a single coordinate, which has no neighbour."""
+    """Returns the mean over the last axis; 0 for a single coordinate, which has no neighbour."""
     return tf.reduce_sum(rho, axis=-1) / tf.cast(ps.maximum(ps.shape(rho)[-1], 1), rho.dtype)
 
 
 class _Sites(_MarkovChain):
-    """The prior of a path times a Gaussian factor at each coordinate: see `tfp_ar1.params.sites`.
+    """The prior of a path times a Gaussian factor at each coordinate; see `tfp_ar1.params.sites`.
 
-    What the network gives does not connect the coordinates; the prior does. Where nothing was
-    observed the posterior is what the prior makes of the rest.
+    The coordinates are connected by the prior, not by the network's outputs. Where nothing was
+    observed, the posterior follows from the prior and the other factors.
     """
 
     needs_prior = True
@@ -119,8 +120,8 @@ class _Isotropic(_Diagonal):
 class _Full(Posterior):
     """Any covariance, by its Cholesky factor: O(d²) parameters.
 
-    Packed `[loc (d), factor (d (d+1)/2)]`, the factor as `tfp.math.fill_triangular` takes it, with
-    `log s` on its diagonal.
+    Packed `[loc (d), factor (d (d+1)/2)]`, the factor in the order of `tfp.math.fill_triangular`,
+    with `log s` on its diagonal.
     """
 
     parameters = None
@@ -131,7 +132,7 @@ class _Full(Posterior):
 
     def _around(self, loc: tf.Tensor, rest: tf.Tensor, d: int) -> tfd.Distribution:
         factor = tfp.math.fill_triangular(rest)
-        # Not tf.linalg.set_diag, whose gradient XLA cannot compile for an unknown batch size.
+        # Not tf.linalg.set_diag: XLA cannot compile its gradient for an unknown batch size.
         scale_tril = tf.where(
             tf.eye(d, dtype=tf.bool),
             ar1_params.scale_of(factor),
@@ -155,18 +156,18 @@ POSTERIORS: dict[str, Posterior] = {
 
 
 def get(name: str) -> Posterior:
-    """The family of that name.
+    """Returns the family of that name.
 
     Raises:
-      ValueError: if there is none; the message lists the names.
+      ValueError: if the name is unknown; the message lists the names.
     """
-    if name in PACKED:  # Also a member that has been added since.
+    if name in PACKED:  # Also a member added after `POSTERIORS` was made.
         return _MarkovChain(name)
     return named("posterior", name, POSTERIORS)
 
 
 def num_covariance_parameters(name: str, latent_dim: int) -> int:
-    """How many numbers the covariance of the family of that name takes, besides the d of the mean.
+    """Returns the number of parameters of a family's covariance.
 
     Args:
       name: a key of `POSTERIORS`.

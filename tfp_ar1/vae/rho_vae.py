@@ -1,4 +1,4 @@
-"""`RhoVAE`: a variational autoencoder whose posterior is chosen by one argument."""
+"""`RhoVAE`: a variational autoencoder with a choice of posteriors."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from tfp_ar1.vae.base import VAE, distribution_dtype
 class RhoVAE(VAE):
     """A variational autoencoder, by default with the AR(1) posterior of the ρ-VAE paper.
 
-    The encoder's features go through one dense layer to the parameters of the posterior q(z | x);
-    a sample z goes through the decoder to the likelihood p(x | z). Train it with `compile` and
-    `fit`, without a loss or targets:
+    A dense layer maps the encoder's features to the parameters of the posterior q(z | x); the
+    decoder maps a sample z to the likelihood p(x | z). Train the model with `compile` and `fit`,
+    without a loss or targets:
 
     ```python
     encoder, decoder = tfp_ar1.vae.architectures.mlp(data_shape=(28, 28), latent_dim=10)
@@ -35,11 +35,11 @@ class RhoVAE(VAE):
     vae.generate(16)
     ```
 
-    `fit` and `evaluate` report, in nats per example: `loss`, what is minimized; `reconstruction`,
-    -E_q[log p(x | z)] from one sample; `kl`, KL(q ‖ prior), exact; and `correlation`, the mean
-    lag-one correlation of the posteriors. The negative ELBO is `reconstruction + kl`. Where the
-    prior learns a correlation, `prior_correlation` is its mean. Distributions are computed in
-    float32 (float64 under that policy), also under mixed precision.
+    `fit` and `evaluate` report, in nats per example: `loss`, the training objective;
+    `reconstruction`, -E_q[log p(x | z)] from one sample; `kl`, the exact KL(q ‖ prior); and
+    `correlation`, the mean lag-one correlation of the posteriors. The negative ELBO is
+    `reconstruction + kl`. If the prior learns a correlation, `prior_correlation` is its mean.
+    Distributions are computed in float32 (float64 under that policy), also under mixed precision.
 
     Args:
       encoder: Keras model from data `[batch, *data_shape]` to features `[batch, units]`.
@@ -48,9 +48,9 @@ class RhoVAE(VAE):
       latent_dim: size d of the latent vectors, at least 1.
       posterior: `"ar1"` (one variance and one correlation, the ρ-VAE), `"diag"` (a variance for
         each dimension, the standard VAE), `"isotropic"` (one variance), `"full"` (any covariance,
-        by its Cholesky factor), or another key of `tfp_ar1.vae.posteriors.POSTERIORS` but
+        by its Cholesky factor), or another key of `tfp_ar1.vae.posteriors.POSTERIORS` except
         `"sites"`, which is for paths in time.
-      prior: distribution over vectors of size d, with constant parameters, or a layer that learns
+      prior: distribution over vectors of size d with constant parameters, or a layer that learns
         one (`tfp_ar1.layers.MultivariateNormalAR1Prior`); default N(0, I).
       objective: what to minimize: `"elbo"`, `"infovae"`, `"iwae"`, or one of
         `tfp_ar1.vae.objectives`; default `ELBO()`. For the β-VAE: `ELBO(beta=4.0)`.
@@ -60,8 +60,8 @@ class RhoVAE(VAE):
 
     Raises:
       TypeError: if the prior is not a distribution, or encoder or decoder not a Keras 3 model.
-      ValueError: if another argument is not what is described, or parts do not fit together (for an
-        encoder that does not know the shape of its data yet: when the model is built).
+      ValueError: if another argument is invalid, or parts do not fit together (raised when the
+        model is built if the encoder has no input shape yet).
     """
 
     def __init__(
@@ -89,7 +89,7 @@ class RhoVAE(VAE):
             )
         self.latent_dim = latent_dim
         self.latent_shape = (latent_dim,)  # of the latents z of one example
-        # Made now, as every other initializer is, so that equal seeds give equal weights.
+        # Made now, like every other initializer, so that equal seeds give equal weights.
         self._loc_initializer = keras.initializers.GlorotUniform()
         self.posterior_head = keras.layers.Dense(
             self.posterior.params_size(latent_dim),
@@ -113,7 +113,7 @@ class RhoVAE(VAE):
           input_shape: `(batch or None, *data_shape)`.
 
         Raises:
-          ValueError: if the encoder does not give vectors, or the decoder not the data's shape.
+          ValueError: if the encoder does not output vectors, or the decoder not the data's shape.
         """
         data_shape = tuple(input_shape[1:])
         if not network_checks.takes(self.decoder, self.latent_shape):
@@ -129,13 +129,13 @@ class RhoVAE(VAE):
         self.build_parts(data_shape, inputs, ("units",), self.latent_shape, data_shape, advice)
 
     def _initial_head_kernel(self, shape: tuple[int, int], dtype: Any = None) -> tf.Tensor:
-        """Random for the mean, which all families have first; 0 for the covariance: I at first."""
+        """Random for the mean, which comes first in all families; 0 for the rest: covariance I."""
         units, size = shape
         loc = self._loc_initializer((units, self.latent_dim), dtype)
         return tf.concat([loc, tf.zeros((units, size - self.latent_dim), loc.dtype)], axis=-1)
 
     def encode(self, x: Any, training: bool = False) -> tfd.Distribution:
-        """The posterior q(z | x): batch shape `[batch]`, event shape `[latent_dim]`.
+        """Returns the posterior q(z | x): batch shape `[batch]`, event shape `[latent_dim]`.
 
         Args:
           x: data `[batch, *data_shape]`.
@@ -149,18 +149,18 @@ class RhoVAE(VAE):
         return self.posterior.new(params, self.latent_dim)
 
     def kl_to_prior(self, posterior: tfd.Distribution, x: Any = None) -> tf.Tensor:
-        """KL(q(z | x) ‖ p(z)), exact, in nats per example; x is for series of unequal lengths."""
+        """Returns the exact KL(q(z | x) ‖ p(z)) in nats per example; x is for `SequenceVAE`."""
         return priors.kl_divergence(posterior, self.prior)
 
     def posterior_correlation(self, posterior: tfd.Distribution, x: Any = None) -> tf.Tensor:
-        """The mean lag-one correlation of each example's posterior; x as for `kl_to_prior`."""
+        """Returns the mean lag-one correlation of each example's posterior; x is not used."""
         return self.posterior.correlation(posterior)
 
     def draw(
         self, x: Any, posterior: Any, num_samples: int, seed: tf.Tensor, training: bool = False
     ) -> objectives.Draws:
-        """Draws K latent vectors for each example from its posterior, and weighs them."""
-        # The density of a draw from the noise that made it, not from its rounded coordinates.
+        """Draws K latent vectors for each example from its posterior and weighs them."""
+        # Computes the density from the noise of the draw, not from its rounded coordinates.
         z, log_q = posterior.experimental_sample_and_log_prob(num_samples, seed=seed)
         outputs = self.decoder_outputs(tf.reshape(z, [-1, *self.latent_shape]), training=training)
         x = tf.cast(x, outputs.dtype)
@@ -184,11 +184,11 @@ class RhoVAE(VAE):
         )
 
     def checked_data(self, x: Any) -> np.ndarray | tf.Tensor:
-        """Data in memory, or a batch in a graph, as one array.
+        """Checks data in memory or a batch in a graph, and returns them as one array.
 
         Raises:
-          ValueError: if they are not what the model is for, in shape or, outside a graph, values.
-          TypeError: if they are no data.
+          ValueError: if they do not fit the model, in shape or, outside a graph, in values.
+          TypeError: if x cannot be converted to an array.
         """
         if isinstance(x, Mapping):
             raise ValueError(

@@ -1,4 +1,4 @@
-"""What `SequenceVAE` takes as data: series with values missing and of unequal lengths."""
+"""The data of `SequenceVAE`: series with missing values and unequal lengths."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Parts(NamedTuple):
 
     @classmethod
     def of(cls, data: Any) -> Parts:
-        """Raises `ValueError` if a key is missing or unknown."""
+        """Unpacks data; raises `ValueError` if a key is missing or unknown."""
         if not isinstance(data, Mapping):
             return cls(data)
         if not {"x"} <= set(data) <= set(cls._fields):
@@ -32,7 +32,7 @@ class Parts(NamedTuple):
         return cls(**data)
 
     def given(self) -> dict[str, Any]:
-        """The entries that there are, by name."""
+        """Returns the entries that are present, by name."""
         parts = self._asdict().items()
         return {name: part for name, part in parts if name == "x" or part is not None}
 
@@ -43,15 +43,15 @@ class Series(NamedTuple):
     values: tf.Tensor  # [batch, num_timesteps, features], 0 where nothing was observed
     observed: tf.Tensor  # boolean, the same shape
     valid: tf.Tensor  # boolean [batch, num_timesteps], false past the end of a series
-    length: tf.Tensor | None  # int32 [batch], or `None` where all series have all timesteps
+    length: tf.Tensor | None  # int32 [batch], or `None` if all series have full length
 
     def sum_over_timesteps(self, terms: tf.Tensor) -> tf.Tensor:
-        """Sums terms `[..., batch, channels, num_timesteps]` over what belongs to each series."""
+        """Sums terms `[..., batch, channels, num_timesteps]` over channels and valid timesteps."""
         terms = tf.where(self.valid[:, tf.newaxis], terms, tf.zeros_like(terms))
         return tf.reduce_sum(terms, axis=[-2, -1])
 
     def last_step(self) -> tf.Tensor:
-        """The index of the last timestep, `[batch, 1, 1]`, or a scalar if all have all."""
+        """Returns the index of the last timestep: `[batch, 1, 1]`, or a scalar at full length."""
         if self.length is None:
             return tf.constant(self.valid.shape[1] - 1)
         return self.length[:, tf.newaxis, tf.newaxis] - 1
@@ -60,7 +60,7 @@ class Series(NamedTuple):
 def check_parts(
     x: np.ndarray, length: np.ndarray | None = None, mask: np.ndarray | None = None
 ) -> np.ndarray:
-    """Checks lengths and mask of data in memory; returns where x was observed."""
+    """Checks lengths and mask of data in memory, and returns where x was observed."""
     num_timesteps, observed = x.shape[1], ~np.isnan(x)
     if length is not None:
         if length.shape != x.shape[:1] or not np.issubdtype(length.dtype, np.integer):
@@ -80,7 +80,7 @@ def check_parts(
 
 
 def _mask_of_values(mask: Any, shape: Any) -> Any:
-    """A mask with an axis of features, or `ValueError` if it cannot be that of data of a shape."""
+    """Returns the mask with an axis of features; raises `ValueError` if it does not fit `shape`."""
     x, given = tf.TensorShape(shape), tf.TensorShape(mask.shape)
     allowed = (x, x[:2], x[:2].concatenate([1]))
     fits = given.rank is not None and any(given.is_compatible_with(each) for each in allowed)
@@ -93,7 +93,11 @@ def _mask_of_values(mask: Any, shape: Any) -> Any:
 
 
 def unpacked(parts: Parts, data_shape: Any, dtype: tf.DType) -> Series:
-    """The batch as tensors of all timesteps; `ValueError` for lengths or masks of no such shape."""
+    """Returns the batch as tensors of all timesteps.
+
+    Raises:
+      ValueError: if the lengths or the mask have an unfit shape.
+    """
     num_timesteps, num_features = data_shape
     x = tf.ensure_shape(tf.cast(parts.x, dtype), [None, None, num_features])
     x = _with_all_timesteps(x, num_timesteps, np.nan)
@@ -110,14 +114,14 @@ def unpacked(parts: Parts, data_shape: Any, dtype: tf.DType) -> Series:
     if mask is not None:
         mask = _mask_of_values(tf.convert_to_tensor(mask), x.shape)
         observed &= _with_all_timesteps(mask, num_timesteps, False)
-    # Zeros before anything is computed, or the gradients would be NaN too.
+    # Replace NaN before any computation, or the gradients would be NaN too.
     return Series(tf.where(observed, x, tf.zeros_like(x)), observed, valid, length)
 
 
 def _with_all_timesteps(x: tf.Tensor, num_timesteps: int, value: float | bool) -> tf.Tensor:
-    """`x`, `[batch, timesteps, ...]`, with the value in timesteps that the batch lacks.
+    """Pads `x`, `[batch, timesteps, ...]`, to all timesteps with the value.
 
-    The batches of `tf.data.Dataset.padded_batch` end where their longest series does.
+    The batches of `tf.data.Dataset.padded_batch` end with their longest series.
     """
     if x.shape[1] is not None:
         return x
@@ -131,14 +135,14 @@ def _with_all_timesteps(x: tf.Tensor, num_timesteps: int, value: float | bool) -
 
 
 def interpolated(series: Series) -> tf.Tensor:
-    """The values, with straight lines where they are missing between observed ones.
+    """Interpolates missing values linearly between observed ones.
 
-    Before the first and after the last observed value it is held; past the end of a series, and
-    where nothing was observed, there is 0.
+    The first and last observed values extend outwards. Past the end of a series, and where nothing
+    was observed, the result is 0.
     """
     steps = tf.range(ps.shape(series.values)[1])[tf.newaxis, :, tf.newaxis]
     last = ps.shape(series.values)[1] - 1
-    # The nearest observed timestep not after each, and not before it, if there is one.
+    # The nearest observed timestep at or before each timestep, and at or after it, if any.
     before = tfp.math.scan_associative(tf.maximum, tf.where(series.observed, steps, -1), axis=1)
     after = last - tf.reverse(
         tfp.math.scan_associative(

@@ -1,9 +1,9 @@
-"""How well missing and future values of series are predicted, by a model or by a baseline.
+"""Scores of imputations and forecasts, from a model or from a baseline.
 
-Everything is measured on values that were observed, but not shown. What predicts is a function:
-`predict(x, length)` takes series `[N, steps, features]` with NaN for what is not known, and how
-many steps each has, `[N]`, and returns a `Prediction` for every one of the `steps`, those past
-the end too. `of_model` makes it of a `SequenceVAE`.
+Everything is measured on observed values that were hidden from the predictor. A predictor is a
+function: `predict(x, length)` takes series `[N, steps, features]`, with NaN for unknown values, and
+the number of steps of each, `[N]`, and returns a `Prediction` for all `steps`, including those past
+the end of a series. `of_model` makes a predictor from a `SequenceVAE`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Prediction", "evaluate", "hidden_steps", "neg_elbo_by_step", "of_model"]
 
-# Draws of the model that are held at a time, in numbers: 32 MiB of float32.
+# How many numbers the draws held at a time may have: 32 MiB of float32.
 _MAX_DRAWS = 2**23
 
 
@@ -31,7 +31,7 @@ class Prediction(NamedTuple):
     """A point and a central 90% interval for each value, all `[N, steps, features]`."""
 
     mean: np.ndarray
-    low: np.ndarray | None = None  # None for what predicts points alone
+    low: np.ndarray | None = None  # None for predictors without intervals
     high: np.ndarray | None = None
 
 
@@ -39,14 +39,14 @@ Predictor = Callable[[np.ndarray, np.ndarray], Prediction]
 
 
 def of_model(model: SequenceVAE, num_samples: int = 200, seed: int = 0) -> Predictor:
-    """The predictions of a model: mean and quantiles of draws of `SequenceVAE.impute`.
+    """Makes a predictor from a model: mean and quantiles of draws of `SequenceVAE.impute`.
 
-    Past the end of a series these are its forecasts.
+    Past the end of a series these are forecasts.
 
     Args:
       model: the model.
-      num_samples: draws for each series.
-      seed: integer; the same predictions for the same seed.
+      num_samples: draws per series.
+      seed: integer; the same seed gives the same predictions.
     """
 
     def predict(x: np.ndarray, length: np.ndarray) -> Prediction:
@@ -69,24 +69,24 @@ def neg_elbo_by_step(
     batch_size: int = 128,
     seed: int = 0,
 ) -> np.ndarray:
-    """What each step adds to the negative ELBO: high where the model did not expect the values.
+    """Returns each step's part of the negative ELBO: high where the values surprise the model.
 
-    `-E_q[log p(x_t | z_t)] + KL(q(z_t | z_{t-1}) ‖ p(z_t | z_{t-1}))`, the latter in the mean over
-    `z_{t-1}` and as a sum over the channels. Their sum over the steps is the negative ELBO.
+    `-E_q[log p(x_t | z_t)] + KL(q(z_t | z_{t-1}) ‖ p(z_t | z_{t-1}))`, with the KL averaged over
+    `z_{t-1}` and summed over the channels. The sum over the steps is the negative ELBO.
 
     Args:
       model: the model.
       x: series as the model takes them.
-      num_samples: draws of the posterior for each series, at least 1.
+      num_samples: draws from the posterior per series, at least 1.
       batch_size: series at a time, at least 1.
-      seed: integer; the same values for the same seed.
+      seed: integer; the same seed gives the same values.
 
     Returns:
-      Array `[N, steps]` in nats. Steps past the end of a series are 0; one where nothing was
-      observed has the KL alone.
+      Array `[N, steps]` in nats. Steps past the end of a series are 0; a step where nothing was
+      observed has only the KL.
 
     Raises:
-      ValueError: if a number is less than 1, or the data are not what the model is for.
+      ValueError: if a number is less than 1, or the data do not fit the model.
     """
     x = data_checks.checked_arrays(model, x)
     num_samples = batching.checked_count("num_samples", num_samples, at_least=1)
@@ -102,11 +102,11 @@ def neg_elbo_by_step(
 
 
 def hidden_steps(length: np.ndarray, steps: int, share: float, seed: int) -> np.ndarray:
-    """Steps to hide, drawn at random: bool `[N, steps]`, a share of the steps of each series.
+    """Draws steps to hide at random: bool `[N, steps]`, a share of the steps of each series.
 
     Args:
-      length: how many steps each series has, `[N]`.
-      steps: of the longest series.
+      length: number of steps of each series, `[N]`.
+      steps: number of steps of the longest series.
       share: in (0, 1); rounded to whole steps, at least one and not all.
       seed: integer.
     """
@@ -126,22 +126,22 @@ def evaluate(
     horizons: Sequence[int] = (1, 10, 50),
     seed: int = 0,
 ) -> dict[str, float]:
-    """Errors and coverage of predictions, for every predictor on the same hidden values.
+    """Scores predictions; the same seed hides the same values from every predictor.
 
     Args:
-      predict: what predicts, see above.
+      predict: the predictor; see the module's docstring.
       x: series `[N, steps, features]`; NaN, or masked, where nothing was observed.
-      length: how many steps each has, `[N]`, at least 2; `None` if all have all.
-      shares: of the steps of each series that are hidden, at random, and imputed.
+      length: number of steps of each series, `[N]`, at least 2; `None` if all have full length.
+      shares: shares of the steps of each series to hide at random and impute.
       horizons: numbers of steps to forecast. Forecasts start from the first half of each series;
         those that reach past its end are not counted.
-      seed: integer; decides what is hidden.
+      seed: integer; decides which values are hidden.
 
     Returns:
       In the units of x: `imputation_rmse_20`, the root mean square error with 20% of the steps
-      hidden; `forecast_rmse_10`, that of the tenth step ahead; and so on for each share and
-      horizon that a series has. For predictors with intervals also, with `coverage` for `rmse`, the
-      share of values in the 90% interval, and with `width` the interval's mean width.
+      hidden; `forecast_rmse_10`, that of the tenth step ahead; and so on for each share and each
+      horizon that some series reaches. For predictors with intervals also `coverage` in place of
+      `rmse`, the share of values in the 90% interval, and `width`, the interval's mean width.
     """
     x = data_checks.nan_where_masked(data_checks.as_array("x", x))
     if x.ndim != 3:

@@ -1,4 +1,4 @@
-"""The layer of `SequenceVAE` between the features of each timestep and the posterior."""
+"""The layer of `SequenceVAE` from the encoder's features to the posterior's parameters."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from tfp_ar1.vae import posteriors
 
 
 def parameters_of(posterior: str) -> tuple[str, ...]:
-    """What each of the packed parameters of a family is one number for, in their order.
+    """Returns what each packed parameter of a family belongs to, in order; see `params.layout`.
 
     Raises:
-      ValueError: if the name is unknown, or that of a family over vectors without an order.
+      ValueError: if the name is unknown, or the family has no order of coordinates.
     """
     parameters = posteriors.get(posterior).parameters
     if parameters is None:
@@ -28,13 +28,13 @@ def parameters_of(posterior: str) -> tuple[str, ...]:
 
 @keras.saving.register_keras_serializable(package="tfp_ar1")
 class SequencePosteriorHead(keras.layers.Layer):
-    """From the features of each timestep to the packed parameters of each channel's posterior.
+    """Maps the features of each timestep to the packed parameters of each channel's posterior.
 
-    What belongs to a timestep is computed from the features of that timestep, by one dense layer
-    for all; what belongs to a series, such as the variance and the correlation of an AR(1)
-    posterior, from the mean of the features over its valid timesteps. At first the means are small
-    and the covariance is I; sites have the precision 1 and say nearly nothing. A head of one dense
-    layer needs no class: see `tfp_ar1.params.from_time_major`.
+    Parameters of a timestep come from the features of that timestep, through a dense layer shared
+    by all timesteps. Parameters of a series, such as the variance and the correlation of an AR(1)
+    posterior, come from the mean of the features over its valid timesteps. Initially the means are
+    small and the covariance is I; sites have precision 1 and small means. A head with a single
+    dense layer needs no class: see `tfp_ar1.params.from_time_major`.
 
     Args:
       posterior: name of the family.
@@ -42,13 +42,13 @@ class SequencePosteriorHead(keras.layers.Layer):
       **kwargs: arguments of `keras.layers.Layer`.
 
     Raises:
-      ValueError: if the family is not one that can be made step by step.
+      ValueError: if the name is unknown, or the family has no order of coordinates.
     """
 
     def __init__(self, posterior: str, channels: int, **kwargs):
         super().__init__(**kwargs)
         self.parameters = parameters_of(posterior)
-        self.supports_masking = True  # a GRU passes its mask on; `valid` says the same
+        self.supports_masking = True  # the mask that a GRU passes on equals `valid`
         self.posterior, self.channels = posterior, channels
         self._of_series = self.parameters.count("member")
         self._of_steps = len(self.parameters) - self._of_series
@@ -63,14 +63,14 @@ class SequencePosteriorHead(keras.layers.Layer):
         self.series = dense(self._of_series, "zeros", "series") if self._of_series else None
 
     def build(self, features_shape: tuple[int | None, ...]) -> None:
-        """Makes the weights for features `[batch, num_timesteps, units]`."""
+        """Creates the weights for features `[batch, num_timesteps, units]`."""
         for layer in (self.loc, self.steps, self.series):
             if layer is not None:
                 layer.build((None, features_shape[-1]))
         self.built = True
 
     def call(self, features: tf.Tensor, valid: tf.Tensor) -> tf.Tensor:
-        """The packed parameters `[batch, channels, params_size]`.
+        """Returns the packed parameters `[batch, channels, params_size]`.
 
         Args:
           features: `[batch, num_timesteps, units]`.
@@ -84,7 +84,7 @@ class SequencePosteriorHead(keras.layers.Layer):
         if self.series is not None:
             weights = tf.cast(valid, features.dtype)
             weights /= tf.maximum(tf.reduce_sum(weights, axis=-1, keepdims=True), 1)
-            # Past the end of a series, the features may be anything.
+            # Past the end of a series the features may be anything, NaN too.
             features = tf.where(valid[..., tf.newaxis], features, 0)
             mean = tf.einsum("bt,btu->bu", weights, features)
             of_series = tf.split(self.series(mean)[..., tf.newaxis], self._of_series, axis=1)

@@ -20,10 +20,10 @@ def convolutional(
 ) -> tuple[keras.Model, keras.Model]:
     """Dilated convolutions over time, and a decoder that sees one timestep at a time.
 
-    Each convolution sees twice as far as the one before (van den Oord et al., arXiv:1609.03499), so
-    that with `n` of them a feature depends on the data of `(2**n - 1) * (kernel_size - 1) / 2`
-    timesteps on either side: 63 by default. Where the number of filters stays the same, a
-    convolution adds to its input (He et al., arXiv:1512.03385).
+    The dilation doubles with each convolution (van den Oord et al., arXiv:1609.03499), so with `n`
+    of them a feature depends on the data of `(2**n - 1) * (kernel_size - 1) / 2` timesteps on
+    either side: 63 by default. Convolutions that keep the number of filters are residual (He et
+    al., arXiv:1512.03385).
 
     Args:
       data_shape: `(num_timesteps, features)` of one series.
@@ -33,14 +33,14 @@ def convolutional(
       hidden_units: width of each hidden layer of the decoder.
 
     Returns:
-      The encoder and the decoder, as `SequenceVAE` takes them.
+      The encoder and the decoder for `SequenceVAE`.
 
     Raises:
-      ValueError: if a size is not positive, `data_shape` is not of length 2, or there is no filter.
+      ValueError: if a size is not positive, `data_shape` has not length 2, or `filters` is empty.
     """
     _check_sizes(data_shape, channels=[channels], filters=filters, kernel_size=[kernel_size])
     inputs, valid = _encoder_inputs(data_shape)
-    # Past the end of a series there is what "same" puts past the end of the longest: zeros.
+    # Zeros past the end of each series, as padding "same" has past the end of the longest.
     mask = keras.ops.expand_dims(keras.ops.cast(valid, inputs.dtype), -1)
     features = inputs
     for layer, number in enumerate(filters):
@@ -59,8 +59,8 @@ def recurrent(
 ) -> tuple[keras.Model, keras.Model]:
     """A bidirectional GRU, and a decoder that sees one timestep at a time.
 
-    A feature depends on the whole series. On a CPU training takes about six times as long as with
-    `convolutional`, or twice as long under `compile(jit_compile=True)`.
+    Each feature depends on the whole series. On a CPU, training takes about six times as long as
+    with `convolutional`, or twice as long under `compile(jit_compile=True)`.
 
     Args:
       data_shape: `(num_timesteps, features)` of one series.
@@ -69,10 +69,10 @@ def recurrent(
       hidden_units: width of each hidden layer of the decoder.
 
     Returns:
-      The encoder and the decoder, as `SequenceVAE` takes them.
+      The encoder and the decoder for `SequenceVAE`.
 
     Raises:
-      ValueError: if a size is not positive, or `data_shape` is not of length 2.
+      ValueError: if a size is not positive, or `data_shape` has not length 2.
     """
     _check_sizes(data_shape, channels=[channels], units=[units])
     inputs, valid = _encoder_inputs(data_shape)
@@ -85,7 +85,7 @@ NETWORKS = {"convolutional": convolutional, "recurrent": recurrent}
 
 
 def _encoder_inputs(data_shape: Sequence[int]) -> tuple[keras.KerasTensor, keras.KerasTensor]:
-    """Data beside what says which of them were observed; and which timesteps there are."""
+    """Inputs for the data, joined with indicators of what was observed, and the valid timesteps."""
     num_timesteps, features = data_shape
     inputs = keras.Input((num_timesteps, 2 * features), name="inputs")
     return inputs, keras.Input((num_timesteps,), dtype="bool", name="valid")

@@ -26,10 +26,10 @@ from tfp_ar1.vae.sequence_head import SequencePosteriorHead
 class SequenceVAE(VAE):
     """A variational autoencoder for time series, whose latents are paths in time.
 
-    The latents of one series are `channels` paths of `steps` coordinates. A priori each path is a
-    stationary AR(1) process, by default with a correlation that is learned; a posteriori any family
-    of `RhoVAE` that has an order, with the KL in closed form. The decoder, as a rule, sees the
-    latents of one timestep at a time: what connects the timesteps is the prior.
+    The latents of one series are `channels` paths of `steps` coordinates. The prior of each path is
+    a stationary AR(1) process, by default with a learned correlation; the posterior is any family
+    of `RhoVAE` that has an order, with the KL in closed form. The decoder usually sees the latents
+    of one timestep at a time, so the prior is what connects the timesteps.
 
     ```python
     encoder, decoder = tfp_ar1.vae.sequence_networks.convolutional((100, 1), channels=2)
@@ -40,54 +40,54 @@ class SequenceVAE(VAE):
     vae.forecast(x_test, steps=10)
     ```
 
-    **Data.** An array `[N, steps, features]`, where NaN marks a value that was not observed: its
-    likelihood term drops out, and the encoder sees that it is missing. Or a dictionary with that
-    array as `"x"` and one or both of
+    **Data.** An array `[N, steps, features]`, where NaN marks a value that was not observed: it has
+    no likelihood term, and the encoder sees that it is missing. Or a dictionary with that array as
+    `"x"` and one or both of
 
-    * `"length"`, for series of unequal lengths: integers `[N]` from 1 to `steps`. What x holds from
-      timestep `length` on is padding, and changes no result;
-    * `"mask"`: booleans `[N, steps]` or `[N, steps, features]`, true where x was observed, as
-      Keras's masks are. What x holds elsewhere changes no result.
+    * `"length"`, for series of unequal lengths: integers `[N]` from 1 to `steps`. Values of x from
+      timestep `length` on are padding and do not affect any result;
+    * `"mask"`: booleans `[N, steps]` or `[N, steps, features]`, true where x was observed, as in
+      Keras. Values of x elsewhere do not affect any result.
 
-    `fit` and `evaluate` also take `tf.data.Dataset`s of either, whose batches may have fewer
-    timesteps, such as those of `padded_batch`. Values and lengths there are checked as they come.
+    `fit` and `evaluate` also take a `tf.data.Dataset` of either, whose batches may have fewer
+    timesteps, such as those of `padded_batch`. Its values and lengths are checked batch by batch.
 
     Training, metrics, objectives, sample weights, saving and `export` (for series of full length)
-    are those of `RhoVAE`. The metric `correlation` is the posteriors' mean over the channels,
-    `prior_correlation` that of a prior that is learned.
+    work as in `RhoVAE`. The metric `correlation` is the posteriors' mean over the channels,
+    `prior_correlation` that of a learned prior.
 
     Args:
-      encoder: Keras model of two inputs, `[batch, steps, 2 * features]` and boolean
+      encoder: Keras model from two inputs, `[batch, steps, 2 * features]` and boolean
         `[batch, steps]`, to features `[batch, steps, units]`. The first input holds the data, with
-        straight lines where values are missing between observed ones (beyond them the nearest is
-        held; 0 where there is none), and then 1 where they were observed and 0 elsewhere; the
-        second says which timesteps there are: the features of these must not depend on the others.
-      decoder: Keras model from `[batch, channels]` to `[batch, features]`, which is applied to each
-        timestep; or one from whole paths, `[batch, steps, channels]` to `[batch, steps, features]`,
+        missing values interpolated linearly (the nearest observed value before the first and after
+        the last; 0 if there is none), followed by indicators, 1 where observed and 0 elsewhere. The
+        second marks the valid timesteps, whose features must not depend on the other timesteps.
+      decoder: Keras model from `[batch, channels]` to `[batch, features]`, applied to each
+        timestep; or from whole paths, `[batch, steps, channels]` to `[batch, steps, features]`,
         which cannot forecast. Logits for a Bernoulli likelihood, means for a Gaussian one.
       channels: number of latent channels, at least 1.
       steps: number of timesteps T of the longest series, at least 1.
-      posterior: the distribution of each channel's path, the channels being independent of each
-        other: any family of `RhoVAE` but `"full"`; or `"sites"`, for which the encoder gives a
-        Gaussian factor at each timestep where anything was observed, and the posterior is the prior
-        times these, exactly (see `tfp_ar1.params.sites`): in a gap what the prior makes of what is
-        around it, and past the end of a series the prior's continuation.
-      prior: `"ar1"`, one learned correlation for each channel, which starts as N(0, I); `None` for
-        N(0, I); or a `MultivariateNormalAR1` of batch shape `[channels]` and event shape `[steps]`
-        with constant parameters; or a layer that learns one,
-        `MultivariateNormalAR1Prior(steps, channels=channels)`. Where forecasts reach further than
-        the data's fast movements, time scales of their own at the start may help, such as
+      posterior: the distribution of each channel's path, with independent channels: any family of
+        `RhoVAE` but `"full"`; or `"sites"`, where the encoder outputs a Gaussian factor for each
+        timestep at which anything was observed, and the posterior is exactly the prior times these
+        factors (see `tfp_ar1.params.sites`). In gaps and past the end of a series the posterior
+        then follows from the prior.
+      prior: `"ar1"` for one learned correlation per channel, initially N(0, I); `None` for N(0, I);
+        a `MultivariateNormalAR1` of batch shape `[channels]` and event shape `[steps]` with
+        constant parameters; or a layer that learns one,
+        `MultivariateNormalAR1Prior(steps, channels=channels)`. For forecasts beyond the data's fast
+        movements, different initial time scales may help, such as
         `correlation=[0.4, 0.9, 0.99, 0.999]` for 4 channels.
       objective: what to minimize, as for `RhoVAE`; default `ELBO()`.
-      likelihood: `"gaussian"`, `"bernoulli"`, or a `tfp_ar1.vae.likelihoods.Likelihood` whose
-        values are independent.
+      likelihood: `"gaussian"`, `"bernoulli"`, or a `tfp_ar1.vae.likelihoods.Likelihood` with
+        independent values.
       seed: integer seed of the noise, or `None` for a random one.
       **kwargs: arguments of `keras.Model`, such as `name` and `dtype`.
 
     Raises:
       TypeError: if the prior is not a distribution.
-      ValueError: if a name is unknown, a size is not a positive integer, the prior does not fit, or
-        encoder and decoder have unfit shapes.
+      ValueError: if a name is unknown, a size is not a positive integer, or the prior or the shapes
+        of encoder and decoder do not fit.
     """
 
     def __init__(
@@ -144,7 +144,7 @@ class SequenceVAE(VAE):
             keras.KerasTensor((None, self.steps, 2 * features)),
             keras.KerasTensor((None, self.steps), dtype="bool"),
         ]
-        # A subclassed decoder does not say what it takes; a timestep is what is usual.
+        # A subclassed decoder may have no input shape; assume that it takes single timesteps.
         decoded = network_checks.input_shapes(self.decoder)
         self._decodes_steps = len(decoded) != 1 or len(decoded[0]) == 2
         times = () if self._decodes_steps else (self.steps,)
@@ -158,14 +158,14 @@ class SequenceVAE(VAE):
         self.build_parts(shape[1:], inputs, (self.steps, "units"), latents, outputs, advice)
 
     def checked_data(self, x: Any) -> np.ndarray | tf.Tensor | dict[str, np.ndarray | tf.Tensor]:
-        """Data in memory, or a batch in a graph: one array, or a dictionary with lengths or a mask.
+        """Checks and converts data in memory or a batch in a graph: an array or a dictionary.
 
-        What is masked in an `np.ma.MaskedArray` was not observed: it becomes NaN.
+        Masked values of an `np.ma.MaskedArray` count as not observed and become NaN.
 
         Raises:
-          ValueError: if data, lengths or a mask are not what the model is for, in shape or, outside
-            a graph, in values.
-          TypeError: if they are no data.
+          ValueError: if data, lengths or a mask do not fit the model, in shape or, outside a graph,
+            in values.
+          TypeError: if x cannot be converted to an array.
         """
         while isinstance(x, list | tuple) and len(x) == 1 and isinstance(x[0], Mapping):
             (x,) = x
@@ -186,12 +186,12 @@ class SequenceVAE(VAE):
             arrays = {name: keras.ops.convert_to_numpy(part) for name, part in data.items()}
             data_checks.check_values(self, arrays["x"][check_parts(**arrays)])
             if "mask" in data and data["mask"].ndim == 2:
-                # Of one rank, or a function that was traced for the other would not take it.
+                # Always of rank 3, so that functions are traced for one rank only.
                 data["mask"] = data["mask"][..., np.newaxis]
         return data if isinstance(x, Mapping) else data["x"]
 
     def assertions(self, x: Any) -> list[tf.Operation]:
-        """What must hold for a batch in a graph, where values are not known when it is made."""
+        """Assertions about a batch in a graph, whose values are not known at trace time."""
         series = self._series(x)
         allowed = self.likelihood.allowed(series.values) | ~series.observed
         checks = [_keras_backend.assert_all(allowed, self.likelihood.needs)]
@@ -202,7 +202,7 @@ class SequenceVAE(VAE):
         return checks
 
     def _series(self, x: Any) -> Series:
-        """Data as the methods take it, unpacked."""
+        """Unpacks data as the methods take it."""
         parts = Parts.of(x)
         x = keras.ops.convert_to_tensor(parts.x)
         if not self.built:
@@ -211,9 +211,9 @@ class SequenceVAE(VAE):
         return unpacked(parts._replace(x=x), self.data_shape, self.distribution_dtype)
 
     def encode(self, x: Any, training: bool = False) -> tfd.Distribution:
-        """The posterior q(z | x): batch shape `[batch, channels]`, event shape `[steps]`.
+        """Returns the posterior q(z | x): batch shape `[batch, channels]`, event shape `[steps]`.
 
-        Coordinates past the end of a series mean nothing.
+        Coordinates past the end of a series are meaningless.
 
         Args:
           x: data `[batch, steps, features]`, or a dictionary with lengths.
@@ -228,7 +228,7 @@ class SequenceVAE(VAE):
         return self.posterior.new(params, self.steps, self.prior, observed)
 
     def decoder_outputs(self, z: Any, training: bool = False) -> tf.Tensor:
-        """What the decoder gives for paths `[batch, channels, T]`: `[batch, T, features]`."""
+        """Returns the decoder's outputs `[batch, T, features]` for paths `[batch, channels, T]`."""
         z = tf.linalg.matrix_transpose(z)
         if not self._decodes_steps:
             return super().decoder_outputs(z, training=training)
@@ -236,9 +236,9 @@ class SequenceVAE(VAE):
         return tf.reshape(outputs, [-1, ps.shape(z)[1], outputs.shape[-1]])
 
     def kl_to_prior(self, posterior: tfd.Distribution, x: Any = None) -> tf.Tensor:
-        """KL(q(z | x) ‖ p(z)), exact, in nats per series, over its own timesteps.
+        """Returns the exact KL(q(z | x) ‖ p(z)) in nats per series, over its own timesteps.
 
-        Of a posterior by sites the KL to the prior that it was made from.
+        For a posterior by sites this is the KL to the prior that it was made from.
         """
         terms = self._kl_terms(posterior)
         if x is None:
@@ -246,21 +246,21 @@ class SequenceVAE(VAE):
         return self._series(x).sum_over_timesteps(terms)
 
     def _kl_terms(self, posterior: tfd.Distribution) -> tf.Tensor:
-        """The terms of the KL by the chain rule, `[batch, channels, steps]`.
+        """Returns the terms of the KL by the chain rule, `[batch, channels, steps]`.
 
-        The marginals of a Markov chain are Markov chains, so that the KL over the first timesteps
-        is the sum of the first terms.
+        The marginals of a Markov chain are Markov chains, so the KL over the first timesteps is the
+        sum of the first terms.
         """
-        # A learned prior is another object each time, but a posterior that was made from one knows
-        # its KL to that one object (see `tfp_ar1.messages`).
+        # A learned prior is a new object each time, but a posterior made from a prior knows its KL
+        # only to that object (see `tfp_ar1.messages`).
         prior = getattr(posterior, "_made_from", lambda: None)()
         return kl_terms(posterior, self.prior if prior is None else prior)
 
     def posterior_correlation(self, posterior: tfd.Distribution, x: Any = None) -> tf.Tensor:
-        """The posterior's mean lag-one correlation over the channels, `[batch]`."""
+        """Returns the posterior's mean lag-one correlation over the channels, `[batch]`."""
         if not self.posterior.has_correlations:
             return tf.reduce_mean(self.posterior.correlation(posterior), axis=-1)
-        # One for each step from a timestep to the next: those within a series count.
+        # One correlation for each step between timesteps; only steps within a series count.
         rho = posterior.correlation_parameter()
         counted = tf.ones_like(rho)
         if x is not None:
@@ -271,9 +271,9 @@ class SequenceVAE(VAE):
     def draw(
         self, x: Any, posterior: Any, num_samples: int, seed: tf.Tensor, training: bool = False
     ) -> objectives.Draws:
-        """Draws K paths for each series, and weighs them by what they say about its own timesteps.
+        """Draws K paths for each series and weighs them over its own timesteps.
 
-        As `RhoVAE.draw`. Past the end of a series, the paths that are returned follow the prior.
+        As `RhoVAE.draw`. Past the end of a series, the returned paths follow the prior.
         """
         series = self._series(x)
         z_seed, path_seed = samplers.split_seed(seed)
@@ -287,7 +287,7 @@ class SequenceVAE(VAE):
         return objectives.Draws(z, log_p, log_weight)
 
     def _log_prob_terms(self, series: Series, z: tf.Tensor, training: bool = False) -> tf.Tensor:
-        """Terms of log p(x | z), `[K * batch, steps, features]`; 0 where nothing was observed."""
+        """Returns log p(x | z) by value, `[K * batch, steps, features]`; 0 where not observed."""
         outputs = self.decoder_outputs(tf.reshape(z, [-1, *self.latent_shape]), training=training)
         values, observed = (tf.tile(a, [ps.shape(z)[0], 1, 1]) for a in series[:2])
         terms = self.likelihood.log_prob_terms(values, outputs)
@@ -305,12 +305,13 @@ class SequenceVAE(VAE):
         return log_p, tf.where(series.valid, kl, tf.zeros_like(kl))
 
     def _continued(self, z: tf.Tensor, series: Series, more: int, seed: Any) -> tf.Tensor:
-        """Paths `[K, batch, channels, steps]` that continue past the end of each series.
+        """Continues paths `[K, batch, channels, steps]` past the end of each series.
 
-        By `more` timesteps, where the prior has the mean of its last one. Given its last
-        coordinate, what follows in a Markov chain is independent of what was before. So it is drawn
-        as `u_t + ρ^(t-l) (z_l - u_l)` for a path u of the prior that is independent of z, where l
-        is the last timestep: of mean and covariance as given z_l. Without a seed u is the mean.
+        Also by `more` timesteps beyond `steps`, where the prior keeps its last mean. Given its last
+        coordinate z_l, the rest of a Markov chain is independent of what came before. It is drawn
+        as `u_t + ρ^(t-l) (z_l - u_l)`, where l is the last timestep and u a path drawn from the
+        prior independently of z: this has the mean and covariance given z_l. Without a seed, u is
+        the prior's mean.
         """
         prior = self.prior
         loc = tf.concat([prior.loc, tf.repeat(prior.loc[..., -1:], more, axis=-1)], axis=-1)
@@ -323,14 +324,14 @@ class SequenceVAE(VAE):
 
         step, last = tf.range(self.steps + more), series.last_step()
         offset = tf.reduce_sum(tf.where(step == last, z - u, tf.zeros_like(z)), -1, keepdims=True)
-        # At least 1: 0^0 has no derivative, and where it would be needed z is known.
+        # At least 1, because 0^0 has no derivative; at distances below 1, z is used instead.
         distance = tf.cast(tf.maximum(step - last, 1), z.dtype)
         rho = extended.correlation_parameter()[..., tf.newaxis]
         return tf.where(step <= last, z, u + tf.pow(rho, distance) * offset)
 
     @_keras_backend.compiled_method
     def posterior_summary(self, x: Any, seed: tf.Tensor) -> tuple[tf.Tensor, ...]:
-        """As `RhoVAE.posterior_summary`; past the end of a series both paths follow the prior."""
+        """Like `RhoVAE.posterior_summary`; past the end of a series both paths follow the prior."""
         series, posterior = self._series(x), self.encode(x)
         z_seed, path_seed = samplers.split_seed(seed)
         mean = self._continued(posterior.mean()[tf.newaxis], series, 0, seed=None)[0]
@@ -348,26 +349,26 @@ class SequenceVAE(VAE):
         batch_size: int = 128,
         summarize: Callable[[np.ndarray], np.ndarray] | None = None,
     ) -> np.ndarray:
-        """Draws of whole series, given what is observed of them.
+        """Draws whole series given their observed values.
 
-        They include the noise of observation: quantiles over the draws are prediction intervals.
+        Draws include observation noise, so quantiles over them are prediction intervals.
 
         Args:
           x: data `[N, steps, features]` with NaN where nothing was observed, or a dictionary.
-          mask: as in a dictionary, which then must have none.
-          num_samples: number S of draws of each series.
-          seed: integer for the same draws each time, or `None` for the model's own.
-          batch_size: series at a time. Draws are made in portions, so that memory stays bounded.
+          mask: as in a dictionary, which then must not have a mask.
+          num_samples: number S of draws per series.
+          seed: integer for reproducible draws, or `None` to use the model's own seed.
+          batch_size: series at a time. Draws are made in portions, so memory stays bounded.
           summarize: a function of the draws `[S, n, T, features]` of n series that keeps axis 1,
-            such as `lambda x: np.quantile(x, (0.05, 0.95), axis=0)`; what it gives is returned
-            instead, so that the draws of all series are never in memory together.
+            such as `lambda x: np.quantile(x, (0.05, 0.95), axis=0)`; its results are returned
+            instead, so the draws of all series are never in memory together.
 
         Returns:
-          Array `[S, N, steps, features]`: where a value was observed, that value. Past the end of
-          a series is its forecast.
+          Array `[S, N, steps, features]`. Observed values are kept; past the end of a series is its
+          forecast.
 
         Raises:
-          ValueError: if the data are not what the model is for.
+          ValueError: if the data do not fit the model.
         """
         if mask is not None:
             parts = Parts.of(x)
@@ -385,16 +386,16 @@ class SequenceVAE(VAE):
         batch_size: int = 128,
         summarize: Callable[[np.ndarray], np.ndarray] | None = None,
     ) -> np.ndarray:
-        """Draws of what follows each series.
+        """Draws forecasts of each series.
 
-        From their last timestep the latent paths follow the prior: k timesteps later they are
-        `ρ^k z_last + √(1 - ρ^2k) ε` for a prior of mean 0 and variance 1. Draws include the noise
-        of observation: quantiles over them are prediction intervals.
+        From its last timestep on, a latent path follows the prior: k timesteps later it is
+        `ρ^k z_last + √(1 - ρ^2k) ε` for a prior of mean 0 and variance 1. Draws include observation
+        noise, so quantiles over them are prediction intervals.
 
         Args:
           x: data `[N, T, features]`, or a dictionary with lengths.
-          steps: number h of timesteps to forecast, after the last one of each series.
-          num_samples: number S of draws of each series.
+          steps: number h of timesteps to forecast after the last one of each series.
+          num_samples: number S of draws per series.
           seed: as for `impute`.
           batch_size: as for `impute`.
           summarize: as for `impute`.
@@ -403,7 +404,7 @@ class SequenceVAE(VAE):
           Array `[S, N, h, features]`.
 
         Raises:
-          ValueError: if the data are not what the model is for, or the decoder takes whole paths.
+          ValueError: if the data do not fit the model, or the decoder takes whole paths.
         """
         steps = batching.checked_count("steps", steps, at_least=1)
         if not self._decodes_steps:
@@ -416,7 +417,7 @@ class SequenceVAE(VAE):
     def _draws(
         self, fn: Any, x: Any, more: int, num_samples: int, seed: Any, batch_size: int, reduce: Any
     ) -> np.ndarray:
-        """Calls `fn(x, more, num_samples, seed)`, for `more` timesteps than in x, in portions."""
+        """Calls `fn(x, more, num_samples, seed)` in portions, for `more` timesteps than in x."""
         x = data_checks.checked_arrays(self, x)
         num_samples = batching.checked_count("num_samples", num_samples, at_least=1)
         batch_size = batching.checked_count("batch_size", batch_size, at_least=1)
@@ -435,14 +436,14 @@ class SequenceVAE(VAE):
 
     @_keras_backend.compiled_method
     def impute_draws(self, x: Any, more: int, num_samples: int, seed: tf.Tensor) -> tf.Tensor:
-        """Draws of whole series `[K, batch, steps, features]`; see `impute`. `more` is 0."""
+        """Draws whole series `[K, batch, steps, features]`; see `impute`. `more` is 0."""
         series, (z, noise_seed) = self._series(x), self._draw_continued(x, more, num_samples, seed)
         draws = self._observations(z, noise_seed)
         return tf.where(series.observed, series.values, draws)
 
     @_keras_backend.compiled_method
     def forecast_draws(self, x: Any, steps: int, num_samples: int, seed: tf.Tensor) -> tf.Tensor:
-        """Draws of what follows series, `[K, batch, steps, features]`; see `forecast`."""
+        """Draws forecasts `[K, batch, steps, features]`; see `forecast`."""
         z, noise_seed = self._draw_continued(x, steps, num_samples, seed)
         following = self._series(x).last_step() + 1 + tf.range(steps)
         following = tf.broadcast_to(following, ps.concat([ps.shape(z)[:3], [steps]], axis=0))
@@ -451,13 +452,13 @@ class SequenceVAE(VAE):
     def _draw_continued(
         self, x: Any, more: int, num_samples: int, seed: tf.Tensor
     ) -> tuple[tf.Tensor, tf.Tensor]:
-        """Draws of the posterior that continue past the end of each series, and another seed."""
+        """Draws posterior paths, continued past the end of each series; also returns a new seed."""
         z_seed, path_seed, noise_seed = samplers.split_seed(seed, n=3)
         z = self.encode(x).sample(num_samples, seed=z_seed)
         return self._continued(z, self._series(x), more, path_seed), noise_seed
 
     def _observations(self, z: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
-        """Draws of p(x | z), `[K, batch, steps, features]`, for `[K, batch, channels, steps]`."""
+        """Draws x `[K, batch, steps, features]` from p(x | z), z `[K, batch, channels, steps]`."""
         data = self.decode(tf.reshape(z, [-1, self.channels, ps.shape(z)[-1]])).sample(seed=seed)
         return tf.reshape(data, [ps.shape(z)[0], ps.shape(z)[1], -1, self.data_shape[-1]])
 
@@ -472,7 +473,7 @@ class SequenceVAE(VAE):
 
 
 def _checked_prior(prior: Any, channels: int, num_timesteps: int, dtype: tf.DType) -> Prior:
-    """The prior that is given or named: AR(1), of which N(0, I) has ρ = 0."""
+    """Returns the given or named prior, which must be AR(1); N(0, I) is AR(1) with ρ = 0."""
     if isinstance(prior, str):
         if prior != "ar1":
             raise ValueError(

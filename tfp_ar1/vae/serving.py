@@ -1,4 +1,4 @@
-"""The endpoints of an exported model; `VAE.export` says what they are."""
+"""The endpoints of an exported model; `VAE.export` describes them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tensorflow_probability.python.internal import samplers
 
 
 def export(model: Any, filepath: Any, verbose: bool | None, **kwargs) -> None:
-    """Writes a SavedModel of a `VAE` that is built; arguments as in `VAE.export`."""
+    """Writes a SavedModel of a built `VAE`; arguments as in `VAE.export`."""
     dtype = model.distribution_dtype
     data = tf.TensorSpec([None, *model.data_shape], dtype, name="x")
     latents = tf.TensorSpec([None, *model.latent_shape], dtype, name="z")
@@ -39,7 +39,7 @@ def export(model: Any, filepath: Any, verbose: bool | None, **kwargs) -> None:
             both = tf.stack([total, tf.cast(log_weight, total.dtype)])
             return k + 1, tf.reduce_logsumexp(both, axis=0)
 
-        # In float64, since a sum of many float32 weights would lose the small ones.
+        # In float64, because a long float32 sum would lose small weights.
         start = tf.fill(tf.shape(x)[:1], tf.constant(-np.inf, tf.float64))
         _, total = tf.while_loop(
             lambda k, _: k < num_samples, add, (0, start), parallel_iterations=1
@@ -78,7 +78,7 @@ def export(model: Any, filepath: Any, verbose: bool | None, **kwargs) -> None:
 def _draws(
     draw: Any, x: tf.Tensor, steps: Any, num_samples: tf.Tensor, seed: tf.Tensor
 ) -> dict[str, tf.Tensor]:
-    """The draws of a method of `SequenceVAE`, and what they say of each value."""
+    """Returns the draws of a method of `SequenceVAE`, and the mean and stddev of each value."""
     num_samples = _positive("`num_samples`, the number of draws,", num_samples)
     draws = draw(x, steps, num_samples, samplers.fold_in(seed, 0))
     mean, variance = tf.nn.moments(draws, axes=[0])
