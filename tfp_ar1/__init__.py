@@ -20,7 +20,7 @@ from tfp_ar1.distributions.mvn_ou import MultivariateNormalOU
 from tfp_ar1.linear_operators.ar1_cholesky import LinearOperatorAR1Cholesky
 from tfp_ar1.version import __version__
 
-# What needs a Keras, of which there are two, is imported when it is first asked for.
+# These modules need Keras 3 or tf_keras, so they are imported on first access.
 _KERAS_MODULES = ("layers", "tfpl", "vae")
 _MODELS = ("RhoVAE", "SequenceVAE")
 
@@ -55,8 +55,8 @@ def __dir__() -> list[str]:
     return sorted(__all__)
 
 
-# TensorFlow imports Keras 3 itself, unless told to use the legacy one. Where it is in use, its
-# classes are registered right away: a saved model then loads after nothing but `import tfp_ar1`.
+# TensorFlow itself imports Keras 3, unless told to use the legacy one. If Keras 3 is loaded,
+# register its classes now, so that saved models load after just `import tfp_ar1`.
 _keras_config = getattr(sys.modules.get("keras"), "config", None)
 if _keras_config is not None and _keras_config.backend() == "tensorflow":
     importlib.import_module("tfp_ar1.vae")

@@ -15,9 +15,9 @@ from tensorflow.python.ops.linalg.linear_operator import (
 
 # For gradients that are more accurate than those of the operations.
 custom_gradient = tf.custom_gradient
-# The same, for functions that work element by element, on arguments of one shape.
+# The same, for elementwise functions of arguments that share one shape.
 elementwise_gradient = tf.custom_gradient
-# For gradients that take fewer passes over memory than those of the operations, which are right.
+# For gradients that are only cheaper than those of the operations: fewer passes over memory.
 cheaper_gradient = tf.custom_gradient
 do_not_convert = tf.autograph.experimental.do_not_convert
 while_loop = tf.while_loop
@@ -30,10 +30,10 @@ is_adjoint_pair = linear_operator_util.is_adjoint_pair
 def matmul(a: tf.Tensor, b: tf.Tensor, **transposed: bool) -> tf.Tensor:
     """`tf.linalg.matmul` as accurate as the rest of the package, on GPUs too.
 
-    There TensorFlow rounds the factors of float32 products to TensorFloat-32, which has 10 bits,
-    unless the user has switched that off. No operation can be exempted, so such products are taken
-    in float64; they are small here. Decided when a graph is made: one made where there is no GPU
-    rounds if it is run on one.
+    On GPUs TensorFlow rounds the factors of float32 products to TensorFloat-32, which has 10 bits,
+    unless the user has switched that off. Single operations cannot be exempted, so such products
+    are computed in float64; they are small here. This is decided at trace time: a graph traced
+    without a GPU does round if it runs on one.
     """
     rounds = tf.config.experimental.tensor_float_32_execution_enabled()
     if a.dtype == tf.float32 and rounds and tf.config.list_physical_devices("GPU"):
@@ -43,7 +43,7 @@ def matmul(a: tf.Tensor, b: tf.Tensor, **transposed: bool) -> tf.Tensor:
 
 
 def gradients_of_first(function: Any, *args: tf.Tensor) -> tuple[tuple[Any, ...], Any]:
-    """Returns a function's outputs, a tuple, and derivatives of the sum of the first one."""
+    """Returns a function's outputs, a tuple, and the gradients of the sum of the first one."""
     with tf.GradientTape() as tape:
         tape.watch(args)
         results = function(*args)
@@ -51,14 +51,14 @@ def gradients_of_first(function: Any, *args: tf.Tensor) -> tuple[tuple[Any, ...]
 
 
 def composite_tensor(cls: Any) -> Any:
-    """Class decorator: operators as `CompositeTensor`s, whose types have names in saved files."""
+    """Class decorator: makes operators `CompositeTensor`s whose types are named in saved files."""
     return make_composite_tensor(cls, module_name="tfp_ar1")
 
 
 def register_earlier_name(name: str, cls: Any, **arguments: Any) -> None:
-    """Lets saved files be read that name an operator as earlier versions had it.
+    """Registers the name that an operator had in earlier versions, for files saved by them.
 
-    What is read is `cls(..., **arguments)`.
+    Reading makes `cls(..., **arguments)`.
     """
     value_type = functools.partial(cls, **arguments)
     spec = type(f"{name}Spec", (_LinearOperatorSpec,), {"value_type": value_type})

@@ -1,4 +1,4 @@
-"""Checks of arguments that many parts have in common."""
+"""Checks of arguments, used throughout the package."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ T = TypeVar("T")
 
 
 def checked_count(name: str, value: Any, at_least: int, wanted: str | None = None) -> int:
-    """The integer argument of that name, or `ValueError`, which may say in words what is wanted."""
+    """Returns an integer argument, or raises `ValueError`; `wanted` describes it in the message."""
     whole = isinstance(value, numbers.Real) and value % 1 == 0
     if not whole or value < at_least:
         wanted = wanted or f"an integer of at least {at_least}"
@@ -20,7 +20,7 @@ def checked_count(name: str, value: Any, at_least: int, wanted: str | None = Non
 
 
 def named(kind: str, name: Any, table: Mapping[str, T]) -> T:
-    """The entry of that name, or `ValueError` with the names that there are."""
+    """Returns the entry of that name, or raises `ValueError` with the known names."""
     if name not in table:
         raise ValueError(f"Unknown {kind} {name!r}; expected one of {list(table)}.")
     return table[name]

@@ -25,24 +25,24 @@ if keras.config.backend() != "tensorflow":
         f"distributions are made with, has no such backend."
     )
 
-# Decorator: a method of a model that is compiled, for each model once.
+# Decorator: compiles a method of a model, once for each model.
 compiled_method = tf.function(reduce_retracing=True)
 is_symbolic = tf.is_symbolic_tensor
 
 
 def seed_of(first: int, second: int) -> tf.Tensor:
-    """The seed that TFP takes, made of two integers of 32 bits."""
+    """Makes a seed for TFP from two 32-bit integers."""
     return tf.constant([first, second], tf.int32)
 
 
 def widest() -> Any:
-    """The dtype of the most precise numbers that there are."""
+    """Returns the most precise floating-point dtype available."""
     return np.float64
 
 
 def next_seed(generator: keras.random.SeedGenerator) -> tf.Tensor:
-    """A fresh seed for TFP, an int32 tensor `[2]`; a different one on each replica."""
-    # The state is int64, TFP takes int32.
+    """Returns a fresh seed for TFP, an int32 tensor `[2]`, different on each replica."""
+    # The state is int64; TFP takes int32.
     seed = tf.math.floormod(generator.next(), tf.int32.max - 1)
     seed = tf.ensure_shape(tf.cast(seed, tf.int32), [2])
     replica = tf.distribute.get_replica_context()
@@ -52,10 +52,10 @@ def next_seed(generator: keras.random.SeedGenerator) -> tf.Tensor:
 
 
 def hyperparameter(given: Any) -> tf.Variable:
-    """A number that may be set while a model is trained, and is not trained nor saved with it.
+    """Makes a number that may change during training, but is neither trained nor saved.
 
-    The variable that is given, or one of its own, which is to be assigned: a variable, so that this
-    reaches functions that are compiled already; TensorFlow's, which Keras leaves alone.
+    Returns the variable if one is given, else a new one that the caller must assign. A variable,
+    so that changes reach compiled functions; TensorFlow's own kind, because Keras ignores it.
     """
     given = given.value if isinstance(given, keras.Variable) else given
     if isinstance(given, tf.Variable):
@@ -70,13 +70,13 @@ def value(x: tf.Variable) -> tf.Tensor:
 
 
 def number(x: Any) -> float:
-    """The value of a number, a variable or a tensor of one."""
+    """Returns the value of a number, a variable or a scalar tensor."""
     with tf.init_scope():
         return float(tf.convert_to_tensor(x, dtype_hint=tf.float64))
 
 
 def given_to_steps(_: tf.Variable) -> list[keras.Variable]:
-    """Variables that Keras must pass to training steps besides weights: none, graphs find them."""
+    """Variables that Keras must also pass to training steps: none, since graphs capture them."""
     return []
 
 
@@ -86,7 +86,7 @@ def in_vectorized_map(_: tf.Tensor) -> bool:
 
 
 def dense_instead(name: str, x: Any) -> str:
-    """Code that makes a dense tensor of one that is not, for messages; else an empty string."""
+    """Returns code for messages that makes a tensor dense; an empty string if it is dense."""
     if isinstance(x, tf.RaggedTensor):
         series = f"{{'x': {name}.to_tensor(), 'length': {name}.row_lengths()}}"
         return f"{name}.to_tensor(), and for series {series}"
@@ -94,7 +94,7 @@ def dense_instead(name: str, x: Any) -> str:
 
 
 def checked_stream(model: Any, x: Any) -> Any:
-    """What gives batches, with the checks that training steps do not make."""
+    """Returns streamed data with the checks that training steps do not make."""
     if isinstance(x, keras.utils.PyDataset):
         model.checked_batch(x[0], "the first batch")
     if not isinstance(x, tf.data.Dataset):
@@ -113,13 +113,13 @@ def checked_stream(model: Any, x: Any) -> Any:
 
 
 def assert_all(allowed: tf.Tensor, message: str) -> tf.Operation | None:
-    """An assertion in the graph that all entries are true; its error says how many are not."""
+    """Asserts in the graph that all entries are true; the error says how many are not."""
     wrong = tf.size(allowed) - tf.reduce_sum(tf.cast(allowed, tf.int32))
     return tf.debugging.Assert(wrong == 0, [f"{message}; values that are not:", wrong])
 
 
 def shared_out(x: Any, sample_weight: Any) -> tuple[Any, Any, tf.Tensor, int]:
-    """A replica's part of a batch, the number of examples in all parts, and how many there are."""
+    """Returns a replica's part of a batch, the number of examples in all parts, and of replicas."""
     replicas = tf.distribute.get_strategy().num_replicas_in_sync
     examples = tf.shape(keras.tree.flatten(x)[0])[0]
     if replicas > 1:
@@ -129,7 +129,7 @@ def shared_out(x: Any, sample_weight: Any) -> tuple[Any, Any, tf.Tensor, int]:
 
 
 def _never_empty(x: Any, sample_weight: Any) -> tuple[Any, tf.Tensor]:
-    """A share of a batch; if empty, on which dilated convolutions fail, one example of weight 0."""
+    """Pads an empty share by an example of weight 0: dilated convolutions fail on empty batches."""
     number = tf.shape(keras.tree.flatten(x)[0])[0]
     missing = tf.cast(tf.equal(number, 0), tf.int32)
 
@@ -144,17 +144,17 @@ def _never_empty(x: Any, sample_weight: Any) -> tuple[Any, tf.Tensor]:
 
 
 class MultiWorkerMixin(MixinBase):
-    """What Keras 3 needs to train under `tf.distribute.MultiWorkerMirroredStrategy`.
+    """Overrides that let Keras 3 train under `tf.distribute.MultiWorkerMirroredStrategy`.
 
     Upstream: https://github.com/keras-team/keras/issues/20585. `tests/cli/test_distributed.py`
-    fails when a version of Keras no longer needs one of the two overrides; then it can go.
+    fails when a version of Keras no longer needs one of the two overrides; then remove it.
     """
 
     def _maybe_symbolic_build(self, iterator: Any = None, data_batch: Any = None) -> None:
         """Builds the optimizer in the strategy's scope.
 
-        Keras would compute symbolically what comes of a first batch. For a model that is built it
-        need not, and under several workers it cannot.
+        Keras would run a first batch symbolically. A built model does not need that, and with
+        several workers it fails.
         """
         if self._distribute_strategy is None or not self.built:
             super()._maybe_symbolic_build(iterator=iterator, data_batch=data_batch)
@@ -163,10 +163,10 @@ class MultiWorkerMixin(MixinBase):
                 self.optimizer.build(self.trainable_variables)
 
     def _make_function(self, step_function: Callable[[Any], dict[str, tf.Tensor]]) -> Callable:
-        """Gives what a step reports a first axis, over which Keras averages the workers."""
+        """Adds a first axis to a step's logs, over which Keras averages the workers."""
         strategy = self.distribute_strategy
         of_workers = isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
-        # Of one replica alone Keras takes what the step reports as it is.
+        # With a single replica Keras takes the logs as they are.
         if not of_workers or strategy.num_replicas_in_sync == 1:
             return super()._make_function(step_function)
 
@@ -178,16 +178,16 @@ class MultiWorkerMixin(MixinBase):
 
 
 class TrainerMixin(MultiWorkerMixin):
-    """The steps of a `keras.Model` that has `asserted_parts` and `loss_of_batch`, as `VAE` has."""
+    """The steps of a `keras.Model` with `asserted_parts` and `loss_of_batch`, such as `VAE`."""
 
     def asserted(self, data: Any) -> tuple[Any, Any, tf.Tensor | None]:
-        """Data, targets and weights of a batch, which in a graph stop what is wrong."""
+        """Returns data, targets and weights of a batch, in a graph with assertions attached."""
         x, y, weight, checks = self.asserted_parts(data)
         with tf.control_dependencies(checks):
             return keras.tree.map_structure(tf.identity, x), y, weight
 
     def train_step(self, data: Any) -> dict[str, tf.Tensor]:
-        """One step of the optimizer on a batch."""
+        """Takes one optimizer step on a batch."""
         x, _, sample_weight = self.asserted(data)
         self.check_has_optimizer()
         with tf.GradientTape() as tape:
@@ -208,13 +208,13 @@ class TrainerMixin(MultiWorkerMixin):
         return self.get_metrics_result()
 
     def predict_step(self, data: Any) -> tf.Tensor:
-        """The reconstructions of a batch."""
+        """Returns the reconstructions of a batch."""
         return super().predict_step(self.asserted(data)[0])
 
     def compile(self, **kwargs) -> None:
-        """As `keras.Model.compile`; refuses what Keras cannot train several replicas with."""
+        """Like `keras.Model.compile`; rejects options that fail on several replicas."""
         if self.distribute_strategy.num_replicas_in_sync > 1:
-            # Keras fails with either, a single Dense layer too, and says nothing of the reason.
+            # With either option Keras fails, even for a single Dense layer, without a clear reason.
             harmless = {"jit_compile": (None, False, "auto"), "steps_per_execution": (None, 1)}
             for name, allowed in harmless.items():
                 if (value := kwargs.get(name)) not in allowed:
@@ -227,4 +227,4 @@ class TrainerMixin(MultiWorkerMixin):
 
 
 def check_can_export() -> None:
-    """Nothing to say: TensorFlow writes SavedModels."""
+    """Does nothing: TensorFlow can write SavedModels."""

@@ -18,7 +18,7 @@ from tfp_ar1.families import PACKED
 
 
 def member_layer(base: Any, family: str, package: str) -> Any:
-    """The layer class of a member of the family: `base` with its name, for its parameters."""
+    """Makes the layer class of a member of the family: a subclass of `base` with its name."""
     name = PACKED[family].__name__
     shared = inspect.cleandoc(base.__doc__).split("\n", 1)[1]
     first = f"Layer for the distribution `tfp_ar1.{name}`, `{family!r}` in `tfp_ar1.params`."
@@ -35,10 +35,10 @@ def layer_named(name: str, layer_class: Callable[[str], Any], package: str) -> A
 
 
 class _OneKerasMixin(MixinBase):
-    """Refuses to be called in a model of the other Keras, which would lose the KL silently."""
+    """Refuses to be called in a model of the other Keras, which would silently lose the KL."""
 
     def __call__(self, *args, **kwargs) -> Any:
-        """Calls the layer, after checking that the model is of the same Keras."""
+        """Calls the layer after checking that the model belongs to the same Keras."""
         modules = (type(value).__module__ for value in (*args, *kwargs.values()))
         if self._in_other_keras() or any(m.startswith(self._other_keras) for m in modules):
             raise TypeError(f"A layer was called in a model of the other Keras: {self!r}.")
@@ -46,12 +46,12 @@ class _OneKerasMixin(MixinBase):
 
 
 class Keras3Mixin(_OneKerasMixin):
-    """For a layer or model of Keras 3: says so where it is put into one of tf_keras."""
+    """For layers and models of Keras 3: raises a clear error inside tf_keras models."""
 
     _other_keras = "tf_keras."
 
     def __repr__(self) -> str:
-        """Says where it belongs; the errors of tf_keras print it."""
+        """Says where the object belongs; tf_keras prints this in its errors."""
         return f"{super().__repr__()[:-1]}, of Keras 3; in tf_keras models use tfp_ar1.tfpl>"
 
     def _in_other_keras(self) -> bool:
@@ -60,12 +60,12 @@ class Keras3Mixin(_OneKerasMixin):
 
 
 class TFKerasMixin(_OneKerasMixin):
-    """For a layer of tf_keras: says so where it is put into a model of Keras 3."""
+    """For layers of tf_keras: raises a clear error inside Keras 3 models."""
 
     _other_keras = "keras."
 
     def __repr__(self) -> str:
-        """Says where it belongs; the errors of Keras 3 print it."""
+        """Says where the object belongs; Keras 3 prints this in its errors."""
         return (
             f"<{type(self).__name__} name={self.name}, a tf_keras layer; in Keras 3 models use "
             f"tfp_ar1.layers, with `prior` for the KL>"
@@ -77,10 +77,10 @@ class TFKerasMixin(_OneKerasMixin):
 
 
 def mean_over_examples(kl: tf.Tensor, ndims: int | None) -> tf.Tensor:
-    """The KL divergence of one example, averaged over the examples; 0 where there are none.
+    """Returns the KL divergence per example, averaged over the examples; 0 if there are none.
 
-    `kl` has the posterior's batch shape. Its last `ndims` axes, by default all but the first, are
-    parts of one example, over which it is summed: the `reinterpreted_batch_ndims` of the layers.
+    `kl` has the posterior's batch shape. It is summed over its last `ndims` axes, by default all
+    but the first, which are parts of one example: the `reinterpreted_batch_ndims` of the layers.
     """
     rank = ps.rank(kl)
     first = ps.minimum(1, rank) if ndims is None else rank - ndims
@@ -91,12 +91,12 @@ def mean_over_examples(kl: tf.Tensor, ndims: int | None) -> tf.Tensor:
 def check_batch_axes(
     posterior: tfd.Distribution, prior: tfd.Distribution, ndims: int | None
 ) -> None:
-    """Raises `ValueError` if the prior is known not to be for one example of `ndims` batch axes."""
+    """Raises `ValueError` if the prior is known not to fit one example of `ndims` batch axes."""
     shape = posterior.batch_shape
     if ndims is not None and shape.rank is not None and shape.rank < ndims:
         needed = f"`reinterpreted_batch_ndims={ndims}` needs a distribution with as many batch axes"
         raise ValueError(f"{needed}; got batch shape {shape}.")
-    # The first axis counts examples, unless all of them are parts of one.
+    # The first axis counts examples, unless all axes are parts of one example.
     one = shape if shape.rank == ndims else tf.TensorShape([1]).concatenate(shape[1:])
     try:
         fits = one.is_compatible_with(tf.broadcast_static_shape(prior.batch_shape, one))
@@ -110,7 +110,7 @@ def check_batch_axes(
 
 
 def check_dtype(prior: tfd.Distribution, dtype: tf.DType) -> None:
-    """Raises `ValueError` if the prior is not of the dtype of the distribution beside it."""
+    """Raises `ValueError` if the prior does not have the posterior's dtype."""
     if prior.dtype != dtype:
         raise ValueError(
             f"The prior must be of dtype {dtype_util.name(dtype)}; got "
@@ -120,7 +120,7 @@ def check_dtype(prior: tfd.Distribution, dtype: tf.DType) -> None:
 
 
 def checked_reinterpreted_batch_ndims(ndims: Any) -> int | None:
-    """Returns it, or raises `ValueError` if it is neither a non-negative integer nor `None`."""
+    """Returns `ndims`, or raises `ValueError` unless it is a non-negative integer or `None`."""
     wanted = "a non-negative integer or `None`"
     return ndims if ndims is None else checked_count("reinterpreted_batch_ndims", ndims, 0, wanted)
 

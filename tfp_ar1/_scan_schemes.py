@@ -1,4 +1,4 @@
-"""How the recurrence is evaluated: recursive doubling for short paths, blocked scan for long."""
+"""Evaluation of the recurrence: recursive doubling for short paths, blocked scan for long ones."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from tfp_ar1._backend import matmul
 from tfp_ar1.correlation import LagOneCorrelation, with_derivatives_of
 
 # Measured by `python -m benchmarks run --suite schemes` (benchmarks/results/speed.md): doubling is
-# faster up to a few hundred coordinates, blocks beyond; blocks of 16 and of 32 are about alike.
+# faster up to a few hundred coordinates, blocks beyond; blocks of 16 and of 32 are about equal.
 _LARGEST_SIZE_FOR_DOUBLING = 256
 _BLOCK_SIZE = 32
-# Where each path has a ρ of its own, the matrix of its blocks should not outweigh it.
+# If each path has its own ρ, the matrix for its blocks should not be larger than the path.
 _LARGEST_SIZE_FOR_SMALL_BLOCKS = 1024
 _SMALL_BLOCK_SIZE = 16
-# With a coefficient for each step; limits from 64 to 256 and blocks of 16 and 32 are about alike.
+# With a coefficient for each step; limits from 64 to 256 and blocks of 16 and 32 are about equal.
 _LARGEST_SIZE_FOR_DOUBLING_STEPS = 128
 _BLOCK_SIZE_FOR_STEPS = 16
 
 
 class _ScalarPowers(NamedTuple):
-    """A number ρ whose powers are taken: right for large exponents and where ρ rounds to ±1."""
+    """A number ρ with accurate powers, for large exponents and where ρ rounds to ±1."""
 
     value: tf.Tensor
     sign: tf.Tensor
@@ -38,18 +38,18 @@ class _ScalarPowers(NamedTuple):
         return cls(rho.value, rho.sign, rho.log_abs)
 
     def power(self, k: int, value: tf.Tensor) -> _ScalarPowers:
-        """Its power `value`, to the exponent k."""
+        """Returns ρ^k, whose value is given as `value`."""
         sign = self.sign if k % 2 else tf.ones_like(self.sign)
         return _ScalarPowers(value, sign, k * self.log_abs)
 
     def powers(self, exponents: Any) -> tf.Tensor:
-        """ρ^k for the exponents 1, 2, 3, … or 1, 2, 4, … given, along a new last axis."""
+        """Returns ρ^k for given exponents 1, 2, 3, … or 1, 2, 4, …, along a new last axis."""
         later = np.asarray(exponents)[1:]
         factors = later.astype(dtype_util.as_numpy_dtype(self.value.dtype))
         value, sign, log_abs = (t[..., tf.newaxis] for t in self)
         powers = tf.math.exp(factors * log_abs)
         powers = tf.where(later % 2 == 0, powers, sign * powers)
-        # The derivatives are those of products, which a logarithm has not at 0.
+        # Derivatives come from products, because the logarithm has none at 0.
         parts = [value]
         for k in shifts_below(exponents[-1]):
             if 2 * k - 1 in exponents[1:]:
@@ -57,14 +57,14 @@ class _ScalarPowers(NamedTuple):
                 parts = [part, part * part[..., -1:]]
             else:
                 parts.append(tf.square(parts[-1]))
-        # ρ itself as it is.
+        # The first power is ρ itself.
         return with_derivatives_of(tf.concat(parts, axis=-1), tf.concat([value, powers], axis=-1))
 
 
 class Coefficients(NamedTuple):
-    """Coefficients, one for each step: long products are right also where they round to ±1.
+    """Coefficients, one for each step, with accurate long products where they round to ±1.
 
-    `value` holds ρ_1, …, ρ_(d-1) along the last axis, and `one_minus_abs` 1 - |ρ_t|.
+    `value` holds ρ_1, …, ρ_(d-1) along the last axis, `one_minus_abs` holds 1 - |ρ_t|.
     """
 
     value: tf.Tensor
@@ -79,8 +79,8 @@ class Coefficients(NamedTuple):
         one_minus_abs = (
             self.one_minus_abs + other.one_minus_abs - self.one_minus_abs * other.one_minus_abs
         )
-        # Many factors next to 1, each rounded, would add up their errors; a sum of complements
-        # has none that counts.
+        # The rounding errors of many factors near 1 would add up; those of a sum of complements
+        # are negligible.
         near_one = tf.math.sign(value) * (1.0 - one_minus_abs)
         return Coefficients(tf.where(one_minus_abs < 0.5, near_one, value), one_minus_abs)
 
@@ -89,7 +89,7 @@ class Coefficients(NamedTuple):
 
 
 def scheme_of(rho: LagOneCorrelation, size: int | None) -> ScanScheme:
-    """Chooses how the recurrence is evaluated, by the size of its axis if that is known."""
+    """Chooses how to evaluate the recurrence, by the size of its axis if known."""
     if rho.per_step:
         return step_scheme(Coefficients.of(rho), size)
     return _scalar_scheme(_ScalarPowers.of(rho), size)
@@ -104,7 +104,7 @@ def _scalar_scheme(base: _ScalarPowers, size: int | None) -> ScanScheme:
 
 
 def step_scheme(steps: Coefficients, size: int | None) -> ScanScheme:
-    """Chooses how a recurrence with a coefficient for each step is evaluated."""
+    """Chooses how to evaluate a recurrence with a coefficient for each step."""
     if size is None:
         return _DynamicDoublingOfSteps(steps)
     if size <= _LARGEST_SIZE_FOR_DOUBLING_STEPS:
@@ -113,9 +113,10 @@ def step_scheme(steps: Coefficients, size: int | None) -> ScanScheme:
 
 
 class ScanScheme:
-    """A way to evaluate the recurrence for one ρ.
+    """A way to evaluate the recurrence for a given ρ.
 
-    What does not depend on x is computed when it is made: once for a recurrence and its gradient.
+    The constructor computes everything that does not depend on x, once for a recurrence and its
+    gradient.
     """
 
     def solve(self, x: tf.Tensor, reverse: bool) -> tf.Tensor:
@@ -152,7 +153,7 @@ class _Doubling(ScanScheme):
 
 
 class _DoublingOfSteps(_Doubling):
-    """The same with the products ρ_(t-k+1) … ρ_t of k steps for ρ^k."""
+    """The same with products of k steps, ρ_(t-k+1) … ρ_t, in place of ρ^k."""
 
     def __init__(self, steps: Coefficients, size: int):
         self.shifts, self.powers = shifts_below(size), []
@@ -161,12 +162,12 @@ class _DoublingOfSteps(_Doubling):
             steps = steps.part(..., slice(shift, None)).times(steps.part(..., slice(-shift)))
 
 
-# The levels of any size that an int32 can hold. XLA differentiates no loop without a limit.
+# Enough levels for any int32 size. XLA cannot differentiate loops without a limit.
 _AT_MOST = {"maximum_iterations": 31}
 
 
 class _DynamicDoubling(ScanScheme):
-    """Doubling for a size that is known only when the graph runs."""
+    """Doubling for a size that is not known at trace time."""
 
     def __init__(self, base: _ScalarPowers):
         self.base = base
@@ -191,10 +192,10 @@ class _DynamicDoubling(ScanScheme):
 
 
 class _DynamicDoublingOfSteps(ScanScheme):
-    """Doubling of steps for a size that is known only when the graph runs."""
+    """Doubling with a coefficient for each step, for a size not known at trace time."""
 
     def __init__(self, steps: Coefficients):
-        # A first coefficient of 0 makes all products 0 that reach beyond the first step.
+        # A first coefficient of 0 makes all products that reach beyond the first step 0.
         self.steps = Coefficients(pad(steps.value, 1, 0), pad(steps.one_minus_abs, 1, 0, value=1))
 
     def solve(self, x: tf.Tensor, reverse: bool) -> tf.Tensor:
@@ -224,13 +225,13 @@ class _BlocksOfSteps(ScanScheme):
     def __init__(self, steps: Coefficients, size: int):
         self.size, self.num_blocks = size, math.ceil(size / _BLOCK_SIZE_FOR_STEPS)
         padding = self.num_blocks * _BLOCK_SIZE_FOR_STEPS - size
-        # Coefficients of 0, before the first coordinate too.
+        # Padding coefficients are 0, also that before the first coordinate.
         value = self._to_blocks(pad(steps.value, 1, padding))
         one_minus_abs = self._to_blocks(pad(steps.one_minus_abs, 1, padding, value=1))
         self.coefficients = tf.unstack(value)
         product = Coefficients(value, one_minus_abs)
         while product.value.shape[0] > 1:
-            # In halves, not of neighbours: a strided slice of the first axis is slow.
+            # By halves, not by neighbours: a strided slice of the first axis is slow.
             half = product.value.shape[0] // 2
             product = product.part(slice(half)).times(product.part(slice(half, None)))
         self.carry_scheme = step_scheme(product.part(0, ..., slice(1, None)), self.num_blocks)
@@ -239,7 +240,7 @@ class _BlocksOfSteps(ScanScheme):
         # Zeros at the end reach no other coordinate, in either direction.
         padding = self.num_blocks * _BLOCK_SIZE_FOR_STEPS - self.size
         xs = tf.unstack(self._to_blocks(pad(x, 0, padding) if padding else x))
-        # What each block makes of its own coordinates, and then with what is carried into it.
+        # First each block by itself, then again with its carry.
         if reverse:
             first = self._run(xs, None, reverse)[0]
             from_next = pad((self.coefficients[0] * first)[..., 1:], 0, 1)
@@ -255,7 +256,7 @@ class _BlocksOfSteps(ScanScheme):
     def _run(
         self, xs: list[tf.Tensor], carried: tf.Tensor | None, reverse: bool
     ) -> list[tf.Tensor]:
-        """The recurrence inside the blocks; entry j holds coordinate j of each of them."""
+        """Runs the recurrence inside the blocks; entry j holds coordinate j of every block."""
         ys, a = list(xs), self.coefficients
         positions = range(len(xs))
         if reverse:
@@ -271,7 +272,7 @@ class _BlocksOfSteps(ScanScheme):
         return ys
 
     def _to_blocks(self, x: tf.Tensor) -> tf.Tensor:
-        """`[..., d]`, d a multiple of the block size, as `[block size, ..., blocks]`."""
+        """Converts `[..., d]`, d a multiple of the block size, to `[block size, ..., blocks]`."""
         shape = [self.num_blocks, _BLOCK_SIZE_FOR_STEPS]
         x = tf.reshape(x, ps.concat([ps.shape(x)[:-1], shape], axis=0))
         last = tensorshape_util.rank(x.shape) - 1
@@ -297,15 +298,15 @@ class _Blocks(ScanScheme):
 
     def unwhiten(self, x: tf.Tensor, first: tf.Tensor, later: tf.Tensor) -> tf.Tensor:
         toeplitz = later[..., tf.newaxis, tf.newaxis] * self.toeplitz
-        # `later` for all, and a coordinate before the first that makes up for the difference:
-        # (first - later) / ρ with later = first √(1-ρ²), without the difference.
+        # Scale all by `later`, and compensate by a coordinate before the first:
+        # (first - later) / ρ with later = first √(1-ρ²), rearranged to avoid the difference.
         before = self.rho * first / (1.0 + later / first)
         return self._solve(x, False, toeplitz, before[..., tf.newaxis] * x[..., :1])
 
     def _solve(
         self, x: tf.Tensor, reverse: bool, toeplitz: tf.Tensor, before: tf.Tensor
     ) -> tf.Tensor:
-        """The product with `toeplitz` in each block; `before` is carried into the first."""
+        """Multiplies each block by `toeplitz`; `before` is the carry into the first."""
         batch_shape = ps.shape(x)[:-1]
         padding = self.num_blocks * self.block_size - self.size
         if padding:
@@ -324,9 +325,9 @@ class _Blocks(ScanScheme):
 
 
 def _toeplitz(powers: tf.Tensor) -> tf.Tensor:
-    """The upper triangular `[..., m, m]` with ρ^(i-j) in row j, column i, from ρ^1, …, ρ^m."""
+    """Makes the upper triangular `[..., m, m]`, ρ^(i-j) in row j, column i, from ρ^1, …, ρ^m."""
     m = powers.shape[-1]
-    # A row of 2m numbers, laid out again and again, one place later in each line of 2m - 1.
+    # Repeat a row of 2m numbers and cut it into lines of 2m - 1: each line shifts it by one.
     row = tf.concat([tf.ones_like(powers[..., :1]), powers[..., :-1], tf.zeros_like(powers)], -1)
     batch = ps.shape(row)[:-1]
     lines = tf.tile(row, ps.concat([ps.ones_like(batch), [m]], axis=0))[..., : m * (2 * m - 1)]
@@ -336,23 +337,23 @@ def _toeplitz(powers: tf.Tensor) -> tf.Tensor:
 def _matmul(x: tf.Tensor, matrix: tf.Tensor, transpose_b: bool = False) -> tf.Tensor:
     if tensorshape_util.num_elements(matrix.shape[:-2]) != 1:
         return matmul(x, matrix, transpose_b=transpose_b)
-    # One matrix for all: one product.
+    # A single matrix for the whole batch needs one product.
     rows, matrix = tf.reshape(x, [-1, x.shape[-1]]), tf.reshape(matrix, matrix.shape[-2:])
     y = matmul(rows, matrix, transpose_b=transpose_b)
     return tf.reshape(y, ps.concat([ps.shape(x)[:-1], ps.shape(y)[-1:]], axis=0))
 
 
 def scaled_steps(x: tf.Tensor, first: tf.Tensor, later: tf.Tensor) -> tf.Tensor:
-    """`first x_0` and `later x_t`, for factors `[..., 1]`, and `[..., 1]` or `[..., d - 1]`."""
+    """Scales x_0 by `first`, `[..., 1]`, and x_t by `later`, `[..., 1]` or `[..., d - 1]`."""
     parts = [x[..., :1] * first, x[..., 1:] * later]
     batch_shape = ps.broadcast_shape(*(ps.shape(part)[:-1] for part in parts))
     return tf.concat([broadcast_to_batch(part, batch_shape) for part in parts], axis=-1)
 
 
 def pad(x: tf.Tensor, before: Any, after: Any, value: float = 0) -> tf.Tensor:
-    """`x` with zeros, or another value, at both ends of its last axis."""
+    """Pads the last axis of `x` with zeros, or another value, at both ends."""
     if value:
-        # Not `tf.pad`, which pads with zeros under `tf.vectorized_map`, whatever the value.
+        # Not `tf.pad`: under `tf.vectorized_map` it ignores the value and pads with zeros.
         batch_shape = ps.shape(x)[:-1]
         ends = (
             tf.fill(ps.concat([batch_shape, [n]], axis=0), tf.cast(value, x.dtype))

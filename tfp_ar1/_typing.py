@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 __all__ = ["MixinBase"]
 
-# The base of a mixin: to type checkers it has whatever the class has that it is mixed into.
+# Base class of mixins. To type checkers it has every attribute, such as those of the final class.
 if TYPE_CHECKING:
     MixinBase = Any
 else:

@@ -1,4 +1,4 @@
-"""The lag-one correlation ρ and what follows from it, without cancellation near |ρ| = 1."""
+"""The lag-one correlation ρ and functions of it, without cancellation near |ρ| = 1."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from tensorflow_probability.python.internal import prefer_static as ps
 
 from tfp_ar1._backend import elementwise_gradient, expm1
 
-# A gradient function, that of `tf.custom_gradient`, may be differentiated in a graph in which the
-# tensors that it holds are out of scope unless they are inputs of plain operations, and is saved
-# with a model without the custom gradients inside it. In the whole package it is therefore made of
-# plain operations, whose own derivatives are right.
+# The gradient function of a `tf.custom_gradient` may be differentiated in another graph, where the
+# tensors that it closes over are out of scope unless they are inputs of plain operations; and when
+# saved with a model, it loses the custom gradients inside it. So throughout the package, gradient
+# functions consist of plain operations, whose own derivatives are right.
 #
-# `tf.vectorized_map`, and so TFP's auto-batched joint distributions, drops custom gradients and
-# differentiates the operations beneath. These therefore have gradients that are finite, and right
-# to rounding; the custom ones are more accurate, or cheaper.
+# `tf.vectorized_map`, and with it TFP's auto-batched joint distributions, drops custom gradients
+# and differentiates the operations underneath. So their gradients must be finite, and right up to
+# rounding; the custom ones are more accurate, or cheaper.
 
 
 def with_derivatives_of(other: tf.Tensor, value: tf.Tensor) -> tf.Tensor:
-    """`value`, with the derivatives of `other`, of any order."""
+    """Returns `value` with the derivatives of `other`, to any order."""
     return tf.stop_gradient(value) + (other - tf.stop_gradient(other))
 
 
 def _tanh(u: tf.Tensor, signed_one_minus_abs: tf.Tensor) -> tf.Tensor:
-    # The gradient of tf.tanh is 1 - tanh(u)², which float32 rounds to 0 from |u| = 8 on.
+    # The gradient of tf.tanh is 1 - tanh(u)², which rounds to 0 in float32 from |u| = 8 on.
     return tf.stop_gradient(tf.math.tanh(u)) + (
         tf.stop_gradient(signed_one_minus_abs) - signed_one_minus_abs
     )
@@ -37,14 +37,15 @@ def _tanh(u: tf.Tensor, signed_one_minus_abs: tf.Tensor) -> tf.Tensor:
 
 @elementwise_gradient
 def _log_cosh(u: tf.Tensor) -> tf.Tensor:
-    # TFP's own loses relative accuracy near 0, and its second derivative where tanh(u) rounds to 1.
-    # Beyond the bound, where sinh would overflow in the end, it is |u| - log 2 to rounding.
+    # TFP's function loses relative accuracy near 0, and so does its second derivative where tanh(u)
+    # rounds to 1. Beyond the bound, which keeps sinh from overflowing, the value is |u| - log 2 up
+    # to rounding.
     bound = 2.5 * dtype_util.size(u.dtype)
     near = tf.clip_by_value(u, -bound, bound)
     value = 0.5 * tf.math.log1p(tf.math.square(tf.math.sinh(near))) + tf.math.abs(u - near)
 
     def gradient(dy: tf.Tensor) -> tf.Tensor:
-        # tanh u, but its derivatives keep their relative accuracy where 1 - tanh² rounds to 0.
+        # tanh u, in a form whose derivatives stay accurate where 1 - tanh² rounds to 0.
         factor = tf.where(u < 0.0, tf.constant(2.0, u.dtype), tf.constant(-2.0, u.dtype))
         t = expm1(factor * u)
         return dy * (0.5 * factor * t / (2.0 + t))
@@ -53,20 +54,20 @@ def _log_cosh(u: tf.Tensor) -> tf.Tensor:
 
 
 class LagOneCorrelation:
-    """Tensors that follow from ρ, or from its Fisher z-transform u = atanh ρ, computed on demand.
+    """Functions of ρ, or of its Fisher z-transform u = atanh ρ, computed on demand.
 
-    Everything has the shape of the parameter that was given. With `fisher_z` all of it keeps full
-    relative accuracy where ρ itself rounds to ±1, as logits do for probabilities. An instance
-    reads its parameter once, when it is made; make one for each computation.
+    All tensors have the shape of the given parameter. With `fisher_z`, all keep full relative
+    accuracy where ρ itself rounds to ±1, as logits do for probabilities. An instance reads its
+    parameter once, in the constructor; make a new one for each computation.
 
     Args:
       correlation: floating-point tensor, ρ in (-1, 1). Exactly one of `correlation` and `fisher_z`.
       fisher_z: floating-point tensor, u = atanh ρ, any finite value.
       per_step: whether the last axis of the parameter runs over the d - 1 steps of a path of d
-        coordinates; else one ρ holds for all steps.
+        coordinates; otherwise all steps share one ρ.
 
     Raises:
-      ValueError: if both or none of `correlation` and `fisher_z` are given.
+      ValueError: if both or neither of `correlation` and `fisher_z` are given.
     """
 
     def __init__(
@@ -87,25 +88,25 @@ class LagOneCorrelation:
         return self._u if self._rho is None else self._rho
 
     def cast(self, dtype: tf.DType) -> LagOneCorrelation:
-        """The same correlation in another dtype, by the same parameter."""
+        """Returns the same correlation in another dtype, with the same parametrization."""
         return self.map(lambda x: tf.cast(x, dtype))
 
     def map(self, function: Callable[[tf.Tensor], tf.Tensor]) -> LagOneCorrelation:
-        """That by the same parameter, after a function that leaves its values as they are."""
+        """Applies a function that does not change values; keeps the parametrization."""
         rho, u = (None if x is None else function(x) for x in (self._rho, self._u))
         return LagOneCorrelation(rho, u, self.per_step)
 
     def batch_shape(self) -> Any:
-        """The shape of the parameter, without the axis of the steps."""
+        """Returns the shape of the parameter without the axis of the steps."""
         shape = ps.shape(self._given)
         return shape[:-1] if self.per_step else shape
 
     def along_steps(self, x: tf.Tensor) -> tf.Tensor:
-        """One of this object's tensors, with an axis of steps at its end: of size 1 if shared."""
+        """Adds a last axis of steps, of size 1, to one of this object's tensors if ρ is shared."""
         return x if self.per_step else tf.expand_dims(x, -1)
 
     def reversed(self) -> LagOneCorrelation:
-        """The correlations of the steps in reverse order."""
+        """Returns the correlations of the steps in reverse order."""
         if not self.per_step:
             return self
         rho, u = (None if x is None else x[..., ::-1] for x in (self._rho, self._u))
@@ -139,7 +140,7 @@ class LagOneCorrelation:
         """`log(1 - ρ²)`: the log-variance of a step given the one before, at marginal scale 1."""
         if self._rho is None:
             return -2.0 * self._log_cosh
-        # The product is accurate near ±1, where the square is not, and the other way round near 0.
+        # The product is accurate near ±1, where the square is not; near 0 it is the reverse.
         near_zero = tf.math.log1p(-tf.math.square(self._rho))
         near_one = tf.math.log(self._innovation_variance)
         return tf.where(tf.math.abs(self._rho) < 0.5, near_zero, near_one)
@@ -158,7 +159,7 @@ class LagOneCorrelation:
 
     @functools.cached_property
     def inverse_unit_innovation_scale(self) -> tf.Tensor:
-        """`1 / √(1 - ρ²)`, at most the largest finite number, so that its product with 0 is 0."""
+        """`1 / √(1 - ρ²)`, at most the largest finite number, so that 0 times it is 0."""
         if self._rho is None:
             largest = 0.999 * math.log(float(dtype_util.max(self.dtype)))
             return tf.math.exp(tf.math.minimum(self._log_cosh, tf.cast(largest, self.dtype)))
@@ -166,15 +167,15 @@ class LagOneCorrelation:
 
     @functools.cached_property
     def signed_exp_neg_abs_z(self) -> tf.Tensor:
-        """`(sign - ρ) / √(1 - ρ²) = sign e^(-|u|)`; does not underflow before e^(-|u|) does."""
+        """`(sign - ρ) / √(1 - ρ²) = sign e^(-|u|)`; underflows only where e^(-|u|) does."""
         if self._rho is None:
             return self.sign * tf.math.exp(-self.sign * self._u)
         return self.signed_one_minus_abs * self.inverse_unit_innovation_scale
 
     @functools.cached_property
     def log_abs(self) -> tf.Tensor:
-        """`log |ρ|`; for ρ = 0, that of the smallest normal number, whose square is 0."""
-        tiny = 4.0 / float(dtype_util.max(self.dtype))  # NumPy's finfo lacks bfloat16
+        """`log |ρ|`; for ρ = 0, the log of the smallest normal number, whose square is 0."""
+        tiny = 4.0 / float(dtype_util.max(self.dtype))  # NumPy's finfo does not know bfloat16
         log_abs = tf.math.log(tf.math.maximum(tf.math.abs(self.value), tiny))
         if self._rho is None:
             distance = tf.math.abs(self.signed_one_minus_abs)
@@ -183,19 +184,19 @@ class LagOneCorrelation:
         return log_abs
 
     def decay(self, lag: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """`|ρ|^k` and `1 - ρ^(2k)`: the size of the correlation at lag k, and what it leaves.
+        """Returns `|ρ|^k` and `1 - ρ^(2k)`: correlation and remaining variance at lag k.
 
         Args:
           lag: integer tensor of positive lags k, broadcast against ρ.
 
         Returns:
-          Two tensors of the broadcast shape, each with full relative accuracy, also where |ρ|^k is
+          Two tensors of the broadcast shape, each with full relative accuracy, even where |ρ|^k is
           nearly 1.
         """
         exponent = tf.cast(lag, self.dtype)
         size = self.sign * self.value
         log_power = self.log_abs * exponent
-        # The derivatives of the logarithm make none where the power underflows.
+        # Via the logarithm, there would be no derivatives where the power underflows.
         by_power = tf.math.pow(tf.math.minimum(size, 0.1), exponent)
         power = tf.where(size < 0.1, by_power, tf.math.exp(log_power))
         # 1 - e^(2x) = -tanh(x) (1 + e^(2x)); several times as fast as expm1, and as accurate.
@@ -208,7 +209,7 @@ def correlation_of_times(times: tf.Tensor, length_scale: tf.Tensor) -> LagOneCor
     """Returns the correlations of an Ornstein–Uhlenbeck process: `exp(-(τ_t - τ_(t-1)) / ℓ)`.
 
     Args:
-      times: floating-point tensor `[..., d]`, not decreasing along the last axis. Between
+      times: floating-point tensor `[..., d]`, non-decreasing along the last axis. Between
         equal times 1 - ρ is not 0, but negligible (4e-18 in float32).
       length_scale: positive tensor `[...]`, ℓ.
     """
@@ -219,15 +220,15 @@ def correlation_of_times(times: tf.Tensor, length_scale: tf.Tensor) -> LagOneCor
     return LagOneCorrelation(fisher_z=fisher_z, per_step=True)
 
 
-# Steps of so many length scales have the correlation 0 in every floating-point type.
+# Steps of this many length scales have correlation 0 in every floating-point type.
 _FAR = 1e4
-# The `fisher_z` of a step between equal times, up to which all gradients are finite.
+# The `fisher_z` of a step between equal times; up to this value all gradients are finite.
 _OF_EQUAL_TIMES = {tf.float16: 5.0, tf.float64: 60.0}
 
 
 @elementwise_gradient
 def _fisher_z(steps: tf.Tensor, length_scale: tf.Tensor) -> tuple[tf.Tensor, Any]:
-    """`atanh(e^-x)`, for x the quotient of two tensors of one shape."""
+    """Computes `atanh(e^-x)` for x = steps / length_scale, two tensors of the same shape."""
     # Where ρ = e^-x rounds to 0 anyway, the quotient, or its derivative, may overflow.
     far = steps > _FAR * tf.math.abs(length_scale)
     length_scale = tf.where(far, tf.ones_like(length_scale), length_scale)
@@ -237,7 +238,7 @@ def _fisher_z(steps: tf.Tensor, length_scale: tf.Tensor) -> tuple[tf.Tensor, Any
     x = tf.where(equal, tf.constant(least, steps.dtype), x)
     rho, complement = tf.math.exp(-x), -expm1(-x)
 
-    # By the derivative with respect to log x, at most 1/2; that with respect to x may overflow.
+    # Via the derivative with respect to log x, at most 1/2; that with respect to x may overflow.
     def gradient(dy: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         slope = dy * (x / complement) * (rho / (1.0 + rho))
         slope = tf.where(equal, tf.zeros_like(slope), slope)
@@ -247,7 +248,7 @@ def _fisher_z(steps: tf.Tensor, length_scale: tf.Tensor) -> tuple[tf.Tensor, Any
 
 
 def compare(p: LagOneCorrelation, q: LagOneCorrelation) -> tuple[tf.Tensor, tf.Tensor]:
-    """`log((1 - p²) / (1 - q²))` and `(p - q) / √(1 - q²)`, also where p and q are nearly equal.
+    """Computes `log((1 - p²) / (1 - q²))` and `(p - q) / √(1 - q²)`, even where p ≈ q.
 
     With D = atanh p - atanh q and e = exp(D) - 1,
 
@@ -269,12 +270,12 @@ def compare(p: LagOneCorrelation, q: LagOneCorrelation) -> tuple[tf.Tensor, tf.T
     far_log_ratio = tf.math.subtract(*both("log1m_rho2"))
     far_difference = (signs - distances) * inverse_scale
 
-    # Clipped, so that where it is not used it is finite, and so are its derivatives.
+    # Clipped so that it and its derivatives are finite where it is not used.
     difference = tf.clip_by_value(_fisher_z_difference(p, q, both), -1.0, 1.0)
     e, (_, q_value) = expm1(difference), both("value")
     half = 0.5 * e / (1.0 + e)
     near_log_ratio = -2.0 * tf.math.log1p(half * (e + q_value * (2.0 + e)))
-    # Those of the closed form in p and q would be what large numbers leave where ρ is near 0.
+    # The derivatives of this form in p and q would be differences of large numbers for ρ near 0.
     near_log_ratio = with_derivatives_of(far_log_ratio, near_log_ratio)
     is_near = tf.math.abs(difference) < 1.0
     return (
@@ -284,7 +285,7 @@ def compare(p: LagOneCorrelation, q: LagOneCorrelation) -> tuple[tf.Tensor, tf.T
 
 
 def _fisher_z_difference(p: LagOneCorrelation, q: LagOneCorrelation, both: Any) -> tf.Tensor:
-    """`atanh p - atanh q`; what is beyond ±1 may be cut."""
+    """Computes `atanh p - atanh q`; values beyond ±1 may be clipped."""
     if p._rho is None and q._rho is None:
         return tf.math.subtract(*both("_u"))
     signs, distances = both("sign"), both("signed_one_minus_abs")

@@ -1,4 +1,4 @@
-"""The members of the family by name: everything that offers a choice of them reads it here."""
+"""Registry of the members of the family, by name."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from tfp_ar1.linear_operators.markov_cholesky import LinearOperatorMarkovCholesk
 
 __all__ = ["NEEDS_DATA", "PACKED", "members"]
 
-# The members that a network's output can choose, in the order in which they are offered.
+# The members with packed parameters, for networks, in the order in which choices list them.
 PACKED: dict[str, type[GaussianMarkovChain]] = {
     "ar1": MultivariateNormalAR1,
     "arh1": MultivariateNormalARH1,
     "ante1": MultivariateNormalANTE1,
 }
-# Those with parameters that no network gives, such as times.
+# The members with parameters that are data, such as times.
 NEEDS_DATA: dict[str, type[GaussianMarkovChain]] = {"ou": MultivariateNormalOU}
 
 
 def members() -> tuple[type[GaussianMarkovChain], ...]:
-    """All classes of the family."""
+    """Returns all classes of the family."""
     return (*PACKED.values(), *NEEDS_DATA.values())
 
 

@@ -1,20 +1,20 @@
 """Message passing for a Gaussian Markov chain with noisy observations, in O(d).
 
-In standardized coordinates w = (x - loc) / σ, a Gaussian site at coordinate t has the precision
-τ_t ≥ 0: for an observation with noise of standard deviation r_t it is σ_t² / r_t². With
-q_t = 1 - ρ_t², the information that all sites before t carry about w_t, as a precision beside the 1
-of the chain itself, is
+In standardized coordinates w = (x - loc) / σ, a Gaussian site at coordinate t has precision
+τ_t ≥ 0; for an observation with noise of standard deviation ν_t it is σ_t² / ν_t². With
+q_t = 1 - ρ_t², the sites before t carry information about w_t that adds the precision l_t to the
+chain's own precision 1:
 
-    l_0 = 0,    l_t = (1 - q_t) m_t / (1 + q_t m_t)    with m_t = l_(t-1) + τ_(t-1),
+    l_0 = 0,    l_t = (1 - q_t) m_t / (1 + q_t m_t)    with m_t = l_(t-1) + τ_(t-1).
 
-that of all sites after it, r_t, the same from the other end. The posterior precision of w_t is
-1 + l_t + τ_t + r_t, and with s_t = r_t + τ_t its correlations follow from
+The sites after t add r_t, the same from the other end. The posterior precision of w_t is
+1 + l_t + τ_t + r_t, and with s_t = r_t + τ_t the posterior correlations follow from
 
     sinh(fisher_z of the posterior) = sinh(fisher_z) / √(1 + m_t + s_t + q_t m_t s_t).
 
-All these numbers are non-negative and nothing is subtracted, so that no digit is lost for any noise
-or correlation. The maps l_(t-1) → l_t compose associatively (Redheffer's star product): they are
-evaluated by recursive doubling, or in blocks, as recurrences are in `_scan_schemes`.
+All these numbers are non-negative and nothing is subtracted, so no digits are lost for any noise or
+correlation. The maps l_(t-1) → l_t compose associatively (Redheffer's star product), so they are
+evaluated by recursive doubling or in blocks, like the recurrences in `_scan_schemes`.
 """
 
 from __future__ import annotations
@@ -35,20 +35,20 @@ from tfp_ar1.linear_operators.chain import Chain
 
 __all__ = ["Messages", "compose_linear_fractional", "largest_precision"]
 
-# As for recurrences with a coefficient for each step.
+# Same as for recurrences with a coefficient for each step.
 _LARGEST_SIZE_FOR_DOUBLING = 128
 _BLOCK_SIZE = 16  # a power of 2
 _BIT_REVERSED = [int(f"{i:04b}"[::-1], 2) for i in range(_BLOCK_SIZE)]
 
 
 def largest_precision(dtype: tf.DType) -> float:
-    """The largest relative precision of a site: sums and some products of such do not overflow."""
+    """Returns the largest relative precision of a site; sums and some products do not overflow."""
     return float(dtype_util.max(dtype)) ** 0.8
 
 
 @elementwise_gradient
 def _share(a: tf.Tensor, b: tf.Tensor) -> tuple[tf.Tensor, Any]:
-    """`a / (a + b)` of positive numbers, with a gradient in which nothing cancels."""
+    """`a / (a + b)` of positive numbers, with a gradient free of cancellation."""
     n = 1.0 / (a + b)
     return a * n, lambda dy: (dy * (b * n) * n, -dy * (a * n) * n)
 
@@ -62,7 +62,7 @@ class _Maps(NamedTuple):
     c: tf.Tensor
 
     def then(self, later: _Maps) -> _Maps:
-        """The maps that follow from these, applied first, and others."""
+        """Composes these maps, applied first, with later ones."""
         cb = later.c * self.b
         n = 1.0 / (1.0 + cb)
         one_minus_a = (later.one_minus_a + later.a * self.one_minus_a + cb) * n
@@ -81,7 +81,7 @@ _IDENTITY = _Maps(a=1.0, one_minus_a=0.0, b=0.0, c=0.0)
 
 
 def _prefixes(maps: _Maps) -> tf.Tensor:
-    """Applies the first 1, 2, 3, … of the maps, composed, to 0."""
+    """Composes the first 1, 2, 3, … of the maps and applies the results to 0."""
     num = tf.compat.dimension_value(maps.b.shape[-1])
     if num is None:
         return _prefixes_of_unknown_number(maps, lambda x, y: _Maps(*x).then(_Maps(*y)))[2]
@@ -97,7 +97,7 @@ def _prefixes(maps: _Maps) -> tf.Tensor:
 def _prefixes_of_unknown_number(
     maps: tuple[tf.Tensor, ...], compose: Callable[..., tuple[tf.Tensor, ...]]
 ) -> tuple[tf.Tensor, ...]:
-    """The first 1, 2, 3, … of some maps along the last axis, together."""
+    """Composes the first 1, 2, 3, … of the maps along the last axis."""
     size = ps.shape(maps[0])[-1]
     positions = tf.range(size)
 
@@ -113,7 +113,7 @@ def _prefixes_of_unknown_number(
 
 
 def _prefixes_in_blocks(maps: _Maps, num: int) -> tf.Tensor:
-    """Composed within blocks, scanned over these, then applied one after the other within each."""
+    """Composes maps within blocks, scans over the blocks, then applies maps one by one in each."""
     num_blocks = math.ceil(num / _BLOCK_SIZE)
     padding = num_blocks * _BLOCK_SIZE - num
     rank = tensorshape_util.rank(maps.b.shape)
@@ -124,7 +124,7 @@ def _prefixes_in_blocks(maps: _Maps, num: int) -> tf.Tensor:
         return tf.transpose(tf.reshape(x, blocks), [rank, *range(rank)])
 
     parts = _Maps(*(to_blocks(x, end) for x, end in zip(maps, _IDENTITY, strict=True)))
-    # The order of the maps matters: in bit-reversed order, neighbours lie half the axis apart.
+    # Composition is not commutative: in bit-reversed order, neighbours lie half the axis apart.
     product = _Maps(*(tf.gather(x, _BIT_REVERSED) for x in parts))
     for half in reversed(shifts_below(_BLOCK_SIZE)):
         product = product.part(slice(half)).then(product.part(slice(half, None)))
@@ -142,23 +142,23 @@ def _prefixes_in_blocks(maps: _Maps, num: int) -> tf.Tensor:
 def compose_linear_fractional(
     earlier: tuple[tf.Tensor, ...], later: tuple[tf.Tensor, ...]
 ) -> tuple[tf.Tensor, ...]:
-    """The maps `z → (a z + b) / (c z + e)` one after the other, for `scan_associative`.
+    """Composes maps `z → (a z + b) / (c z + e)`, for `scan_associative`.
 
-    As the product of two 2 × 2 matrices, rows after each other, up to a factor.
+    Computed as the product of 2 × 2 matrices, given row by row, up to a factor.
     """
     (a, b, c, e), (a2, b2, c2, e2) = earlier, later
     product = (a2 * a + b2 * c, a2 * b + b2 * e, c2 * a + e2 * c, c2 * b + e2 * e)
-    # The factor changes nothing, and so has no derivative.
+    # The factor does not change the map, so it needs no derivative.
     factor = tf.stop_gradient(1.0 / tf.reduce_max(tf.abs(tf.stack(product)), axis=0))
     return tuple(x * factor for x in product)
 
 
 def _left_of_signed(tau: tf.Tensor, q: tf.Tensor, size: tf.Tensor) -> tf.Tensor:
-    """l_t, `[..., d]`, where some precisions τ are negative.
+    """Returns l_t, `[..., d]`, where some precisions τ are negative.
 
-    Some sites between two coordinates may then have no distribution by themselves, though all
-    sites together have: their map has a pole, which its matrix has not. But digits are lost near
-    it, and so these are float64.
+    The sites between two coordinates may then not define a distribution, although all sites
+    together do: their map has a pole, but its matrix is finite. Digits are lost near the pole, so
+    this is computed in float64.
     """
     dtype = tau.dtype
     tau, q, size = (tf.cast(x, tf.float64) for x in (tau, q, size))
@@ -167,7 +167,7 @@ def _left_of_signed(tau: tf.Tensor, q: tf.Tensor, size: tf.Tensor) -> tf.Tensor:
     square, before = tf.square(size), tau[..., :-1]
     maps = (square, square * before, q, 1.0 + q * before)
     maps = tuple(tf.concat(x, axis=-1) for x in zip(identity, maps, strict=True))
-    # As a loop for any size: few use it, and all build it.
+    # As a loop for any size: few models run this branch, but all graphs contain it.
     _, b, _, e = _prefixes_of_unknown_number(maps, compose_linear_fractional)
     return tf.cast(b / e, dtype)
 
@@ -175,18 +175,18 @@ def _left_of_signed(tau: tf.Tensor, q: tf.Tensor, size: tf.Tensor) -> tf.Tensor:
 def _left_where_definite(
     tau: tf.Tensor, q: tf.Tensor, size: tf.Tensor, one_minus_size: tf.Tensor
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """The messages of τ; where the precision matrix is not positive definite, those of max(τ, 0).
+    """Computes the messages of τ, or of max(τ, 0) where the precision matrix is not definite.
 
     Returns:
       The messages, without derivatives, and where the matrix is positive definite, `[...]`.
     """
-    # Else TensorFlow builds the derivatives of the conditional, which takes it long.
+    # Otherwise TensorFlow spends a long time building the derivatives of the conditional.
     tau, q, size, one_minus_size = map(tf.stop_gradient, (tau, q, size, one_minus_size))
     of_positive = _left_of_positive(tf.maximum(tau, 0.0), q, size, one_minus_size)
 
     def with_signs() -> tuple[tf.Tensor, tf.Tensor]:
         left = _left_of_signed(tau, q, size)
-        # The pivots are positive, by more than rounding.
+        # Positive definite if all pivots are positive by more than rounding.
         bound = 8.0 * float(dtype_util.eps(tau.dtype)) * (1.0 + tf.abs(left) + tf.abs(tau))
         is_definite = tf.reduce_all(1.0 + left + tau > bound, axis=-1)
         return tf.where(is_definite[..., tf.newaxis], left, of_positive), is_definite
@@ -209,9 +209,10 @@ def _left_of_positive(
 def _with_two_derivatives(
     left: tf.Tensor, tau: tf.Tensor, q: tf.Tensor, size: tf.Tensor, one_minus_size: tf.Tensor
 ) -> tf.Tensor:
-    """The messages, of which the values are given, with first and second derivatives.
+    """Returns given messages with first and second derivatives.
 
-    Those of two Newton steps, with the same slopes, for the equations that the messages solve.
+    The derivatives are those of two Newton steps, with the same slopes, on the equations that the
+    messages solve.
     """
     m, y = (left + tau)[..., :-1], left
     n = 1.0 / (1.0 + q * m)
@@ -232,19 +233,19 @@ def _from_left(
     signed: bool = False,
     with_derivatives: bool = True,
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    """The messages l_t, `[..., d]`; differentiable in τ and log q to any order, twice if signed.
+    """Computes l_t, `[..., d]`, differentiable in τ and log q to any order, or twice if signed.
 
     Args:
       tau: `[..., d]`, the precisions of the sites.
-      log_q: `[..., d - 1]`, log(1 - ρ²), of the same batch, as the others.
+      log_q: `[..., d - 1]`, log(1 - ρ²); all arguments have the same batch shape.
       size: |ρ|.
       one_minus_size: 1 - |ρ|.
       signed: whether some τ may be negative.
-      with_derivatives: whether those of signed ones are needed.
+      with_derivatives: whether derivatives are needed if signed.
 
     Returns:
-      The messages; whether the precision matrix is positive definite, `[...]`; and the τ for which
-      the messages are, which are not negative where it is not.
+      The messages; whether the precision matrix is positive definite, `[...]`; and the τ used,
+      max(τ, 0) where it is not.
     """
     q = tf.exp(log_q)
     if signed:
@@ -256,8 +257,9 @@ def _from_left(
     left = _left_of_positive(tau, q, size, one_minus_size)
     is_definite = tf.ones(ps.shape(left)[:-1], tf.bool)
 
-    # As in `recurrence`: the first derivatives do not pass through the scan, those of the gradient
-    # do. By log q, because a derivative by q has the factor m (1 + m), which overflows.
+    # As in `recurrence`, first derivatives do not pass through the scan; derivatives of the
+    # gradient do. With respect to log q: the derivative by q has a factor m (1 + m), which
+    # overflows.
     @custom_gradient
     def with_gradient(left: tf.Tensor, tau: tf.Tensor, log_q: tf.Tensor) -> tuple[tf.Tensor, Any]:
         def gradient(dleft: tf.Tensor) -> tuple[tf.Tensor | None, ...]:
@@ -279,16 +281,16 @@ def _from_left(
 class Messages:
     """A chain with a Gaussian site at each coordinate: `chain(w) Π_t exp(h_t w_t - ½ τ_t w_t²)`.
 
-    The precisions τ and the chain's parameters may have fewer batch axes than `h` or w; what
-    depends on them alone is computed once for all.
+    The precisions τ and the chain's parameters may have fewer batch axes than `h` or w; anything
+    that depends only on them is computed once.
 
     Args:
-      chain: the chain; what is said here of w is in its standardized coordinates.
+      chain: the chain; w is in its standardized coordinates.
       tau: `[..., 1 or d]`, at most `largest_precision`; non-negative, unless `signed`.
-      signed: whether some τ may be negative. Where the product then has no integral,
-        `positive_definite` is `False`, `[...]`, and 0 stands for the negative τ. There are first
+      signed: whether some τ may be negative. If the product then has no finite integral,
+        `positive_definite`, `[...]`, is `False`, and negative τ are replaced by 0. There are first
         and second derivatives, but no third ones.
-      with_derivatives: `False` where they are not needed and some τ may be negative: saves time.
+      with_derivatives: pass `False` to save time if `signed` and no derivatives are needed.
     """
 
     def __init__(
@@ -310,12 +312,12 @@ class Messages:
         self.left, self.positive_definite, self.tau = _from_left(
             self.tau, self.log_q, self.size, self.one_minus_size, *self._options
         )
-        # The share of an observation in what is known of its coordinate, the earlier ones included.
+        # The share of a site in the information about its coordinate from it and earlier sites.
         self.gain = _share(self.tau, 1.0 + self.left)
         self.one_minus_gain = _share(1.0 + self.left, self.tau)
 
     def right(self) -> tf.Tensor:
-        """r_t, `[..., d]`: as `left`, from the other end."""
+        """Returns r_t, `[..., d]`: like `left`, from the other end."""
         parts = (self.tau, self.log_q, self.size, self.one_minus_size)
         tau, log_q, size, one_minus_size = (x[..., ::-1] for x in parts)
         return _from_left(tau, log_q, size, one_minus_size, *self._options)[0][..., ::-1]
@@ -326,8 +328,8 @@ class Messages:
 
     def innovations(self, w: tf.Tensor) -> tf.Tensor:
         """`w_t - E[w_t | the sites before t]`, for sites that observe w, `[..., d]`."""
-        # As (w_t - ρ w_(t-1)) + ρ (1 - gain) e_(t-1): the difference of nearly equal neighbours is
-        # exact.
+        # Computed as (w_t - ρ w_(t-1)) + ρ (1 - gain) e_(t-1), where the difference of nearly equal
+        # neighbours is exact.
         before = w[..., :-1]
         steps = (w[..., 1:] - self.sign * before) + self.signed_one_minus_abs * before
         first = tf.broadcast_to(w[..., :1], ps.concat([ps.shape(steps)[:-1], [1]], axis=0))
@@ -341,13 +343,13 @@ class Messages:
         """E[w_t | the sites before t], `[..., d]`, for sites that observe w, where h = τ w."""
         known = 1.0 + self.left + self.tau
         filtered = self._precision_times_mean(self.left + self.tau, h) / known
-        # What is known almost exactly, to its last digit.
+        # Where w is known almost exactly, this keeps its last digit.
         sharp = w - self.one_minus_gain * self.innovations(w)
         filtered = tf.where(self.tau > 1.0 + self.left, sharp, filtered)
         return recurrence.pad(self.value * filtered[..., :-1], 1, 0)
 
     def relative_precision(self) -> tf.Tensor:
-        """1 / the variance of an observation of w_t, given the earlier ones: `[..., d]`."""
+        """Inverse variance of an observation of w_t given earlier observations, `[..., d]`."""
         return self.gain * (1.0 + self.left)
 
     def log_normalizer(self, h: tf.Tensor) -> tf.Tensor:
@@ -362,7 +364,7 @@ class Messages:
     def _precision_times_mean(
         self, precision: tf.Tensor, h: tf.Tensor, reverse: bool = False
     ) -> tf.Tensor:
-        """Precision times mean of each coordinate, from its own site and those on one side."""
+        """Precision times mean of each coordinate, from its own site and all on one side."""
         m = precision[..., 1:] if reverse else precision[..., :-1]
         n = 1.0 / (1.0 + self.q * m)
         steps = Coefficients(self.value * n, (self.one_minus_size + self.q * m) * n)
@@ -371,7 +373,7 @@ class Messages:
     def _moments(
         self, h: tf.Tensor, w: tf.Tensor | None, right: tf.Tensor | None = None
     ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        """`right`, `_precision_times_mean` from there, and the mean of the posterior."""
+        """Returns `right`, `_precision_times_mean` from the right, and the posterior mean."""
         right = self.right() if right is None else right
         left, tau, q = self.left, self.tau, self.q
         m, s = (left + tau)[..., :-1], (right + tau)[..., 1:]
@@ -382,18 +384,18 @@ class Messages:
         rest = 1.0 + left + right
         mean = (of_others + h) / (rest + tau)
         if w is not None:
-            # What is known almost exactly, to its last digit.
+            # Where w is known almost exactly, this keeps its last digit.
             mean = tf.where(tau > rest, w + (of_others - rest * w) / (rest + tau), mean)
         return right, from_right, mean
 
     def posterior(
         self, h: tf.Tensor, w: tf.Tensor | None = None
     ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        """Mean and standard deviation of each w_t, `[..., d]`, and `fisher_z`, `[..., d - 1]`.
+        """Returns mean and standard deviation of w_t, `[..., d]`, and `fisher_z`, `[..., d - 1]`.
 
         Args:
-          h: `[..., d]`, τ times what each site says about w.
-          w: what it says, if the sites are observations.
+          h: `[..., d]`, the linear coefficients of the sites: τ w for observations w.
+          w: the observations, if the sites are observations.
         """
         right, _, mean = self._moments(h, w)
         m, s = (self.left + self.tau)[..., :-1], (right + self.tau)[..., 1:]
@@ -402,9 +404,9 @@ class Messages:
         return mean, stddev, _shrunk_fisher_z(self.chain.rho, half_log)
 
     def kl_terms(self, h: tf.Tensor, w: tf.Tensor | None = None) -> tf.Tensor:
-        """KL(posterior ‖ chain) along the path, `[..., d]`: right also where ρ rounds to ±1.
+        """Returns the terms of KL(posterior ‖ chain), `[..., d]`, accurate where ρ rounds to ±1.
 
-        There, what is between two distributions given by their rounded parameters is another one.
+        There, a KL computed from the rounded parameters of the two distributions would be wrong.
         """
         right, from_right, mean = self._moments(h, w)
         s, q = right + self.tau, recurrence.pad(self.q, 1, 0, value=1.0)
@@ -419,13 +421,13 @@ class Messages:
     def whitened_mean(
         self, h: tf.Tensor, right: tf.Tensor | None = None
     ) -> tuple[tf.Tensor, tf.Tensor]:
-        """The mean of the posterior, and its innovations: whitened by the chain, `[..., d]`.
+        """Returns the posterior mean and its innovations (whitened by the chain), `[..., d]`.
 
-        These are right also where those of the rounded mean would not be.
+        The innovations are accurate even where those of the rounded mean are not.
 
         Args:
-          h: as of `posterior`.
-          right: the result of `right`, if it is there already.
+          h: as for `posterior`.
+          right: the result of `right`, if already computed.
         """
         right, from_right, mean = self._moments(h, None, right)
         return mean, self._whitened(mean, right + self.tau, from_right)
@@ -437,7 +439,7 @@ class Messages:
 
 
 def _shrunk_fisher_z(rho: LagOneCorrelation, half_log: tf.Tensor) -> tf.Tensor:
-    """`asinh(sinh(fisher_z) e^(-half_log))`, also where sinh overflows."""
+    """Computes `asinh(sinh(fisher_z) e^(-half_log))`, even where sinh overflows."""
     log_sinh = rho.log_abs - 0.5 * rho.log1m_rho2  # of |u|: |ρ| / √(1-ρ²)
     x = rho.along_steps(log_sinh) - half_log
     is_large = x > 0.0

@@ -1,19 +1,19 @@
-"""The one mapping from packed parameters, as a network outputs them, to the distribution.
+"""The single mapping from packed parameters, as networks output them, to distributions.
 
 For d coordinates the last axis holds `loc` (d numbers), then, as the member declares them, the
-logarithm of the marginal variance, of all coordinates or of each, and the Fisher z-transform
-`atanh ρ` of the correlation, of all steps or of each:
+logarithm of the marginal variance, shared or per coordinate, and the Fisher z-transform `atanh ρ`
+of the correlation, shared or per step:
 
 * `MultivariateNormalAR1`: `[loc (d), log s, fisher_z]`;
 * `MultivariateNormalARH1`: `[loc (d), log s (d), fisher_z]`;
-* with a correlation for each step: `[loc (d), log s (d), fisher_z (d - 1)]`.
+* `MultivariateNormalANTE1`: `[loc (d), log s (d), fisher_z (d - 1)]`.
 
 A vector of zeros is the standard normal. Scales are `exp(½ log s)`, or with `scale_map="softplus"`
 `softplus(x + log(e - 1))`, which grows linearly and so learns more slowly far from 1.
 
-`sites` is the mapping where a network gives, instead of a distribution, what each coordinate of a
-path is seen as, and a prior connects them. `from_time_major` makes packed parameters of what a
-network gives for each timestep, `[batch, time, k * channels]`.
+`sites` is for networks that output a Gaussian factor for each coordinate of a path, which a prior
+connects. `from_time_major` converts outputs for each timestep, `[batch, time, k * channels]`, to
+packed parameters.
 """
 
 from __future__ import annotations
@@ -46,28 +46,28 @@ __all__ = [
     "time_major_size",
 ]
 
-# How a positive number is made of a real one. Both make 1 of 0.
+# Maps from real numbers to positive ones. Both map 0 to 1.
 SCALE_MAPS = ("exp", "softplus")
-# Beside the members of the family, what `params_size` and `from_time_major` know the layout of.
+# Not a member of the family, but `params_size` and `from_time_major` know its layout.
 SITES = "sites"
 
 # Values beyond these bounds are clipped to them. Any finite float32 vector then gives finite
-# samples, KL divergences and gradients, and no model that is worth anything gets there.
+# samples, KL divergences and gradients, and no useful model reaches the bounds.
 LOC_BOUND = 1e15  # |loc|: its square, times d, still fits a float32
 LOG_S_BOUND = 40.0  # |log s|: standard deviations from 2e-9 to 5e8
 FISHER_Z_BOUND = 20.0  # |fisher_z|: |ρ| up to 1 - 8e-18
-# Of sites, whose precision times the square of what they say must fit too.
+# For sites, where the precision times m² must fit too.
 SITE_BOUND = 1e10  # |m|
 LOG_PRECISION_BOUND = 25.0  # |log λ|: noise of standard deviations from 4e-6
-# The same in float16, whose largest number is 65504: the squares of 30 coordinates fit it.
+# In float16, whose largest number is 65504: the squares of 30 coordinates fit it.
 _FLOAT16_BOUNDS = {LOC_BOUND: 32.0, LOG_S_BOUND: 7.0, FISHER_Z_BOUND: 5.0}
 _FLOAT16_BOUNDS |= {SITE_BOUND: 32.0, LOG_PRECISION_BOUND: 7.0}
 
 
 def layout(family: str) -> tuple[str, ...]:
-    """Returns what one number stands for, in `loc` and in each packed parameter after it, in order.
+    """Returns what each packed parameter has one number for, starting with `loc`.
 
-    It is a `"coordinate"`, a `"step"` to the next one, or a `"member"` of the batch.
+    This is a `"coordinate"`, a `"step"` to the next one, or a `"member"` of the batch.
 
     Args:
       family: the name of a member in `tfp_ar1.families.PACKED`, or `"sites"`.
@@ -84,7 +84,7 @@ def layout(family: str) -> tuple[str, ...]:
 
 
 def params_size(event_size: int, family: str = "ar1") -> int:
-    """The number of packed parameters of a distribution over vectors of `event_size`.
+    """Returns the number of packed parameters of a distribution over vectors of size `event_size`.
 
     Args:
       event_size: number of coordinates d, at least 1.
@@ -100,7 +100,7 @@ def params_size(event_size: int, family: str = "ar1") -> int:
 
 
 def size_of(parameters: Sequence[str], event_size: int) -> int:
-    """How many numbers parameters have that are one for each of what `layout` names."""
+    """Returns how many numbers the parameters have, given what `layout` returns."""
     d = checked_event_size(event_size)
     size = {"member": 1, "coordinate": d, "step": d - 1}
     return sum(size[per] for per in parameters)
@@ -122,14 +122,14 @@ def new(
       event_size: number of coordinates d, at least 1.
       validate_args: passed on to the distribution.
       family: the name of a member in `tfp_ar1.families.PACKED`.
-      scale_map: `"exp"`, of the logarithm of the variance; or `"softplus"`, of a real number x:
-        the standard deviation is `softplus(x + log(e - 1))`, bounded alike.
+      scale_map: `"exp"`, where parameters are log variances; or `"softplus"`, where they are real
+        numbers x and standard deviations are `softplus(x + log(e - 1))`, with the same bounds.
 
     Returns:
-      Distribution of the member's class, of batch shape `[...]` and event shape `[event_size]`.
+      Distribution of the member's class, with batch shape `[...]` and event shape `[event_size]`.
 
     Raises:
-      ValueError: as `params_size`, if the last dimension of `params` is of another size, or the
+      ValueError: as for `params_size`; if the last dimension of `params` has another size, or the
         scale map is unknown.
     """
     d, member = event_size, named("family", family, PACKED)
@@ -148,12 +148,11 @@ def new(
 
 
 def sites(params: Any, prior: Any, observed: Any = None, scale_map: str = "exp") -> MarkovSites:
-    """A prior times a Gaussian factor (a site) at each coordinate, from packed parameters.
+    """Multiplies a prior by a Gaussian factor (a site) at each coordinate, from packed parameters.
 
-    `params` holds `[m (d), log λ (d)]`: the site at coordinate t has the precision λ_t and the
-    information `η_t = (1 + λ_t) m_t`, so that under a standard normal prior without correlation
-    m_t is the posterior mean, whatever the precision. Where nothing is observed there is no site:
-    λ_t = η_t = 0.
+    `params` holds `[m (d), log λ (d)]`: the site at coordinate t has precision λ_t and information
+    `η_t = (1 + λ_t) m_t`, so under a standard normal prior without correlation m_t is the posterior
+    mean, whatever the precision. Where nothing is observed there is no site: λ_t = η_t = 0.
 
     ```python
     posterior = tfp_ar1.params.sites(packed, prior, observed).posterior()
@@ -163,18 +162,18 @@ def sites(params: Any, prior: Any, observed: Any = None, scale_map: str = "exp")
     Args:
       params: floating-point tensor `[..., 2 d]`; any finite values, clipped to ±`SITE_BOUND` and
         ±`LOG_PRECISION_BOUND`, in float16 to ±32 and ±7.
-      prior: the `GaussianMarkovChain` of event shape `[d]` that connects the sites, of a batch
+      prior: the `GaussianMarkovChain` of event shape `[d]` that connects the sites, with a batch
         shape that broadcasts to `[...]`, such as `[channels]` for `[batch, channels, 2 d]`.
       observed: boolean tensor that broadcasts to `[..., d]`, `True` where there is a site. Default:
-        everywhere. Parameters where there is none are ignored, and may be NaN.
-      scale_map: `"exp"`, or `"softplus"`: λ is `softplus(x + log(e - 1))`.
+        everywhere. Parameters elsewhere are ignored and may be NaN.
+      scale_map: `"exp"`; or `"softplus"`, where λ is `softplus(x + log(e - 1))`.
 
     Returns:
-      `prior.with_sites(...)`: its method `posterior` returns the most general member.
+      `prior.with_sites(...)`, whose method `posterior` returns the most general member.
 
     Raises:
-      TypeError: if the prior is not a chain of this package, or `observed` not boolean.
-      ValueError: if the last dimension of `params` is of another size, or the scale map is unknown.
+      TypeError: if the prior is not a chain of this package, or `observed` is not boolean.
+      ValueError: if the last dimension of `params` has another size, or the scale map is unknown.
     """
     check_connects(prior)
     d = tf.compat.dimension_value(prior.event_shape[-1])
@@ -188,7 +187,7 @@ def sites(params: Any, prior: Any, observed: Any = None, scale_map: str = "exp")
             raise TypeError(
                 f"`observed` must be boolean; got dtype {dtype_util.name(observed.dtype)}."
             )
-        # Before anything is computed of what may be NaN, whose gradient would be NaN too.
+        # Before any computation: values may be NaN, and gradients would be NaN too.
         loc, raw = (tf.where(observed, x, tf.zeros_like(x)) for x in (loc, raw))
     precision = _positive(raw, scale_map, _bound(raw.dtype, LOG_PRECISION_BOUND))
     information = (1.0 + precision) * bounded(loc, SITE_BOUND)
@@ -198,7 +197,7 @@ def sites(params: Any, prior: Any, observed: Any = None, scale_map: str = "exp")
 
 
 def check_connects(prior: Any) -> None:
-    """Raises `TypeError` if a prior is not one that sites can be connected by."""
+    """Raises `TypeError` if the prior cannot connect sites."""
     if not isinstance(prior, GaussianMarkovChain):
         raise TypeError(
             f"The prior of sites must be a chain of this package, which connects them; got "
@@ -207,7 +206,7 @@ def check_connects(prior: Any) -> None:
 
 
 def time_major_size(channels: int, family: str) -> int:
-    """How many numbers for each timestep a network must give, for `from_time_major`.
+    """Returns how many numbers a network must output per timestep, for `from_time_major`.
 
     Args:
       channels: number of paths, at least 1.
@@ -223,11 +222,11 @@ def time_major_size(channels: int, family: str) -> int:
 
 
 def from_time_major(outputs: Any, family: str, mask: Any = None) -> tf.Tensor:
-    """Packed parameters of paths, from what a network gives for each timestep.
+    """Converts a network's outputs for each timestep to packed parameters of paths.
 
-    As convolutions, recurrent networks and transformers do over time. What belongs to a step is
-    that of the later of its two timesteps (the first timestep's is ignored); what belongs to a
-    whole path, as the correlation of `"ar1"` and `"arh1"`, the mean over the timesteps.
+    For convolutions, recurrent networks and transformers over time. A parameter of a step is taken
+    from the later of its two timesteps (the first timestep's is ignored); a parameter of a whole
+    path, such as the correlation of `"ar1"` and `"arh1"`, is the mean over the timesteps.
 
     ```python
     outputs = keras.layers.Dense(tfp_ar1.params.time_major_size(channels, "arh1"))(features)
@@ -239,14 +238,14 @@ def from_time_major(outputs: Any, family: str, mask: Any = None) -> tf.Tensor:
       outputs: floating-point tensor `[..., time, k * channels]`, parameter by parameter: loc of
         each channel, then log s of each, then fisher_z of each; for `"sites"` m, then log λ.
       family: the name of a member in `tfp_ar1.families.PACKED`, or `"sites"`.
-      mask: boolean tensor `[..., time]`, which timesteps there are, as Keras's masks. It plays a
-        part in the means alone. Default: all.
+      mask: boolean tensor `[..., time]`, `True` at valid timesteps, as in Keras. It only affects
+        the means. Default: all.
 
     Returns:
       Tensor `[..., channels, params_size(time, family)]`.
 
     Raises:
-      ValueError: if the family is unknown, or the last dimension not a multiple of its k.
+      ValueError: if the family is unknown, or the last dimension is not a multiple of its k.
     """
     outputs, parameters = tf.convert_to_tensor(outputs, name="outputs"), layout(family)
     time_major_channels(outputs.shape, family)
@@ -265,14 +264,14 @@ def from_time_major(outputs: Any, family: str, mask: Any = None) -> tf.Tensor:
 
 
 def joined(parts: Sequence[tf.Tensor], parameters: Sequence[str]) -> tf.Tensor:
-    """Packed parameters: of parts `[..., d]`, or `[..., 1]` for a `"member"`, as in `layout`."""
-    # The number of a step from one timestep to the next is that of the later one.
+    """Packs parts `[..., d]`, or `[..., 1]` for a `"member"`, in the order of `layout`."""
+    # A step from one timestep to the next takes its number from the later one.
     own = zip(parameters, parts, strict=True)
     return tf.concat([x[..., 1:] if per == "step" else x for per, x in own], axis=-1)
 
 
 def time_major_channels(shape: Any, family: str, num_timesteps: int | None = None) -> int:
-    """The number of channels of a time-major shape, or `ValueError` if it can be none."""
+    """Returns the number of channels of a time-major shape, or raises `ValueError`."""
     shape, k = tf.TensorShape(shape), len(layout(family))
     last: Any = None if shape.rank is None or shape.rank < 2 else shape[-1]
     fits = last is not None and last % k == 0 and last > 0
@@ -286,13 +285,13 @@ def time_major_channels(shape: Any, family: str, num_timesteps: int | None = Non
 
 
 def checked_scale_map(scale_map: str) -> str:
-    """Returns it, or raises `ValueError` with the names that there are."""
+    """Returns the scale map, or raises `ValueError` with the known names."""
     named("scale map", scale_map, dict.fromkeys(SCALE_MAPS))
     return scale_map
 
 
 def bounded(x: tf.Tensor, bound: float) -> tf.Tensor:
-    """Clips to ±`bound`, one of the bounds above, or to what takes its place in float16."""
+    """Clips to ±`bound`, one of the bounds above, or to its float16 counterpart."""
     bound = _bound(x.dtype, bound)
     return tf.clip_by_value(x, -bound, bound)
 
@@ -302,13 +301,13 @@ def _bound(dtype: tf.DType, bound: float) -> float:
 
 
 def scale_of(x: tf.Tensor, scale_map: str = "exp") -> tf.Tensor:
-    """The standard deviation: by `"exp"` of the log variance; for every family of posteriors."""
+    """Returns the standard deviation; with `"exp"`, x is the log variance."""
     x = 0.5 * x if scale_map == "exp" else x
     return _positive(x, scale_map, 0.5 * _bound(x.dtype, LOG_S_BOUND))
 
 
 def _positive(x: tf.Tensor, scale_map: str, bound: float) -> tf.Tensor:
-    """A positive number, 1 for x = 0, from about `exp(-bound)` to about `exp(bound)`."""
+    """Maps x to a positive number, 1 for x = 0, from about `exp(-bound)` to about `exp(bound)`."""
     checked_scale_map(scale_map)
     if scale_map == "exp":
         return tf.math.exp(tf.clip_by_value(x, -bound, bound))
@@ -325,7 +324,7 @@ def checked_params(params: Any, size: int, event_size: int) -> tf.Tensor:
     params = tf.convert_to_tensor(params, name="params")
     check_params_shape(params.shape, size, event_size)
     if tensorshape_util.rank(params.shape) is not None and params.shape[-1] is None:
-        # A mixture layer of TFP reshapes to [..., components, -1]; layers after it need a size.
+        # A TFP mixture layer reshapes to [..., components, -1]; layers after it need a static size.
         params = tf.ensure_shape(params, [*params.shape[:-1], size])
     return params
 

@@ -1,4 +1,4 @@
-"""Distributions as plain configurations (JSON), so that models with a prior can be saved safely."""
+"""Saves distributions as plain configurations (JSON), for models that have a prior."""
 
 from __future__ import annotations
 
@@ -30,20 +30,20 @@ _OF_TFP = (
 
 
 def _classes() -> dict[str, type[tfd.Distribution]]:
-    """The classes that can be saved, by name."""
+    """Returns the classes that can be saved, by name."""
     return {c.__name__: c for c in sorted((*members(), *_OF_TFP), key=lambda c: c.__name__)}
 
 
 def standard_normal(event_size: int, dtype: Any = tf.float32) -> tfd.MultivariateNormalDiag:
-    """N(0, I) over vectors of `event_size`: the default prior of a VAE."""
+    """Returns N(0, I) over vectors of size `event_size`, the default prior of a VAE."""
     return tfd.MultivariateNormalDiag(loc=tf.zeros([event_size], dtype))
 
 
 def kl_divergence(posterior: tfd.Distribution, prior: tfd.Distribution) -> tf.Tensor:
-    """KL(posterior ‖ prior) in nats, analytic, for every pair of normals over vectors.
+    """Returns the exact KL(posterior ‖ prior) in nats, for every pair of normals over vectors.
 
     TFP has KL divergences between multivariate normals, but none between these and an `Independent`
-    or a `Sample`, which are usual spellings of a prior.
+    or a `Sample`, both common ways to write a prior.
 
     Args:
       posterior: distribution of batch shape `[...]`.
@@ -53,7 +53,7 @@ def kl_divergence(posterior: tfd.Distribution, prior: tfd.Distribution) -> tf.Te
       Tensor `[...]`.
 
     Raises:
-      NotImplementedError: if no KL divergence is known for the two.
+      NotImplementedError: if no KL divergence is registered for the two.
     """
     return tfd.kl_divergence(_as_multivariate_normal(posterior), _as_multivariate_normal(prior))
 
@@ -76,11 +76,11 @@ def to_config(distribution: tfd.Distribution) -> dict[str, Any]:
         `MultivariateNormalTriL`, `Normal`, `Independent` and `Sample`, nested or not.
 
     Returns:
-      A configuration for `from_config`. A `tf.Variable` is stored with its current value, and
-      marked as a variable.
+      A configuration for `from_config`. A `tf.Variable` is stored with its current value and marked
+      as a variable.
 
     Raises:
-      ValueError: as in `check_can_be_saved`.
+      ValueError: as for `check_can_be_saved`.
     """
     check_can_be_saved(distribution)
     return {
@@ -90,11 +90,11 @@ def to_config(distribution: tfd.Distribution) -> dict[str, Any]:
 
 
 def check_can_be_saved(distribution: tfd.Distribution) -> None:
-    """Checks before training that `to_config` can write a distribution; reads no parameters.
+    """Checks, before training, that `to_config` can save a distribution; reads no parameters.
 
     Raises:
-      ValueError: if the distribution, or one inside it, is of a class that `to_config` does not
-        know, or a parameter is a transformed variable.
+      ValueError: if `to_config` does not know the class of the distribution, or of one inside it,
+        or a parameter is a transformed variable.
     """
     name, classes = type(distribution).__name__, _classes()
     if type(distribution) is not classes.get(name):
@@ -110,10 +110,10 @@ def check_can_be_saved(distribution: tfd.Distribution) -> None:
 
 
 def from_config(config: Mapping[str, Any]) -> tfd.Distribution:
-    """Makes the distribution again from what `to_config` returned.
+    """Recreates a distribution from the result of `to_config`.
 
     Raises:
-      ValueError: if the configuration names a class that is not known.
+      ValueError: if the configuration names an unknown class.
     """
     cls = named("prior", config.get("distribution"), _classes())
     return cls(**{k: _value_from_config(v) for k, v in config["parameters"].items()})
@@ -122,8 +122,8 @@ def from_config(config: Mapping[str, Any]) -> tfd.Distribution:
 def _value_to_config(value: Any) -> Any:
     if isinstance(value, tfd.Distribution):
         return to_config(value)
-    # Python's numbers take the dtype of the parameters beside them, in lists too. (NumPy's float64
-    # is a float to Python, but it has a dtype to keep.)
+    # Python numbers, also in lists, take the dtype of the other parameters. (NumPy's float64 is an
+    # instance of Python's float, but its dtype must be kept.)
     if all(
         v is None or (isinstance(v, bool | int | float | str) and not isinstance(v, np.generic))
         for v in tf.nest.flatten(value)

@@ -1,19 +1,19 @@
 """The recurrence `y_t = ρ y_{t-1} + x_t` in O(d), its inverse, and their exact gradients.
 
-With S the shift by one coordinate and K = diag(1, √(1-ρ²), √(1-ρ²), …), `recurrence` is
-multiplication by `(I - ρ S)⁻¹` and `whiten` multiplication by `K⁻¹ (I - ρ S) / σ`; `reverse=True`
-takes the transposed matrices. `unwhiten` is the inverse of `whiten`. All work along the last axis,
-for one ρ per batch member, or for one ρ_t per step t - 1 → t where `rho.per_step`; then ρ S stands
-for the matrix with ρ_1, …, ρ_(d-1) below its diagonal.
+With S the shift by one coordinate and K = diag(1, √(1-ρ²), √(1-ρ²), …), `recurrence` multiplies by
+`(I - ρ S)⁻¹` and `whiten` by `K⁻¹ (I - ρ S) / σ`; `reverse=True` uses the transposed matrices.
+`unwhiten` is the inverse of `whiten`. All functions work along the last axis, for one ρ per batch
+member, or for one ρ_t per step t - 1 → t if `rho.per_step`; then ρ S stands for the matrix with
+ρ_1, …, ρ_(d-1) below its diagonal.
 
-How `recurrence` is evaluated is decided in `_scan_schemes` alone; the gradient does not depend on
-it, because the gradient of the recurrence is the same recurrence run backwards:
+Only `_scan_schemes` decides how `recurrence` is evaluated; the gradient does not depend on it,
+because the gradient of the recurrence is the same recurrence run backwards:
 
     x̄ = (I - ρ S)⁻ᵀ ȳ,    ρ̄ = Σ_t x̄_t y_{t-1},    ρ̄_t = x̄_t y_{t-1}
 
-so it costs about one more forward pass. Its own derivatives are those of the operations that
-evaluate x̄ and y; and where a transformation drops this gradient, as `tf.vectorized_map` does, these
-are differentiated to begin with. That is right too, to any order.
+so it costs about one more forward pass. Higher derivatives are those of the operations that compute
+x̄ and y. Where a transformation drops the custom gradient, as `tf.vectorized_map` does, these
+operations are differentiated from the start, which is also right, to any order.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def segmented_recurrence(
 
 
 def step_recurrence(x: tf.Tensor, steps: Coefficients, reverse: bool = False) -> tf.Tensor:
-    """Solves `y_t = a_t y_{t-1} + x_t` for any coefficients of size at most 1.
+    """Solves `y_t = a_t y_{t-1} + x_t` for any coefficients of absolute value at most 1.
 
     Args:
       x: floating-point tensor of shape `[..., d]`.
@@ -113,15 +113,15 @@ def step_recurrence(x: tf.Tensor, steps: Coefficients, reverse: bool = False) ->
 def product_of_steps(
     value: tf.Tensor, one_minus_abs: tf.Tensor, count: int
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """The products ρ_1 … ρ_k along the last axis, in ⌈log2 k⌉ passes over halves.
+    """Computes the products ρ_1 … ρ_k along the last axis, in ⌈log2 k⌉ passes over halves.
 
     Args:
       value: floating-point tensor of shape `[..., k]`, ρ.
       one_minus_abs: tensor of the same shape, `1 - |ρ|`.
-      count: k, at least 1, also where it is not their static shape.
+      count: k, at least 1, a Python integer even if the static shape is unknown.
 
     Returns:
-      The product, and 1 minus its size, of shape `[...]`: accurate where they are small.
+      The product, and 1 minus its absolute value, of shape `[...]`; both accurate where small.
     """
     shifts = shifts_below(count)
     padding = 2 ** len(shifts) - count
@@ -132,7 +132,7 @@ def product_of_steps(
 
 
 def unwhiten(x: tf.Tensor, rho: LagOneCorrelation, scale: tf.Tensor) -> tf.Tensor:
-    """The path that innovations make, the inverse of `whiten`: `recurrence` of K σ x.
+    """Converts innovations to a path, the inverse of `whiten`: `recurrence` of K σ x.
 
     Args:
       x: floating-point tensor of shape `[..., d]`.
@@ -147,7 +147,7 @@ def unwhiten(x: tf.Tensor, rho: LagOneCorrelation, scale: tf.Tensor) -> tf.Tenso
         return recurrence(scaled(x, rho, scale), rho)
     x = broadcast_to_batch(x, rho.batch_shape(), ps.shape(scale))
     later = scale * rho.unit_innovation_scale
-    # From the parameters as they are, not broadcast: once for all draws that share them.
+    # From the parameters before broadcasting: once for all draws that share them.
     scheme = scheme_of(rho, _size(x))
 
     @cheaper_gradient
@@ -172,7 +172,7 @@ def unwhiten(x: tf.Tensor, rho: LagOneCorrelation, scale: tf.Tensor) -> tf.Tenso
 
 
 def scaled(x: tf.Tensor, rho: LagOneCorrelation, scale: tf.Tensor) -> tf.Tensor:
-    """`K σ x`: white noise as innovations, for σ of shape `[...]` and x of shape `[..., d]`."""
+    """Computes `K σ x`, innovations from white noise x `[..., d]`, for σ of shape `[...]`."""
     later = scale[..., tf.newaxis] * rho.along_steps(rho.unit_innovation_scale)
     return scaled_steps(x, scale[..., tf.newaxis], later)
 
@@ -180,11 +180,11 @@ def scaled(x: tf.Tensor, rho: LagOneCorrelation, scale: tf.Tensor) -> tf.Tensor:
 def whiten(
     x: tf.Tensor, rho: LagOneCorrelation, scale: tf.Tensor | float = 1.0, reverse: bool = False
 ) -> tf.Tensor:
-    """The innovations of a path: `(x_t - ρ x_{t-1}) / (σ √(1-ρ²))`, and `x_0 / σ`.
+    """Returns the innovations of a path: `(x_t - ρ x_{t-1}) / (σ √(1-ρ²))`, and `x_0 / σ`.
 
     Evaluated as `(x_t - sign x_{t-1}) / √(1-ρ²) + sign e^(-|u|) x_{t-1}`, over σ, with u = atanh ρ:
     where neighbours are nearly equal and ρ is nearly ±1, the first difference is exact in floating
-    point and nothing cancels.
+    point, so nothing cancels.
 
     Args:
       x: floating-point tensor of shape `[..., d]`.
@@ -206,14 +206,14 @@ def whiten(
 
 
 def squared_norm_of_whitened(x: tf.Tensor, rho: LagOneCorrelation, scale: tf.Tensor) -> tf.Tensor:
-    """The sum of the squares of `whiten(x, rho, scale)`, of the broadcast shape `[...]`."""
+    """Returns the sum of the squares of `whiten(x, rho, scale)`, of the broadcast shape `[...]`."""
     first, later = _first_and_later_innovations(x, rho, scale)
     return sum_of_squares(first) + sum_of_squares(later)
 
 
 @cheaper_gradient
 def sum_of_squares(x: tf.Tensor) -> tf.Tensor:
-    """`Σ x_t²` along the last axis, with a gradient that takes one pass over memory."""
+    """Computes `Σ x_t²` along the last axis, with a gradient in one pass over memory."""
     value = tf.reduce_sum(tf.square(x), axis=-1)
     return value, lambda dy: (2.0 * dy)[..., tf.newaxis] * x
 
@@ -239,10 +239,10 @@ def _first_and_later_innovations(
     along_steps = scale[..., tf.newaxis]
     parameters = (rho.inverse_unit_innovation_scale, rho.signed_exp_neg_abs_z)
     if rho.per_step:
-        # The scale may have a batch that the correlations lack; a copy of these is not small.
+        # The scale may have batch axes that the correlations lack; copying these is not cheap.
         first, later = _stencil(x, *parameters, tf.ones([1], x.dtype), rho.sign)
         return first / along_steps, later / along_steps
-    # Small, and their gradients then need one sum only.
+    # Broadcasting is cheap here, and gradients then need only one sum.
     shape = ps.shape(x)[:-1]
     a, b, along_steps = (tf.broadcast_to(t, shape)[..., tf.newaxis] for t in (*parameters, scale))
     first, later = _stencil(x, a, b, along_steps, rho.sign[..., tf.newaxis])
@@ -252,10 +252,10 @@ def _first_and_later_innovations(
 def _stencil(
     x: tf.Tensor, a: tf.Tensor, b: tf.Tensor, scale: tf.Tensor, sign: tf.Tensor
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """`[x_0]`, and `(a (x_t - sign x_{t-1}) + b x_{t-1}) / scale`; few passes for the gradient.
+    """Returns `[x_0]` and `(a (x_t - sign x_{t-1}) + b x_{t-1}) / scale`, with a cheap gradient.
 
-    The parameters have a last axis of size 1 or d - 1; `a` and `b` the batch of `scale`, or that is
-    `[1]`.
+    The parameters have a last axis of size 1 or d - 1; `a` and `b` have the batch shape of `scale`,
+    unless `scale` has shape `[1]`.
     """
     a_, b_ = _over_scale(a, b, scale)
 
@@ -271,10 +271,10 @@ def _stencil(
         def gradient(dfirst: tf.Tensor, dy: tf.Tensor) -> tuple[tf.Tensor, ...]:
             a_, b_ = _over_scale(a, b, scale)
             dlater, dearlier = a_ * dy, (b_ - sign * a_) * dy
-            # By pads, which XLA fuses into the sum, as it does not do with concatenations.
+            # By pads, which XLA fuses into the sum, unlike concatenations.
             one, size = ps.shape(dfirst)[-1], ps.shape(dy)[-1]  # Without coordinates: 0 and 0.
             dx = tf.add_n([pad(dlater, one, 0), pad(dearlier, 0, one), pad(dfirst, 0, size)])
-            # Graphs compute the difference once; eagerly, again.
+            # Graphs compute the difference only once; eager mode recomputes it.
             da = _sum_to(dy * difference(x), a) / scale
             db = _sum_to(dy * x[..., :-1], b) / scale
             return dx, da, db, _sum_to(-(a * da + b * db) / scale, scale)
@@ -298,7 +298,7 @@ def _sum_to(x: tf.Tensor, like: tf.Tensor) -> tf.Tensor:
 
 
 def _over_scale(a: tf.Tensor, b: tf.Tensor, scale: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """`a / scale`, at most the largest finite number, so that its product with 0 is 0; and b's."""
+    """`a / scale`, at most the largest finite number, so that 0 times it is 0; and `b / scale`."""
     largest = tf.constant(0.99 * float(dtype_util.max(a.dtype)), a.dtype)
     return tf.minimum(a / scale, largest), b / scale
 
@@ -312,8 +312,8 @@ def _recurrence(
 ) -> tf.Tensor:
     """The recurrence with its gradient; `coefficient` is ρ, `[..., 1]` or `[..., d - 1]`."""
 
-    # There is no gradient for y: the first derivatives do not pass through the scheme. Those of the
-    # gradient do, which is made of its operations, so that they exist in every graph.
+    # y has no gradient: first derivatives do not pass through the scheme. Derivatives of the
+    # gradient do, since it consists of the scheme's operations, so they exist in every graph.
     @cheaper_gradient
     def with_gradient(y: tf.Tensor, x: tf.Tensor, coefficient: tf.Tensor) -> tf.Tensor:
         def gradient(dy: tf.Tensor) -> tuple[None, tf.Tensor, tf.Tensor]:

@@ -1,4 +1,4 @@
-"""A stationary AR(1) component for `tfp.sts`, and its state space models as noisy chains."""
+"""A stationary AR(1) component for `tfp.sts`, and state space models as noisy chains."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ class AR1(tfp.sts.StructuralTimeSeries):
     level[t] = correlation level[t - 1] + marginal_scale √(1 - correlation²) ε_t,   ε_t ~ N(0, 1)
     ```
 
-    This is the process of `MultivariateNormalAR1`, for `tfp.sts.Sum` and everything that takes a
-    `tfp.sts` model. `tfp.sts.Autoregressive(order=1)` instead takes the innovation scale as a
-    parameter, and a separate initial state; here the parameters determine the initial state.
+    This is the process of `MultivariateNormalAR1`, for `tfp.sts.Sum` and everything else that takes
+    a `tfp.sts` model. `tfp.sts.Autoregressive(order=1)` instead has the innovation scale and the
+    initial state as separate parameters; here the marginal scale determines the initial state.
 
     ```python
     model = tfp.sts.Sum(
@@ -51,10 +51,10 @@ class AR1(tfp.sts.StructuralTimeSeries):
         uniform.
       correlation_constraining_bijector: `tfb.Bijector` from real numbers to the support of
         `correlation_prior`; `tfb.Sigmoid()` for positive ρ. Default: to (-1, 1), by tanh.
-      observed_time_series: floating-point tensor `[..., T]` or `[..., T, 1]`, in which NaN means
-        missing, or `tfp.sts.MaskedTimeSeries`; default priors are scaled by it. Default: as for
+      observed_time_series: floating-point tensor `[..., T]` or `[..., T, 1]`, where NaN means
+        missing, or `tfp.sts.MaskedTimeSeries`; sets the scale of default priors. Default: as for
         a series of standard deviation 1.
-      name: name of the component, which in a `Sum` precedes those of the parameters.
+      name: name of the component, the prefix of its parameters' names in a `Sum`.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class AR1(tfp.sts.StructuralTimeSeries):
                 one = tf.ones(ps.shape(observed_stddev), dtype)
                 correlation_prior = tfd.Uniform(-one, one)
             if correlation_constraining_bijector is None:
-                # In which the correlation stays below 1 where tanh would round to it.
+                # Unlike `tfb.Tanh`, this bijector stays below 1 where tanh rounds to 1.
                 properties = MultivariateNormalAR1.parameter_properties(dtype)["correlation"]
                 correlation_constraining_bijector = properties.default_constraining_bijector_fn()
             softplus = tfb.Softplus(low=dtype_util.eps(dtype))
@@ -127,7 +127,8 @@ class AR1(tfp.sts.StructuralTimeSeries):
 def noisy_chain(model: Any, **options: Any) -> NoisyGaussianMarkovChain:
     """Converts a scalar `tfd.LinearGaussianStateSpaceModel` to a noisy chain.
 
-    It gives marginal likelihoods, posteriors and draws of the model in O(T), without a time loop:
+    The result has the model's marginal likelihoods, posteriors and draws in O(T), without a loop
+    over time:
 
     ```python
     model = tfp.sts.LocalLevelStateSpaceModel(
@@ -141,12 +142,12 @@ def noisy_chain(model: Any, **options: Any) -> NoisyGaussianMarkovChain:
 
     Args:
       model: a `tfd.LinearGaussianStateSpaceModel` of latent size 1 and event shape `[T, 1]`. Its
-        parameters may change from step to step. Its `mask` is the reverse of `observed` here.
-      **options: `validate_args`, `allow_nan_stats` and `name`, as in that class.
+        parameters may change from step to step. Its `mask` is the negation of `observed` here.
+      **options: `validate_args`, `allow_nan_stats` and `name` of `NoisyGaussianMarkovChain`.
 
     Returns:
-      A `NoisyGaussianMarkovChain` of event shape `[T]`. Its `path` is the noise-free observation of
-      the model, a Gaussian Markov chain; its `noise_scale` is that of the model.
+      A `NoisyGaussianMarkovChain` of event shape `[T]`. Its `path`, a Gaussian Markov chain, is the
+      model's observation without noise; its `noise_scale` is that of the model.
 
     Raises:
       ValueError: if states or observations are not scalar, or an `observation_matrix` or the scale
