@@ -1,4 +1,4 @@
-"""Checks of constructor arguments that involve more than one parameter on its own."""
+"""Checks of constructor arguments that go beyond single values."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def check_times(times: Any) -> None:
     wrong = ~(after >= before)
     message = "must not decrease along the last axis", "Sort the observations by time."
     if not np.any(wrong):
-        # Repeated ones can be meant, unless numbers of that size are a good part of a step apart.
+        # Repeated times may be intended, unless the spacing of floats is close to the mean step.
         wide = values.astype(np.float64)
         step = np.mean(np.diff(wide, axis=-1), axis=-1, keepdims=True)
         epsilon = float(np.spacing(np.ones([], values.dtype)))

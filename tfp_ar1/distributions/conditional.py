@@ -26,27 +26,28 @@ class ConditionalMarkov(DerivedFromPath):
     """The distribution of all coordinates of a Gaussian Markov chain, given the observed ones.
 
     A missing coordinate depends only on the nearest observed one on either side. Let a and b be the
-    products of the lag-one correlations in between. With r_a = 1 - a² and r_b = 1 - b², and with
+    products of the lag-one correlations in between. With r_a = 1 - a², r_b = 1 - b² and
     w = (value - loc) / σ,
 
         mean     = loc + σ [a r_b w_left + b r_a w_right] / (1 - a² b²)
         variance = σ² r_a r_b / (1 - a² b²)
 
-    A side without an observed coordinate drops out (a = 0). The products come from the
-    recurrence itself, cut at the observed coordinates, in terms of 1 - |a|, so that nothing cancels
-    where neighbours are nearly equal. Every method costs O(d), except `covariance`.
+    A side without an observed coordinate drops out (a = 0). The recurrence itself, cut at the
+    observed coordinates, computes the products, in terms of 1 - |a|, so that nothing cancels where
+    neighbours are nearly equal. Every method costs O(d), except `covariance`.
 
-    Observed coordinates are point masses: draws and the mean have their values, their variance is
-    0, and `log_prob` is the density of the others, or -∞ if an observed one has another value.
+    Observed coordinates are point masses: they have their values in draws and in the mean, and
+    variance 0. `log_prob` is the density of the other coordinates, or -∞ if an observed one has
+    another value.
 
     Returned by `GaussianMarkovChain.conditional`.
 
     Args:
       path: the `GaussianMarkovChain` of event shape `[d]`.
       value: floating-point tensor `[..., d]`, broadcast against the batch shape. Entries that are
-        not observed are ignored, and may be NaN.
+        not observed are ignored and may be NaN.
       observed: boolean tensor `[..., d]`, `True` where `value` is known.
-      validate_args: as for every distribution; it adds no further checks.
+      validate_args: as for every distribution; adds no checks of its own.
       allow_nan_stats: if `False`, raises where a statistic is undefined. (All are defined here.)
       name: name prefixed to operations created by this class.
 
@@ -109,7 +110,7 @@ class ConditionalMarkov(DerivedFromPath):
         return self.path.forecast(self, num_steps, times, loc, name)
 
     def _given(self) -> _Given:
-        """Reads the parameters; each method does so anew."""
+        """Reads the parameters, anew in each method."""
         observed = tf.convert_to_tensor(self._observed)
         return _Given(self.path, self._value, observed, self._whole_shape())
 
@@ -157,7 +158,7 @@ class ConditionalMarkov(DerivedFromPath):
         return tf.where(given.observed, given.value, self._narrowed(x))
 
     def _narrowed(self, x: tf.Tensor) -> tf.Tensor:
-        """`x` in the dtype of the distribution, which may be narrower than the computation's."""
+        """Casts to the distribution's dtype, which may be narrower than the computation's."""
         return tf.cast(x, self.dtype)
 
 
@@ -190,12 +191,12 @@ class _Given:
         )
 
     def of_nearest(self) -> _Weights:
-        """The weights of the nearest observed coordinates on both sides."""
+        """Returns the weights of the nearest observed coordinates on both sides."""
         left = self._left
         return self._weights(left.size, left.one_minus_abs, left.remainder)
 
     def of_previous(self) -> _Weights:
-        """The weights of the previous coordinate, observed or not, and the next observed one."""
+        """Returns the weights of the previous coordinate, observed or not, and next observed."""
         size, one_minus_abs = self._previous()
         return self._weights(size, one_minus_abs, _one_minus_square(size, one_minus_abs))
 
@@ -205,8 +206,8 @@ class _Given:
         return recurrence.pad(size, 1, 0), recurrence.pad(one_minus_abs, 1, 0, value=1.0)
 
     def _weights(self, a: tf.Tensor, one_minus_a: tf.Tensor, remainder: tf.Tensor) -> _Weights:
-        """The weights, for the correlation a with the left neighbour and `remainder` 1 - a²."""
-        # 1 - a² b², from 1 - a b. An observed coordinate's result is replaced.
+        """Returns the weights, given the left neighbour's correlation a and `remainder` 1 - a²."""
+        # 1 - a² b², from 1 - a b; 1 at observed coordinates, whose results are not used.
         one_minus_abs = one_minus_a + a * self._right.one_minus_abs
         rest = _one_minus_square(a * self._right.size, one_minus_abs)
         rest = tf.where(self._observed, tf.ones([], rest.dtype), rest)
@@ -216,41 +217,41 @@ class _Given:
         return _Weights(left_weight, right_weight, right_share * self._right.remainder)
 
     def unit_stddev(self) -> tf.Tensor:
-        """The standard deviations for σ = 1, with 1 in place of 0 at observed coordinates."""
-        # At observed coordinates the variance is 0, where the square root has no gradient.
+        """Returns standard deviations for σ = 1, with 1 in place of 0 at observed coordinates."""
+        # At observed coordinates the variance is 0, and the square root has no gradient there.
         variance = self.of_nearest().variance
         return tf.sqrt(tf.where(self._observed, tf.ones_like(variance), variance))
 
     def _standardized(self, x: tf.Tensor) -> tf.Tensor:
-        """`x - loc` in units of σ where that differs between coordinates, sign-flipped."""
+        """Returns `x - loc` with signs flipped, divided by σ if σ differs between coordinates."""
         return self._sign_flips * self.chain.over_coordinate_scale(widened(x) - self.loc)
 
     def interpolate(self, w: tf.Tensor) -> tf.Tensor:
-        """The weighted sum of the two neighbours' entries in `w`, for each coordinate."""
+        """Returns, for each coordinate, the weighted sum of its two neighbours' entries in `w`."""
         weights = self.of_nearest()
         w = self._sign_flips * self.chain.over_coordinate_scale(w)
         y = weights.left * self._left.nearest(w) + weights.right * self._right.nearest(w)
         return self.chain.times_coordinate_scale(self._sign_flips * y)
 
     def observed_log_prob(self) -> tf.Tensor:
-        """The log-density of the observed coordinates."""
-        # Each observed coordinate given the previous observed one, w, has the mean a w.
+        """Returns the log-density of the observed coordinates."""
+        # Given the previous observed coordinate w, an observed coordinate has mean a w.
         w = self._standardized(self.value)
         previous = self._left.nearest(w)
-        # Like `recurrence.whiten`, this takes a difference that is exact for close neighbours.
+        # As in `recurrence.whiten`, this difference is exact for close neighbours.
         residual = (w - previous) + self._left.one_minus_abs * previous
         terms = self._log_density(residual, self._left.remainder)
         return tf.reduce_sum(tf.where(self.observed, terms, tf.zeros([], terms.dtype)), axis=-1)
 
     def from_previous_observed(self) -> tuple[tf.Tensor, tf.Tensor]:
-        """Mean and standard deviation of each coordinate given those observed before it."""
+        """Returns mean and standard deviation of each coordinate given those observed before it."""
         w = self._left.size * self._left.nearest(self._standardized(self.value))
         mean = self.loc + self.chain.times_coordinate_scale(self._sign_flips * w)
         stddev = tf.math.abs(self.chain.scale) * tf.sqrt(self._left.remainder)
         return mean, tf.broadcast_to(stddev, ps.shape(mean))
 
     def log_prob_terms(self, x: tf.Tensor) -> tf.Tensor:
-        """The log-density of each missing coordinate given those before it."""
+        """Returns the log-density of each missing coordinate given those before it."""
         w = self._standardized(tf.where(self.observed, self.value, x))
         previous, following = recurrence.pad(w[..., :-1], 1, 0), self._right.nearest(w)
         weights, (a, one_minus_a) = self.of_previous(), self._previous()
@@ -269,10 +270,10 @@ class _Given:
         )
 
     def covariance(self) -> tf.Tensor:
-        """`[..., d, d]`: the missing coordinates are again a chain, cut at the observed ones."""
+        """Returns the covariance: missing coordinates are again a chain, cut at observed ones."""
         unit, is_missing = self.unit_stddev(), tf.logical_not(self._observed)
         linked = tf.logical_and(is_missing[..., 1:], is_missing[..., :-1])
-        # The correlation of neighbours, from the regression slope of one on its predecessor.
+        # Correlations of neighbours, from the regression slopes on the previous coordinate.
         steps = self.of_previous().left[..., 1:] * unit[..., :-1] / unit[..., 1:]
         steps = tf.where(linked, steps, tf.zeros_like(steps))[..., tf.newaxis, :]
         identity = tf.eye(self.chain.size, dtype=unit.dtype)
@@ -287,7 +288,7 @@ class _Given:
 
 @elementwise_gradient
 def _one_minus_square(x: tf.Tensor, one_minus_abs: tf.Tensor) -> tf.Tensor:
-    """`1 - x²` from x and 1 - x, with the exact derivative -2x, which 1 - x would blur."""
+    """`1 - x²` from x and 1 - x; its derivative is -2x exactly, without rounding from 1 - x."""
     return one_minus_abs * (1.0 + x), lambda dy: (-2.0 * x * dy, tf.zeros_like(one_minus_abs))
 
 
@@ -313,16 +314,16 @@ class NearestObserved:
         self._reverse = reverse
         neighbours = observed[..., 1:] if reverse else observed[..., :-1]
         self._linked = tf.logical_not(neighbours)
-        # a, the product of the |ρ| up to the neighbour, 0 for none, and 1 - a, each accurate where
-        # it is small. One step more from a coordinate that is not observed: |ρ| a, and
-        # 1 - |ρ| + |ρ| (1 - a).
+        # a, the product of the |ρ| up to the neighbour (0 if there is none), and 1 - a, each
+        # accurate where it is small. Across a coordinate that is not observed, they become |ρ| a
+        # and 1 - |ρ| + |ρ| (1 - a).
         start = tf.where(self._linked, tf.zeros_like(size), size)
         one_minus_abs = tf.broadcast_to(one_minus_abs, ps.shape(start))
         inputs = [self._from_steps(start, end=0.0), self._from_steps(one_minus_abs, end=1.0)]
         self.size, one_minus_abs = tf.unstack(
             recurrence.segmented_recurrence(tf.stack(inputs), self._linked, rho, reverse), num=2
         )
-        # The derivative of 1 - a is that of -a, which the recurrence has without cancellation.
+        # 1 - a takes its derivative from -a, which the recurrence computes without cancellation.
         no_value = self.size - tf.stop_gradient(self.size)
         self.one_minus_abs = tf.stop_gradient(one_minus_abs) - no_value
         self.remainder = _one_minus_square(self.size, self.one_minus_abs)
@@ -335,5 +336,5 @@ class NearestObserved:
         return recurrence.segmented_recurrence(known, self._linked, reverse=self._reverse)
 
     def _from_steps(self, steps: tf.Tensor, end: float) -> tf.Tensor:
-        """Entries for each step at the coordinate that it leads to; `end` where none does."""
+        """Moves entries of steps to the coordinates that they lead to; `end` where none does."""
         return recurrence.pad(steps, int(not self._reverse), int(self._reverse), end)

@@ -20,15 +20,15 @@ class Parameter(NamedTuple):
     """A parameter of a member of the family, other than `loc`.
 
     Attributes:
-      name: the name of the constructor's argument and of the property that returns what was given.
+      name: the name of the constructor's argument, and of the property that returns its value.
       per: whether there is one number for each batch member, for each coordinate, or for each
         step from one coordinate to the next.
       doc: documentation of the property.
       bijector: function that takes a dtype and returns the bijector from real numbers.
       check: function that takes name and value and returns an assertion that the value is valid.
-      packed: what a vector of packed parameters holds for it (see `tfp_ar1.params`), if anything.
+      packed: how packed parameters hold it (see `tfp_ar1.params`), if at all.
       is_required: whether the constructor requires it.
-      is_preferred: whether `make_trainable` makes a variable of it.
+      is_preferred: whether `make_trainable` makes it a variable.
     """
 
     name: str
@@ -107,7 +107,7 @@ LENGTH_SCALE = Parameter(
     _softplus,
     _assert_positive,
 )
-# Times are data, so `make_trainable` makes no variable of them.
+# Times are data, so `make_trainable` does not make them a variable.
 TIMES = Parameter(
     "times",
     "coordinate",

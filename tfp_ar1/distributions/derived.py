@@ -24,7 +24,7 @@ class DerivedFromPath(AutoCompositeTensorDistribution):
     """Base class of distributions that combine a `GaussianMarkovChain` with observations.
 
     Args:
-      parameters: the arguments of the subclass, by name, among them `path`, `observed` (a boolean
+      parameters: the arguments of the subclass, by name, including `path`, `observed` (a boolean
         tensor `[..., d]`, or `None` for everywhere), `validate_args`, `allow_nan_stats`, `name`.
 
     Raises:
@@ -74,13 +74,13 @@ class DerivedFromPath(AutoCompositeTensorDistribution):
     def marginals(self, name: str = "marginals") -> tfd.Normal:
         """Returns the marginal distribution of each coordinate, of batch shape `[..., d]`.
 
-        Its `quantile` gives intervals. A coordinate that is known has scale 0.
+        Its `quantile` gives intervals. Known coordinates have scale 0.
         """
         with self._name_and_control_scope(name):
             return tfd.Normal(self.mean(), self.stddev())
 
     def _whole_shape(self) -> Any:
-        """The shape of a draw, as far as it is known statically."""
+        """Returns the shape of a draw, static where it is known."""
         if tensorshape_util.is_fully_defined(self.batch_shape):
             batch_shape = np.array(tensorshape_util.as_list(self.batch_shape), np.int32)
         else:

@@ -1,8 +1,8 @@
 """Maximum-likelihood estimates: in closed form for complete draws, otherwise by L-BFGS.
 
 Everything is computed in float64, whatever the dtype of the data. No estimate is infinite: where
-the likelihood grows towards a correlation of ±1, as for equal series, the distance from ±1 is the
-square of the dtype's epsilon, which the rounding of the data hides, instead of 0.
+the likelihood grows towards a correlation of ±1, as for equal series, the estimate keeps the
+distance eps² from ±1, with the dtype's epsilon, which is below the rounding of the data.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from tensorflow_probability.python.internal import prefer_static as ps
 
 __all__ = ["antedependent", "by_optimization", "checked_value", "equal_steps"]
 
-# The fisher_z at which the search for a maximum starts; the best of the maxima found is taken.
+# Values of fisher_z at which the search for a maximum starts; the best maximum found is used.
 _STARTS = (-1.5, 0.0, 1.5, 4.0)
 
 
 def checked_value(value: Any, sample_ndims: int = 1) -> tf.Tensor:
-    """Returns data as a floating-point tensor; integers become the default type, float32.
+    """Returns data as a floating-point tensor; integers become float32.
 
     Raises:
       TypeError: if the data are neither floating-point numbers nor integers.
@@ -47,13 +47,14 @@ def checked_value(value: Any, sample_ndims: int = 1) -> tf.Tensor:
 def equal_steps(value: tf.Tensor) -> dict[str, tf.Tensor]:
     """Returns the AR(1) estimate from independent draws along axis 0.
 
-    With w the draws less their mean, P = ½ Σ (w_t ∓ w_(t-1))², E the sum of the squares of the
-    first and the last coordinate and C that of the others, |ρ| = 1 - δ is best for σ at its best
-    at the one root in (0, 1] of
+    Let w be the draws minus their mean, P = ½ Σ (w_t ∓ w_(t-1))², E the sum of squares of the first
+    and the last coordinate, and C that of the others. With σ profiled out, the likelihood is
+    largest at |ρ| = 1 - δ for the unique root δ in (0, 1] of
 
         2 P + [2 (d - 2) P - (d - 1) E] δ + [(d - 2) (E/2 - P) - (2 d - 1) C] δ² + (d - 1) C δ³
 
-    (Beach and MacKinnon, 1978, for a single series, here in δ: nothing cancels near |ρ| = 1).
+    (Beach and MacKinnon, 1978, for a single series; here in terms of δ, so that nothing cancels
+    near |ρ| = 1).
     """
     loc, w, size, floor = _centred(value)
     largest = tf.reduce_max(tf.math.abs(w), axis=[0, -1])
@@ -61,7 +62,7 @@ def equal_steps(value: tf.Tensor) -> dict[str, tf.Tensor]:
     w /= unit[..., tf.newaxis]
     squares = tf.reduce_mean(tf.square(w), axis=0)
     inner = tf.reduce_sum(squares[..., 1:-1], axis=-1)
-    # The last coordinate is another one than the first only from d = 2 on.
+    # The last coordinate differs from the first only if d ≥ 2.
     ends = tf.reduce_sum(squares[..., :1], axis=-1)
     ends += tf.reduce_sum(squares[..., 1:][..., -1:], axis=-1)
     apart, together = (
@@ -69,7 +70,7 @@ def equal_steps(value: tf.Tensor) -> dict[str, tf.Tensor]:
         for x in (w[..., 1:] - w[..., :-1], w[..., 1:] + w[..., :-1])
     )
     both = apart + together
-    # Without steps, or if all draws are equal, every ρ is equally likely; take 0.
+    # Without steps, or if all draws are equal, every ρ has the same likelihood; take 0.
     none = tf.equal(both, 0.0)
     both = tf.where(none, tf.ones_like(both), both)
     p = tf.where(none, both, tf.maximum(tf.minimum(apart, together), floor * both))
@@ -90,7 +91,7 @@ def equal_steps(value: tf.Tensor) -> dict[str, tf.Tensor]:
     u = tfp.math.find_root_chandrupatla(
         polynomial, low=tf.zeros_like(p), high=0.5 * tf.math.log(2.0 / nearest - 1.0)
     ).estimated_root
-    # A Newton step supplies the last digits, the derivative, and NaN where the data have NaN.
+    # A Newton step supplies the last digits, the derivatives, and NaN where the data have NaN.
     u = tf.stop_gradient(u)
     delta = complement(u)
     slope = (delta - 2.0) * delta * ((3.0 * c3 * delta + 2.0 * c2) * delta + c1)
@@ -108,13 +109,13 @@ def equal_steps(value: tf.Tensor) -> dict[str, tf.Tensor]:
 
 
 def antedependent(value: tf.Tensor) -> dict[str, tf.Tensor]:
-    """Returns the ANTE(1) estimate: moments of the draws along axis 0."""
+    """Returns the ANTE(1) estimate, from the moments of the draws along axis 0."""
     loc, w, _, floor = _centred(value)
     largest = tf.reduce_max(tf.math.abs(w), axis=0)
     w = tf.math.divide_no_nan(w, largest)
     scale = tf.math.sqrt(tf.reduce_mean(tf.square(w), axis=0))
     w = tf.math.divide_no_nan(w, scale)
-    # 1 ± r is half of the mean of (w_t ± w_(t-1))²; both are 0 next to a constant coordinate.
+    # 1 ± r is half the mean of (w_t ± w_(t-1))²; both are 0 next to a constant coordinate.
     plus, minus = (
         tf.math.log(tf.maximum(0.5 * tf.reduce_mean(tf.square(x), axis=0), floor))
         for x in (w[..., 1:] + w[..., :-1], w[..., 1:] - w[..., :-1])
@@ -124,10 +125,10 @@ def antedependent(value: tf.Tensor) -> dict[str, tf.Tensor]:
 
 
 def _centred(value: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, float]:
-    """The mean, the draws less their mean, d, and the square of the dtype's epsilon."""
+    """Returns the mean, the centred draws, d, and the square of the dtype's epsilon."""
     floor = float(np.spacing(np.ones([], dtype_util.as_numpy_dtype(value.dtype)))) ** 2
     value = tf.cast(value, tf.float64)
-    # Subtracting the first draw is exact where the mean is large: nothing is lost in `w`.
+    # Subtracting the first draw first is exact where the mean is large, so `w` loses no digits.
     w = value - value[:1]
     mean = tf.reduce_mean(w, axis=0)
     loc = mean + tf.reduce_sum(value[:1], axis=0)
@@ -141,20 +142,20 @@ def by_optimization(
     shared_loc: bool,
     given: dict[str, tf.Tensor],
 ) -> dict[str, tf.Tensor]:
-    """Returns an estimate without closed form: L-BFGS on the exact log-density of the observations.
+    """Returns an estimate that has no closed form, by L-BFGS on the exact log-likelihood.
 
-    The search runs from several starts, in unconstrained parameters, on standardized data. It has
-    no gradient with respect to the data.
+    The search runs from several starts, in unconstrained parameters, on standardized data. The
+    estimate has no gradient with respect to the data.
 
     Args:
       cls: the class of the family.
       value: floating-point tensor `[n, ..., d]`, independent draws along axis 0.
-      observed: boolean tensor that broadcasts to that shape, or `None` if all is observed.
-      shared_loc: whether all coordinates have one mean.
-      given: parameters that are held fixed.
+      observed: boolean tensor that broadcasts to that shape, or `None` if everything is observed.
+      shared_loc: whether all coordinates share one mean.
+      given: parameters to hold fixed.
 
     Returns:
-      The parameters that `given` does not fix.
+      The estimated parameters.
     """
     dtype, x = value.dtype, tf.cast(tf.stop_gradient(value), tf.float64)
     given = {name: tf.cast(parameter, tf.float64) for name, parameter in given.items()}
@@ -165,7 +166,7 @@ def by_optimization(
     is_complete = observed is None
     observed = tf.ones_like(x, tf.bool) if is_complete else tf.broadcast_to(observed, ps.shape(x))
 
-    # Mean and mean square of what is observed: of each coordinate, and of all of them.
+    # Mean of the observed values, per coordinate or over all.
     def mean(x: tf.Tensor, axis: Any) -> tf.Tensor:
         weights = tf.cast(observed, x.dtype)
         count = tf.reduce_sum(weights, axis, keepdims=True)
@@ -188,10 +189,10 @@ def by_optimization(
         if name in ("marginal_scale", "scale_diag")
     }
     if "scale_diag" in names:
-        # A constant coordinate has scale 0 and says nothing about the others.
+        # A constant coordinate has scale 0 and carries no information about the others.
         observed = tf.logical_and(observed, spread > 0.0)
 
-    # A complete set of draws has the means of the coordinates as estimates of them.
+    # For complete draws, the estimate of `loc` is the mean of each coordinate.
     has_loc = "loc" in names and (shared_loc or not is_complete)
     size = ps.shape(x)[-1]
     sizes = [ps.reduce_prod(properties[n].shape_fn(ps.reshape(size, [1]))) for n in names]
@@ -227,7 +228,7 @@ def by_optimization(
         loc = free.get("loc", tf.zeros_like(position[..., :0]))
         free["loc"] = tf.zeros(ps.concat([ps.shape(position)[:-1], [size]], 0), tf.float64)
         if has_loc:
-            # Coordinates of the mean in which the likelihood is well conditioned.
+            # Parametrize the mean so that the likelihood is well conditioned.
             chain = cls(**{**given, **in_units, **free}).scale.chain()
             free["loc"] += loc if shared_loc else chain.matvec(loc)
         return free
@@ -263,7 +264,7 @@ def by_optimization(
     is_best = tf.one_hot(tf.argmin(losses), len(_STARTS), axis=0, on_value=True, off_value=False)
     position = tf.where(is_best[..., tf.newaxis], found.position, tf.zeros_like(found.position))
     position = tf.reduce_sum(position, axis=0)
-    # At scale 0 nothing else can be estimated; where the data have a NaN, nothing at all.
+    # With scale 0 nothing else can be estimated; with NaN in the data, nothing at all.
     position = tf.where(is_constant, tf.zeros_like(position), position)
     position = tf.where(tf.math.is_finite(unit), position, unit + position)
     free = parameters(position)

@@ -26,23 +26,23 @@ def forecast(
     """Returns the distribution of the coordinates that follow those of a `GaussianMarkovChain`.
 
     Given the last coordinate x_(d-1), the future is independent of the past: it is a chain with the
-    transitions of the path, which starts at the given mean and standard deviation.
+    transitions of the path, starting from the given mean and standard deviation.
 
-    The arguments are those of `GaussianMarkovChain.forecast`, except `mean` and `stddev`, `[...]`:
-    those of x_(d-1) given the data.
+    Arguments are those of `GaussianMarkovChain.forecast`, except `mean` and `stddev`, `[...]`,
+    which are those of x_(d-1) given the data.
     """
     steps = _continued(path, num_steps, times)
     last = path._loc_or_zero()
     last = last[..., -1:] if tensorshape_util.rank(last.shape) else last[tf.newaxis]
     loc = last if loc is None else tf.convert_to_tensor(loc, path.dtype, name="loc")
-    # In the dtype of sums: half precision cannot hold the powers of ρ.
+    # In at least float32: half precision cannot hold the powers of ρ.
     chain = steps.scale.chain().widened()
     rho, flips = chain.rho, chain.sign_flips()
     is_last = tf.equal(tf.range(chain.size), 0)
     size, one_minus_abs = chain.abs_steps()
     nearest = NearestObserved(rho, size, one_minus_abs, is_last, reverse=False)
-    # Of the coordinates from the last one on, for which P = 1, with P the product of the
-    # correlations since then: the variances v = 1 - P² + P² v_(d-1), in units of the path's own.
+    # For the last coordinate (P = 1) and those after it, with P the product of the correlations
+    # since then, the variances are v = 1 - P² + P² v_(d-1), in units of the path's own.
     product = tf.where(is_last, tf.ones_like(nearest.size), nearest.size)
     rest = tf.where(is_last, tf.zeros_like(nearest.size), nearest.remainder)
     unit = widened(stddev)[..., tf.newaxis] / tf.math.abs(chain.scale)

@@ -1,4 +1,4 @@
-"""The base class of multivariate normals that are Gaussian Markov chains."""
+"""Base class of multivariate normals that are Gaussian Markov chains."""
 
 from __future__ import annotations
 
@@ -48,33 +48,33 @@ class GaussianMarkovChain(tfd.MultivariateNormalLinearOperator):
 
     Everything works through `scale`, a `LinearOperatorMarkovCholesky`, at a cost of O(d) for d
     coordinates; only `covariance` forms a d × d matrix. A subclass declares its parameters other
-    than `loc` in `declaration`, and has a constructor with these arguments, which it passes on as
-    `super().__init__(dict(locals()))`. All else follows: checks, properties, `marginal`, the packed
-    layout. Where no parameter has an entry for each coordinate, `loc` counts them.
+    than `loc` in `declaration`; its constructor takes them by name and calls
+    `super().__init__(dict(locals()))`. Everything else follows: checks, properties, `marginal`, the
+    packed layout. If no parameter has an entry for each coordinate, `loc` sets their number.
 
     Args:
-      arguments: the arguments of the subclass, by name: `loc`, what it declares, `validate_args`,
-        `allow_nan_stats` and `name`. `loc` may have one coordinate for all d, or be a scalar, or
-        `None` for 0, unless it counts the coordinates.
+      arguments: the arguments of the subclass, by name: `loc`, the declared parameters,
+        `validate_args`, `allow_nan_stats` and `name`. `loc` may have one entry for all d
+        coordinates, or be a scalar, or `None` for 0, unless it sets the number of coordinates.
 
     Raises:
-      ValueError: if a parameter is missing, or both or neither of `correlation` and `fisher_z` are
+      ValueError: if a parameter is missing, both or neither of `correlation` and `fisher_z` are
         given, or a shape does not fit.
       TypeError: if the parameters differ in dtype or are not floating-point.
     """
 
     declaration: ClassVar[tuple[Parameter, ...]] = ()
-    # The most general member, which every posterior is; it names itself here.
+    # The most general member, the class of every posterior; set in that member's module.
     posterior_class: ClassVar[type[GaussianMarkovChain]]
-    # Of a posterior: the terms of its KL divergence to its prior, and `None` for another argument.
+    # For a posterior: the terms of its KL divergence to its prior; `None` for any other argument.
     _kl_terms_to: Callable[[Any], tf.Tensor | None] = staticmethod(lambda other: None)
-    # Of a posterior: this prior, the same object. A function, or its variables would be ours.
+    # For a posterior: that prior object. A function, so that its variables are not tracked here.
     _made_from: Callable[[], Any] = staticmethod(lambda: None)
 
     def __init_subclass__(cls, **kwargs: Any):
-        """Adds what TFP expects of each class, by what it declares."""
+        """Adds what TFP expects of each class, from its declaration."""
         super().__init_subclass__(**kwargs)
-        # TFP warns of a class that has a constructor and inherits this method.
+        # TFP warns about a class that has a constructor and inherits this method.
         cls._parameter_properties = classmethod(_parameter_properties)
         for parameter in cls.declaration:
             if not hasattr(cls, parameter.name):
@@ -109,13 +109,13 @@ class GaussianMarkovChain(tfd.MultivariateNormalLinearOperator):
 
     @classmethod
     def _make_scale(cls, given: dict[str, Any], num_rows: Any) -> LinearOperatorMarkovCholesky:
-        """Makes the Cholesky factor; `num_rows` counts coordinates if no parameter does."""
+        """Makes the Cholesky factor; `num_rows` is its size if no parameter determines it."""
         per_step = any(parameter.per == "step" for parameter in cls.declaration)
         return LinearOperatorMarkovCholesky(**given, per_step=per_step, num_rows=num_rows)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickles and copies the distribution by its arguments."""
-        # TFP's classes inside cannot be made by `__new__` alone, which is what pickle would do.
+        # By default pickle would call `__new__` alone, which TFP's classes do not support.
         return _remake, (type(self), self.parameters)
 
     def correlation_parameter(self, name: str = "correlation_parameter") -> tf.Tensor:
@@ -128,9 +128,9 @@ class GaussianMarkovChain(tfd.MultivariateNormalLinearOperator):
 
     @property
     def coefficients(self) -> tf.Tensor:
-        """φ_t of the transitions `x_t = φ_t x_(t-1) + innovation_scale_t ε_t` beside the mean.
+        """φ_t of the centred transitions `x_t = φ_t x_(t-1) + innovation_scale_t ε_t`.
 
-        They are `ρ_t σ_t / σ_(t-1)`, `[..., d - 1]`; `[...]` if all steps are alike, as in AR(1).
+        They are `ρ_t σ_t / σ_(t-1)`, `[..., d - 1]`; `[...]` if all steps are equal, as in AR(1).
         """
         chain = self.scale.chain()
         if chain.coordinate_scale is None:
@@ -142,7 +142,7 @@ class GaussianMarkovChain(tfd.MultivariateNormalLinearOperator):
     def innovation_scale(self) -> tf.Tensor:
         """The standard deviation `σ_t √(1 - ρ_t²)` of a coordinate given the one before it.
 
-        Its shape is `[..., d - 1]`, or `[...]` if all steps are alike, as in AR(1).
+        Its shape is `[..., d - 1]`, or `[...]` if all steps are equal, as in AR(1).
         """
         chain = self.scale.chain()
         rho, scale = chain.rho, chain.scale
@@ -172,16 +172,16 @@ class GaussianMarkovChain(tfd.MultivariateNormalLinearOperator):
 
         Args:
           start: first coordinate of the range; negative counts from the end, as in a Python slice.
-          stop: end of the range, exclusive; `None` for all that follow.
+          stop: end of the range, exclusive; `None` for the end of the path.
           step: distance between the coordinates that are kept, at least 1.
           name: name prefixed to operations created by this method.
 
         Returns:
-          Distribution of this class over the coordinates `[start:stop:step]`, of the same batch
+          Distribution of this class over the coordinates `[start:stop:step]`, with the same batch
           shape.
 
         Raises:
-          ValueError: if `step` is not a positive integer, or no coordinate is left.
+          ValueError: if `step` is not a positive integer, or the range is empty.
         """
         try:
             valid = int(step) == step and step >= 1
@@ -191,7 +191,7 @@ class GaussianMarkovChain(tfd.MultivariateNormalLinearOperator):
             raise ValueError(f"`step` must be a positive integer; got {step!r}.")
         with self._name_and_control_scope(name):
             size = self._event_size()
-            # A step beyond the end keeps one coordinate, however long it is.
+            # Any step beyond the end keeps one coordinate.
             longest = max(size, 1) if isinstance(size, int) else 2**30
             kept = slice(start, stop, min(int(step), longest))
             if isinstance(size, int) and not any(map(tf.is_tensor, (start, stop))):
@@ -220,7 +220,7 @@ class GaussianMarkovChain(tfd.MultivariateNormalLinearOperator):
 
         Args:
           value: floating-point tensor `[..., d]`, broadcast against the batch shape. Entries that
-            are not observed are ignored, and may be NaN.
+            are not observed are ignored and may be NaN.
           observed: boolean tensor `[..., d]`, `True` where `value` is known.
 
         Returns:
@@ -254,8 +254,8 @@ class GaussianMarkovChain(tfd.MultivariateNormalLinearOperator):
           observed: boolean tensor `[..., d]`, `True` where y is known. Default: all.
 
         Returns:
-          A `posterior_class`: the most general member of the family. Its
-          `tfd.kl_divergence` to this object is right wherever the posterior is.
+          A `posterior_class`: the most general member of the family. Its `tfd.kl_divergence` to
+          this object is as accurate as the posterior itself.
         """
         return self.with_observation_noise(noise_scale, observed).posterior(value)
 
@@ -264,7 +264,7 @@ class GaussianMarkovChain(tfd.MultivariateNormalLinearOperator):
 
         Args:
           information: η, `[..., d]`.
-          precision: λ ≥ 0, `[..., d]` or `[..., 1]`; 0 where nothing is seen.
+          precision: λ ≥ 0, `[..., d]` or `[..., 1]`; 0 where nothing is observed.
 
         Returns:
           A `MarkovSites`, with the `posterior`, its normalizer, and its KL to this object.
@@ -281,23 +281,23 @@ class GaussianMarkovChain(tfd.MultivariateNormalLinearOperator):
     ) -> GaussianMarkovChain:
         """Returns the distribution of future coordinates, in O(num_steps).
 
-        For noisy observations of them, add the noise: `forecast(…).with_observation_noise(…)`.
+        To forecast noisy observations, add the noise: `forecast(…).with_observation_noise(…)`.
 
         Args:
           given: a distribution over this path given the data: a `posterior`, a `conditional`, or an
             approximation of one.
-          num_steps: how many coordinates follow, at least 1; `None` with `times`.
+          num_steps: number of future coordinates, at least 1; `None` with `times`.
           times: times of the future coordinates, `[..., num_steps]`; for Ornstein–Uhlenbeck only.
-          loc: their unconditional mean, `[..., num_steps]` or `[..., 1]`. Default: the mean of the
-            last coordinate.
+          loc: unconditional mean of the future coordinates, `[..., num_steps]` or `[..., 1]`.
+            Default: the mean of the last coordinate.
           name: name prefixed to operations created by this method.
 
         Returns:
           A `posterior_class`, the most general member of the family.
 
         Raises:
-          ValueError: if parameters for each coordinate or step, as ARH(1) and ANTE(1) have, do not
-            say how the path continues, or `num_steps` or `times` are not what it needs.
+          ValueError: if the path has parameters for each coordinate or step, as in ARH(1) and
+            ANTE(1), which end with it; or if `num_steps` or `times` are invalid.
         """
         with self._name_and_control_scope(name):
             mean, stddev = given.mean()[..., -1], given.stddev()[..., -1]
@@ -315,32 +315,32 @@ class GaussianMarkovChain(tfd.MultivariateNormalLinearOperator):
     ) -> GaussianMarkovChain:
         """Returns the maximum-likelihood distribution.
 
-        For AR(1) and ANTE(1) and complete draws, the estimate has a closed form. For ARH(1), OU,
+        For complete draws from AR(1) and ANTE(1), the estimate has a closed form. For ARH(1), OU,
         missing values, a mean shared by the coordinates, or fixed parameters, L-BFGS maximizes the
-        exact likelihood from several starts: to about 1e-6 of a parameter's standard error, and
-        without gradients with respect to the data.
+        exact likelihood from several starts: to about 1e-6 of a parameter's standard error, without
+        gradients with respect to the data.
 
         ```python
         MultivariateNormalAR1.experimental_fit(draws)  # [n, d]
-        # One series with one mean, some of it missing:
+        # One series with one mean and missing values:
         MultivariateNormalAR1.experimental_fit(
             series[tf.newaxis], observed=known[tf.newaxis], shared_loc=True)
         MultivariateNormalOU.experimental_fit(series[tf.newaxis], shared_loc=True, times=times)
         ```
 
-        Edge cases are treated as by `tfd.Normal`: draws that are all equal, such as a single one
-        without `shared_loc`, give scale 0, which `validate_args` refuses. Perfectly correlated
-        draws give a `fisher_z` as large as the rounding of the data allows, about 16 in float32.
-        Where the data have a NaN, so has the estimate.
+        Edge cases are as for `tfd.Normal`: draws that are all equal, such as a single one without
+        `shared_loc`, give scale 0, which `validate_args` rejects. Perfectly correlated draws give a
+        `fisher_z` as large as the rounding of the data allows, about 16 in float32. NaN in the data
+        gives NaN in the estimate.
 
         Args:
           value: tensor `[n, ..., d]` of real numbers: n independent draws for each member of a
-            batch. Integers are taken as float32.
+            batch. Integers are converted to float32.
           sample_ndims: the number of leading axes that hold draws.
           validate_args: passed on to the distribution.
           observed: boolean tensor that broadcasts to the shape of `value`, `True` where it is
             known. Default: everywhere, or where a `np.ma.MaskedArray` is not masked.
-          shared_loc: whether one mean is estimated for all coordinates, rather than one for each.
+          shared_loc: whether to estimate one mean for all coordinates instead of one for each.
           **init_kwargs: arguments of the constructor. Parameters among them are held fixed
             while the others are estimated. OU needs its `times`.
 
@@ -348,8 +348,8 @@ class GaussianMarkovChain(tfd.MultivariateNormalLinearOperator):
           Distribution of this class of batch shape `[...]`, parameterized by `fisher_z`.
 
         Raises:
-          TypeError: if `value` is not of real numbers, or `observed` not boolean.
-          ValueError: if `value` lacks an axis of draws, or `times` of OU are not given.
+          TypeError: if `value` is not real, or `observed` is not boolean.
+          ValueError: if `value` lacks an axis of draws, or `times` are missing for OU.
         """
         if observed is None and isinstance(value, np.ma.MaskedArray):
             observed = np.logical_not(np.ma.getmaskarray(value))
@@ -359,7 +359,7 @@ class GaussianMarkovChain(tfd.MultivariateNormalLinearOperator):
             for name in cls.parameter_properties()
             if init_kwargs.get(name) is not None
         }
-        # TFP's own, which calls `_maximum_likelihood_parameters`, takes the draws alone.
+        # TFP's method calls `_maximum_likelihood_parameters`, which takes only the draws.
         is_closed = cls._maximum_likelihood_parameters.__func__ is not (
             tfd.Distribution._maximum_likelihood_parameters.__func__
         )
@@ -374,7 +374,7 @@ class GaussianMarkovChain(tfd.MultivariateNormalLinearOperator):
         make: Any = cls
         return make(**{**estimates, **init_kwargs, **given}, validate_args=validate_args)
 
-    # TransformedDistribution would ask its bijector, and that is what the message would be about.
+    # TransformedDistribution would raise an error about its bijector instead.
     _call_cdf = _not_implemented("cdf")
     _call_log_cdf = _not_implemented("log_cdf")
     _call_log_survival_function = _not_implemented("log_survival_function")
@@ -447,11 +447,11 @@ class GaussianMarkovChain(tfd.MultivariateNormalLinearOperator):
         return tf.broadcast_to(covariance, shape)
 
     def _loc_or_zero(self) -> tf.Tensor:
-        """`loc` as a tensor, broadcast against the coordinates."""
+        """Returns `loc` as a tensor that broadcasts against the coordinates."""
         return tf.zeros([], self.dtype) if self.loc is None else tf.convert_to_tensor(self.loc)
 
     def _loc_along_event(self) -> tf.Tensor:
-        """`loc` as a tensor with all coordinates along its last axis."""
+        """Returns `loc` as a tensor with all coordinates along its last axis."""
         loc = self._loc_or_zero()
         size = loc.shape[-1:]
         if tensorshape_util.is_fully_defined(size) and size == self.event_shape:
@@ -459,14 +459,14 @@ class GaussianMarkovChain(tfd.MultivariateNormalLinearOperator):
         return tf.broadcast_to(loc, ps.concat([ps.shape(loc)[:-1], [self._event_size()]], axis=0))
 
     def _event_size(self) -> Any:
-        """The size d, as a Python integer if it is known statically."""
+        """Returns the size d, as a Python integer if it is known statically."""
         size = tf.compat.dimension_value(self.event_shape[-1])
         return self.scale.domain_dimension_tensor() if size is None else size
 
     def _static_or_dynamic_batch_shape(self) -> Any:
         if tensorshape_util.is_fully_defined(self.batch_shape):
             return np.array(tensorshape_util.as_list(self.batch_shape), np.int32)
-        # `self.batch_shape_tensor()` would check the parameters once more.
+        # `self.batch_shape_tensor()` would check the parameters again.
         loc = self._loc_or_zero()
         return ps.broadcast_shape(ps.shape(loc)[:-1], self.scale._shape_tensor()[:-2])
 

@@ -1,4 +1,4 @@
-"""KL divergences and log-densities of the family, whole and coordinate by coordinate."""
+"""KL divergences and log-densities of the family, in total and per coordinate."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ __all__ = ["kl_terms", "log_prob_terms"]
 
 # For normals p and q with means m and r, KL(p ‖ q) = ½ [tr(C_q⁻¹ C_p) - d + log|C_q| - log|C_p|]
 # + ½ |L_q⁻¹ (m - r)|². Between two chains the bracket follows from the chain rule of the KL: one
-# term for the first coordinate, and for each later one the KL between its two distributions given
-# the coordinate before. These have the variances v = σ_t² (1 - ρ_t²) under p and under q, and with
+# term for the first coordinate, and for each later one the KL between its distributions under p and
+# q given the previous coordinate. Their variances are v_t = σ_t² (1 - ρ_t²), and with
 # r_t = σ_t(p) / σ_t(q) their means differ by
 #
 #     [ρ_t(p) r_t - ρ_t(q) r_(t-1)] σ_t(q)
 #
-# times a standard normal, besides what `loc` contributes. Hence the terms
+# times a standard normal variable, plus the contribution of `loc`. Hence the terms
 #
 #     t = 0:  ½ excess(log r_0²)
 #     t ≥ 1:  ½ excess(log v_t(p) / v_t(q)) + ½ [ρ_t(p) r_t - ρ_t(q) r_(t-1)]² / (1 - ρ_t(q)²)
 #
-# with excess(v) = exp(v) - 1 - v ≥ 0. None is negative, so that their sum loses nothing to
+# with excess(v) = exp(v) - 1 - v ≥ 0. No term is negative, so their sum loses nothing to
 # cancellation when p and q are close. Independent normals are the chain with ρ = 0.
 
 
@@ -43,8 +43,8 @@ __all__ = ["kl_terms", "log_prob_terms"]
 def _excess(v: tf.Tensor) -> tf.Tensor:
     """`exp(v) - 1 - v`, and its derivatives, to full relative accuracy."""
     exp_minus_1 = expm1(v)
-    # The series of 1 - v / expm1(v) ends after two terms, with the relative error v³ / 360; the
-    # difference has eps / v. They are alike at the bound, where both are 2e-6 in float32.
+    # The series of 1 - v / expm1(v), cut after two terms, has relative error v³ / 360; the
+    # difference has eps / v. They are equal at the bound, where both are 2e-6 in float32.
     bound = (360.0 * float(np.spacing(dtype_util.as_numpy_dtype(v.dtype)(1)))) ** 0.25
     near_zero = exp_minus_1 * v * (0.5 - v / 12.0)
     value = tf.where(tf.math.abs(v) < bound, near_zero, exp_minus_1 - v)
@@ -52,23 +52,23 @@ def _excess(v: tf.Tensor) -> tf.Tensor:
 
 
 def _log_ratio(scale: tf.Tensor | None, other: tf.Tensor | None, dtype: tf.DType) -> tf.Tensor:
-    """`log |scale / other|`, to full relative accuracy where the two are close; `None` for 1."""
+    """`log |scale / other|`, to full relative accuracy where the two are close; `None` means 1."""
     if other is None:
         return tf.zeros([1], dtype) if scale is None else log_abs(scale)
     if scale is None:
         return -log_abs(other)
     scale, other = tf.math.abs(scale), tf.math.abs(other)
-    # The difference of numbers within a factor of 2 is exact. Far below 1 it rounds the ratio.
+    # The difference of numbers within a factor of 2 is exact. For ratios far below 1, use logs.
     is_near = scale > 0.5 * other
     relative = tf.where(is_near, (scale - other) / other, tf.zeros([], dtype))
     return tf.where(is_near, tf.math.log1p(relative), tf.math.log(scale) - tf.math.log(other))
 
 
 class _Operand(NamedTuple):
-    """A chain, or independent normals; `[..., d]`, or `[..., 1]` where coordinates are alike."""
+    """A chain, or independent normals; `[..., d]`, or `[..., 1]` if coordinates are equal."""
 
     loc: tf.Tensor
-    scale: tf.Tensor | None  # the standard deviations, of either sign; `None` where all are 1
+    scale: tf.Tensor | None  # the standard deviations, of either sign; `None` if all are 1
     chain: Chain | None
 
     def rho(self) -> LagOneCorrelation | None:
@@ -101,7 +101,7 @@ _DIAGONAL_OPERATORS = (
 
 
 def _is_operand(distribution: tfd.Distribution) -> bool:
-    """Whether `_path` takes it; without reading a variable."""
+    """Whether `_operand` accepts the distribution; reads no variables."""
     if isinstance(distribution, _Independent | _Sample):
         is_vector = tensorshape_util.rank(distribution.event_shape) in (1, None)
         return is_vector and isinstance(distribution.distribution, tfd.Normal)
@@ -152,7 +152,7 @@ def _loc(distribution: tfd.MultivariateNormalLinearOperator) -> tf.Tensor:
 
 
 def _check_event_sizes(p: tfd.Distribution, q: tfd.Distribution) -> list[Any]:
-    """Refuses events of different shape; returns assertions for sizes not known statically."""
+    """Rejects events of different shapes; returns assertions for sizes not known statically."""
     message = "KL divergence needs two distributions over vectors of the same size"
     if not tensorshape_util.is_compatible_with(p.event_shape, q.event_shape):
         raise ValueError(
@@ -169,7 +169,7 @@ def _check_event_sizes(p: tfd.Distribution, q: tfd.Distribution) -> list[Any]:
 
 
 def _difference_of_locs(p: _Operand, q: _Operand, size: Any) -> tf.Tensor:
-    """`[..., d]`, also where neither has an entry for each coordinate."""
+    """Returns the difference `[..., d]`, even if neither has an entry for each coordinate."""
     difference = p.loc - q.loc
     if difference.shape[-1:] == [size]:
         return difference
@@ -177,19 +177,19 @@ def _difference_of_locs(p: _Operand, q: _Operand, size: Any) -> tf.Tensor:
 
 
 class _CovarianceTerms(NamedTuple):
-    """The terms of twice the KL, except those of `loc`; an axis of size 1 if all are alike."""
+    """The terms of twice the KL, except those of `loc`; a last axis of size 1 if all are equal."""
 
     of_first: tf.Tensor | None  # [..., 1]
     of_steps: tf.Tensor | None  # [..., 1 or d - 1]
     of_coordinates: tf.Tensor | None  # [..., 1 or d]
 
     def total(self, size: Any) -> tf.Tensor:
-        """Their sum over the path, `[...]`."""
+        """Returns their sum over the path, `[...]`."""
         counts = (ps.minimum(size, 1), ps.maximum(size - 1, 0), size)
         return sum(total(x, n) for x, n in zip(self, counts, strict=True) if x is not None)
 
     def along_operand(self, size: Any) -> tf.Tensor:
-        """Each term at its coordinate, `[..., d]`."""
+        """Returns the terms by coordinate, `[..., d]`."""
         result = self.of_coordinates
         if self.of_first is not None:
             is_first = tf.equal(tf.range(size), 0)
@@ -205,18 +205,18 @@ def _covariance_terms(p: _Operand, q: _Operand, size: Any) -> _CovarianceTerms:
     if p.chain is None and q.chain is None:
         return _CovarianceTerms(None, None, _excess(log_ratio))
     if q.chain is None:
-        # The two terms that make up that of a step: r_t² ρ_t² and the excess of r_t² (1 - ρ_t²).
+        # The term of a step has two parts: r_t² ρ_t² and the excess of r_t² (1 - ρ_t²).
         return _CovarianceTerms(None, -p.log1m_rho2(), _excess(log_ratio))
     shared = log_ratio.shape[-1] == 1
     if shared:
         later = earlier = log_ratio
     else:
-        # Where the size is unknown it may be 1: then all coordinates share the entry.
+        # An unknown size may be 1, shared by all coordinates.
         shape = ps.concat([ps.shape(log_ratio)[:-1], [size]], axis=0)
         log_ratio = tf.broadcast_to(log_ratio, shape)
         later, earlier = log_ratio[..., 1:], log_ratio[..., :-1]
     rho_p, rho_q = p.rho(), q.chain.rho
-    # What ρ_t(q) makes of the coordinate before, in units of the innovation under q.
+    # The effect of the previous coordinate through ρ_t(q), in units of the innovation under q.
     before = rho_q.along_steps(rho_q.value * rho_q.inverse_unit_innovation_scale)
     before *= tf.math.exp(0.5 * earlier)
     if rho_p is None:
@@ -232,7 +232,7 @@ def _covariance_terms(p: _Operand, q: _Operand, size: Any) -> _CovarianceTerms:
 
 
 def _terms_from_observations(p: tfd.Distribution, q: tfd.Distribution) -> tf.Tensor | None:
-    """The terms of the KL of a posterior p to its prior; `None` if p is not one of q."""
+    """Returns the KL terms of a posterior p to its prior q; `None` if q is not its prior."""
     terms = p._kl_terms_to(q) if isinstance(p, GaussianMarkovChain) else None
     return None if terms is None else tf.cast(terms, p.dtype)
 
@@ -302,7 +302,7 @@ def _checked_operand(distribution: tfd.Distribution) -> _Operand:
 
 
 def _event_size(*distributions: tfd.Distribution) -> Any:
-    """The common event size, as a Python integer if it is known statically."""
+    """Returns the common event size, as a Python integer if it is known statically."""
     for distribution in distributions:
         size = tf.compat.dimension_value(distribution.event_shape[-1])
         if size is not None:
@@ -318,7 +318,7 @@ def _event_size(*distributions: tfd.Distribution) -> Any:
 @tfd.RegisterKL(_Sample, GaussianMarkovChain)
 @tfd.RegisterKL(tfd.MultivariateNormalLinearOperator, GaussianMarkovChain)
 def _kl_divergence(p: tfd.Distribution, q: tfd.Distribution, name: str | None = None) -> tf.Tensor:
-    """KL of two normals, one of them a chain; O(d) if the other is a chain or diagonal.
+    """Returns the KL of two normals, one of them a chain; O(d) if the other is a chain or diagonal.
 
     Equation 6 of the ρ-VAE paper is the case of AR(1) and N(0, I).
     """
@@ -338,7 +338,7 @@ def _kl_divergence(p: tfd.Distribution, q: tfd.Distribution, name: str | None = 
 
 
 def _check_normal(*distributions: tfd.Distribution) -> None:
-    """Raises `NotImplementedError`, as TFP does, unless both are normals over vectors."""
+    """Raises `NotImplementedError`, like TFP, unless all are normals over vectors."""
     for distribution in distributions:
         if isinstance(distribution, _Independent | _Sample) and not _is_operand(distribution):
             raise NotImplementedError(
@@ -352,10 +352,10 @@ def _check_normal(*distributions: tfd.Distribution) -> None:
 def _kl_through_factors(
     p: tfd.MultivariateNormalLinearOperator, q: tfd.MultivariateNormalLinearOperator
 ) -> tf.Tensor:
-    """KL of two normals by tr(C_q⁻¹ C_p) = |L_q⁻¹ L_p|², one of them a chain.
+    """Returns the KL of two normals, one of them a chain, by tr(C_q⁻¹ C_p) = |L_q⁻¹ L_p|².
 
-    Neither covariance is formed. O(d r²) where the other scale is diagonal plus an update of rank
-    r; otherwise a solve with q's scale for each of the d columns of p's: O(d²) if q is the chain.
+    Neither covariance is formed. O(d r²) if the other scale is diagonal plus an update of rank r;
+    otherwise one solve with q's scale for each of the d columns of p's: O(d²) if q is the chain.
     """
     p_scale, q_scale = (with_tensors(d.scale) for d in (p, q))
     if _is_diagonal_plus_low_rank(p_scale):
@@ -383,10 +383,10 @@ def _is_diagonal_plus_low_rank(scale: tf.linalg.LinearOperator) -> bool:
 def _trace_low_rank_chain(
     p_scale: tf.linalg.LinearOperatorLowRankUpdate, q_scale: LinearOperatorMarkovCholesky
 ) -> tf.Tensor:
-    """|L⁻¹ (D + U M Vᵀ)|² with L of a chain, D diagonal, and U, V of r columns: O(d r²)."""
+    """|L⁻¹ (D + U M Vᵀ)|² with L of a chain, D diagonal, and U, V with r columns: O(d r²)."""
     chain = q_scale.chain()
     diagonal, update = p_scale.base_operator.diag_part(), p_scale.diag_operator.matmul
-    # Row t of L⁻¹ D has D_t / σ_t and -ρ_t D_(t-1) / σ_(t-1), over √(1 - ρ_t²).
+    # Row t of L⁻¹ D has the entries D_t / σ_t and -ρ_t D_(t-1) / σ_(t-1), over √(1 - ρ_t²).
     relative = tf.square(diagonal / chain.scale)
     value, inverse_scale = (
         tf.square(chain.rho.along_steps(x))

@@ -19,7 +19,7 @@ __all__: list[str] = []
 @tfd.RegisterKL(tfd.MarkovChain, GaussianMarkovChain)
 @tfd.RegisterKL(tfd.LinearGaussianStateSpaceModel, GaussianMarkovChain)
 def _kl_divergence(p: tfd.Distribution, q: tfd.Distribution, name: str | None = None) -> tf.Tensor:
-    """KL of two chains, one of them a TFP class with event shape `[d]` or `[d, 1]`, in O(d).
+    """Returns the KL of two chains, one a TFP class of event shape `[d]` or `[d, 1]`, in O(d).
 
     Raises:
       ValueError: if the TFP distribution is not a chain of scalar normals.

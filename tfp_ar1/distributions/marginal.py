@@ -1,4 +1,4 @@
-"""Parameters of the marginal of a chain over some coordinates, by products of correlations."""
+"""Parameters of a chain's marginal over some coordinates, from products of correlations."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def marginal_parameters(path: Any, kept: slice) -> dict[str, Any]:
 
 
 def _correlation_at_lag(scale: Any, kept: slice) -> dict[str, Any]:
-    """The parameter that gives the correlation ρ^step, of an operator with one ρ for all steps."""
+    """Returns the parameter for correlation ρ^step, for an operator with one ρ for all steps."""
     step = kept.step
     if step == 1:
         return {"correlation": scale.correlation, "fisher_z": scale.fisher_z}
@@ -40,7 +40,7 @@ def _correlation_at_lag(scale: Any, kept: slice) -> dict[str, Any]:
 
 
 def _correlation_of_steps(scale: Any, kept: slice) -> dict[str, Any]:
-    """The parameter for neighbours in a slice of coordinates; of an operator with a ρ per step."""
+    """Returns the parameter for neighbours in a slice, for an operator with a ρ per step."""
     given_as_tensors = any(map(tf.is_tensor, (kept.start, kept.stop)))
     coordinates = (tf if given_as_tensors else ps).range(scale._size())[kept]
     step = kept.step

@@ -18,8 +18,8 @@ class MultivariateNormalANTE1(GaussianMarkovChain):
 
     It has a standard deviation for each of the d coordinates and a correlation for each of the
     d - 1 pairs of neighbours. Every Gaussian Markov chain with scalar states has such a covariance
-    (Gabriel, 1962; Zimmerman and Núñez-Antón, "Antedependence Models for Longitudinal Data", 2009):
-    for example the posterior of an AR(1) path that was observed with noise.
+    (Gabriel, 1962; Zimmerman and Núñez-Antón, "Antedependence Models for Longitudinal Data", 2009),
+    for example the posterior of an AR(1) path observed with noise.
 
     #### Mathematical details
 
@@ -29,9 +29,9 @@ class MultivariateNormalANTE1(GaussianMarkovChain):
     w_0 = ε_0,    w_t = ρ_t w_{t-1} + √(1 - ρ_t²) ε_t,    ε_t ~ N(0, 1)
     ```
 
-    With equal ρ_t it is `MultivariateNormalARH1`, and with equal σ_t too `MultivariateNormalAR1`.
+    With equal ρ_t it is `MultivariateNormalARH1`; with equal σ_t as well, `MultivariateNormalAR1`.
     All methods cost O(d), except `covariance`. KL divergences are analytic between all
-    distributions of this package, and with the normals of TFP that `MultivariateNormalAR1` lists.
+    distributions of this package, and with the TFP normals that `MultivariateNormalAR1` lists.
 
     ```python
     path = tfp_ar1.MultivariateNormalANTE1(
@@ -90,13 +90,14 @@ class MultivariateNormalANTE1(GaussianMarkovChain):
         """Makes the distribution of a mean plus `x_t = φ_t x_(t-1) + q_t ε_t`, `x_0 = s ε_0`.
 
         Examples are a `tfd.MarkovChain` or `tfd.LinearGaussianStateSpaceModel` with scalar states,
-        and random walks, which have φ = 1. The inverse is given by `coefficients`,
-        `innovation_scale` and `initial_scale` of any member. O(d).
+        and random walks, where φ = 1. The properties `coefficients`, `innovation_scale` and
+        `initial_scale` of any member are the inverse. O(d).
 
         Args:
           loc: the mean of the path, `[..., d]`, or a scalar or `None` as in the constructor.
           coefficients: φ, any real numbers, `[..., d - 1]`; a scalar or `[..., 1]` for all steps.
-          innovation_scale: q, positive, of such a shape. One of the two, or `loc`, sets the size.
+          innovation_scale: q, positive, shaped like `coefficients`. One of them, or `loc`, sets the
+            size.
           initial_scale: s, the standard deviation of the first coordinate, `[...]`. It may be 0,
             for a known start; the path then has draws, moments and posteriors, but no density.
           **options: `validate_args`, `allow_nan_stats` and `name`, as in the constructor.
@@ -126,9 +127,9 @@ class MultivariateNormalANTE1(GaussianMarkovChain):
         ```
 
         Args:
-          chain: of event shape `[d]`, of `tfd.Normal`s, or `[d, 1]`, of normals over vectors of
-            size 1. The mean of each must be affine in the state before, and its scale must not
-            depend on that: the transition function, which may be any, is evaluated at a few states.
+          chain: a chain of `tfd.Normal`s, event shape `[d]`, or of normals over vectors of size 1,
+            event shape `[d, 1]`. Means must be affine in the previous state, and scales must not
+            depend on it; this is checked by evaluating the transition function at a few states.
           **options: `validate_args`, `allow_nan_stats` and `name`, as in the constructor.
 
         Returns:
@@ -176,11 +177,11 @@ class MultivariateNormalANTE1(GaussianMarkovChain):
           loc: the mean, as in the constructor.
           diagonal: `[..., d]`, the diagonal of the precision matrix.
           off_diagonal: `[..., d - 1]`, the subdiagonal. A matrix that is not positive definite
-            gives NaN, which `validate_args` refuses.
+            gives NaN, which `validate_args` rejects.
           **options: `validate_args`, `allow_nan_stats` and `name`, as in the constructor.
 
         Raises:
-          ValueError: if `off_diagonal` has not one entry less than `diagonal`.
+          ValueError: unless `off_diagonal` has one entry less than `diagonal`.
         """
         given = transitions.tensors(loc=loc, diagonal=diagonal, off_diagonal=off_diagonal)
         loc, is_checked = given.pop("loc", None), options.get("validate_args", False)
@@ -198,12 +199,12 @@ class MultivariateNormalANTE1(GaussianMarkovChain):
           loc: the mean, as in the constructor.
           diagonal: `[..., d]`, the diagonal of R, not 0.
           off_diagonal: `[..., d - 1]`, the other diagonal: `R[t, t - 1]`, or `R[t - 1, t]` for an
-            upper R, as networks for Gaussian processes give it (GP-VAE, arXiv:1907.04155).
+            upper R, the output of GP-VAE encoders (arXiv:1907.04155).
           lower: whether R is lower triangular.
           **options: `validate_args`, `allow_nan_stats` and `name`, as in the constructor.
 
         Raises:
-          ValueError: if `off_diagonal` has not one entry less than `diagonal`.
+          ValueError: unless `off_diagonal` has one entry less than `diagonal`.
         """
         given = transitions.tensors(loc=loc, diagonal=diagonal, off_diagonal=off_diagonal)
         loc = given.pop("loc", None)

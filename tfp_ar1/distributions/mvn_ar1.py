@@ -20,8 +20,8 @@ class MultivariateNormalAR1(GaussianMarkovChain):
     r"""Multivariate normal whose covariance is that of a stationary AR(1) process.
 
     The distribution on R^d is parameterized by a location vector `loc`, one standard deviation
-    `marginal_scale` (σ) shared by all coordinates and one lag-one `correlation` (ρ); each of them
-    may have batch dimensions.
+    `marginal_scale` (σ) shared by all coordinates, and one lag-one `correlation` (ρ). Each may have
+    batch dimensions.
 
     #### Mathematical details
 
@@ -47,8 +47,8 @@ class MultivariateNormalAR1(GaussianMarkovChain):
     with a diagonal scale; `tfd.Independent(tfd.Normal(...), 1)`; `tfd.Sample(tfd.Normal(...), d)`:
     all O(d). With a scale that is diagonal plus an update of rank r, such as that of
     `tfd.MultivariateNormalDiagPlusLowRank`, it costs O(d r²). With any other
-    `tfd.MultivariateNormalLinearOperator`, such as `MultivariateNormalTriL`, it costs O(d²) when
-    that is the left side, and d solves with its scale when it is the right side.
+    `tfd.MultivariateNormalLinearOperator`, such as `MultivariateNormalTriL`, it costs O(d²) if that
+    is on the left side, and d solves with its scale if it is on the right side.
 
     #### Examples
 
@@ -114,12 +114,12 @@ class MultivariateNormalAR1(GaussianMarkovChain):
         """Makes the distribution with a given innovation scale, `σ √(1 - ρ²)`.
 
         This is the stationary `X_t = ρ X_(t-1) + innovation_scale ε_t` of time series models. The
-        inverse is the property `innovation_scale`.
+        property `innovation_scale` is the inverse.
 
         Args:
           loc: the mean, `[..., d]`.
           innovation_scale: positive tensor `[...]`.
-          correlation: as in the constructor: ρ, the coefficient of the step.
+          correlation: ρ, the coefficient of `X_(t-1)`, as in the constructor.
           fisher_z: `atanh ρ`, in place of `correlation`.
           **options: `validate_args`, `allow_nan_stats` and `name`, as in the constructor.
 

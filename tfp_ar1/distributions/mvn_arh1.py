@@ -23,7 +23,7 @@ class MultivariateNormalARH1(GaussianMarkovChain):
 
     With equal σ_t it is `MultivariateNormalAR1`, with ρ = 0 `tfd.MultivariateNormalDiag`. All
     methods cost O(d), except `covariance`. KL divergences are analytic between all distributions of
-    this package, and with the normals of TFP that `MultivariateNormalAR1` lists.
+    this package, and with the TFP normals that `MultivariateNormalAR1` lists.
 
     ```python
     path = tfp_ar1.MultivariateNormalARH1(

@@ -13,8 +13,8 @@ __all__ = ["MultivariateNormalOU"]
 class MultivariateNormalOU(GaussianMarkovChain):
     r"""Multivariate normal of an Ornstein–Uhlenbeck process at given times.
 
-    This is the stationary process in continuous time whose values at equal distances are AR(1): the
-    Gaussian process with the exponential (Matérn-1/2) kernel, in O(d) for d times, which may be
+    This is the stationary continuous-time process whose values at equally spaced times are AR(1):
+    the Gaussian process with the exponential (Matérn-1/2) kernel, in O(d) for d times, which may be
     irregular and differ between members of the batch.
 
     #### Mathematical details
@@ -28,8 +28,8 @@ class MultivariateNormalOU(GaussianMarkovChain):
     `tfp.math.psd_kernels.MaternOneHalf(amplitude=σ, length_scale=ℓ)`.
     At equally spaced times it is `MultivariateNormalAR1` with ρ = exp(-Δτ / ℓ). All methods cost
     O(d), except `covariance`. KL divergences are analytic between all distributions of this
-    package, and with the normals of TFP that `MultivariateNormalAR1` lists. To predict at
-    times without an observation, include them in `times` and use `conditional`.
+    package, and with the TFP normals that `MultivariateNormalAR1` lists. To predict at times
+    without an observation, include them in `times` and use `conditional`.
 
     ```python
     path = tfp_ar1.MultivariateNormalOU(
@@ -38,17 +38,17 @@ class MultivariateNormalOU(GaussianMarkovChain):
     ```
 
     Args:
-      loc: floating-point tensor `[B1, ..., Bb, d]`, the mean at the given times. It
-        broadcasts against them, as a scalar or `[B1, ..., Bb, 1]`; `None`, the default, is 0.
+      loc: floating-point tensor `[B1, ..., Bb, d]`, the mean at the given times. It may be a scalar
+        or `[B1, ..., Bb, 1]` for all times; `None`, the default, is 0.
       marginal_scale: positive floating-point tensor `[B1, ..., Bb]`, the standard deviation σ of
         every coordinate.
       length_scale: positive floating-point tensor `[B1, ..., Bb]`, the time ℓ over which the
         correlation falls by a factor e, in the unit of `times`.
-      times: floating-point tensor `[B1, ..., Bb, d]`, not decreasing along the last axis.
-        They are data: `make_trainable` takes them, and makes no variable of them. In float32,
-        times far from 0, such as seconds since 1970, round to equal ones: subtract the first.
-        Repeated times are for paths that are observed with noise (`with_observation_noise`): the
-        coordinates there are equal, and the density of the path itself has no bound.
+      times: floating-point tensor `[B1, ..., Bb, d]`, non-decreasing along the last axis. They are
+        data: `make_trainable` takes them but does not make them a variable. In float32, times far
+        from 0, such as seconds since 1970, round to equal ones: subtract the first. Repeated times
+        are for paths observed with noise (`with_observation_noise`): the coordinates there are
+        equal, and the density of the path itself is unbounded.
       validate_args: if `True`, parameters are checked when the graph runs, at some cost. If
         `False`, invalid parameters may give NaN.
       allow_nan_stats: if `False`, raises where a statistic is undefined. (All are defined here.)
@@ -56,8 +56,8 @@ class MultivariateNormalOU(GaussianMarkovChain):
 
     Raises:
       ValueError: if one of the other parameters is missing, if `times` is a scalar, if the last
-        dimension of `loc` is neither d nor 1, or if `times` are known and decrease, or are
-        equal because they were rounded.
+        dimension of `loc` is neither d nor 1, or if `times` are known and decrease or have been
+        rounded to equal values.
       TypeError: if the parameters differ in dtype or are not floating-point.
     """
 

@@ -24,8 +24,8 @@ __all__ = ["MarkovSites", "NoisyGaussianMarkovChain", "posterior_of_path"]
 class NoisyGaussianMarkovChain(DerivedFromPath):
     """The distribution of `y = path + noise`, with independent normal noise at each coordinate.
 
-    `log_prob(y)` is the marginal likelihood of noisy observations, of which some may be missing;
-    everything costs O(d), except `covariance`. Returned by
+    `log_prob(y)` is the marginal likelihood of noisy observations, some of which may be missing.
+    Everything costs O(d), except `covariance`. Returned by
     `GaussianMarkovChain.with_observation_noise`.
 
     ```python
@@ -39,12 +39,11 @@ class NoisyGaussianMarkovChain(DerivedFromPath):
     Args:
       path: the `GaussianMarkovChain` of event shape `[d]`.
       noise_scale: floating-point tensor, the standard deviation (not the variance) of the noise:
-        a scalar, or `[..., d]`; one number for each member of a batch is `[..., 1]`. Not negative.
-        Where it is infinite nothing is observed, and 0 stands for 1e-15 of the path's own standard
-        deviation (in float32).
-      observed: boolean tensor `[..., d]`, `True` where y is known (the reverse of `mask` and
-        `is_missing` elsewhere in TFP); other entries of y are ignored, and may be NaN.
-        Default: all.
+        a scalar, `[..., d]`, or `[..., 1]` for one number per batch member. Not negative. Where it
+        is infinite nothing is observed; 0 is treated as 1e-15 of the path's own standard deviation
+        (in float32).
+      observed: boolean tensor `[..., d]`, `True` where y is known (the negation of `mask` and
+        `is_missing` elsewhere in TFP). Other entries of y are ignored and may be NaN. Default: all.
       validate_args: if `True`, `noise_scale` is checked when the graph runs.
       allow_nan_stats: if `False`, raises where a statistic is undefined. (All are defined here.)
       name: name prefixed to operations created by this class.
@@ -92,9 +91,9 @@ class NoisyGaussianMarkovChain(DerivedFromPath):
           name: name prefixed to operations created by this method.
 
         Returns:
-          Distribution over the path, of the broadcast batch shape. `tfd.kl_divergence` from it to
-          `path`, the same object, is computed from the observations, and right where the rounded
-          parameters of the two do not tell them apart.
+          Distribution over the path, of the broadcast batch shape. Its `tfd.kl_divergence` to the
+          same object `path` is computed from the observations, so it is accurate even where the
+          rounded parameters of the two are equal.
         """
         with self._name_and_control_scope(name):
             messages, seen = self._messages()
@@ -109,7 +108,7 @@ class NoisyGaussianMarkovChain(DerivedFromPath):
           name: name prefixed to operations created by this method.
 
         Returns:
-          Normal with the noise in its scale; where the noise is infinite, that of the path alone.
+          Normal whose scale includes the noise; where the noise is infinite, it is the path's.
         """
         with self._name_and_control_scope(name):
             messages, seen = self._messages()
@@ -122,7 +121,7 @@ class NoisyGaussianMarkovChain(DerivedFromPath):
             return tfd.Normal(tf.cast(mean, self.dtype), tf.cast(stddev, self.dtype))
 
     def _messages(self) -> tuple[Messages, tf.Tensor | None]:
-        """Also where there is an observation; `None` for everywhere."""
+        """Returns the messages, and where y is observed; `None` means everywhere."""
         chain = self.path.scale.chain().widened()
         noise = widened(tf.convert_to_tensor(self._noise_scale))
         seen, static = self._observed, tf.get_static_value(noise)
@@ -131,7 +130,7 @@ class NoisyGaussianMarkovChain(DerivedFromPath):
             seen = is_finite if seen is None else tf.logical_and(seen, is_finite)
         if seen is not None:
             noise = tf.where(seen, noise, tf.ones_like(noise))
-        # A precision beyond the largest is as good as any larger one, and has no gradient.
+        # Precisions beyond the largest are clipped: they act the same, and have no gradient.
         scale = tf.math.abs(chain.scale)
         tau = tf.square(scale / tf.maximum(noise, scale * largest_precision(scale.dtype) ** -0.5))
         if seen is not None:
@@ -141,9 +140,9 @@ class NoisyGaussianMarkovChain(DerivedFromPath):
     def _standardized(
         self, value: tf.Tensor, messages: Messages, seen: tf.Tensor | None
     ) -> tuple[tf.Tensor, tf.Tensor | None]:
-        """`(y - loc) / σ`, 0 where nothing is seen; and where, of the shape of this."""
+        """Returns `(y - loc) / σ`, 0 where not observed; and where observed, in the same shape."""
         if seen is not None:
-            # Here too, so that a NaN is not in the derivative by the scale.
+            # Here too, so that NaN does not reach the derivative with respect to the scale.
             value = tf.where(seen, value, tf.zeros_like(value))
         w = (widened(value) - widened(self.path._loc_or_zero())) / messages.chain.scale
         w += tf.zeros([messages.chain.size], w.dtype)
@@ -157,21 +156,21 @@ class NoisyGaussianMarkovChain(DerivedFromPath):
         w, seen = self._standardized(y, messages, seen)
         if seen is not None:
             w = _filled(messages, w, seen)
-        # 0 where nothing is seen.
+        # 0 where nothing is observed.
         precision = messages.relative_precision()
         quadratic = tf.reduce_sum(precision * tf.square(messages.innovations(w)), axis=-1)
         terms = self._log_normalization_terms(messages, precision)
         return tf.cast(-0.5 * quadratic - tf.reduce_sum(terms, axis=-1), self.dtype)
 
     def _log_normalization_terms(self, messages: Messages, precision: tf.Tensor) -> tf.Tensor:
-        """`½ log(2π var[y_t | earlier])` of the observed coordinates, `[..., d]`."""
+        """Returns `½ log(2π var[y_t | earlier])` at observed coordinates, else 0; `[..., d]`."""
         is_seen = precision > 0.0
         log_precision = tf.math.log(tf.where(is_seen, precision, tf.ones_like(precision)))
         terms = log_abs(messages.chain.scale) - 0.5 * log_precision + 0.5 * math.log(2.0 * math.pi)
         return tf.where(is_seen, terms, tf.zeros_like(terms))
 
     def _entropy(self) -> tf.Tensor:
-        """The entropy of the observed coordinates of y."""
+        """Returns the entropy of the observed coordinates of y."""
         messages, _ = self._messages()
         precision = messages.relative_precision()
         half = 0.5 * tf.cast(precision > 0.0, precision.dtype)
@@ -211,9 +210,10 @@ class MarkovSites:
     """A Gaussian Markov chain times a Gaussian factor (a site) at each coordinate.
 
     The product is `chain(x) Π_t exp(η_t x_t - ½ λ_t x_t²)`. Observations y_t with noise of standard
-    deviation r_t give λ_t = 1 / r_t² and η_t = y_t / r_t². As natural parameters, which encoders
-    output and variational inference updates, any η and any λ ≥ 0 are valid; λ = η = 0 where nothing
-    is seen. Every method costs O(d). Returned by `GaussianMarkovChain.with_sites`.
+    deviation r_t have λ_t = 1 / r_t² and η_t = y_t / r_t². η and λ are natural parameters, which
+    encoders output and variational inference updates: any η and any λ ≥ 0 are valid, with λ = η = 0
+    where nothing is observed. Every method costs O(d). Returned by
+    `GaussianMarkovChain.with_sites`.
 
     Args:
       path: the `GaussianMarkovChain` of event shape `[d]`.
@@ -240,18 +240,18 @@ class MarkovSites:
         self._h = h + tf.zeros([chain.size], h.dtype)
 
     def posterior(self) -> Any:
-        """Returns the normalized product: the most general family member, as `path.posterior`."""
+        """Returns the normalized product, of the same class as `path.posterior`."""
         return _posterior(self._path, self._messages, self._h, None)
 
     def log_normalizer(self) -> tf.Tensor:
-        """`log ∫ chain(x) Π_t exp(η_t x_t - ½ λ_t x_t²) dx`, `[...]`."""
+        """Returns `log ∫ chain(x) Π_t exp(η_t x_t - ½ λ_t x_t²) dx`, `[...]`."""
         at_loc = (self._information - 0.5 * self._precision * self._loc) * self._loc
         at_loc += tf.zeros([self._messages.chain.size], at_loc.dtype)
         rest = self._messages.log_normalizer(self._h)
         return tf.cast(tf.reduce_sum(at_loc, axis=-1) + rest, self._dtype)
 
     def kl_divergence(self) -> tf.Tensor:
-        """KL(posterior ‖ chain) in nats, `[...]`."""
+        """Returns KL(posterior ‖ chain) in nats, `[...]`."""
         terms = self._messages.kl_terms(self._h)
         return tf.cast(tf.reduce_sum(terms, axis=-1), self._dtype)
 
@@ -267,7 +267,7 @@ def posterior_of_path(
     fisher_z: tf.Tensor,
     kl_terms: Callable[[], tf.Tensor],
 ) -> Any:
-    """Returns the posterior with given standardized moments, and its KL terms to `path`."""
+    """Returns the posterior with given standardized moments and given KL terms to `path`."""
     scale = path.scale.chain().widened().scale
     parameters = {
         "loc": widened(path._loc_or_zero()) + scale * mean,
@@ -285,7 +285,7 @@ def posterior_of_path(
 
 
 def _filled(messages: Messages, w: tf.Tensor, seen: tf.Tensor) -> tf.Tensor:
-    """`w` with the last observed value, sign-flipped if ρ < 0, in gaps.
+    """Fills gaps in `w` with the last observed value, sign-flipped for each ρ < 0.
 
     This only affects rounding errors: it makes differences of neighbours exact.
     """

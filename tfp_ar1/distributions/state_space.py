@@ -1,7 +1,7 @@
 """Parameters of chains from `tfd.MarkovChain` or `tfd.LinearGaussianStateSpaceModel`.
 
-Both give the transitions x_t = φ_t x_(t-1) + b_t + q_t ε_t, which `transitions.from_transitions`
-takes; the mean follows from m_t = φ_t m_(t-1) + b_t.
+Both have transitions x_t = φ_t x_(t-1) + b_t + q_t ε_t, the input of
+`transitions.from_transitions`; the mean follows from m_t = φ_t m_(t-1) + b_t.
 """
 
 from __future__ import annotations
@@ -31,28 +31,28 @@ __all__ = ["of_markov_chain", "of_state_space_model"]
 
 Parameters = dict[str, tf.Tensor]
 
-# Where a transition function is asked whether it is affine, in units of the path's own: so far
-# apart that what bends near the mean, or far from it, shows.
+# Distances from the mean, in units of the path's scale, at which to test whether a transition
+# function is affine: near and far enough to detect any nonlinearity.
 _DISTANCES = (-997.3, -2.9, 0.83, 31.6)
 
 
 def of_markov_chain(chain: tfd.MarkovChain, validate_args: bool = False) -> Parameters:
     """Returns the parameters of an ANTE(1) chain from a `tfd.MarkovChain` of scalar normals.
 
-    Any transition function may be given: φ_t is the derivative of its mean. It is evaluated at
-    distant points to check that this derivative and the standard deviation are constant.
+    The transition function may be any function: φ_t is the derivative of its mean. Evaluations at
+    distant points check that this derivative and the standard deviation are constant.
 
     Args:
       chain: a chain of event shape `[d]` or `[d, 1]`.
-      validate_args: whether that is asserted where values are known only when the graph runs.
+      validate_args: whether to assert this where values are not known at trace time.
 
     Returns:
       `loc` and `scale_diag` `[..., d]` and `fisher_z` `[..., d - 1]`, in the chain's dtype.
 
     Raises:
       TypeError: if `chain` is not a `tfd.MarkovChain`.
-      ValueError: if it is not known to consist of scalar normals whose means are affine in the
-        state before and whose scales do not depend on it.
+      ValueError: if the chain does not consist of scalar normals whose means are affine in the
+        previous state and whose scales do not depend on it.
     """
     if not isinstance(chain, tfd.MarkovChain):
         raise TypeError(f"Expected a `tfd.MarkovChain`; got {chain!r}.")
@@ -62,12 +62,12 @@ def of_markov_chain(chain: tfd.MarkovChain, validate_args: bool = False) -> Para
     mean, scale = (tf.broadcast_to(x, batch) for x in (mean, scale))
     num_steps = ps.maximum(chain.num_steps - 1, 0)
     steps = ps.concat([[num_steps], ps.shape(mean)], axis=0)
-    # The initial mean: of a chain that is stationary about it, the means are that without rounding.
+    # Start from the initial mean: if the chain is stationary around it, all means equal it exactly.
     start = tf.broadcast_to(mean, steps)
     is_vector = tensorshape_util.rank(prior.event_shape) == 1
 
     def transition(state: tf.Tensor) -> tuple[tf.Tensor, ...]:
-        """Calls the function as the chain does, with all steps along the first axis."""
+        """Calls the transition function like the chain, with all steps along the first axis."""
         distribution = chain.transition_fn(
             tf.range(num_steps), state[..., tf.newaxis] if is_vector else state
         )
@@ -79,7 +79,7 @@ def of_markov_chain(chain: tfd.MarkovChain, validate_args: bool = False) -> Para
     if validate_args or tf.get_static_value(coefficients) is not None:
         unit = scale + innovation_scale
         for distance in _DISTANCES:
-            # Different for each entry: coefficients are derivatives of the sum of all.
+            # Different for each entry: coefficients are derivatives of the sum of all entries.
             share = samplers.uniform(ps.shape(unit), 0.5, 1.0, unit.dtype, samplers.zeros_seed())
             move = distance * share * unit
             moved_mean, moved_scale = transition(start + move)
@@ -94,14 +94,14 @@ def of_markov_chain(chain: tfd.MarkovChain, validate_args: bool = False) -> Para
 def of_state_space_model(
     model: tfd.LinearGaussianStateSpaceModel,
 ) -> tuple[Parameters, tf.Tensor]:
-    """The parameters of the chain that a state space model observes, `H_t z_t + c_t`, and noise.
+    """Returns the parameters of a model's noise-free observations `H_t z_t + c_t`, and the noise.
 
     Args:
-      model: of latent size 1 and event shape `[d, 1]`.
+      model: a model of latent size 1 and event shape `[d, 1]`.
 
     Returns:
       `loc` and `scale_diag` `[..., d]` and `fisher_z` `[..., d - 1]`, and the standard deviation of
-      the noise in what is observed, `[..., d]`; in the model's dtype.
+      the observation noise, `[..., d]`; in the model's dtype.
 
     Raises:
       TypeError: if `model` is not a `tfd.LinearGaussianStateSpaceModel`.
@@ -112,7 +112,7 @@ def of_state_space_model(
     prior = model.initial_state_prior
     mean, scale = widened(prior.mean()[..., 0]), prior.stddev()[..., 0]
     *transition, factor, offset, noise_scale = _along_steps(model)
-    # The filters of TFP, too, ask what follows the last step.
+    # Drop the transition after the last step, which TFP's filters evaluate too.
     coefficients, shift, innovation_scale = (x[..., :-1] for x in transition)
     moved = (widened(coefficients) - 1.0) * mean[..., tf.newaxis] + widened(shift)
     path = _parameters(model.dtype, mean, scale, coefficients, moved, innovation_scale)
@@ -134,9 +134,9 @@ def _parameters(
     moved: tf.Tensor,
     innovation_scale: tf.Tensor,
 ) -> Parameters:
-    """From the first state's moments `[...]`, and for each step `[..., d - 1]` what it makes.
+    """Computes parameters from the first state's moments `[...]` and the steps `[..., d - 1]`.
 
-    `moved` is how far it moves that mean.
+    `moved` is how far each step moves the initial mean.
     """
     _check_not_zero("The scale of a transition", innovation_scale)
     mean, scale, coefficients, moved, innovation_scale = (
@@ -151,7 +151,7 @@ def _parameters(
 
 
 def _mean_and_stddev(distribution: Any, what: str) -> tuple[tf.Tensor, tf.Tensor]:
-    """Mean and standard deviation of a normal over scalars or vectors of size 1; `[...]`."""
+    """Returns mean and stddev, `[...]`, of a normal over scalars or vectors of size 1."""
     if isinstance(distribution, tfd.Normal):
         return tf.convert_to_tensor(distribution.loc), tf.convert_to_tensor(distribution.scale)
     is_normal = isinstance(distribution, tfd.MultivariateNormalLinearOperator) or (
@@ -177,10 +177,10 @@ _SCALE_DEPENDS_ON_STATE = (
 
 
 def _check_equal(actual: tf.Tensor, expected: tf.Tensor, message: str) -> list[Any]:
-    """Refuses what differs by more than rounding, or returns the assertion."""
+    """Rejects values that differ by more than rounding, or returns an assertion."""
     size = tf.abs(actual) + tf.abs(expected)
     tolerance = dtype_util.eps(actual.dtype) ** 0.5 * size
-    # Parameters that are NaN are no matter of the function.
+    # NaN comes from the parameters, not from the form of the function.
     is_equal = (tf.abs(actual - expected) <= tolerance) | tf.math.is_nan(expected)
     static = tf.get_static_value(is_equal)
     if static is None:
@@ -214,9 +214,9 @@ def _check_scalar(model: Any) -> None:
 
 
 def _along_steps(model: Any) -> tuple[tf.Tensor, ...]:
-    """The matrices, means and scales of transitions and observations, `[..., d]`."""
+    """Returns matrices, means and scales of transitions and observations, `[..., d]`."""
 
-    # Nor what it calls: autograph warns of functions of users whose source it cannot read.
+    # Also exempts what it calls: autograph warns about user functions whose source it cannot read.
     @do_not_convert
     def at_time(t: tf.Tensor) -> tuple[tf.Tensor, ...]:
         kinds = (

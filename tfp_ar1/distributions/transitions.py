@@ -1,11 +1,11 @@
-"""Chains by the parameters that others have: transitions, precision matrices and their factors.
+"""Chains from other parametrizations: transitions, precision matrices and their factors.
 
 A path whose centred coordinates are x_0 = s ε_0 and x_t = φ_t x_(t-1) + q_t ε_t, ε_t ~ N(0, 1), has
 
     σ_0 = s,    σ_t² = φ_t² σ_(t-1)² + q_t²,    atanh ρ_t = asinh(φ_t σ_(t-1) / q_t)
 
-because ρ_t = φ_t σ_(t-1) / σ_t and √(1 - ρ_t²) = q_t / σ_t. The last keeps the accuracy that ρ_t
-itself loses near ±1. All is computed in O(log d) passes, each of O(d) or less.
+because ρ_t = φ_t σ_(t-1) / σ_t and √(1 - ρ_t²) = q_t / σ_t. atanh ρ_t keeps the accuracy that ρ_t
+itself loses near ±1. Everything is computed in O(log d) passes of O(d) or less.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Parameters = dict[str, tf.Tensor]
 
 
 def tensors(**arguments: Any) -> dict[str, tf.Tensor]:
-    """The arguments that are given, as tensors of their common floating-point type."""
+    """Returns the arguments that are not `None`, as tensors of a common floating-point type."""
     arguments = {name: x for name, x in arguments.items() if x is not None}
     dtype = common_float_dtype(arguments)
     return {name: tf.convert_to_tensor(x, dtype, name=name) for name, x in arguments.items()}
@@ -37,19 +37,19 @@ def from_transitions(
     initial_scale: tf.Tensor,
     loc: tf.Tensor | None = None,
 ) -> Parameters:
-    """The parameters of an ANTE(1) chain from those of its transitions.
+    """Computes the parameters of an ANTE(1) chain from those of its transitions.
 
     Args:
       coefficients: φ_1, …, φ_(d-1), `[..., d - 1]`, or one number for all; any real numbers.
-      innovation_scale: q_1, …, q_(d-1), of such a shape, positive.
+      innovation_scale: q_1, …, q_(d-1), shaped like `coefficients`, positive.
       initial_scale: s, `[...]`, not negative; 0 for a known start.
-      loc: what counts the coordinates where neither of the others does.
+      loc: sets the number of coordinates if neither of the others does.
 
     Returns:
       `scale_diag` `[..., d]` and `fisher_z` `[..., d - 1]`.
 
     Raises:
-      ValueError: if the numbers of steps differ, or nothing counts them.
+      ValueError: if the numbers of steps differ, or no argument determines them.
     """
     num_steps = _num_steps(coefficients, innovation_scale, loc)
     coefficients = tf.broadcast_to(
@@ -62,12 +62,12 @@ def from_transitions(
         tf.broadcast_to(x, shape) for x in (coefficients, innovation_scale)
     )
     initial = tf.broadcast_to(initial, ps.concat([shape[:-1], [1]], axis=0))
-    # In units of the largest, so that no square overflows before the scale itself would.
+    # In units of the largest scale, so that squares do not overflow before the scale itself.
     scales = tf.concat([initial, innovation_scale], axis=-1)
     unit = tf.stop_gradient(tf.reduce_max(scales, axis=-1, keepdims=True))
     factors = tf.concat([tf.zeros_like(initial), tf.square(coefficients)], axis=-1)
     _, variance = tfp.math.scan_associative(then, (factors, tf.square(scales / unit)), axis=-1)
-    # The root of 0, of a known start, has no derivative.
+    # The first scale is used as given: the square root has no derivative at 0, a known start.
     later = unit * tf.sqrt(variance[..., 1:])
     scale = tf.concat([initial, later], axis=-1)
     return {
@@ -77,13 +77,13 @@ def from_transitions(
 
 
 def _num_steps(coefficients: tf.Tensor, innovation_scale: tf.Tensor, loc: tf.Tensor | None) -> Any:
-    """The number of steps, as a shape `[d - 1]`."""
+    """Returns the number of steps, as a shape `[d - 1]`."""
     given = {"coefficients": coefficients, "innovation_scale": innovation_scale, "loc": loc}
     shapes = {name: tf.TensorShape(x.shape) for name, x in given.items() if x is not None}
     counts = {
         name: (ps.shape(given[name])[-1:] - (name == "loc"), shape[-1])
         for name, shape in shapes.items()
-        # One number holds for all steps, or coordinates.
+        # A single number applies to all steps, or coordinates.
         if shape.rank != 0 and shape[-1:] != [1]
     }
     static = {size - (name == "loc") for name, (_, size) in counts.items() if size is not None}
@@ -105,21 +105,21 @@ def _num_steps(coefficients: tf.Tensor, innovation_scale: tf.Tensor, loc: tf.Ten
 def then(
     earlier: tuple[tf.Tensor, tf.Tensor], later: tuple[tf.Tensor, tf.Tensor]
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """The map v → a v + b that two of them make, one after the other."""
+    """Composes two maps v → a v + b."""
     return later[0] * earlier[0], later[0] * earlier[1] + later[1]
 
 
 def from_precision_cholesky(
     diagonal: tf.Tensor, off_diagonal: tf.Tensor, lower: bool = True
 ) -> Parameters:
-    """The parameters of the chain whose precision matrix is R Rᵀ, for a bidiagonal R.
+    """Computes the parameters of the chain with precision matrix R Rᵀ, for a bidiagonal R.
 
     Rᵀ x = ε is a chain: for an upper R from the first coordinate to the last,
-    x_t = (ε_t - R[t-1, t] x_(t-1)) / R[t, t], for a lower one from the last to the first.
+    x_t = (ε_t - R[t-1, t] x_(t-1)) / R[t, t], for a lower R from the last to the first.
 
     Args:
       diagonal: R[t, t], `[..., d]`, not 0.
-      off_diagonal: `[..., d - 1]`; R[t, t - 1], or R[t - 1, t] of an upper R.
+      off_diagonal: `[..., d - 1]`; R[t, t - 1], or R[t - 1, t] for an upper R.
       lower: whether R is lower triangular.
 
     Returns:
@@ -137,18 +137,18 @@ def from_precision_cholesky(
 def from_precision(
     diagonal: tf.Tensor, off_diagonal: tf.Tensor, validate_args: bool = False
 ) -> Parameters:
-    """The parameters of the chain with a given precision matrix, which is tridiagonal.
+    """Computes the parameters of the chain with a given tridiagonal precision matrix.
 
     Args:
       diagonal: P[t, t], `[..., d]`.
-      off_diagonal: P[t, t - 1], `[..., d - 1]`. P must be positive definite; else there are NaNs.
-      validate_args: whether that is checked when the graph runs.
+      off_diagonal: P[t, t - 1], `[..., d - 1]`. If P is not positive definite, there are NaNs.
+      validate_args: whether to check this when the graph runs.
 
     Returns:
       `scale_diag` `[..., d]` and `fisher_z` `[..., d - 1]`.
     """
     _check_off_diagonal(diagonal, off_diagonal)
-    # Here numbers near each other are subtracted, unlike everywhere else.
+    # In float64: here, unlike everywhere else, nearly equal numbers are subtracted.
     dtype = diagonal.dtype
     diagonal, off_diagonal = (tf.cast(x, tf.float64) for x in (diagonal, off_diagonal))
     # The squares of the diagonal of the Cholesky factor are δ_t = P[t, t] - P[t, t-1]² / δ_(t-1).
@@ -158,7 +158,7 @@ def from_precision(
     kappa = tf.square(off_diagonal / (root[..., 1:] * root[..., :-1]))
     batch = ps.broadcast_shape(ps.shape(diagonal)[:-1], ps.shape(kappa)[:-1])
     kappa = tf.broadcast_to(kappa, ps.concat([batch, ps.shape(kappa)[-1:]], axis=0))
-    # z_0 = 1 from z = 1, by κ_0 = 0.
+    # κ_0 = 0 maps z = 1 to z_0 = 1.
     kappa = tf.concat([tf.zeros(ps.concat([batch, [1]], axis=0), kappa.dtype), kappa], axis=-1)
     one = tf.ones_like(kappa)
     a, b, c, e = tfp.math.scan_associative(
@@ -174,7 +174,7 @@ def from_precision(
 
 
 def _check_off_diagonal(diagonal: tf.Tensor, off_diagonal: tf.Tensor) -> None:
-    """Raises `ValueError` unless it is known to have one entry less, or may have."""
+    """Raises `ValueError` if the off-diagonal is known not to have one entry less."""
     shapes = (tf.TensorShape(diagonal.shape), tf.TensorShape(off_diagonal.shape))
     if 0 in (shape.rank for shape in shapes):
         sizes = (0, 0)
