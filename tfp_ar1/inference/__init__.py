@@ -1,4 +1,4 @@
-"""Approximate posteriors of a Gaussian Markov chain under likelihoods that are not Gaussian."""
+"""Approximate posteriors of a Gaussian Markov chain under non-Gaussian likelihoods."""
 
 from tfp_ar1.inference.laplace import LaplaceApproximation, laplace_approximation
 from tfp_ar1.inference.variational import VariationalApproximation, natural_gradient_vi

@@ -25,16 +25,17 @@ class LaplaceApproximation(NamedTuple):
 
     Attributes:
       posterior: the normal distribution at the mode, a `posterior_class` of the path, to be
-        sampled, sliced, or used in KLs. Its KL to the same `path` is accurate wherever it is.
+        sampled, sliced, or used in KLs. Its KL to the same `path` is as accurate as itself.
       log_evidence: `[...]`, the approximate `log p(y)`, in nats; differentiable.
-      converged: boolean `[...]`, whether Newton's method has come within the tolerance of the mode
-        and the Hessian there is that of a maximum. Where it is `False`, the results belong to the
-        last iterate instead of the mode.
-      positive_definite: boolean `[...]`, whether minus the Hessian there is. Where it is `False`,
-        negative curvatures were replaced by 0, so that posterior and evidence are finite.
+      converged: boolean `[...]`, whether Newton's method came within the tolerance of the mode and
+        the Hessian there is that of a maximum. Where it is `False`, the results belong to the last
+        iterate instead of the mode.
+      positive_definite: boolean `[...]`, whether minus the Hessian is positive definite there.
+        Where it is `False`, negative curvatures were replaced by 0, so posterior and evidence are
+        finite.
       num_iterations: int32 `[...]`, the number of Newton steps.
-      newton_decrement: `[...]`, the distance to the mode from which the last of these started, in
-        posterior standard deviations: `(gᵀ H⁻¹ g / d)^½`, with the gradient g and minus the
+      newton_decrement: `[...]`, the distance from the start of the last of these steps to the mode,
+        in posterior standard deviations: `(gᵀ H⁻¹ g / d)^½`, with the gradient g and minus the
         Hessian H of the log joint. (Two more steps follow, each of which at least squares it.)
     """
 
@@ -55,50 +56,50 @@ def laplace_approximation(
     tolerance: float | None = None,
     name: str = "laplace_approximation",
 ) -> LaplaceApproximation:
-    """The normal approximation of a path at its mode, given data that are not normal, in O(d).
+    """Returns the normal approximation of a path at its mode, given non-normal data, in O(d).
 
     ```python
     path = tfp_ar1.MultivariateNormalAR1(tf.zeros(100), marginal_scale=1.0, correlation=0.9)
     laplace = tfp_ar1.inference.laplace_approximation(
         path, lambda x: tfd.Poisson(log_rate=x).log_prob(counts))
     laplace.posterior.mean()      # the log-rates, smoothed
-    laplace.log_evidence          # to maximize in the parameters of path and likelihood
+    laplace.log_evidence          # maximize it over the parameters of path and likelihood
     ```
 
     The evidence is `log p(y | x̂) + log p(x̂) + d/2 log 2π - ½ log det(K⁻¹ + W)`, with the mode x̂,
     the covariance K of the path, and minus the second derivatives W of the log-likelihood
-    (Rasmussen and Williams, Gaussian Processes for Machine Learning, 2006, equation 3.32). Its
-    first and second derivatives, and those of the posterior, take into account that the mode moves,
-    in the parameters of the path and in all that `log_likelihood_fn` captures; they do not pass
-    through the iterations. Third derivatives are not right.
+    (Rasmussen and Williams, Gaussian Processes for Machine Learning, 2006, equation 3.32). It and
+    the posterior have first and second derivatives with respect to the parameters of the path and
+    everything that `log_likelihood_fn` captures. These take into account that the mode moves, but
+    do not pass through the iterations. Third derivatives are not right.
 
     Newton's method halves its steps until the log joint grows. Where the log-likelihood is not
-    concave (Student t), it takes `max(W, 0)` for W until it is near the mode; evidence and
-    posterior have the true W.
+    concave (Student t), it uses `max(W, 0)` for W until it is near the mode; evidence and posterior
+    use the true W.
 
     Args:
       path: a `GaussianMarkovChain` of event shape `[d]`.
-      log_likelihood_fn: maps x, `[..., d]`, to the log-probability of what was seen at each
-        coordinate given x there, of the same dtype: entry t depends on x at t alone. Its batch
-        shape broadcasts with that of `path`. Made of operations that can be differentiated three
-        times.
-      observed: boolean tensor `[..., d]`, `True` where something was seen. Default: everywhere.
-        Elsewhere the log-likelihood may be NaN. (But not where it is differentiated by something
-        captured: `tf.where(observed, y, 1.0)` is without fault there.)
+      log_likelihood_fn: maps x, `[..., d]`, to the log-probability of the observation at each
+        coordinate, in the same dtype; entry t may only depend on x at t. Its batch shape broadcasts
+        with that of `path`. It must be differentiable three times.
+      observed: boolean tensor `[..., d]`, `True` where there is an observation. Default:
+        everywhere. Elsewhere the log-likelihood may be NaN. (Not if it is differentiated with
+        respect to captured values; use `tf.where(observed, y, 1.0)` then.)
       initial: the path at which to start, `[..., d]`; its batch shape broadcasts with the others.
-        Default: the mean of `path`. Of several modes, the one that is found depends on it.
+        Default: the mean of `path`. If there are several modes, it decides which one is found.
       max_iterations: the largest number of Newton steps.
       tolerance: `newton_decrement` at which a member of the batch has converged. Default: the cube
         root of the machine epsilon of the dtype, because two more steps follow.
       name: name prefixed to operations created by this function.
 
     Returns:
-      A `LaplaceApproximation`. Look at its `converged`.
+      A `LaplaceApproximation`. Check its `converged`.
 
     Raises:
-      ValueError: if the log-likelihoods do not have the last dimension d, or `max_iterations` is
-        no positive integer, or `tolerance` not positive.
-      TypeError: if they have another dtype than `path`, or `observed` is not boolean.
+      ValueError: if the last dimension of the log-likelihoods is not d, `max_iterations` is not a
+        positive integer, or `tolerance` is not positive.
+      TypeError: if the log-likelihoods do not have the dtype of `path`, or `observed` is not
+        boolean.
     """
     max_iterations = checked_count("max_iterations", max_iterations, 1)
     with tf.name_scope(name):
@@ -125,7 +126,7 @@ def laplace_approximation(
 def mode_of(
     path: Any, likelihood: Likelihood, initial: Any, max_iterations: int, tolerance: float | None
 ) -> Mode:
-    """`find_mode` by the arguments of `laplace_approximation`."""
+    """Calls `find_mode` with the arguments of `laplace_approximation`."""
     if tolerance is None:
         tolerance = float(np.spacing(dtype_util.as_numpy_dtype(path.dtype)(1))) ** (1.0 / 3.0)
     elif not tolerance > 0.0:
@@ -143,18 +144,18 @@ def mode_of(
 def _with_derivatives(
     likelihood: Likelihood, chain: Chain, loc: tf.Tensor, mode: Mode
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    """The mode w, its innovations L⁻¹ w and C⁻¹ w, with first and second derivatives.
+    """Returns the mode w, its innovations L⁻¹ w, and C⁻¹ w, with first and second derivatives.
 
-    By two steps from it: with F(w, θ) the step from w under the parameters θ, w' = F(w, θ) has the
-    first derivative ∂F/∂θ, and w'' = F(w', θ) the second one, because ∂F/∂w is 0 at the mode. For
-    that the curvatures of both may be those at the mode, so that they share the messages; but they
-    must be the true ones, also where they are negative.
+    By two Newton steps from the mode: let F(w, θ) be the step from w with parameters θ. Because
+    ∂F/∂w is 0 at the mode, w' = F(w, θ) has the right first derivative, ∂F/∂θ, and w'' = F(w', θ)
+    also the right second one. Both steps may use the curvatures at the mode, so they share the
+    messages; but these must be the true curvatures, even where they are negative.
     """
     w, force, converged = mode.w, mode.force, mode.converged[..., tf.newaxis]
     _, slope, tau = _evaluate(likelihood, chain, loc, w)
     messages = Messages(chain, tf.stop_gradient(tau), signed=True)
     right = messages.right()
-    # What has not converged stays where it is: there, this force is that of the prior.
+    # Members that have not converged stay where they are: there, use the force of the prior.
     first_slope = tf.where(converged, slope, force)
     first, _ = messages.whitened_mean(first_slope + messages.tau * w, right)
     _, slope, _ = _evaluate(likelihood, chain, loc, first)
@@ -166,7 +167,7 @@ def _with_derivatives(
 def _evaluate(
     likelihood: Likelihood, chain: Chain, loc: tf.Tensor, w: tf.Tensor
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    """The log-likelihoods, and their slopes and curvatures in w."""
+    """Returns the log-likelihoods, and their slopes and curvatures in w."""
     value, slope, curvature = likelihood.derivatives(loc + chain.scale * w)
     tau = tf.minimum(tf.square(chain.scale) * curvature, largest_precision(chain.dtype))
     return value, chain.scale * slope, tau

@@ -1,4 +1,4 @@
-"""A likelihood that is a product over the coordinates of a path, and its derivatives."""
+"""A likelihood that factorizes over the coordinates of a path, and its derivatives."""
 
 from __future__ import annotations
 
@@ -19,19 +19,20 @@ class Likelihood:
 
     Args:
       path: the `GaussianMarkovChain` of event shape `[d]`.
-      log_likelihood_fn: maps x, `[..., d]`, of the dtype of `path` to the log-likelihoods.
+      log_likelihood_fn: maps x, `[..., d]`, in the dtype of `path`, to the log-likelihoods.
       observed: boolean tensor `[..., d]`, or `None` for everywhere.
 
     Raises:
-      ValueError: if what the function returns, or `observed`, does not have the last dimension d.
-      TypeError: if it returns another dtype than that of `path`, or `observed` is not boolean.
+      ValueError: if the last dimension of the function's result, or of `observed`, is not d.
+      TypeError: if the function's result does not have the dtype of `path`, or `observed` is not
+        boolean.
     """
 
     def __init__(
         self, path: Any, log_likelihood_fn: Callable[[tf.Tensor], tf.Tensor], observed: Any
     ):
         self._function, self._observed = log_likelihood_fn, None
-        # Any point at which it is defined.
+        # Any point where the function is defined.
         self._inside = tf.stop_gradient(path.mean())
         value = tf.convert_to_tensor(log_likelihood_fn(self._inside))
         if value.dtype != path.dtype:
@@ -53,17 +54,17 @@ class Likelihood:
         self.shape = shape
 
     def __call__(self, x: tf.Tensor) -> tf.Tensor:
-        """The log-likelihoods at x, `[..., d]`, in the dtype of x."""
+        """Returns the log-likelihoods at x, `[..., d]`, in the dtype of x."""
         inside, dtype = self._inside, x.dtype
         x = tf.cast(x, inside.dtype)
         if self._observed is None:
             return tf.cast(self._function(x), dtype)
-        # Twice, so that a NaN among y that are not observed reaches neither value nor gradient.
+        # Two masks, so that NaN in unobserved y reaches neither the value nor the gradient.
         value = self._function(tf.where(self._observed, x, inside))
         return tf.cast(tf.where(self._observed, value, tf.zeros_like(value)), dtype)
 
     def derivatives(self, x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        """The log-likelihoods at x, their first derivatives, and minus the second ones."""
+        """Returns the log-likelihoods at x, their first derivatives, and minus the second ones."""
 
         def slope_and_value(x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
             (value,), (slope,) = gradients_of_first(lambda x: (self(x),), x)
@@ -75,13 +76,13 @@ class Likelihood:
     def expectations(
         self, mean: tf.Tensor, stddev: tf.Tensor, nodes: Any, weights: Any
     ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        """The expectations under `N(mean, stddev²)`, and their derivatives by the two.
+        """Returns expectations under `N(mean, stddev²)`, and their derivatives in mean and stddev.
 
         Args:
           mean: `[..., d]`.
           stddev: of the same shape.
-          nodes: of a quadrature for the standard normal distribution, `[n]`.
-          weights: of it, `[n]`, with the sum 1.
+          nodes: quadrature nodes for the standard normal distribution, `[n]`.
+          weights: quadrature weights, `[n]`, which sum to 1.
         """
         shape = ps.concat([[-1], ps.ones([ps.rank(mean)], tf.int32)], axis=0)
         nodes, weights = (tf.reshape(tf.constant(x, mean.dtype), shape) for x in (nodes, weights))

@@ -5,11 +5,11 @@ Cholesky factor L, and slopes g and curvatures W = -∂²log p(y_t | x_t) of the
 goes to the mean of the chain with Gaussian sites of precisions τ = σ² W (or max(τ, 0), far from the
 mode or where minus the Hessian C⁻¹ + τ is not positive definite),
 
-    w' = (C⁻¹ + τ)⁻¹ h,    h = σ g + τ w,
+    w' = (C⁻¹ + τ)⁻¹ h,    h = σ g + τ w.
 
-which the messages give in O(d), together with its innovations L⁻¹ w'. All of the log joint that is
-of the prior is computed from these, which are linear along the step: rounding w to float32 would
-change them by far more where ρ is nearly ±1.
+The messages give w' in O(d), together with its innovations L⁻¹ w'. The prior's part of the log
+joint is computed from the innovations, which are linear along the step: where ρ is nearly ±1, those
+of w rounded to float32 would be far less accurate.
 """
 
 from __future__ import annotations
@@ -31,18 +31,18 @@ _MAX_HALVINGS = 40
 
 
 class _Point(NamedTuple):
-    """A path, its innovations and `C⁻¹ w`; then the log joint and the derivatives there."""
+    """A path w, its innovations and `C⁻¹ w`, and the log joint and derivatives there."""
 
     w: tf.Tensor
     innovations: tf.Tensor
     force: tf.Tensor
-    log_joint: tf.Tensor  # [...], up to what does not depend on w
-    slope: tf.Tensor  # [..., d], of the likelihood, in w
+    log_joint: tf.Tensor  # [...], up to terms that do not depend on w
+    slope: tf.Tensor  # [..., d], of the log-likelihood in w
     curvature: tf.Tensor  # [..., d], minus its second derivative
 
 
 class Mode(NamedTuple):
-    """Result of `find_mode`: `w` and `force`, which is C⁻¹ w, `[..., d]`; the others `[...]`."""
+    """Result of `find_mode`: w and `force` = C⁻¹ w, `[..., d]`; the others are `[...]`."""
 
     w: tf.Tensor
     force: tf.Tensor
@@ -59,19 +59,19 @@ def find_mode(
     max_iterations: int,
     tolerance: float,
 ) -> Mode:
-    """Newton's method, for each member of a batch until it has converged.
+    """Runs Newton's method, for each member of a batch until it has converged.
 
     Args:
-      likelihood: of the path.
-      chain: that of the path.
-      loc: its mean, broadcast against `[..., d]`.
-      initial: w at which to start, `[..., d]`, of the whole batch.
+      likelihood: the likelihood of the path.
+      chain: the path's chain.
+      loc: the path's mean, broadcast against `[..., d]`.
+      initial: w at which to start, `[..., d]`, for the whole batch.
       max_iterations: the largest number of steps.
       tolerance: the decrement per √d at which a member has converged; it still takes that step.
 
     Returns:
-      The mode, without derivatives. The decrement, divided by √d, is that at which the last step
-      started: the distance to the mode in posterior standard deviations, as a root mean square.
+      The mode, without derivatives. Its decrement, divided by √d, is the one at the start of the
+      last step: the distance to the mode in posterior standard deviations, as a root mean square.
     """
     size = tf.cast(ps.shape(initial)[-1], initial.dtype)
     scale, batch = chain.scale, ps.shape(initial)[:-1]
@@ -86,12 +86,12 @@ def find_mode(
     def newton_direction(
         point: _Point, decrement: tf.Tensor
     ) -> tuple[tuple[tf.Tensor, ...], tf.Tensor]:
-        """The differences in w, innovations and force; the squared decrement."""
+        """Returns the steps in w, innovations and force, and the squared decrement."""
         slope, curvature = (
             tf.where(tf.math.is_finite(x), x, tf.zeros_like(x))
             for x in (point.slope, point.curvature)
         )
-        # Far from the mode, a step along a curvature that is hardly positive leads to another one.
+        # Far from the mode, a barely positive curvature would lead to another mode.
         is_near = decrement[..., tf.newaxis] <= 0.1
         curvature = tf.where(is_near, curvature, tf.maximum(curvature, 0.0))
         tau = tf.minimum(curvature, largest_precision(curvature.dtype))
@@ -105,7 +105,7 @@ def find_mode(
     def line_search(
         point: _Point, by: tuple[tf.Tensor, ...], square: tf.Tensor, active: tf.Tensor
     ) -> tuple[_Point, tf.Tensor]:
-        """The first of the steps 1, ½, ¼, … that is good enough, and where there is one."""
+        """Returns the first acceptable step of 1, ½, ¼, …, and whether there is one."""
         value = point.log_joint
         before = tf.where(tf.math.is_finite(value), value, -dtype_util.max(value.dtype))
 
@@ -120,14 +120,14 @@ def find_mode(
                 tf.math.is_finite(trial.slope) & tf.math.is_finite(trial.curvature), axis=-1
             )
             enough = trial.log_joint >= before + 1e-4 * step * square
-            # Near the mode the rounding of the log joint may exceed what is left to gain; there,
-            # its derivative along the step tells the same.
+            # Near the mode, the rounding of the log joint may exceed the remaining gain; use its
+            # derivative along the step there.
             along = tf.reduce_sum(trial.slope * by[0] - trial.innovations * by[1], axis=-1)
             near = (square <= size) & (tf.math.abs(along) <= 0.5 * square)
             good = finite & tf.math.is_finite(trial.log_joint) & (enough | near)
             return step, good | tf.logical_not(active), _Point(*map(tf.stop_gradient, trial))
 
-        # Twice the first step, which is halved before it is tried.
+        # Twice the first step, because `halve` halves before it tries.
         start = (2.0 * tf.cast(active, square.dtype), tf.logical_not(active), point)
         _, accepted, trial = while_loop(
             lambda step, accepted, trial: tf.logical_not(tf.reduce_all(accepted)),
@@ -148,13 +148,13 @@ def find_mode(
         trial, accepted = line_search(point, by, square, active)
         moves = active & accepted
         point = _Point(*(_where(moves, new, old) for new, old in zip(trial, point, strict=True)))
-        # No derivative passes through an iteration. Where a tape is inside another one, TensorFlow
-        # builds them all the same, unless nothing can be differentiated.
+        # No derivative passes through an iteration. With nested tapes TensorFlow would build them
+        # anyway, unless nothing is differentiable.
         point = _Point(*map(tf.stop_gradient, point))
         decrement = tf.where(active, tf.stop_gradient(tf.sqrt(square / size)), decrement)
         converged = tf.where(active, decrement <= tolerance, converged)
         num_iterations += tf.cast(active, tf.int32)
-        # A member that no step improves stays where it is.
+        # Members that no step improves stay where they are.
         return moves & tf.logical_not(converged), converged, num_iterations, decrement, point
 
     whitened = chain.solvevec(scale * initial)
@@ -173,7 +173,7 @@ def find_mode(
 
 
 def _where(condition: tf.Tensor, x: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
-    """For `condition` of the batch shape and x and y of that or with the axis of coordinates."""
+    """`tf.where` for a batch-shaped condition; x and y may also have the axis of coordinates."""
     if tensorshape_util.rank(x.shape) != tensorshape_util.rank(condition.shape):
         condition = condition[..., tf.newaxis]
     return tf.where(condition, x, y)

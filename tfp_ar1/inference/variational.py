@@ -1,4 +1,4 @@
-"""Variational inference by natural gradients: Gaussian sites in place of a likelihood."""
+"""Variational inference by natural gradients, with Gaussian sites in place of a likelihood."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ class VariationalApproximation(NamedTuple):
       elbo: `[...]`, the evidence lower bound, at most `log p(y)`, in nats; differentiable.
       converged: boolean `[...]`, whether a whole step changes the marginals by less than the
         tolerance.
-      num_iterations: int32 `[...]`, the number of steps that were tried.
-      information: `[..., d]`, η of the sites, as of `GaussianMarkovChain.with_sites`.
-      precision: `[..., d]`, λ of the sites; negative in places, if the log-likelihood is not
-        concave (Student t). With η the `initial_sites` of a run that continues.
+      num_iterations: int32 `[...]`, the number of steps tried.
+      information: `[..., d]`, η of the sites, as for `GaussianMarkovChain.with_sites`.
+      precision: `[..., d]`, λ of the sites; some may be negative if the log-likelihood is not
+        concave (Student t). Pass η and λ as `initial_sites` to continue a run.
     """
 
     posterior: Any
@@ -66,13 +66,13 @@ def natural_gradient_vi(
     tolerance: float | None = None,
     name: str = "natural_gradient_vi",
 ) -> VariationalApproximation:
-    """The normal approximation of the posterior of a path with the largest ELBO, in O(d) per step.
+    """Finds the normal approximation of a path's posterior with the largest ELBO, O(d) per step.
 
     Conjugate-computation variational inference (CVI; Khan and Lin 2017, arXiv:1703.04265): the
     approximation is the path with a Gaussian site at each coordinate, and a natural-gradient step
     moves the sites a share `learning_rate` of the way to those of a likelihood with the expected
-    derivatives. If it makes the ELBO smaller, a member of the batch tries half of that. For a
-    normal likelihood, one whole step gives the exact posterior and `log p(y)`.
+    derivatives. Members of the batch whose ELBO would decrease try half the step. For a normal
+    likelihood, one whole step gives the exact posterior and `log p(y)`.
 
     ```python
     vi = tfp_ar1.inference.natural_gradient_vi(
@@ -80,32 +80,34 @@ def natural_gradient_vi(
     vi.posterior.mean(), vi.elbo
     ```
 
-    The ELBO has the right first derivatives, in the parameters of the path and in all that
-    `log_likelihood_fn` captures, where it has converged: with the sites held fixed, because these
-    maximize it.
+    Where it has converged, the ELBO has the right first derivatives with respect to the parameters
+    of the path and everything that `log_likelihood_fn` captures. They are taken with the sites held
+    fixed, because these maximize it.
 
     Args:
       path: a `GaussianMarkovChain` of event shape `[d]`.
-      log_likelihood_fn: as of `laplace_approximation`; here x has one more axis at the left, and
-        one derivative is taken (two for gradients of the ELBO).
-      observed: boolean tensor `[..., d]`, `True` where something was seen. Default: everywhere.
+      log_likelihood_fn: as for `laplace_approximation`, except that x has one more axis on the left
+        and one derivative is taken (two for gradients of the ELBO).
+      observed: boolean tensor `[..., d]`, `True` where there is an observation. Default:
+        everywhere.
       initial_sites: `(information, precision)`, each broadcast against `[..., d]`, at which to
         start. Default: those of Laplace's approximation.
       num_steps: the largest number of steps.
-      learning_rate: the largest share of a step that is taken, in (0, 1].
-      num_quadrature_points: of the Gauss–Hermite quadrature for expectations at each coordinate.
-      tolerance: the change of the marginals by a whole step, in their standard deviations, as a
-        root mean square, at which a member has converged. Default: 4 times the square root of the
+      learning_rate: the largest share of a step to take, in (0, 1].
+      num_quadrature_points: number of Gauss–Hermite quadrature points at each coordinate.
+      tolerance: a member has converged when a whole step changes its marginals by at most this, in
+        their standard deviations, as a root mean square. Default: 4 times the square root of the
         machine epsilon.
       name: name prefixed to operations created by this function.
 
     Returns:
-      A `VariationalApproximation`. Look at its `converged`.
+      A `VariationalApproximation`. Check its `converged`.
 
     Raises:
-      ValueError: if the log-likelihoods do not have the last dimension d, or an argument is out of
-        its range.
-      TypeError: if they have another dtype than `path`, or `observed` is not boolean.
+      ValueError: if the last dimension of the log-likelihoods is not d, or an argument is out of
+        range.
+      TypeError: if the log-likelihoods do not have the dtype of `path`, or `observed` is not
+        boolean.
     """
     num_steps = checked_count("num_steps", num_steps, 0)
     num_points = checked_count("num_quadrature_points", num_quadrature_points, 1)
@@ -132,9 +134,9 @@ def natural_gradient_vi(
             mean, stddev, _ = messages.posterior(h)
             value, by_mean, by_stddev = expected(loc + scale * mean, scale * stddev)
             elbo = tf.reduce_sum(value - messages.kl_terms(h), axis=-1)
-            # Without a distribution there is no bound, and the step is too long.
+            # Without a distribution there is no bound: the step is too long.
             elbo = tf.where(messages.positive_definite, elbo, -dtype_util.max(elbo.dtype))
-            # E[∂²log p/∂x²] is the derivative by the standard deviation, over that.
+            # E[∂²log p/∂x²] is the derivative with respect to the stddev, over the stddev.
             precision = tf.minimum(-scale * by_stddev / stddev, largest_precision(tau.dtype))
             next_h = scale * by_mean + precision * mean
             state = _State(tau, h, elbo, mean, stddev, precision, next_h)
@@ -159,7 +161,7 @@ def natural_gradient_vi(
             finite = tf.math.is_finite(trial.elbo) & tf.reduce_all(
                 tf.math.is_finite(trial.next_h), axis=-1
             )
-            # Near the maximum the rounding of the ELBO may exceed what is left to gain.
+            # Near the maximum, the rounding of the ELBO may exceed the remaining gain.
             moves = active & finite & ((trial.elbo >= state.elbo) | near)
             state = _State(
                 *(
@@ -174,7 +176,7 @@ def natural_gradient_vi(
 
         tau, h = map(tf.stop_gradient, _initial_sites(path, likelihood, initial_sites))
         batch, zero = ps.shape(tau)[:-1], tf.zeros_like(tau)
-        # The first step leads to the initial sites from nowhere, and does not count.
+        # The first step leads from nowhere to the initial sites and does not count.
         lowest = zero[..., 0] - dtype_util.max(tau.dtype)
         nowhere = _State(tau, h, lowest, zero - np.inf, zero + 1.0, tau, h)
         _, converged, num_iterations, _, state = while_loop(
@@ -212,7 +214,7 @@ def natural_gradient_vi(
 def _standardized(
     path: Any, information: tf.Tensor, precision: tf.Tensor
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """τ and h of sites, as of `MarkovSites`."""
+    """Returns τ and h of the sites, as in `MarkovSites`."""
     chain, loc = path.scale.chain().widened(), widened(path._loc_or_zero())
     information, precision = widened(information), widened(precision)
     return precision * tf.square(chain.scale), (information - precision * loc) * chain.scale
@@ -221,7 +223,7 @@ def _standardized(
 def _initial_sites(
     path: Any, likelihood: Likelihood, given: tuple[Any, Any] | None
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """τ and h of the whole batch."""
+    """Returns τ and h for the whole batch."""
     if given is None:
         chain, loc = path.scale.chain().widened(), widened(path._loc_or_zero())
         mode = mode_of(path, likelihood, None, 50, None)

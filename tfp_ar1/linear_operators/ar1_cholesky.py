@@ -19,7 +19,7 @@ class LinearOperatorAR1Cholesky(LinearOperatorMarkovCholesky):
 
     A stationary first-order autoregressive process with marginal standard deviation σ and lag-one
     correlation ρ has the covariance `C[i, j] = σ² ρ^|i-j|` (equation 4 of the ρ-VAE paper,
-    arXiv:1909.06236, with s = σ²). This operator is its lower-triangular Cholesky factor L, so that
+    arXiv:1909.06236, with s = σ²). This operator is its lower-triangular Cholesky factor L, with
     `C = L Lᵀ`:
 
     ```none
@@ -27,7 +27,7 @@ class LinearOperatorAR1Cholesky(LinearOperatorMarkovCholesky):
     L[i, j] = σ √(1 - ρ²) ρ^(i-j)    for 1 ≤ j ≤ i, else 0
     ```
 
-    (Equation 7 of the paper prints 1/√s for √s, and drops powers of ρ.)
+    (Equation 7 of the paper has 1/√s instead of √s, and lacks powers of ρ.)
 
     ```python
     operator = LinearOperatorAR1Cholesky(num_rows=3, correlation=0.5, marginal_scale=2.0)
@@ -51,13 +51,13 @@ class LinearOperatorAR1Cholesky(LinearOperatorMarkovCholesky):
 
     * `matmul`, `solve` and their adjoints: O(d k) time and memory; `matvec`, `solvevec`: O(d).
     * `log_abs_determinant`, `determinant`, `trace`: O(1); `diag_part`: O(d).
-    * `to_dense` and what needs a dense matrix by definition (`cond`, `add_to_tensor`): O(d²) or
-      more. Nothing else forms a d × d matrix.
+    * `to_dense` and methods that need a dense matrix by definition (`cond`, `add_to_tensor`): O(d²)
+      or more. Nothing else forms a d × d matrix.
 
     #### Matrix property hints
 
-    The operator is non-singular for every valid parameter, and `is_non_singular` is therefore
-    `True` unless said otherwise; it is not self-adjoint (except for d = 1).
+    The operator is non-singular for all valid parameters, so `is_non_singular` defaults to `True`.
+    It is not self-adjoint (except for d = 1).
 
     Args:
       num_rows: non-negative integer scalar tensor; d, the number of rows and columns.
@@ -70,7 +70,7 @@ class LinearOperatorAR1Cholesky(LinearOperatorMarkovCholesky):
       is_non_singular: expect that this operator is non-singular.
       is_self_adjoint: expect that this operator equals its transpose.
       is_positive_definite: expect that `xᵀ L x > 0` for every non-zero x.
-      is_square: the operator is square; `False` is refused.
+      is_square: the operator is square; `False` is an error.
       name: a name for this operator.
 
     Raises:
@@ -104,7 +104,7 @@ class LinearOperatorAR1Cholesky(LinearOperatorMarkovCholesky):
             "name": name,
         }
         super().__init__(**given)
-        # The base class has recorded its own arguments.
+        # The base class recorded its own arguments.
         self._parameters = self._no_dependency(given)
 
     def _trace(self) -> tf.Tensor:

@@ -24,7 +24,7 @@ class Chain:
     w_t = ρ_t w_{t-1} + √(1 - ρ_t²) ε_t,    x_t = σ_t w_t,    ε_t ~ N(0, 1)
     ```
 
-    so that x = L ε with the Cholesky factor L = diag(σ) (I - A)⁻¹ K of the covariance, where A has
+    Hence x = L ε with the Cholesky factor L = diag(σ) (I - A)⁻¹ K of the covariance, where A has
     ρ_1, …, ρ_(d-1) below its diagonal and K = diag(1, √(1 - ρ_1²), …). The methods take x of shape
     `[..., d]`, cost O(d), and broadcast over batches.
 
@@ -39,7 +39,7 @@ class Chain:
         self.rho = rho
         self.size = size
         self.dtype = scale.dtype
-        # A scale of its own for each coordinate is applied to what the other one, 1, leaves.
+        # Scales per coordinate are applied separately, and the shared scale is then 1.
         self.coordinate_scale: Any = scale if per_coordinate else None
         self.shared_scale = tf.ones([], scale.dtype) if per_coordinate else scale
 
@@ -51,7 +51,7 @@ class Chain:
         return self.coordinate_scale
 
     def widened(self) -> Chain:
-        """Returns the chain for sums over all coordinates: in float32 if it is in half precision.
+        """Returns the chain for sums over all coordinates: half precision is cast to float32.
 
         The largest float16 is 65504. The number of coordinates alone may exceed it, and so may the
         terms of a sum, or of its gradient, long before their total does.
@@ -78,21 +78,21 @@ class Chain:
         return ps.maximum(self.size - 1, 0)
 
     def matvec(self, x: tf.Tensor, adjoint: bool = False) -> tf.Tensor:
-        """`L x`, or `Lᵀ x`."""
+        """Returns `L x`, or `Lᵀ x`."""
         if adjoint:
             y = recurrence.recurrence(self.times_coordinate_scale(x), self.rho, reverse=True)
             return recurrence.scaled(y, self.rho, self.shared_scale)
         return self.times_coordinate_scale(recurrence.unwhiten(x, self.rho, self.shared_scale))
 
     def solvevec(self, x: tf.Tensor, adjoint: bool = False) -> tf.Tensor:
-        """`L⁻¹ x`, or `L⁻ᵀ x`."""
+        """Returns `L⁻¹ x`, or `L⁻ᵀ x`."""
         if adjoint:
             y = recurrence.whiten(x, self.rho, self.shared_scale, reverse=True)
             return self.over_coordinate_scale(y)
         return recurrence.whiten(self.over_coordinate_scale(x), self.rho, self.shared_scale)
 
     def squared_norm_of_solvevec(self, x: tf.Tensor) -> tf.Tensor:
-        """`|L⁻¹ x|²`, of shape `[...]`."""
+        """Returns `|L⁻¹ x|²`, of shape `[...]`."""
         x = self.over_coordinate_scale(x)
         return recurrence.squared_norm_of_whitened(x, self.rho, self.shared_scale)
 
@@ -105,7 +105,7 @@ class Chain:
         return x if self.coordinate_scale is None else x * self.coordinate_scale
 
     def abs_steps(self) -> tuple[tf.Tensor, tf.Tensor]:
-        """|ρ_t| and 1 - |ρ_t| of each step, `[..., d - 1]`."""
+        """Returns |ρ_t| and 1 - |ρ_t| of each step, `[..., d - 1]`."""
         rho, ones = self.rho, tf.ones([self.num_steps], self.dtype)
         size, one_minus_abs = (
             rho.along_steps(rho.sign * x) * ones for x in (rho.value, rho.signed_one_minus_abs)
@@ -113,7 +113,7 @@ class Chain:
         return size, one_minus_abs
 
     def sign_flips(self) -> tf.Tensor:
-        """±1 for each coordinate, `[..., d]`; multiplied by it, all correlations are positive."""
+        """Returns factors ±1, `[..., d]`, that make all correlations of the path positive."""
         signs = self.rho.along_steps(self.rho.sign) * tf.ones([self.num_steps], self.dtype)
         return recurrence.pad(tf.math.cumprod(signs, axis=-1), 1, 0, value=1.0)
 
@@ -125,7 +125,7 @@ class Chain:
         return Chain(self.rho.reversed(), scale, per_coordinate, self.size)
 
     def diag_part(self) -> tf.Tensor:
-        """The diagonal of L, `[..., d]`: standard deviations given the previous coordinate."""
+        """Returns the diagonal of L, `[..., d]`: stddevs given the previous coordinate."""
         ones = tf.ones([self.size], self.dtype)
         return self.scale * recurrence.scaled(ones, self.rho, tf.ones([], self.dtype))
 
@@ -139,21 +139,21 @@ class Chain:
         return log_scale + 0.5 * total(steps, self.num_steps)
 
     def correlation_matrix(self) -> tf.Tensor:
-        """The correlations `[..., d, d]` of all coordinates; for a chain `for_columns`. O(d²)."""
-        # As the response of the recurrence to each unit vector: with the gradient of that.
+        """Returns all correlations `[..., d, d]`, for a chain `for_columns`, in O(d²)."""
+        # As responses of the recurrence to unit vectors, so the gradient is the recurrence's too.
         identity = tf.eye(self.size, dtype=self.dtype)
         products = recurrence.recurrence(identity, self.rho)
         return products + tf.linalg.matrix_transpose(products) - identity
 
 
 def widened(x: tf.Tensor) -> tf.Tensor:
-    """`x` itself, but in float32 if it is in half precision; see `Chain.widened`."""
+    """Returns `x`, cast to float32 if it is in half precision; see `Chain.widened`."""
     return tf.cast(x, tf.float32) if dtype_util.size(x.dtype) < dtype_util.size(tf.float32) else x
 
 
 @elementwise_gradient
 def log_abs(x: tf.Tensor) -> tuple[tf.Tensor, Any]:
-    """`log |x|`, with the derivative 1/x in one operation."""
+    """`log |x|`, with its derivative 1/x in one operation."""
     return tf.math.log(tf.math.abs(x)), lambda dy: dy / x
 
 
@@ -162,7 +162,7 @@ def total(x: tf.Tensor, count: Any) -> tf.Tensor:
     size = tf.compat.dimension_value(x.shape[-1])
     if size == 1:
         x = tf.squeeze(x, axis=-1)
-        # An empty sum is 0, even where the one entry is infinite.
+        # An empty sum is 0, even if the entry is infinite.
         is_none = not tf.is_tensor(count) and count == 0
         return tf.zeros_like(x) if is_none else x * tf.cast(count, x.dtype)
     if size is None:

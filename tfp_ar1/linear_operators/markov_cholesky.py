@@ -16,7 +16,7 @@ from tfp_ar1.linear_operators.chain import Chain
 __all__ = ["LinearOperatorMarkovCholesky", "LinearOperatorMarkovCovariance"]
 
 
-# Hints of the operators that every valid parameter makes symmetric and positive definite.
+# Hints of operators that are symmetric and positive definite for all valid parameters.
 POSITIVE_DEFINITE: dict[str, bool | None] = {
     "is_non_singular": True,
     "is_self_adjoint": True,
@@ -29,10 +29,10 @@ POSITIVE_DEFINITE: dict[str, bool | None] = {
 class LinearOperatorMarkovCholesky(tf.linalg.LinearOperator):
     r"""`LinearOperator` acting like the Cholesky factor of the covariance of a Markov chain.
 
-    A path of d coordinates with the standard deviations σ_t and the correlations ρ_t between the
-    coordinates t - 1 and t has the covariance `C[i, j] = σ_i σ_j ρ_(j+1) … ρ_i` for i ≥ j: that of
-    every Gaussian Markov chain with scalar states. This operator is the lower-triangular L with
-    `C = L Lᵀ`, which turns white noise into such a path:
+    A path of d coordinates with standard deviations σ_t and correlations ρ_t between coordinates
+    t - 1 and t has the covariance `C[i, j] = σ_i σ_j ρ_(j+1) … ρ_i` for i ≥ j, as every Gaussian
+    Markov chain with scalar states does. This operator is the lower-triangular L with `C = L Lᵀ`,
+    which turns white noise into such a path:
 
     ```none
     L[i, j] = σ_i √(1 - ρ_j²) ρ_(j+1) … ρ_i    for j ≤ i, else 0,    with ρ_0 = 0
@@ -52,30 +52,30 @@ class LinearOperatorMarkovCholesky(tf.linalg.LinearOperator):
 
     * `matmul`, `solve` and their adjoints: O(d k) time and memory for an argument with k columns;
     * `log_abs_determinant`, `determinant`, `diag_part`, `trace`: O(d), or less;
-    * `to_dense` and what needs a dense matrix by definition (`cond`, `add_to_tensor`): O(d²) or
-      more. Nothing else forms a d × d matrix.
+    * `to_dense` and methods that need a dense matrix by definition (`cond`, `add_to_tensor`): O(d²)
+      or more. Nothing else forms a d × d matrix.
 
     Args:
       scale_diag: positive floating-point tensor `[B1, ..., Bb, d]`; σ_t, the standard deviation of
         each coordinate. Exactly one of `scale_diag` and `marginal_scale` must be given.
       correlation: floating-point tensor `[B1, ..., Bb]`, or `[B1, ..., Bb, d - 1]` if `per_step`,
         in (-1, 1). Without `times`, exactly one of `correlation` and `fisher_z` must be given.
-      fisher_z: floating-point tensor of such a shape, `atanh ρ`, any finite value. Keeps full
-        accuracy where ρ rounds to ±1.
+      fisher_z: floating-point tensor shaped like `correlation`, `atanh ρ`, any finite value. Keeps
+        full accuracy where ρ rounds to ±1.
       marginal_scale: positive floating-point tensor `[B1, ..., Bb]`; σ, shared by all coordinates.
       length_scale: positive floating-point tensor `[B1, ..., Bb]`; ℓ, in the unit of `times`.
-      times: floating-point tensor `[B1, ..., Bb, d]`, not decreasing along the last axis.
+      times: floating-point tensor `[B1, ..., Bb, d]`, non-decreasing along the last axis.
       per_step: whether `correlation` or `fisher_z` has an entry for each step.
       num_rows: integer scalar tensor, d; required, and used, only if neither `scale_diag` nor
         `times` determines the size.
       name: a name for this operator.
-      **hints: `is_non_singular`, `True` unless said otherwise, `is_self_adjoint`,
-        `is_positive_definite` and `is_square`, as for every `tf.linalg.LinearOperator`.
+      **hints: `is_non_singular` (default `True`), `is_self_adjoint`, `is_positive_definite` and
+        `is_square`, as for every `tf.linalg.LinearOperator`.
 
     Raises:
       ValueError: if both or neither of two alternative parameters are given; if `scale_diag` or
-        `times` is a scalar; if the correlation lacks an entry for each step; if
-        `num_rows` is statically known not to be a non-negative scalar; if `is_square` is `False`.
+        `times` is a scalar; if the correlation lacks an entry for each step; if `num_rows` is
+        statically known not to be a non-negative scalar; if `is_square` is `False`.
       TypeError: if the parameters are not real floating-point numbers or differ in dtype, or if
         `num_rows` is not an integer.
     """
@@ -197,14 +197,14 @@ class LinearOperatorMarkovCholesky(tf.linalg.LinearOperator):
         return Chain(rho, read(scale, per_coordinate), per_coordinate, self._size())
 
     def _size(self) -> Any:
-        """The number of rows, as a Python integer if it is known statically."""
+        """Returns the number of rows, as a Python integer if it is known statically."""
         return self._num_rows
 
     def _static_size(self) -> int | None:
         return self._num_rows if isinstance(self._num_rows, int) else None
 
     def _given(self) -> dict[str, Any]:
-        """The parameters that the user has given, by name."""
+        """Returns the parameters that the user gave, by name."""
         names = ("marginal_scale", "scale_diag", "correlation", "fisher_z", "length_scale", "times")
         parameters = {name: getattr(self, name) for name in names}
         return {name: x for name, x in parameters.items() if x is not None}
@@ -245,7 +245,7 @@ class LinearOperatorMarkovCholesky(tf.linalg.LinearOperator):
         return ps.concat([batch_shape, [self._size(), self._size()]], axis=0)
 
     def _assert_non_singular(self) -> tf.Operation:
-        # Of the parameters, and not of √(1 - ρ²), which underflows for a large `fisher_z`.
+        # Checks the parameters, not √(1 - ρ²), which underflows for large `fisher_z`.
         name = "marginal_scale" if self._scale_diag is None else "scale_diag"
         distances = {f"`{name}` must not be 0": tf.math.abs(getattr(self, name))}
         if self._correlation is not None:
@@ -304,13 +304,13 @@ class LinearOperatorMarkovCovariance(tf.linalg.LinearOperatorComposition):
     """The composition `C = L Lᵀ` of the Cholesky factor L of a Gaussian Markov chain, and Lᵀ.
 
     `L @ L.adjoint()` and the `inverse` of the precision return it. Products, solves and
-    determinants go through L, at O(d) per column; `diag_part`, `trace` and `cholesky`, for which
-    a general composition forms a dense matrix, are O(d) here.
+    determinants go through L, at O(d) per column. `diag_part`, `trace` and `cholesky` are O(d);
+    a general composition forms a dense matrix for them.
 
     Args:
       scale: L.
       name: a name for this operator.
-      **hints: as for every `tf.linalg.LinearOperator`; all true unless said otherwise.
+      **hints: as for every `tf.linalg.LinearOperator`; default to `True`.
     """
 
     def __init__(
@@ -322,7 +322,7 @@ class LinearOperatorMarkovCovariance(tf.linalg.LinearOperatorComposition):
         hints = {**POSITIVE_DEFINITE, **hints}
         self._scale = scale
         super().__init__([scale, scale.adjoint()], name=name, **hints)
-        # The base class has recorded its own arguments.
+        # The base class recorded its own arguments.
         self._parameters = {"scale": scale, **hints, "name": name}
 
     @property
@@ -374,7 +374,7 @@ def common_float_dtype(parameters: dict[str, Any]) -> tf.DType:
 
 
 def size_of_last_axis(name: str, x: Any) -> Any:
-    """Returns the size of the last axis of a parameter, a Python integer if known statically.
+    """Returns the size of a parameter's last axis, as a Python integer if it is known statically.
 
     Raises:
       ValueError: if the parameter is a scalar.
@@ -401,7 +401,7 @@ def check_steps(name: str, x: Any, size: int | None, sized: str | None) -> None:
 
 
 def with_tensors(operator: tf.linalg.LinearOperator) -> tf.linalg.LinearOperator:
-    """Reads every variable of an operator once, and deferred tensors, which TensorFlow leaves."""
+    """Reads every variable of an operator once, and deferred tensors, which TensorFlow skips."""
     read = {
         name: tf.convert_to_tensor(value)
         for name, value in operator.parameters.items()
@@ -413,7 +413,7 @@ def with_tensors(operator: tf.linalg.LinearOperator) -> tf.linalg.LinearOperator
 
 
 def checked_num_rows(num_rows: Any) -> Any:
-    """Returns `num_rows` as a Python integer if it is known statically, else as an int32 scalar.
+    """Returns `num_rows` as a Python integer if known statically, otherwise as an int32 scalar.
 
     Raises:
       TypeError: if `num_rows` is a variable, or not an integer.
@@ -430,7 +430,7 @@ def checked_num_rows(num_rows: Any) -> Any:
         )
     if tensorshape_util.rank(num_rows.shape) not in (0, None):
         raise ValueError(f"`num_rows` must be a scalar; got shape {num_rows.shape}.")
-    # Under `jax.jit`, of the number itself alone.
+    # Under `jax.jit`, only a Python integer has a static value.
     static = given if isinstance(given, int) else tf.get_static_value(num_rows)
     if static is None:
         return tf.cast(num_rows, tf.int32)

@@ -20,8 +20,8 @@ __all__ = ["LinearOperatorMarkovPrecision", "LinearOperatorMarkovPrecisionCholes
 class _FromCholesky(LinearOperatorTridiag):
     """Base class of tridiagonal operators defined by the Cholesky factor L of a covariance.
 
-    The diagonals are there for callers that ask for them. `LinearOperatorTridiag` computes from
-    them, often through a dense matrix; subclasses compute from L instead.
+    The diagonals are for callers that ask for them. `LinearOperatorTridiag` computes from them,
+    often through a dense matrix; the subclasses here compute from L instead.
     """
 
     def __init__(
@@ -29,7 +29,7 @@ class _FromCholesky(LinearOperatorTridiag):
     ):
         self._scale = scale
         super().__init__(diagonals=diagonals, diagonals_format="compact", name=name, **hints)
-        # The base class has recorded its own arguments.
+        # The base class recorded its own arguments.
         self._parameters = {"scale": scale, **hints, "name": name}
 
     @property
@@ -38,7 +38,7 @@ class _FromCholesky(LinearOperatorTridiag):
         return self._scale
 
     def _shape(self) -> tf.TensorShape:
-        # More than the diagonals tell, where the size is unknown.
+        # More complete than the diagonals' shape if the size is unknown.
         return self._scale.shape
 
     def _determinant(self) -> tf.Tensor:
@@ -57,27 +57,27 @@ class _FromCholesky(LinearOperatorTridiag):
 class LinearOperatorMarkovPrecision(_FromCholesky):
     """`LinearOperatorTridiag` acting like the precision matrix C⁻¹ of a Gaussian Markov chain.
 
-    With the standard deviations σ_t and the lag-one correlations ρ_t of a `Chain`,
+    With standard deviations σ_t and lag-one correlations ρ_t of a `Chain`,
 
     ```none
     C⁻¹[t, t]     = (1 / (1 - ρ_t²) + ρ_(t+1)² / (1 - ρ_(t+1)²)) / σ_t²,    where ρ_0 = ρ_d = 0
     C⁻¹[t, t - 1] = -ρ_t / ((1 - ρ_t²) σ_t σ_(t-1))
     ```
 
-    and for AR(1) therefore 1 / (σ² (1 - ρ²)) times a matrix with 1 + ρ² on the diagonal, 1 at its
-    two ends, and -ρ next to the diagonal.
+    For AR(1) this is 1 / (σ² (1 - ρ²)) times a matrix with 1 + ρ² on the diagonal, except for 1 at
+    its two ends, and -ρ next to the diagonal.
 
-    Where `LinearOperatorTridiag` forms a dense matrix, O(d³), there is a closed form here:
-    `determinant` and `log_abs_determinant` are O(d) or less, `matmul` and `solve` are O(d) per
+    Where `LinearOperatorTridiag` forms a dense matrix, O(d³), this operator has a closed form:
+    `determinant` and `log_abs_determinant` are O(d) or less; `matmul` and `solve` are O(d) per
     column, through the Cholesky factor L of the covariance, `C = L Lᵀ`, and broadcast against their
     arguments; `cholesky` is a `LinearOperatorMarkovPrecisionCholesky` and `inverse` a
     `LinearOperatorMarkovCovariance`.
 
     Args:
-      scale: the `LinearOperatorMarkovCholesky` L. The diagonals are computed when this operator is
-        made, so variables are read then.
+      scale: the `LinearOperatorMarkovCholesky` L. The constructor computes the diagonals, so
+        variables are read then.
       name: a name for this operator.
-      **hints: as for every `tf.linalg.LinearOperator`; all true unless said otherwise.
+      **hints: as for every `tf.linalg.LinearOperator`; default to `True`.
     """
 
     def __init__(
@@ -92,7 +92,7 @@ class LinearOperatorMarkovPrecision(_FromCholesky):
             super().__init__(scale, _diagonals(scale), hints, name)
 
     def _matmul(self, x: tf.Tensor, adjoint: bool = False, adjoint_arg: bool = False) -> tf.Tensor:
-        # As L⁻ᵀ L⁻¹ x: tf.linalg.tridiagonal_matmul does not broadcast.
+        # As L⁻ᵀ L⁻¹ x, because tf.linalg.tridiagonal_matmul does not broadcast.
         whitened = self._scale.solve(x, adjoint_arg=adjoint_arg)
         return self._scale.solve(whitened, adjoint=True)
 
@@ -115,17 +115,17 @@ class LinearOperatorMarkovPrecisionCholesky(_FromCholesky):
     """`LinearOperatorTridiag` acting like the Cholesky factor K of the precision, `C⁻¹ = K Kᵀ`.
 
     Run backwards, from the last coordinate to the first, a Gaussian Markov chain has the same
-    correlations; its whitening is Kᵀ, upper bidiagonal. `matmul`, `solve` and their adjoints cost
-    O(d) per column, `log_abs_determinant` and `determinant` O(d) or less, and `K @ K.adjoint()` is
-    the `LinearOperatorMarkovPrecision`. It is a `precision_factor` for
+    correlations; Kᵀ, upper bidiagonal, whitens it. `matmul`, `solve` and their adjoints cost O(d)
+    per column, `log_abs_determinant` and `determinant` O(d) or less, and `K @ K.adjoint()` is the
+    `LinearOperatorMarkovPrecision`. The operator is a `precision_factor` for
     `tfp.experimental.distributions.MultivariateNormalPrecisionFactorLinearOperator`.
 
     Args:
-      scale: the `LinearOperatorMarkovCholesky` L of the covariance, `C = L Lᵀ`. The diagonals are
-        computed when this operator is made, so variables are read then.
+      scale: the `LinearOperatorMarkovCholesky` L of the covariance, `C = L Lᵀ`. The constructor
+        computes the diagonals, so variables are read then.
       name: a name for this operator.
-      **hints: as for every `tf.linalg.LinearOperator`; non-singular and square unless said
-        otherwise.
+      **hints: as for every `tf.linalg.LinearOperator`; `is_non_singular` and `is_square` default to
+        `True`.
     """
 
     def __init__(
@@ -162,17 +162,17 @@ class LinearOperatorMarkovPrecisionCholesky(_FromCholesky):
 
 
 def _multiply_backwards(chain: Chain, x: tf.Tensor, adjoint: bool) -> tf.Tensor:
-    """`matvec` of the chain from its last coordinate to its first."""
+    """`matvec` of the chain run from its last coordinate to its first."""
     return chain.reversed().matvec(x[..., ::-1], adjoint)[..., ::-1]
 
 
 def _solve_backwards(chain: Chain, x: tf.Tensor, adjoint: bool) -> tf.Tensor:
-    """`solvevec` of the chain from its last coordinate to its first."""
+    """`solvevec` of the chain run from its last coordinate to its first."""
     return chain.reversed().solvevec(x[..., ::-1], adjoint)[..., ::-1]
 
 
 def _steps(scale: LinearOperatorMarkovCholesky) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    """`1/√(1 - ρ_t²)` and `ρ_t/√(1 - ρ_t²)`, `[..., d - 1]`, and σ_t, `[..., d]`, of one batch."""
+    """`1/√(1 - ρ_t²)` and `ρ_t/√(1 - ρ_t²)`, `[..., d - 1]`, and σ_t, `[..., d]`, broadcast."""
     chain = scale.chain()
     batch_shape = scale._shape_tensor()[:-2]
     inverse_scale = chain.rho.along_steps(chain.rho.inverse_unit_innovation_scale)
@@ -187,7 +187,7 @@ def _steps(scale: LinearOperatorMarkovCholesky) -> tuple[tf.Tensor, tf.Tensor, t
 
 
 def _diagonals(scale: LinearOperatorMarkovCholesky) -> tf.Tensor:
-    """Super-, main and subdiagonal of C⁻¹, `[..., 3, d]`, as `LinearOperatorTridiag` takes them."""
+    """Returns super-, main and subdiagonal of C⁻¹, `[..., 3, d]`, for `LinearOperatorTridiag`."""
     inverse_scale, of_previous, scale = _steps(scale)
     none = tf.zeros_like(scale[..., :1])
     to_previous = tf.concat([none + 1.0, tf.square(inverse_scale)], axis=-1)
