@@ -38,7 +38,7 @@ for _class in (*families.members(), ConditionalMarkov, NoisyGaussianMarkovChain)
     _backend.register_distribution(_class)
 _backend.register_pytree(MarkovSites, "path", "information", "precision")
 
-# What needs Keras is imported when it is first asked for.
+# These modules need Keras, so they are imported on first access.
 _KERAS_MODULES = ("layers", "vae")
 _MODELS = ("RhoVAE", "SequenceVAE")
 
@@ -72,7 +72,7 @@ def __dir__() -> list[str]:
     return sorted(__all__)
 
 
-# Where Keras is in use already, its classes are registered right away, as by `tfp_ar1`.
+# If Keras is already loaded, register its classes now, as `tfp_ar1` does.
 _keras_config = getattr(sys.modules.get("keras"), "config", None)
 if _keras_config is not None and _keras_config.backend() == "jax":
     importlib.import_module("tfp_ar1_jax.vae")

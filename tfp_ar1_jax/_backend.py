@@ -1,4 +1,4 @@
-"""What differs between backends, for JAX; `tfp_ar1/_backend.py` is its counterpart."""
+"""Backend-specific code for JAX; `tfp_ar1/_backend.py` is its counterpart."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ is_adjoint_pair = linear_operator_util.is_adjoint_pair
 
 
 class LinearOperatorTridiag(linear_operator.LinearOperator):
-    """What this package needs of `tf.linalg.LinearOperatorTridiag`, which TFP's substrate lacks."""
+    """The parts of `tf.linalg.LinearOperatorTridiag` needed here; TFP's substrate lacks it."""
 
     def __init__(self, diagonals: jax.Array, diagonals_format: str, name: str, **hints: Any):
         assert diagonals_format == "compact"
@@ -46,14 +46,14 @@ class LinearOperatorTridiag(linear_operator.LinearOperator):
 
 
 def convert_variables_to_tensors(operator: linear_operator.LinearOperator) -> Any:
-    """The operator: on JAX there are no variables inside."""
+    """Returns the operator: on JAX it holds no variables."""
     return operator
 
 
 def elementwise_gradient(function: Callable[..., Any]) -> Callable[..., Any]:
-    """As `tf.custom_gradient`, for functions that work element by element.
+    """Like `tf.custom_gradient`, for elementwise functions.
 
-    The factor of a gradient is then that of a tangent, which serves both modes, to any order.
+    The factors of gradients are also those of tangents, so both modes work, to any order.
     """
 
     @jax.custom_jvp
@@ -62,7 +62,7 @@ def elementwise_gradient(function: Callable[..., Any]) -> Callable[..., Any]:
 
     @value.defjvp
     def _(primals: Any, tangents: Any) -> tuple[Any, Any]:
-        primals = tuple(map(jnp.asarray, primals))  # Numbers of Python, as in `jax.grad(f)(1.5)`.
+        primals = tuple(map(jnp.asarray, primals))  # Python numbers, as in `jax.grad(f)(1.5)`.
         y = value(*primals)
         slopes = function(*primals)[1](jnp.ones_like(y))
         slopes = slopes if isinstance(slopes, tuple) else (slopes,)
@@ -73,15 +73,15 @@ def elementwise_gradient(function: Callable[..., Any]) -> Callable[..., Any]:
 
 @elementwise_gradient
 def expm1(x: jax.Array) -> tuple[jax.Array, Callable[..., Any]]:
-    """`exp(x) - 1`; JAX's own derivative adds the 1 again, and so rounds to 0 far below 0."""
+    """`exp(x) - 1`; JAX's own derivative adds the 1 back, so it rounds to 0 far below 0."""
     return jnp.expm1(x), lambda dy: dy * jnp.exp(x)
 
 
 def custom_gradient(function: Callable[..., Any]) -> Callable[..., Any]:
-    """As `tf.custom_gradient`, in both modes, to any order.
+    """Like `tf.custom_gradient`, in both modes, to any order.
 
-    A tangent is what the transpose of the gradient function, which is linear, makes of those of the
-    arguments. What the function closes over has no derivative, as on TensorFlow.
+    Tangents come from the transpose of the gradient function, which is linear. As on TensorFlow,
+    values that the function closes over have no derivative.
     """
 
     def with_gradient(*args: jax.Array) -> jax.Array:
@@ -94,7 +94,7 @@ def custom_gradient(function: Callable[..., Any]) -> Callable[..., Any]:
             gradients = function(*args)[1](dy)
             return [gradients[i] for i in used]
 
-        # JAX wants what has derivatives of its own as arguments.
+        # JAX needs differentiable values as arguments, not closed over.
         value, of_value = jax.closure_convert(lambda *args: function(*args)[0], *args)
         pull, of_pull = jax.closure_convert(pull, zero, *args)
 
@@ -114,29 +114,29 @@ def custom_gradient(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def cheaper_gradient(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The value alone: XLA fuses the passes that other gradients would save."""
+    """Drops the custom gradient: XLA fuses the passes that it would save."""
     return lambda *args: function(*args)[0]
 
 
 def matmul(
     a: jax.Array, b: jax.Array, transpose_a: bool = False, transpose_b: bool = False
 ) -> jax.Array:
-    """The product, as accurate as the rest of the package, on GPUs and TPUs too."""
+    """Matrix product, as accurate as the rest of the package, on GPUs and TPUs too."""
     a, b = (x.mT if transposed else x for x, transposed in ((a, transpose_a), (b, transpose_b)))
     return jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
 
 
 def do_not_convert(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function: there is no autograph."""
+    """Returns the function: JAX has no autograph."""
     return function
 
 
 def while_loop(
     condition: Callable[..., Any], body: Callable[..., Any], state: Any, maximum_iterations: int
 ) -> Any:
-    """As `tf.while_loop`; that of the substrate would run to the limit under `jax.vmap`.
+    """Like `tf.while_loop`; the substrate's would run to the limit under `jax.vmap`.
 
-    Without derivatives in reverse mode: where it is used, the state has none.
+    Has no reverse-mode derivatives; the states of loops here need none.
     """
 
     def goes_on(counted: Any) -> Any:
@@ -147,7 +147,7 @@ def while_loop(
 
 
 def gradients_of_first(function: Callable[..., Any], *args: jax.Array) -> tuple[Any, Any]:
-    """What a function returns, a tuple, and the derivatives of the sum of its first entry."""
+    """Returns a function's outputs, a tuple, and the gradients of the sum of the first one."""
 
     def first_and_rest(*args: jax.Array) -> tuple[Any, Any]:
         first, *rest = function(*args)
@@ -157,12 +157,12 @@ def gradients_of_first(function: Callable[..., Any], *args: jax.Array) -> tuple[
     return (first, *rest), gradients(jnp.ones_like(first))
 
 
-# Pytrees. JAX puts into a tree whatever has its structure: axes, shapes, gradients, placeholders.
-# Where that is no valid operator or distribution, the object only carries it.
+# Pytrees. JAX fills trees with leaves of any kind: axes, shapes, gradients, placeholders. If the
+# leaves do not make a valid operator or distribution, the object only carries them.
 
 
 def composite_tensor(cls: Any) -> Any:
-    """Class decorator: operators as pytrees, whose children are their tensors."""
+    """Class decorator: makes operators pytrees whose children are their tensors."""
 
     def parts(operator: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         fields = {name: getattr(operator, f"_{name}") for name in operator._composite_tensor_fields}
@@ -175,12 +175,12 @@ def composite_tensor(cls: Any) -> Any:
 
 
 def register_pytree(cls: Any, *names: str) -> None:
-    """For a class whose arguments are tensors or distributions, kept as attributes `_name`."""
+    """Registers a class whose arguments are tensors or distributions, kept as `_name`."""
     _register(cls, lambda x: ({name: getattr(x, f"_{name}") for name in names}, {}))
 
 
 def _register(cls: Any, parts: Callable[[Any], tuple[dict[str, Any], dict[str, Any]]]) -> None:
-    """`parts` gives the children, and the other arguments, by name."""
+    """Registers a pytree; `parts` returns the children and the other arguments, by name."""
 
     def flatten(x: Any) -> tuple[Any, Any]:
         children, rest = vars(x).get("_carried") or parts(x)
@@ -197,7 +197,7 @@ def _register(cls: Any, parts: Callable[[Any], tuple[dict[str, Any], dict[str, A
 
 
 def _fill(x: Any, make: Any, children: dict[str, Any], rest: dict[str, Any]) -> None:
-    """Calls the constructor, or lets the object carry what the constructor does not take."""
+    """Calls the constructor, or lets the object carry leaves that the constructor rejects."""
     try:
         if wrong := [name for name, child in children.items() if not _is_known(child)]:
             raise TypeError(f"no tensors as {wrong}")
@@ -214,14 +214,14 @@ def _is_known(x: Any) -> bool:
 
 
 def _refuse(x: Any, name: str) -> Any:
-    """What is asked of an object that only carries the leaves of a tree."""
+    """Raises `AttributeError`, for an object that only carries the leaves of a tree."""
     error = vars(x).get("_error")
     reason = f", because it was made from a tree of other things: {error!r}" if error else ""
     raise AttributeError(f"{type(x).__name__!r} object has no attribute {name!r}{reason}")
 
 
 def register_distribution(cls: Any) -> None:
-    """Lets a distribution, which TFP registers as a pytree, carry other trees too."""
+    """Lets a distribution, which TFP registers as a pytree, carry arbitrary leaves."""
     make, type_spec = cls.__init__, cls._type_spec.fget
 
     @functools.wraps(make)
@@ -241,7 +241,7 @@ def register_distribution(cls: Any) -> None:
 
 
 class _Mark:
-    """Goes with the structure of a tree, and makes no two structures different."""
+    """A value in the static structure of a tree that does not affect comparisons."""
 
     def __init__(self, value: bool):
         self.value = value
@@ -254,7 +254,7 @@ class _Mark:
 
 
 def _warn_of_lost_prior(other: Any) -> None:
-    """In place of the KL terms of a posterior to its prior."""
+    """Replaces `_kl_terms_to` of a posterior that lost its prior; warns about it."""
     warnings.warn(
         "This posterior went through a transformation of JAX, where it lost the prior that it was "
         "made from. Its KL divergence is computed from its rounded parameters, which may be wrong "
@@ -264,9 +264,9 @@ def _warn_of_lost_prior(other: Any) -> None:
 
 
 class _Parts:
-    """What TFP's flattening asks of the type of a distribution.
+    """The parts of a distribution's type spec that TFP's flattening uses.
 
-    TFP makes it again by calling the class with all of that, so that `_children` tells this call.
+    TFP recreates the distribution by calling the class with them; `_children` marks such a call.
     """
 
     def __init__(self, distribution: Any, type_spec: Any):
@@ -275,7 +275,7 @@ class _Parts:
         else:
             spec = type_spec(distribution)
             self._children, rest = spec._to_components(distribution), spec._non_tensor_params
-        # A posterior knows its prior as an object, which none is after a transformation.
+        # A posterior knows its prior by identity, which transformations do not preserve.
         lost_prior = _Mark("_kl_terms_to" in vars(distribution))
         self._non_tensor_params = {
             **rest,
@@ -289,4 +289,4 @@ class _Parts:
 
 
 def register_earlier_name(name: str, cls: Any, **arguments: Any) -> None:
-    """Files that name types are TensorFlow's."""
+    """Does nothing: only TensorFlow's files name types."""

@@ -1,4 +1,4 @@
-"""What differs between backends in layers and models, for Keras 3 on JAX."""
+"""Backend-specific code of layers and models, for Keras 3 on JAX."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ if keras.config.backend() != "jax":
 
 
 def compiled_method(method: Callable[..., Any]) -> Callable[..., Any]:
-    """Decorator: a method of a model that is compiled, for each model once.
+    """Decorator: compiles a method of a model, once for each model.
 
-    What the model's variables hold at a call is given to it. Integers are static.
+    Compiled functions take the current values of the model's variables. Integers are static.
     """
     signature = inspect.signature(method)
-    compiled: Any = weakref.WeakKeyDictionary()  # by model, which the functions must not hold
+    compiled: Any = weakref.WeakKeyDictionary()  # by model; functions must not reference the model
 
     @functools.wraps(method)
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
         args = signature.bind(self, *args, **kwargs).args[1:]
         if not self.built:
-            self.encode(args[0])  # No variables can be made while a function is traced.
+            self.encode(args[0])  # Builds the model: tracing cannot create variables.
         reference = weakref.ref(self)
 
         def run(values: list[jax.Array], *args: Any) -> Any:
@@ -53,37 +53,37 @@ def compiled_method(method: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def is_symbolic(x: Any) -> bool:
-    """Whether it stands for values that are not known yet."""
+    """Whether `x` is a tracer, whose values are not known yet."""
     return isinstance(x, jax.core.Tracer)
 
 
 def seed_of(first: int, second: int) -> jax.Array:
-    """The key that TFP takes, made of two integers of 32 bits."""
+    """Makes a key for TFP from two 32-bit integers."""
     return jnp.asarray(np.array([first, second]).astype(np.uint32))
 
 
 def widest() -> Any:
-    """The dtype of the most precise numbers that there are."""
+    """Returns the most precise floating-point dtype available."""
     return jax.dtypes.canonicalize_dtype(np.float64)
 
 
 def next_seed(generator: keras.random.SeedGenerator) -> jax.Array:
-    """A fresh key for TFP, a uint32 array `[2]`."""
+    """Returns a fresh key for TFP, a uint32 array `[2]`."""
     return generator.next()
 
 
 def hyperparameter(given: Any) -> _Hidden:
-    """A number that may be set while a model is trained, and is not trained nor saved with it.
+    """Makes a number that may change during training, but is neither trained nor saved.
 
-    The variable that is given, or one of its own, which is to be assigned.
+    Holds the variable if one is given, else a new one that the caller must assign.
     """
     variable = given if isinstance(given, keras.Variable) else keras.Variable(0.0)
-    variable.trainable = False  # Or `given_to_steps` would have it trained.
+    variable.trainable = False  # Otherwise `given_to_steps` would make Keras train it.
     return _Hidden(variable)
 
 
 class _Hidden:
-    """A variable that Keras does not see among the attributes of a layer, and take for a weight."""
+    """Hides a variable from Keras, which would treat it as a weight of the layer."""
 
     def __init__(self, variable: keras.Variable):
         self.variable = variable
@@ -91,35 +91,35 @@ class _Hidden:
 
 
 def value(x: _Hidden) -> jax.Array:
-    """What a hyperparameter is now."""
+    """Returns the current value of a hyperparameter."""
     return x.variable.value
 
 
 def number(x: Any) -> float:
-    """The value of a number, a variable or an array of one, as it is written in its precision."""
+    """Returns the value of a number, variable or scalar array, with the digits of its precision."""
     x = x.variable if isinstance(x, _Hidden) else x
     return float(str(keras.ops.convert_to_numpy(x))) if hasattr(x, "dtype") else float(x)
 
 
 def given_to_steps(x: _Hidden) -> list[keras.Variable]:
-    """What Keras must give to training steps besides weights, as it does with seeds."""
+    """Variables besides weights that Keras must pass to training steps, as it does with seeds."""
     return [x.variable]
 
 
 def in_vectorized_map(x: jax.Array) -> bool:
-    """Whether an array is that of one iteration of a loop that runs all at once."""
+    """Whether an array belongs to one iteration of a vectorized loop."""
     return isinstance(x, jax.interpreters.batching.BatchTracer)
 
 
 def dense_instead(name: str, x: Any) -> str:
-    """What to write instead of a tensor that is not dense, or nothing."""
+    """Returns code for messages that makes a tensor dense; an empty string if it is dense."""
     return f"{name}.todense()" if hasattr(x, "todense") else ""
 
 
 def checked_stream(model: Any, x: Any) -> Any:
-    """What gives batches, with a check of each where it is read: compiled code has none.
+    """Returns streamed data with each batch checked as it is read: compiled code has no checks.
 
-    Of what reads ahead by itself, such as a `tf.data.Dataset`, the first batch is checked.
+    Of data that are read ahead, such as a `tf.data.Dataset`, only the first batch is checked.
     """
     if isinstance(x, keras.utils.PyDataset):
         return _CheckedDataset(model, x)
@@ -153,25 +153,25 @@ class _CheckedDataset(keras.utils.PyDataset):
 
 
 def assert_all(allowed: jax.Array, message: str) -> None:
-    """Nothing: compiled code cannot stop."""
+    """Does nothing: compiled code cannot raise errors."""
 
 
 def shared_out(x: Any, sample_weight: Any) -> tuple[Any, Any, int, int]:
-    """The batch, its weights, the number of examples, and of parts: a step sees all of a batch.
+    """Returns the batch, its weights, the number of examples and of parts, which is 1.
 
-    Under `keras.distribution` too, where XLA shares it out.
+    A step sees the whole batch, also under `keras.distribution`, where XLA splits it.
     """
     return x, sample_weight, len(keras.tree.flatten(x)[0]), 1
 
 
 class TrainerMixin(MixinBase):
-    """The steps of a `keras.Model` that has `loss_of_batch`, as `VAE` has.
+    """The steps of a `keras.Model` with `loss_of_batch`, such as `VAE`.
 
-    Keras's own would call the model first, and draw twice.
+    Keras's own steps would call the model first, and so draw twice.
     """
 
     def train_step(self, state: Any, data: Any) -> tuple[dict[str, jax.Array], Any]:
-        """One step of the optimizer on a batch; see `keras.Model.train_step`."""
+        """Takes one optimizer step on a batch; see `keras.Model.train_step`."""
         trainable, other, of_optimizer, of_metrics = state
 
         def loss(trainable: list[jax.Array]) -> Any:
@@ -197,7 +197,7 @@ class TrainerMixin(MixinBase):
         return [pair for group in pairs for pair in zip(*group, strict=True)]
 
     def _in_scope(self, mapping: Any, data: Any, training: bool) -> tuple[Any, Any, Any]:
-        """The loss, what is reported, and what the three groups of variables then hold."""
+        """Returns the loss, the logs, and the updated values of the three groups of variables."""
         x, _, sample_weight, _ = self.asserted_parts(data)
         with keras.StatelessScope(state_mapping=mapping, collect_losses=True) as scope:
             loss = self.loss_of_batch(x, sample_weight, training=training)
@@ -208,7 +208,7 @@ class TrainerMixin(MixinBase):
 
 
 def check_can_export() -> None:
-    """Raises `NotImplementedError`: a SavedModel is TensorFlow's."""
+    """Raises `NotImplementedError`: only TensorFlow writes SavedModels."""
     raise NotImplementedError(
         "A SavedModel is made on TensorFlow: save the model as a .keras file, which is the same on "
         "both backends, and load and export it with `tfp_ar1` under KERAS_BACKEND=tensorflow."

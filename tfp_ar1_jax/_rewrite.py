@@ -1,10 +1,10 @@
 """Loads the modules of `tfp_ar1` a second time, on TFP's JAX substrate.
 
-The source is the same but for its imports, which are rewritten as it is read, line by line, as TFP
-itself does it when it is built. Tracebacks, debuggers and coverage therefore show the file and the
-line of `tfp_ar1`, and nothing is generated that could be out of date, or found twice by a search, a
-type checker or a test runner. A file of this package takes precedence over one of its name there,
-which it finds as `_shared.x.y`.
+The source is the same except for imports, which are rewritten line by line as files are read; TFP
+does the same at build time. Tracebacks, debuggers and coverage show the files and lines of
+`tfp_ar1`, and there are no generated files that could be out of date, or be found twice by
+searches, type checkers or test runners. A file in this package takes precedence over the file
+x/y.py of the same name in `tfp_ar1`, which it can import as `_shared.x.y`.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _RULES = [
 
 
 class _Loader(importlib.machinery.SourceFileLoader):
-    """Reads a file of `tfp_ar1` with its imports rewritten; no bytecode is kept."""
+    """Reads a file of `tfp_ar1` with rewritten imports; writes no bytecode."""
 
     def get_data(self, path: str) -> bytes:
         source = super().get_data(path).decode()
@@ -49,7 +49,7 @@ class _Loader(importlib.machinery.SourceFileLoader):
 
 
 class _Finder(importlib.abc.MetaPathFinder):
-    """Finds `tfp_ar1_jax.x.y` in `tfp_ar1/x/y.py`, where this package has no such file."""
+    """Finds `tfp_ar1_jax.x.y` in `tfp_ar1/x/y.py` if this package has no such file."""
 
     def __init__(self, package: str, folder: pathlib.Path, own: pathlib.Path) -> None:
         self._package, self._folder, self._own = package, folder, own
@@ -77,8 +77,8 @@ class _Finder(importlib.abc.MetaPathFinder):
 
 
 def install(package: str, own: pathlib.Path) -> None:
-    """Lets the modules of `tfp_ar1` be imported as those of a package."""
-    found = importlib.util.find_spec("tfp_ar1")  # Which does not import it.
+    """Makes the modules of `tfp_ar1` importable as modules of `package`."""
+    found = importlib.util.find_spec("tfp_ar1")  # This does not import it.
     assert found is not None
     assert found.origin is not None
     sys.meta_path.insert(0, _Finder(package, pathlib.Path(found.origin).parent, own))

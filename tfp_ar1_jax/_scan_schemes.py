@@ -1,11 +1,12 @@
-"""How the recurrence is evaluated on JAX: in place of the schemes that TensorFlow's graphs need.
+"""Evaluation of the recurrence on JAX, in place of the schemes that TensorFlow's graphs need.
 
-With a coefficient for each step, groups of eight neighbours are joined, and then groups of groups:
-a few passes over memory, all parallel, of which XLA fuses each into one. Measured on a CPU, jitted,
-in medians, from 128 × 64 to 1 × 10⁶: 0.4 to 0.65 of the time of doubling or blocks, and with
-gradients 0.12 to 0.22. (A `lax.scan` over the coordinates is faster still on a CPU, but is a launch
-for each on a GPU, and loses what 1 - |ρ| keeps where ρ rounds to ±1.) With one ρ for all steps it
-is the same up to 256 coordinates: with gradients 0.45 to 1 of the time of doubling. Beyond, blocks.
+With a coefficient for each step, groups of eight neighbours are joined, then groups of groups: a
+few parallel passes over memory, each of which XLA fuses into one. On a CPU, jitted, from 128 × 64
+to 1 × 10⁶, the median time is 0.4 to 0.65 of that of doubling or blocks, and 0.12 to 0.22 with
+gradients. (A `lax.scan` over the coordinates is even faster on a CPU, but needs a launch for each
+coordinate on a GPU, and loses the digits that 1 - |ρ| keeps where ρ rounds to ±1.) With one ρ for
+all steps the same scheme is used up to 256 coordinates, where it takes 0.45 to 1 of the time of
+doubling with gradients; beyond that, blocks.
 """
 
 from __future__ import annotations
@@ -43,11 +44,11 @@ _LARGEST_SIZE_FOR_GROUPS = 256
 
 
 def scheme_of(rho: LagOneCorrelation, size: int) -> ScanScheme:
-    """Chooses how the recurrence is evaluated, by the size of its axis."""
+    """Chooses how to evaluate the recurrence, by the size of its axis."""
     if rho.per_step:
         return step_scheme(Coefficients.of(rho), size)
     if size > _LARGEST_SIZE_FOR_GROUPS:
-        # Products of matrices, whose own derivatives are faster than the rule.
+        # Matrix products, whose own derivatives are faster than those of `_WithRule`.
         return _Blocks(_ScalarPowers.of(rho), size)
     shape = (*rho.value.shape, max(size - 1, 0))
     steps = (jnp.broadcast_to(x[..., jnp.newaxis], shape) for x in Coefficients.of(rho))
@@ -55,15 +56,15 @@ def scheme_of(rho: LagOneCorrelation, size: int) -> ScanScheme:
 
 
 def step_scheme(steps: Coefficients, size: int) -> ScanScheme:
-    """Chooses how a recurrence with a coefficient for each step is evaluated."""
+    """Chooses how to evaluate a recurrence with a coefficient for each step."""
     return _WithRule(_Groups(steps, size), steps.value)
 
 
 class _WithRule(ScanScheme):
     """A scheme with the derivatives of the solution of a linear system, to any order.
 
-    Those of `(I - ρ S) y = x` are `dy = (I - ρ S)⁻¹ (dx + dρ S y)`: the recurrence once more, or
-    its transpose, instead of derivatives of all that the scheme computes.
+    For `(I - ρ S) y = x` they are `dy = (I - ρ S)⁻¹ (dx + dρ S y)`: the recurrence once more, or
+    its transpose, instead of derivatives of every operation of the scheme.
     """
 
     def __init__(self, scheme: ScanScheme, coefficient: jax.Array):
@@ -87,13 +88,13 @@ class _WithRule(ScanScheme):
 
 
 class _Groups(ScanScheme):
-    """Serial within groups of a few neighbours, all groups at once, whose carries are one too."""
+    """Serial within groups of a few neighbours, parallel over groups; recursive over carries."""
 
     def __init__(self, steps: Coefficients, size: int):
         size = max(size, 1)  # A path without coordinates has no recurrence.
         self.size, self.num_groups = size, -(-size // _RADIX)
         self.padding = self.num_groups * _RADIX - size
-        # Coefficients of 0, before the first coordinate too.
+        # Padding coefficients are 0, also that before the first coordinate.
         value = self._members(pad(steps.value, 1, self.padding))
         distance = self._members(pad(steps.one_minus_abs, 1, self.padding, value=1))
         self.coefficients = value
@@ -105,7 +106,7 @@ class _Groups(ScanScheme):
 
     def solve(self, x: jax.Array, reverse: bool) -> jax.Array:
         xs = self._members(pad(x, 0, self.padding) if self.padding else x)
-        # What each group makes of its own coordinates, and then with what is carried into it.
+        # First each group by itself, then again with its carry.
         ys = self._run(xs, None, reverse)
         if self.num_groups > 1:
             if reverse:
@@ -115,13 +116,13 @@ class _Groups(ScanScheme):
                 carried = pad(self.carry_scheme.solve(ys[-1], reverse)[..., :-1], 1, 0)
             ys = self._run(xs, carried, reverse)
         y = jnp.stack(ys, axis=-1)
-        # Not -1, which JAX refuses where an axis is empty.
+        # Not -1, which JAX rejects if an axis is empty.
         return y.reshape(*y.shape[:-2], self.num_groups * _RADIX)[..., : self.size]
 
     def _run(
         self, xs: list[jax.Array], carried: jax.Array | None, reverse: bool
     ) -> list[jax.Array]:
-        """The recurrence inside the groups; entry j holds coordinate j of each of them."""
+        """Runs the recurrence inside the groups; entry j holds coordinate j of every group."""
         ys, a = list(xs), self.coefficients
         if reverse:
             if carried is not None:

@@ -1,4 +1,4 @@
-"""The recurrence on JAX: what `tfp_ar1` has, but for a derivative that is cheaper under XLA."""
+"""The recurrence on JAX: as in `tfp_ar1`, except for a derivative that is cheaper under XLA."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = _shared.__all__
 
 
 def squared_norm_of_whitened(x: jax.Array, rho: LagOneCorrelation, scale: jax.Array) -> jax.Array:
-    """The sum of the squares of `whiten(x, rho, scale)`, of the broadcast shape `[...]`."""
+    """Returns the sum of the squares of `whiten(x, rho, scale)`, of the broadcast shape `[...]`."""
     if rho.per_step or x.shape[-1] < 2:
         return _shared.squared_norm_of_whitened(x, rho, scale)
     x = broadcast_to_batch(x, rho.batch_shape(), scale.shape)
@@ -33,9 +33,9 @@ def _squared_norm(x: jax.Array, a: jax.Array, b: jax.Array, sign: jax.Array) -> 
 
 @_squared_norm.defjvp
 def _(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
-    # Autodiff has three shifted arrays in the gradient by x, for each of which XLA computes y anew,
-    # and the sums Σ y_t (x_t - sign x_{t-1}) and Σ y_t x_{t-1}, whose factors are written to memory
-    # on a CPU. The first of these follows from the second and the value.
+    # With autodiff, the gradient with respect to x has three shifted arrays, for each of which XLA
+    # recomputes y; and on a CPU the factors of the sums Σ y_t (x_t - sign x_{t-1}) and
+    # Σ y_t x_{t-1} are written to memory. Here the first sum follows from the second and the value.
     (x, a, b, sign), (dx, da, db, _) = primals, tangents
     y = _stencil(x, a, b, sign)
     value = jnp.sum(jnp.square(y), axis=-1)

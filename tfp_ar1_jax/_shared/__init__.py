@@ -1,1 +1,1 @@
-"""The modules of `tfp_ar1` that this package has of its own, as they are there: see `_rewrite`."""
+"""The originals of modules that this package overrides; see `_rewrite`."""
