@@ -21,8 +21,8 @@ if keras.config.backend() != "tensorflow":
         f"`tfp_ar1` needs Keras on its TensorFlow backend; this process uses "
         f"{keras.config.backend()!r}. Set the environment variable KERAS_BACKEND=tensorflow before "
         f"Keras is imported. With KERAS_BACKEND=jax use `tfp_ar1_jax`, which has the same layers "
-        f"and models. Others, such as 'torch', cannot be had: TensorFlow Probability, which the "
-        f"distributions are made with, has no such backend."
+        f"and models. Other backends, such as 'torch', are not supported, because TensorFlow "
+        f"Probability does not support them."
     )
 
 # Decorator: compiles a method of a model, once for each model.

@@ -114,8 +114,7 @@ def check_dtype(prior: tfd.Distribution, dtype: tf.DType) -> None:
     if prior.dtype != dtype:
         raise ValueError(
             f"The prior must be of dtype {dtype_util.name(dtype)}; got "
-            f"{dtype_util.name(prior.dtype)}. (NumPy arrays are float64 unless they are told "
-            f"otherwise.)"
+            f"{dtype_util.name(prior.dtype)}. (NumPy arrays are float64 by default.)"
         )
 
 

@@ -278,8 +278,8 @@ def time_major_channels(shape: Any, family: str, num_timesteps: int | None = Non
     if not fits or not shape[-2:-1].is_compatible_with([num_timesteps]):
         steps = "time" if num_timesteps is None else num_timesteps
         raise ValueError(
-            f"What a network gives for each timestep must be of shape [..., {steps}, {k} * "
-            f"channels] for {family!r}; got {shape}."
+            f"Outputs for each timestep must be of shape [..., {steps}, {k} * channels] for "
+            f"{family!r}; got {shape}."
         )
     return last // k
 

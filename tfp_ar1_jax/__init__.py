@@ -15,8 +15,8 @@ try:
     import tensorflow_probability.substrates.jax  # noqa: F401
 except (AttributeError, ImportError) as error:
     raise ImportError(
-        "`tfp_ar1_jax` needs the JAX substrate of TensorFlow Probability, of which version 0.25 "
-        "takes JAX up to 0.6.2, and `tfp-nightly` newer ones: `pip install '.[jax]'` in the "
+        "`tfp_ar1_jax` needs the JAX substrate of TensorFlow Probability; version 0.25 supports "
+        "JAX up to 0.6.2, `tfp-nightly` newer versions. Run `pip install '.[jax]'` in the "
         f"project's folder, or see docs/jax.md; got {error!r}."
     ) from error
 

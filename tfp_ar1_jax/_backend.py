@@ -216,7 +216,7 @@ def _is_known(x: Any) -> bool:
 def _refuse(x: Any, name: str) -> Any:
     """Raises `AttributeError`, for an object that only carries the leaves of a tree."""
     error = vars(x).get("_error")
-    reason = f", because it was made from a tree of other things: {error!r}" if error else ""
+    reason = f", because it was made from a tree with other leaves: {error!r}" if error else ""
     raise AttributeError(f"{type(x).__name__!r} object has no attribute {name!r}{reason}")
 
 
@@ -258,7 +258,7 @@ def _warn_of_lost_prior(other: Any) -> None:
     warnings.warn(
         "This posterior went through a transformation of JAX, where it lost the prior that it was "
         "made from. Its KL divergence is computed from its rounded parameters, which may be wrong "
-        "in float32 beyond |fisher_z| of about 12. Take it where the posterior is made.",
+        "in float32 beyond |fisher_z| of about 12. Compute it where the posterior is made.",
         stacklevel=2,
     )
 

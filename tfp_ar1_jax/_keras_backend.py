@@ -210,6 +210,6 @@ class TrainerMixin(MixinBase):
 def check_can_export() -> None:
     """Raises `NotImplementedError`: only TensorFlow writes SavedModels."""
     raise NotImplementedError(
-        "A SavedModel is made on TensorFlow: save the model as a .keras file, which is the same on "
+        "Only TensorFlow writes SavedModels: save the model as a .keras file, which is the same on "
         "both backends, and load and export it with `tfp_ar1` under KERAS_BACKEND=tensorflow."
     )

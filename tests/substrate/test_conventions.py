@@ -230,7 +230,7 @@ def test_a_posterior_that_went_through_a_transformation_says_so():
     np.testing.assert_allclose(kl, expected, rtol=1e-5)
     with pytest.warns(UserWarning, match="lost the prior that it was made from"):
         posterior.kl_divergence(path)
-    with pytest.warns(UserWarning, match="Take it where the posterior is made"):
+    with pytest.warns(UserWarning, match="Compute it where the posterior is made"):
         jax.jit(lambda q: q.kl_divergence(path))(path.posterior(y, 0.5))
     # It is a tree like any other of its class.
     like = tfp_ar1_jax.MultivariateNormalANTE1(y, jnp.ones_like(y), fisher_z=y[1:])

@@ -107,7 +107,7 @@ def test_distributions_are_pytrees(name):
     structure = jax.tree_util.tree_structure(d)
     for tree in (gradient, shapes, jax.tree_util.tree_map(lambda _: object(), d)):
         assert jax.tree_util.tree_structure(tree) == structure
-    with pytest.raises(AttributeError, match="made from a tree of other things"):
+    with pytest.raises(AttributeError, match="made from a tree with other leaves"):
         _ = shapes.loc
     for derived in (d.conditional(x, both.OBSERVED), d.with_observation_noise(0.5)):
         again = jax.jit(lambda d: d)(derived)

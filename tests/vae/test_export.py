@@ -129,6 +129,6 @@ def test_a_model_that_is_not_built(tmp_path):
 def test_formats_that_are_refused(tmp_path, format):
     model = tfp_ar1.RhoVAE(*architectures.mlp((4, 4), D, (8,)), D)
     model.build((None, 4, 4))
-    with pytest.raises(ValueError, match=f"Cannot export to format='{format}': what Keras makes"):
+    with pytest.raises(ValueError, match=f"Cannot export to format='{format}': Keras would report"):
         model.export(tmp_path / "exported", format=format)
     assert not (tmp_path / "exported").exists()

@@ -176,7 +176,7 @@ def test_masked_arrays_of_images(of_images):
         (X.astype("object"), "must be numbers; got dtype"),
         (tf.RaggedTensor.from_tensor(X), "RaggedTensor; give x.to_tensor"),
         (tf.sparse.from_dense(X), "SparseTensor; give tf.sparse.to_dense"),
-        ({"x": X}, r"one array, not a dictionary, here with the keys \['x'\]"),
+        ({"x": X}, r"one array, not a dictionary; got one with the keys \['x'\]"),
         (X.reshape(12, 6), r"for data of shape \(batch, 3, 2\); got \(\w+, 6\)"),
         (X - 0.5, r"data in \[0, 1\]; \d+ values lie outside"),
     ],
@@ -224,7 +224,7 @@ def test_no_series(of_series):
 
 def test_what_half_precision_can_hold():
     model = compiled(images(likelihood="gaussian", dtype="mixed_float16"))
-    with pytest.raises(ValueError, match="beyond 65504, the largest of float16"):
+    with pytest.raises(ValueError, match="beyond 65504, the largest float16"):
         model.fit(1e5 * X, verbose=0)
 
 
@@ -431,7 +431,7 @@ def test_encoders_that_do_not_fit():
     features = keras.layers.Dense(2)(keras.layers.Flatten()(x))
     decoder = images().decoder
     for outputs, got in (([features, features], "list of 2"), ({"a": features}, "dict of 1")):
-        with pytest.raises(ValueError, match=f"encoder must give .*; it gives a {got}"):
+        with pytest.raises(ValueError, match=f"encoder must output .*; it outputs a {got}"):
             tfp_ar1.RhoVAE(keras.Model(x, outputs), decoder, 2)
     both = keras.layers.Flatten()(keras.layers.Add()([x, other]))
     for inputs in ([x, other], {"a": x, "b": other}):
@@ -459,7 +459,7 @@ def test_decoders_of_probabilities(last):
     layers += [keras.layers.Activation("sigmoid")] if last == "layer" else []
     decoder = keras.Sequential([*layers, keras.layers.Reshape((3, 2))])
     encoder = images().encoder
-    with pytest.warns(UserWarning, match="for logits, but .* Leave the activation out"):
+    with pytest.warns(UserWarning, match="as logits, but .* Leave the activation out"):
         tfp_ar1.RhoVAE(encoder, decoder, 2)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -469,7 +469,7 @@ def test_decoders_of_probabilities(last):
 
 def test_what_early_stopping_watches(of_images):
     stop = keras.callbacks.EarlyStopping("val_kl", mode="min")
-    with pytest.warns(UserWarning, match="watches `val_kl`, .*rises as .* Watch `val_loss`"):
+    with pytest.warns(UserWarning, match="monitors `val_kl`, .*rises as .* Monitor `val_loss`"):
         of_images.fit(X, validation_data=(X,), callbacks=[stop], verbose=0)
 
 

@@ -332,8 +332,8 @@ def test_parts_that_do_not_fit():
     of_other_data = architectures.mlp((8, 9), D, (4,))[1]
     of_other_latents = architectures.mlp((8, 8), D + 1, (4,))[1]
     for parts, message in (
-        ((image_features, decoder), r"\(batch, units\); it gives \(\w+, 6, 6, 2\).*Flatten"),
-        ((encoder, of_other_data), r"tensor of shape \(batch, 8, 8\); it gives \(None, 8, 9\)"),
+        ((image_features, decoder), r"\(batch, units\); it outputs \(\w+, 6, 6, 2\).*Flatten"),
+        ((encoder, of_other_data), r"tensor of shape \(batch, 8, 8\); it outputs \(None, 8, 9\)"),
         ((encoder, of_other_latents), r"latent vectors of size 3; it takes .* \(None, 4\)"),
     ):
         with pytest.raises(ValueError, match=message):

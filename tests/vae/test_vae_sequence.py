@@ -419,8 +419,8 @@ def test_mistakes_in_the_arguments_of_draws():
         ({"mask": np.ones((N, T + 1), bool)}, r"`mask` .*got dtype bool and shape \(6, 8\)"),
         ({"num_samples": 0}, "`num_samples` must be an integer of at least 1"),
         ({"batch_size": 0}, "`batch_size` must be an integer of at least 1"),
-        ({"seed": 2**31}, "`seed` must be an integer of 32 bits, or None; got 2147483648"),
-        ({"seed": 1.5}, "`seed` must be an integer of 32 bits, or None; got 1.5"),
+        ({"seed": 2**31}, "`seed` must be a 32-bit integer, or None; got 2147483648"),
+        ({"seed": 1.5}, "`seed` must be a 32-bit integer, or None; got 1.5"),
     ):
         with pytest.raises(ValueError, match=message):
             model.impute(**{"x": x, **arguments})
@@ -836,10 +836,10 @@ def test_bad_networks():
     encoder, decoder = sequence_networks.convolutional((T, F), C)
     inputs = encoder.inputs
     pooled = keras.layers.GlobalAveragePooling1D()(encoder.outputs[0])
-    with pytest.raises(ValueError, match=r"\(batch, 7, units\); it gives"):
+    with pytest.raises(ValueError, match=r"\(batch, 7, units\); it outputs"):
         tfp_ar1.SequenceVAE(keras.Model(inputs, pooled), decoder, C, T)
     wrong = keras.Sequential([keras.Input((C,)), keras.layers.Dense(F + 1)])
-    with pytest.raises(ValueError, match=r"The decoder must give one tensor of shape \(batch, 2\)"):
+    with pytest.raises(ValueError, match=r"decoder must output one tensor of shape \(batch, 2\)"):
         tfp_ar1.SequenceVAE(encoder, wrong, C, T)
 
 

@@ -60,12 +60,12 @@ def check_loc(loc: Any, sized: str, parameter: Any, scale: LinearOperatorMarkovC
         return
     shape = parameter.shape
     message = (
-        f"`loc` must have {shape[-1]} coordinates along its last axis, as `{sized}` has, or 1 for "
+        f"`loc` must have {shape[-1]} coordinates along its last axis, like `{sized}`, or 1 for "
         f"all of them; got shapes {loc.shape} and {shape}."
     )
     if (tensorshape_util.rank(shape) or 0) > 1 and shape[-1] == 1:
         message += (
-            f" The last axis of `{sized}` runs over the coordinates: an axis of features, as index "
-            f"points of a Gaussian process have, is left out by `{sized}[..., 0]`."
+            f" The last axis of `{sized}` runs over the coordinates: remove an axis of features, "
+            f"as in the index points of a Gaussian process, with `{sized}[..., 0]`."
         )
     raise ValueError(message)

@@ -69,8 +69,8 @@ def _continued(path: Any, num_steps: int | None, times: Any) -> Any:
     apart = [p.name for p in path.declaration if p.per != "member" and p.name != "times"]
     if apart:
         raise ValueError(
-            f"A {name} cannot be continued: its parameters {apart} end with the path. Make one of "
-            f"all coordinates, past and future, and condition it on the observed ones."
+            f"A {name} cannot be continued: its parameters {apart} end with the path. Make a path "
+            f"of all coordinates, past and future, and condition it on the observed ones."
         )
     given = {p.name: getattr(path, p.name) for p in path.declaration}
     if "times" not in given:
@@ -79,7 +79,7 @@ def _continued(path: Any, num_steps: int | None, times: Any) -> Any:
         num_steps = checked_count("num_steps", num_steps, 1, "a positive integer")
         return type(path)(tf.zeros([num_steps + 1], path.dtype), **given)
     if times is None:
-        raise ValueError(f"A {name} needs the `times` of what follows; got `num_steps` alone.")
+        raise ValueError(f"A {name} needs the `times` of future coordinates; got only `num_steps`.")
     before = tf.convert_to_tensor(given["times"])[..., -1:]
     times = tf.convert_to_tensor(times, path.dtype, name="times")
     if not tensorshape_util.is_compatible_with(times.shape[-1:], [num_steps]):

@@ -300,9 +300,9 @@ def _check_last_dimension(path: Any, **arguments: Any) -> None:
         last = None if x is None or not tensorshape_util.rank(x.shape) else x.shape[-1]
         if None not in (size, last) and last not in (1, size):
             raise ValueError(
-                f"The last dimension of `{name}` must be the event size {size}, or 1 for one "
-                f"number for all coordinates; got shape {x.shape}. One for each member of a batch "
-                f"is `{name}[..., tf.newaxis]`."
+                f"The last dimension of `{name}` must be the event size {size}, or 1 if all "
+                f"coordinates share a number; got shape {x.shape}. For one number per batch member "
+                f"pass `{name}[..., tf.newaxis]`."
             )
 
 

@@ -71,7 +71,7 @@ def of_markov_chain(chain: tfd.MarkovChain, validate_args: bool = False) -> Para
         distribution = chain.transition_fn(
             tf.range(num_steps), state[..., tf.newaxis] if is_vector else state
         )
-        moments = _mean_and_stddev(distribution, "What the `transition_fn` returns")
+        moments = _mean_and_stddev(distribution, "The result of the `transition_fn`")
         return tuple(tf.broadcast_to(x, ps.broadcast_shape(ps.shape(x), steps)) for x in moments)
 
     (next_mean, innovation_scale), (coefficients,) = gradients_of_first(transition, start)
@@ -161,18 +161,18 @@ def _mean_and_stddev(distribution: Any, what: str) -> tuple[tf.Tensor, tf.Tensor
     if is_normal and distribution.event_shape == [1]:
         return distribution.mean()[..., 0], distribution.stddev()[..., 0]
     raise ValueError(
-        f"{what} must be a `tfd.Normal`, or a normal over vectors of size 1, for the chain to be a "
-        f"Gaussian one; got {distribution!r}."
+        f"{what} must be a `tfd.Normal`, or a normal over vectors of size 1, for the chain to be "
+        f"Gaussian; got {distribution!r}."
     )
 
 
 _NOT_AFFINE = (
-    "The mean of what the `transition_fn` returns must be an affine function of the state, "
-    "`a_t state + b_t`, for the chain to be a Gaussian one"
+    "The mean of the `transition_fn`'s result must be an affine function of the state, "
+    "`a_t state + b_t`, for the chain to be Gaussian"
 )
 _SCALE_DEPENDS_ON_STATE = (
-    "The scale of what the `transition_fn` returns must not depend on the state, for the chain to "
-    "be a Gaussian one"
+    "The scale of the `transition_fn`'s result must not depend on the state, for the chain to be "
+    "Gaussian"
 )
 
 

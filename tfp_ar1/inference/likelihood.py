@@ -40,7 +40,7 @@ class Likelihood:
                 f"`log_likelihood_fn` must return the dtype of the path, "
                 f"{dtype_util.name(path.dtype)}; got {dtype_util.name(value.dtype)}."
             )
-        _check_last_dimension(path, "what `log_likelihood_fn` returns", value)
+        _check_last_dimension(path, "the result of `log_likelihood_fn`", value)
         shape = ps.broadcast_shape(ps.shape(self._inside), ps.shape(value))
         if observed is not None:
             self._observed = tf.convert_to_tensor(observed, name="observed")

@@ -146,7 +146,7 @@ class MarkovChainLayer(SeededMixin, _keras_common.Keras3Mixin, keras.layers.Laye
         if isinstance(params, keras.KerasTensor):
             raise TypeError(
                 "`distribution` takes values, not a placeholder of a functional model. Make a "
-                "model of the layers up to the parameters, and pass what it returns for data."
+                "model of the layers up to the parameters, and pass its outputs for data."
             )
         params = tf.cast(keras.ops.convert_to_tensor(params), self._distribution_dtype)
         if not self.time_major:
@@ -183,7 +183,7 @@ class MarkovChainLayer(SeededMixin, _keras_common.Keras3Mixin, keras.layers.Laye
             if _keras_backend.in_vectorized_map(packed):
                 raise ValueError(
                     "In `TimeDistributed` over an unknown number of steps, as in any "
-                    "`tf.vectorized_map`, the KL would be that of the first step alone. Call the "
+                    "`tf.vectorized_map`, only the KL of the first step would count. Call the "
                     "layer on all steps at once, `[batch, steps, size]`."
                 )
             ndims = self.reinterpreted_batch_ndims

@@ -60,8 +60,8 @@ class MultivariateNormalAR1Prior(keras.layers.Layer):
         at_start = np.asarray(correlation, np.float64)
         if at_start.shape not in ((), (self.channels,)):
             raise ValueError(
-                f"`correlation` must be a number, or one for each of the channels, which are "
-                f"{self.channels}; got {correlation}."
+                f"`correlation` must be a number, or one for each channel "
+                f"(channels={self.channels}); got {correlation}."
             )
         if not np.all(np.abs(at_start) < 1.0):
             raise ValueError(f"`correlation` must lie strictly in (-1, 1); got {correlation}.")

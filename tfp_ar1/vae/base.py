@@ -107,7 +107,7 @@ class VAE(
         if not self.posterior_head.built:
             self.posterior_head.build(given)
         given = self.decoder(keras.KerasTensor((None, *latents)))
-        advice = "Give what the likelihood takes, logits or means, in the data's shape."
+        advice = "Output what the likelihood takes, logits or means, in the data's shape."
         if (number := self.likelihood.outputs_per_value) > 1:
             outputs = (*outputs[:-1], number * outputs[-1])
             advice = f"{type(self.likelihood).__name__} takes {number} numbers for each value."
@@ -343,10 +343,10 @@ class VAE(
             raise ValueError("The model is not built yet; call it on data before it is exported.")
         if format not in ("tf_saved_model", "litert"):
             raise ValueError(
-                f"Cannot export to format={format!r}: what Keras makes of the posterior and the "
-                f"likelihood is no valid graph there, though it would report success. Use "
-                f"format='tf_saved_model', which TensorFlow and TensorFlow Serving run, or export "
-                f"the parts by themselves: `encoder` and `decoder` are plain Keras models."
+                f"Cannot export to format={format!r}: Keras would report success, but its graph of "
+                f"the posterior and the likelihood is not valid. Use format='tf_saved_model', "
+                f"which TensorFlow and TensorFlow Serving run, or export the parts separately: "
+                f"`encoder` and `decoder` are plain Keras models."
             )
         if format == "tf_saved_model":
             serving.export(self, filepath, verbose, **kwargs)

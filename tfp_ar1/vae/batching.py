@@ -91,5 +91,5 @@ def checked_seed(seed: Any) -> tf.Tensor:
     bits = np.iinfo(np.int32)
     if not isinstance(seed, numbers.Integral) or not bits.min <= int(seed) <= bits.max:
         given = reprlib.repr(seed)
-        raise ValueError(f"`seed` must be an integer of 32 bits, or None; got {given}.")
+        raise ValueError(f"`seed` must be a 32-bit integer, or None; got {given}.")
     return _keras_backend.seed_of(int(seed), 0)

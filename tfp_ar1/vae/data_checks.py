@@ -71,7 +71,7 @@ def as_array(name: str, x: Any) -> np.ndarray | tf.Tensor:
     if not real:
         raise ValueError(
             f"The data must be numbers; got dtype {getattr(x.dtype, 'name', x.dtype)} in `{name}`. "
-            f"Numbers that are stored otherwise become such by {name}.astype('float32')."
+            f"Convert numbers stored in other dtypes with {name}.astype('float32')."
         )
     return x
 
@@ -80,8 +80,8 @@ def not_symbolic(x: Any) -> None:
     """Raises `ValueError` for a symbolic input of a functional model."""
     if isinstance(x, keras.KerasTensor):
         raise ValueError(
-            f"This method gives a distribution, or computes with one, which a functional model "
-            f"cannot hold; got a KerasTensor of shape {x.shape}. Call the model itself, for the "
+            f"This method returns a distribution, or computes with one, which a functional model "
+            f"cannot hold; got a KerasTensor of shape {x.shape}. Call the model itself for the "
             "reconstruction, or call the method inside the `call` of a layer of your own, such as "
             "`return self.vae.encode(x).mean()`."
         )
@@ -98,8 +98,8 @@ def unmasked(name: str, x: np.ndarray | tf.Tensor, instead: str) -> np.ndarray |
     """Returns the array without its mask; raises `ValueError` if a value is masked."""
     if np.ma.is_masked(x):
         raise ValueError(
-            f"{np.ma.count_masked(x)} of {x.size} values of `{name}` are masked, and would be used "
-            f"all the same; {instead}."
+            f"{np.ma.count_masked(x)} of {x.size} values of `{name}` are masked, but would be used "
+            f"anyway; {instead}."
         )
     return x.data if np.ma.isMaskedArray(x) else x
 
@@ -114,7 +114,7 @@ def check_values(model: Any, x: np.ndarray) -> None:
         largest = max(-float(x.min()), float(x.max()))
         if largest > limit:
             raise ValueError(
-                f"The data hold values of up to {largest:g}, beyond {limit:g}, the largest of "
+                f"The data have values of up to {largest:g}, beyond {limit:g}, the largest "
                 f"{smallest}, in which the model computes; rescale them."
             )
 
@@ -145,7 +145,7 @@ def _checked_weight(sample_weight: Any, x: Any) -> np.ndarray | tf.Tensor | None
     if sample_weight is None:
         return None
     weight = as_array("sample_weight", sample_weight)
-    weight = unmasked("sample_weight", weight, "give the weight 0 to what is not to count")
+    weight = unmasked("sample_weight", weight, "give the weight 0 to examples to ignore")
     number, shape = keras.tree.flatten(x)[0].shape[0], tuple(weight.shape)
     if shape not in ((number,), (number, 1)):
         wanted = f"one number for each of {number} examples"
@@ -314,8 +314,8 @@ def _warn_of_monitors(callbacks: Any) -> None:
         monitor = getattr(callback, "monitor", None)
         if isinstance(monitor, str) and monitor.removeprefix("val_") == "kl":
             warnings.warn(
-                f"`{type(callback).__name__}` watches `{monitor}`, which is no measure of success: "
-                "it rises as the model learns to use its latents. Watch `val_loss`.",
+                f"`{type(callback).__name__}` monitors `{monitor}`, which is not a measure of "
+                "success: it rises as the model learns to use its latents. Monitor `val_loss`.",
                 stacklevel=3,
             )
 

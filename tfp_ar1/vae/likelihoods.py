@@ -62,7 +62,7 @@ class Likelihood(keras.layers.Layer):
     def check(self, x: np.ndarray) -> None:
         """Raises `ValueError` if this likelihood does not accept the data."""
         if not np.all(np.isfinite(x)):
-            raise ValueError(f"The data hold {np.sum(~np.isfinite(x))} values that are not finite.")
+            raise ValueError(f"The data have {np.sum(~np.isfinite(x))} values that are not finite.")
 
     def allowed(self, x: tf.Tensor) -> tf.Tensor:
         """Whether this likelihood accepts each value; the counterpart of `check` in a graph."""
@@ -116,7 +116,7 @@ class Bernoulli(Likelihood):
         name = network_checks.last_activation(decoder)
         if name in ("sigmoid", "hardsigmoid", "softmax"):
             warnings.warn(
-                f"A Bernoulli likelihood takes the decoder's outputs for logits, but "
+                f"A Bernoulli likelihood takes the decoder's outputs as logits, but "
                 f"{decoder.name!r} ends in {name}: probabilities would stay between 0.5 and 0.73. "
                 "Leave the activation out.",
                 stacklevel=2,

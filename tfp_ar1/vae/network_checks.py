@@ -53,7 +53,7 @@ def one_output(
         description = f"a {type(outputs).__name__}{number}"
     wanted = ", ".join(map(str, ("batch", *shape)))
     raise ValueError(
-        f"The {name} must give one tensor of shape ({wanted}); it gives {description}. {advice}"
+        f"The {name} must output one tensor of shape ({wanted}); it outputs {description}. {advice}"
     )
 
 

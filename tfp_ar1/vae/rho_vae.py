@@ -84,8 +84,8 @@ class RhoVAE(VAE):
         super().__init__(encoder, decoder, posterior, prior, objective, likelihood, seed, **kwargs)
         if self.posterior.needs_prior:
             raise ValueError(
-                f"The posterior {posterior!r} is for latents that are paths in time, which their "
-                f"prior connects: use it with `SequenceVAE`, or another posterior here."
+                f"The posterior {posterior!r} is for latents that are paths in time: use it with "
+                f"`SequenceVAE`, or choose another posterior."
             )
         self.latent_dim = latent_dim
         self.latent_shape = (latent_dim,)  # of the latents z of one example
@@ -101,8 +101,8 @@ class RhoVAE(VAE):
         if len(inputs) > 1:
             raise ValueError(
                 f"The encoder of `RhoVAE` must take one input, the data; it takes {len(inputs)}, "
-                f"of shapes {inputs}. Give it one array with all that belongs to an example; for "
-                f"series see `SequenceVAE`."
+                f"of shapes {inputs}. Combine the inputs of an example in one array; for series "
+                f"see `SequenceVAE`."
             )
         self.build_for(inputs[0][1:] if inputs else None)
 
@@ -123,8 +123,8 @@ class RhoVAE(VAE):
             )
         inputs = keras.KerasTensor((None, *data_shape))
         advice = (
-            "Give the features alone, and end with a Flatten or a pooling layer; the model makes "
-            "mean and covariance of them."
+            "Output only features, and end with a Flatten or a pooling layer; the model computes "
+            "mean and covariance from them."
         )
         self.build_parts(data_shape, inputs, ("units",), self.latent_shape, data_shape, advice)
 
@@ -192,8 +192,8 @@ class RhoVAE(VAE):
         """
         if isinstance(x, Mapping):
             raise ValueError(
-                f"`{type(self).__name__}` takes one array, not a dictionary, here with the keys "
-                f"{list(x)}; give the array of the data alone."
+                f"`{type(self).__name__}` takes one array, not a dictionary; got one with the keys "
+                f"{list(x)}. Pass only the array of the data."
             )
         advice = "fill them in, or use `SequenceVAE`, which allows gaps"
         x = data_checks.unmasked("x", data_checks.as_array("x", x), advice)

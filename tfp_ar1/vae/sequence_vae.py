@@ -116,10 +116,10 @@ class SequenceVAE(VAE):
         inputs = network_checks.input_shapes(encoder)
         if inputs and [len(shape) for shape in inputs] != [3, 2]:
             raise ValueError(
-                f"The encoder of `SequenceVAE` must take two inputs, of shapes (batch, steps, "
-                f"2 * features), the data beside what says where they were observed, and (batch, "
-                f"steps), boolean, which steps there are; it takes {inputs}. See "
-                f"`tfp_ar1.vae.sequence_networks`; one that needs no lengths is made by "
+                f"The encoder of `SequenceVAE` must take two inputs, the data followed by "
+                f"indicators of what was observed, (batch, steps, 2 * features), and the valid "
+                f"steps, boolean (batch, steps); it takes {inputs}. See "
+                f"`tfp_ar1.vae.sequence_networks`; for an encoder that needs no lengths use "
                 f"keras.Model([x, keras.Input((steps,), dtype='bool')], features)."
             )
         if inputs:
@@ -154,7 +154,7 @@ class SequenceVAE(VAE):
                 f"path, (batch, {self.steps}, {self.channels}); it takes inputs of shape {decoded}."
             )
         latents, outputs = (*times, self.channels), (*times, features)
-        advice = "Give features for each step; the model makes mean and covariance of them."
+        advice = "Output features for each step; the model computes mean and covariance from them."
         self.build_parts(shape[1:], inputs, (self.steps, "units"), latents, outputs, advice)
 
     def checked_data(self, x: Any) -> np.ndarray | tf.Tensor | dict[str, np.ndarray | tf.Tensor]:
@@ -409,8 +409,8 @@ class SequenceVAE(VAE):
         steps = batching.checked_count("steps", steps, at_least=1)
         if not self._decodes_steps:
             raise ValueError(
-                f"A decoder of whole paths of {self.steps} steps cannot decode what follows them; "
-                f"`forecast` needs one of single steps, from [batch, {self.channels}]."
+                f"A decoder of whole paths of {self.steps} steps cannot decode later steps; "
+                f"`forecast` needs a decoder of single steps, from [batch, {self.channels}]."
             )
         return self._draws(self.forecast_draws, x, steps, num_samples, seed, batch_size, summarize)
 
@@ -489,6 +489,6 @@ def _checked_prior(prior: Any, channels: int, num_timesteps: int, dtype: tf.DTyp
     if not isinstance(current_prior(prior), MultivariateNormalAR1):
         raise ValueError(
             f"The prior over sequences must be a `MultivariateNormalAR1` (ρ = 0 for white noise), "
-            f"which says how a path continues; got {current_prior(prior)!r}."
+            f"which determines how a path continues; got {current_prior(prior)!r}."
         )
     return prior

@@ -52,7 +52,7 @@ def export(model: Any, filepath: Any, verbose: bool | None, **kwargs) -> None:
     def forecast(
         x: tf.Tensor, steps: tf.Tensor, num_samples: tf.Tensor, seed: tf.Tensor
     ) -> dict[str, tf.Tensor]:
-        steps = _positive("`steps`, how many are forecast,", steps)
+        steps = _positive("`steps`, the number of steps to forecast,", steps)
         return _draws(model.forecast_draws, x, steps, num_samples, seed)
 
     steps = tf.TensorSpec([], tf.int32, name="steps")
