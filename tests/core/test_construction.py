@@ -103,7 +103,7 @@ class TestConstruction:
             (MultivariateNormalANTE1, "correlation", [0.5] * 3, r" 2; got shape \(3,\)"),
             (MultivariateNormalOU, "times", 1.0, "`times` must have at least one dimension"),
             (MultivariateNormalOU, "times", [0.0, 1.0], "`loc` must have 2 coord.*like `times`"),
-            (MultivariateNormalOU, "times", [[0.0], [1.0], [5.0]], r"by `times\[\.\.\., 0\]`"),
+            (MultivariateNormalOU, "times", [[0.0], [1.0], [5.0]], r"with `times\[\.\.\., 0\]`"),
             *(
                 (MultivariateNormalOU, name, None, f"Missing required `{name}`")
                 for name in ("marginal_scale", "length_scale", "times")
