@@ -25,7 +25,7 @@ class LaplaceApproximation(NamedTuple):
 
     Attributes:
       posterior: the normal distribution at the mode, a `posterior_class` of the path, to be
-        sampled, sliced, or used in KLs. Its KL to the same `path` is as accurate as itself.
+        sampled, sliced, or used in KLs. Its KL to the same `path` is as accurate as the posterior.
       log_evidence: `[...]`, the approximate `log p(y)`, in nats; differentiable.
       converged: boolean `[...]`, whether Newton's method came within the tolerance of the mode and
         the Hessian there is that of a maximum. Where it is `False`, the results belong to the last
