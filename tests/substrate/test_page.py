@@ -20,6 +20,17 @@ SECTIONS = {
 }
 
 
+@pytest.fixture(autouse=True)
+def default_precision():
+    """float32 as a reader has it, whatever tests in the same process have set."""
+    import jax
+
+    before = jax.config.jax_enable_x64
+    jax.config.update("jax_enable_x64", False)
+    yield
+    jax.config.update("jax_enable_x64", before)
+
+
 def run(blocks, names=None):
     names = {} if names is None else names
     for _, code in blocks:
