@@ -6,7 +6,7 @@ of the correlation, shared or per step:
 
 * `MultivariateNormalAR1`: `[loc (d), log s, fisher_z]`;
 * `MultivariateNormalARH1`: `[loc (d), log s (d), fisher_z]`;
-* `MultivariateNormalANTE1`: `[loc (d), log s (d), fisher_z (d - 1)]`.
+* With a correlation for each step: `[loc (d), log s (d), fisher_z (d - 1)]`.
 
 A vector of zeros is the standard normal. Scales are `exp(½ log s)`, or with `scale_map="softplus"`
 `softplus(x + log(e - 1))`, which grows linearly and so learns more slowly far from 1.
