@@ -287,7 +287,7 @@ def training(modes: tuple[str, ...], seconds: float) -> Any:
 
 
 def profile(modes: tuple[str, ...], seconds: float) -> Any:
-    """The time of sampling with gradients by kind of operation, at sizes of `ratios`, in graph mode."""
+    """Sampling with gradients in graph mode by kind of operation, at the sizes of `ratios`."""
     from benchmarks import profile as profiles
 
     for (b, d), name in itertools.product(_SIZES[1:], ("Diag", "AR1")):
