@@ -172,7 +172,8 @@ def run_one(experiment: Experiment, out: pathlib.Path, code: str, jobs: int, com
     if experiment.state(out) != "to do":
         return f"{folder.name}: another process has done it"
     if os.getpid() != command:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is handled by the command.
+        # Ctrl-C reaches the command, which ends this process.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
         if os.getppid() != command:  # The command was killed: start nothing new.
             return f"{folder.name}: left"
         os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")

@@ -84,7 +84,7 @@ def settings_of(record: dict[str, Any]) -> tuple[str, ...]:
 
 
 def name(record: dict[str, Any]) -> str:
-    """The name of an experiment for files and folders: readable, and different for each."""
+    """The name of an experiment for files and folders, readable and unique."""
     settings = [record[key] for key in settings_of(record)]
     digest = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:8]
     beta = f"beta{record['beta']:g}-" * (record["beta"] != 1)
@@ -97,14 +97,14 @@ def name(record: dict[str, Any]) -> str:
 
 
 def samples_file(path: pathlib.Path, record: dict[str, Any]) -> pathlib.Path:
-    """The picture of samples of a record of the results in the folder, or file, `path`."""
+    """The picture of samples for a record of the results in the folder or file `path`."""
     if path.is_dir():
         return path / name(record) / "samples.png"
     return path.with_suffix(".samples") / f"{name(record)}.png"
 
 
 class Setting(NamedTuple):
-    """What variants are compared within: all other settings but the seed."""
+    """The settings that compared variants share: all other settings except the seed."""
 
     dataset: str
     network: str
@@ -114,12 +114,12 @@ class Setting(NamedTuple):
     symbol: str
 
     def cells(self) -> dict[str, str]:
-        """The columns that it has in a table."""
+        """The columns of the setting in a table."""
         names = ("dataset", "network", "objective", self.symbol, "epochs")
         return {key: str(value) for key, value in zip(names, self, strict=False)}
 
     def file_name(self) -> str:
-        """What pictures of it are called; the data sets share a picture."""
+        """The name of the setting's pictures; the data sets share a picture."""
         size = f"{self.symbol[0]}{self.size}-{self.epochs}epochs"
         text = f"{self.network}-{self.objective}-{size}"
         return text.replace("β=", "beta").replace(" ", "-")
