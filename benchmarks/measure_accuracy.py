@@ -72,7 +72,7 @@ def _conditional(by, loc, scale, corr, x, observed):
 
 
 class Operation(NamedTuple):
-    """What the package computes, its reference, and how the table calls it."""
+    """An operation of the package, its reference, and its title in the table."""
 
     compute: Callable[..., Any]
     reference: Callable[..., dict[str, exact.Reference]]
@@ -144,22 +144,22 @@ OPERATIONS = {
         "`conditional`: `observed_log_prob`",
     ),
 }
-# What is not differentiated, nor converted to the dtype.
+# Inputs that are neither differentiated nor converted to the dtype.
 _STATIC = {"size", "step", "observed", "weights"}
 
 
 def reference(name: str, by: str, inputs: dict[str, Any]) -> dict[str, exact.Reference]:
-    """The value and the derivatives of an operation, exactly, at these very inputs."""
+    """The exact value and derivatives of an operation at exactly these inputs."""
     with decimal.localcontext(exact.CONTEXT):
         results = OPERATIONS[name].reference(by, **inputs)
-    # Without terms there is nothing, not even the last of 120 digits of a finite difference.
+    # A result without terms is exactly 0; drop the last digits of a finite difference.
     return {k: e._replace(value=np.where(e.terms == 0, 0.0, e.value)) for k, e in results.items()}
 
 
 def compute(
     name: str, by: str, inputs: dict[str, Any], dtype: str, gradients: bool = True
 ) -> dict[str, np.ndarray]:
-    """The same from the package, in `dtype`. Vectors are differentiated times `weights`."""
+    """The package's results in `dtype`; `weights` are the output gradients of vectors."""
     inputs = dict(inputs)
     weights = inputs.pop("weights", None)
     tensors = {k: tf.constant(v, dtype) for k, v in inputs.items() if k not in _STATIC}
@@ -179,14 +179,15 @@ def compute(
 class Error(NamedTuple):
     """The largest error among the entries of one result."""
 
-    relative: float  # to the largest entry
-    units: float  # eps of the entry's terms
+    relative: float  # relative to the largest entry
+    units: float  # in eps of the entry's terms
 
 
 def error(actual: np.ndarray, expected: exact.Reference) -> Error:
-    """The error of `actual` where its dtype has numbers for the terms.
+    """The error of `actual` where its dtype can represent the terms.
 
-    Numbers below the smallest normal one are as good as zero, because TensorFlow flushes them.
+    Differences below four times the smallest normal number count as zero, because TensorFlow
+    flushes subnormal numbers.
     """
     info = np.finfo(actual.dtype)
     fits = expected.terms < 0.5 * float(info.max)
@@ -220,7 +221,7 @@ def cases() -> list[tuple[str, float, float, int]]:
 
 
 def neighbour(by: str, corr: float) -> float:
-    """Another correlation, on the same side: half as far again from the end, or less by ½."""
+    """Another correlation of the same sign, 1.5 times as far from ±1; or a `fisher_z` less by ½."""
     if by == "fisher_z":
         return corr - 0.5
     return float(np.copysign(1 - 1.5 * (1 - abs(corr)), corr))
@@ -229,7 +230,7 @@ def neighbour(by: str, corr: float) -> float:
 def inputs_for(
     name: str, by: str, corr: float, scale: float, size: int, rng: np.random.Generator
 ) -> dict[str, Any]:
-    """Inputs of an operation; numbers that float32 has, so that both dtypes get the same."""
+    """Inputs of an operation, representable in float32 so that both dtypes get the same."""
     corr, scale = float(np.float32(corr)), float(np.float32(scale))
     noise = rng.normal(size=size)
     path = operator(by, np.float64(scale), np.float64(corr), size)
@@ -264,7 +265,7 @@ def inputs_for(
 
 
 def measure(progress: Callable[[str], None] = print) -> list[dict[str, Any]]:
-    """One entry for each result of each operation, over the whole grid."""
+    """Measures errors over the whole grid; an entry for each result of each operation."""
     entries = []
     for name, operation in OPERATIONS.items():
         progress(name)
@@ -297,7 +298,7 @@ def measure(progress: Callable[[str], None] = print) -> list[dict[str, Any]]:
 
 
 def table(results: dict[str, Any]) -> str:
-    """The Markdown table of what `measure` found."""
+    """The Markdown table of the results of `measure`."""
     lines = [
         "| operation | float32: median | maximum | in eps of the terms "
         "| float64: median | maximum | in eps of the terms |",
@@ -324,7 +325,7 @@ def page_with(page: str, results: dict[str, Any]) -> str:
 
 
 def write_atomically(path: pathlib.Path, text: str) -> None:
-    """Writes a file that is there in full, or not at all."""
+    """Writes a file completely or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     temporary.write_text(text, encoding="utf-8")
@@ -332,7 +333,7 @@ def write_atomically(path: pathlib.Path, text: str) -> None:
 
 
 def main() -> None:
-    """Measures, and writes the JSON and, for the default file, the table in the docs."""
+    """Measures, then writes the JSON and, for the default file, the table in the docs."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
         "--out",

@@ -1,1 +1,1 @@
-"""Experiments with the models: the grid runner, its reports, and their results."""
+"""Experiments with the models: the grid runner, its reports, and the results."""

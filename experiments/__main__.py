@@ -119,7 +119,7 @@ def report(results: pathlib.Path, out: pathlib.Path, page: pathlib.Path | None) 
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs a command; returns the exit code, and says what is wrong in one line on stderr."""
+    """Runs a command and returns its exit code; reports an error in one line on stderr."""
     startup.set_environment()
     try:
         cli.main(argv, prog_name="python -m experiments", standalone_mode=False)

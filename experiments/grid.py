@@ -1,8 +1,8 @@
-"""A grid of experiments, each of which is a run of `tfp-ar1 train` in a run folder of its own.
+"""A grid of experiments, each a run of `tfp-ar1 train` in its own run folder.
 
-Run folders are written atomically, kept for one process and resumed exactly; a `result.json` or a
-`failed.txt` says that a run is over. So the processes of one or of several commands share the work,
-and whatever is killed leaves at most run folders, which the same command resumes.
+Run folders are written atomically, claimed by one process and resumed exactly; a `result.json` or a
+`failed.txt` marks a run as over. Processes of one or several commands can therefore share the work,
+and a killed process leaves at most run folders, which the same command resumes.
 """
 
 import contextlib
@@ -31,7 +31,7 @@ from tfp_ar1_cli.evaluate import load_model
 from tfp_ar1_cli.options import RunOptions
 from tfp_ar1_cli.progress import counted, doing
 
-# The options of `train` of which a grid takes several values, the outermost first.
+# The options of `train` that may have several values in a grid, the outermost loop first.
 AXES = (
     *("seed", "dataset", "network", "objective", "beta", "latent_dim", "channels", "prior"),
     "posterior",
@@ -40,13 +40,13 @@ _DEFAULTS = {"posterior": "ar1,diag", "seed": "0,1,2", "num_importance_samples":
 
 
 def options_of(argv: list[str]) -> RunOptions:
-    """The options of `train` for arguments; a `click.UsageError` if they cannot be."""
+    """Parses arguments of `train`; raises a `click.UsageError` if they are invalid."""
     params = training.command.make_context("train", list(argv)).params
     return RunOptions(**{field.name: params[field.name] for field in fields(RunOptions)})
 
 
 def train(options: RunOptions, folder: pathlib.Path) -> None:
-    """Runs what `tfp-ar1 train` runs, or resumes it; what it prints goes beside the folder."""
+    """Starts or resumes a run like `tfp-ar1 train`, with its output in a log next to `folder`."""
     with (
         folder.with_name(f"{folder.name}.log").open("a", encoding="utf-8") as log,
         contextlib.redirect_stdout(log),
@@ -67,7 +67,7 @@ class Experiment(NamedTuple):
         return results.name(self.settings)
 
     def state(self, out: pathlib.Path) -> str:
-        """`done`, `failed` or `to do`, by its folder in `out`."""
+        """`done`, `failed` or `to do`, according to its folder in `out`."""
         folder = out / self.name
         if (folder / "result.json").exists():
             return "done"
@@ -75,13 +75,13 @@ class Experiment(NamedTuple):
 
 
 def make(given: dict[str, str]) -> list[Experiment]:
-    """Every combination of the values of options, those of the first seed first.
+    """Makes every combination of the option values, the first seed first.
 
-    What one of them has no use for is left out of its arguments: `beta` for other objectives than
-    `elbo`, `hidden_units` for other networks than `mlp`, `data_dir` for data that do not lie there.
+    Options that do not apply to a combination are left out: `beta` for objectives other than
+    `elbo`, `hidden_units` for networks other than `mlp`, `data_dir` for data not stored there.
 
     Args:
-      given: Options of `train`, as text; those of `AXES` with commas between their values.
+      given: Options of `train`, as text; those in `AXES` may hold comma-separated values.
     """
     if no_settings := {"likelihood", "corrupt", "strategy", "replicas"} & given.keys():
         raise click.UsageError(f"a grid has no --{min(no_settings)}; leave it out.")
@@ -114,7 +114,7 @@ def make(given: dict[str, str]) -> list[Experiment]:
 
 
 def _read(options: RunOptions, known: dict[str, Any]) -> tuple[Data, dict[str, Any]]:
-    """The data and their fingerprint, if none of the known ones are the same."""
+    """Reads the data and their fingerprint; an error if they equal a known data set."""
     spec = options.dataset
     with doing(f"Reading {spec}"):
         data = loading.load(options.data)
@@ -128,7 +128,7 @@ def _read(options: RunOptions, known: dict[str, Any]) -> tuple[Data, dict[str, A
 
 
 def dry_run(experiments: list[Experiment], out: pathlib.Path) -> None:
-    """Prints a line for each experiment, and writes nothing."""
+    """Prints a line for each experiment without writing any file."""
     states = [experiment.state(out) for experiment in experiments]
     for experiment, state in zip(experiments, states, strict=True):
         epochs = run_folder.Run(out / experiment.name, experiment.options, {}).position().epoch
@@ -140,12 +140,12 @@ def dry_run(experiments: list[Experiment], out: pathlib.Path) -> None:
 
 
 def run(experiments: list[Experiment], out: pathlib.Path, jobs: int) -> None:
-    """Runs what is not over yet, in `jobs` processes, and prints a line for each end."""
+    """Runs all unfinished experiments in `jobs` processes, and prints a line as each one ends."""
     out.mkdir(parents=True, exist_ok=True)
     todo = [experiment for experiment in experiments if experiment.state(out) == "to do"]
     total = counted(len(experiments), "run")
     click.echo(f"{len(todo)} of {total} to do; results go to {out}.")
-    # Fresh interpreters, not forks, which TensorFlow does not survive; one is this process.
+    # Fresh interpreters, as TensorFlow does not survive a fork; a single job runs in this process.
     jobs = max(1, min(jobs, len(todo)))
     parallel = joblib.Parallel(jobs, return_as="generator_unordered", pre_dispatch="n_jobs")
     task = joblib.delayed(run_one)
@@ -164,16 +164,17 @@ def run(experiments: list[Experiment], out: pathlib.Path, jobs: int) -> None:
 
 
 def run_one(experiment: Experiment, out: pathlib.Path, code: str, jobs: int, command: int) -> str:
-    """Runs an experiment, unless another process has it, and says how it went.
+    """Runs an experiment unless another process has claimed it; returns a line on the outcome.
 
-    It shares the cores with `jobs` others of the process `command`, which may be this one.
+    `jobs` processes share the cores; `command` is the process that started them, perhaps this one.
     """
     folder = out / experiment.name
     if experiment.state(out) != "to do":
         return f"{folder.name}: another process has done it"
     if os.getpid() != command:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the command, which ends this.
-        if os.getppid() != command:  # It was killed: nobody wants more than is under way.
+        # Ctrl-C reaches the command, which ends this process.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        if os.getppid() != command:  # The command was killed: start nothing new.
             return f"{folder.name}: left"
         os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
         for threads in ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS"):
@@ -182,7 +183,7 @@ def run_one(experiment: Experiment, out: pathlib.Path, code: str, jobs: int, com
     startup.import_backend(announce=False)
     import keras
 
-    # A process makes many models: without this, Keras keeps something of each.
+    # One process builds many models, and Keras would keep some state of each.
     keras.utils.clear_session()
     try:
         if not run_folder.Run(folder, experiment.options, {}).finished:
@@ -195,14 +196,14 @@ def run_one(experiment: Experiment, out: pathlib.Path, code: str, jobs: int, com
             file.write_text(error.format_message(), encoding="utf-8")
         return f"{folder.name} failed: {error.format_message()}"
     with atomic(folder / "result.json") as file:
-        # One line: those of many runs make a file of results.
+        # One line, so that files of many runs can be concatenated.
         line = json.dumps(record, allow_nan=False, ensure_ascii=False)
         file.write_text(f"{line}\n", encoding="utf-8", errors="backslashreplace")
     return f"{folder.name}: -ELBO {record['neg_elbo']:.2f}, NLL {record['nll_iw']:.2f}"
 
 
 def result_of(experiment: Experiment, folder: pathlib.Path, code: str) -> dict[str, Any]:
-    """The result of a run that is finished, from its folder."""
+    """The result of a finished run, from its folder."""
     from tfp_ar1.vae import posteriors
 
     run = run_folder.read_finished(folder)
@@ -225,7 +226,7 @@ def result_of(experiment: Experiment, folder: pathlib.Path, code: str) -> dict[s
         **experiment.settings,
         **metrics,
         "seconds_per_epoch": statistics.median(history["seconds"]),
-        # To the seven digits that a float32 has.
+        # Rounded to the seven digits of a float32.
         "history": {key: [float(f"{x:.7g}") for x in xs] for key, xs in curves.items()},
         "versions": run.versions,
         "code": code,
@@ -233,14 +234,14 @@ def result_of(experiment: Experiment, folder: pathlib.Path, code: str) -> dict[s
 
 
 def _predictions(run: run_folder.Run) -> dict[str, float]:
-    """How well the model of a run, and what needs none, imputes and forecasts."""
+    """How well the model of a run and the baselines impute and forecast."""
     from experiments import series_baselines
     from tfp_ar1.vae import sequence_evaluation
 
     data = loading.load(run.options.data)
     run_folder.check_data(run, data.fingerprint())
     predict = sequence_evaluation.of_model(load_model(run))
-    # No run changes the baselines: they are computed once for each set of data.
+    # The baselines do not depend on the run, so they are computed once per data set.
     memory = joblib.Memory(run.folder.parent / "cache", verbose=0)
     return {
         **sequence_evaluation.evaluate(predict, data.x_test, data.length_test),
@@ -249,7 +250,7 @@ def _predictions(run: run_folder.Run) -> dict[str, float]:
 
 
 def code_version() -> str:
-    """The commit of this checkout, `-dirty` if the package was changed since."""
+    """The commit of this checkout, with `-dirty` if the package has changed since."""
     git = ["git", "-C", str(pathlib.Path(__file__).parents[1])]
     try:
         commit = subprocess.check_output([*git, "rev-parse", "HEAD"], text=True).strip()

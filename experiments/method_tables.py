@@ -1,4 +1,4 @@
-"""Pages of methods that are compared seed by seed, whose numbers come from lines of results.
+"""Pages that compare methods seed by seed, with numbers from result files.
 
 A template calls the methods of a `MethodTables`; the same results give the same page, byte for
 byte.
@@ -17,12 +17,12 @@ from experiments.results import Measure
 
 
 class MethodTables:
-    """What a template may call; `settings` choose the runs, as in `table(missing="random")`."""
+    """Methods for templates; `settings` select the runs, as in `table(missing="random")`."""
 
     measures: dict[str, Measure]
-    compared: Sequence[str]  # Those of the measures of which there are differences.
+    compared: Sequence[str]  # The measures in tables of differences.
     methods: Sequence[str]  # In the order of the tables.
-    settings: Sequence[str]  # What tells one run from another.
+    settings: Sequence[str]  # The settings that identify a run.
 
     def __init__(self, records: list[dict[str, Any]]) -> None:
         keys = [tuple(record[key] for key in self.settings) for record in records]
@@ -34,7 +34,7 @@ class MethodTables:
         """Fills in a template; the page says which command wrote it.
 
         Raises:
-          ValueError: if the template asks for what there is not.
+          ValueError: if the template asks for something that does not exist.
         """
         mark = f"<!-- Written by '{command}' from {template.name}. -->\n\n"
         page.write_text(mark + filled(template, self), encoding="utf-8")
@@ -44,16 +44,16 @@ class MethodTables:
         return len(self._with(settings))
 
     def versions(self, **settings: Any) -> str:
-        """What the results were made with, and on."""
+        """The device, the code and the packages that produced the results."""
         chosen = self._with(settings)
         packages = {" ".join(item) for versions in chosen.versions for item in versions.items()}
         code, devices = (", ".join(sorted(set(x))) for x in (chosen.code, chosen.device))
         return f"Device: {devices}. Code: {code}. Packages: {', '.join(sorted(packages))}."
 
     def table(self, **settings: Any) -> str:
-        """Mean ± standard error of each method, of the measures that any of them has.
+        """Mean ± standard error for each method, of all measures that any run has.
 
-        Where only some runs have a measure, their number is said.
+        If only some runs of a method have a measure, their number is given.
         """
         chosen = self._choose(settings)
         fields = [f for f in self.measures if f in chosen and chosen[f].notna().any()]
@@ -65,7 +65,7 @@ class MethodTables:
         return markdown(rows)
 
     def differences(self, to: str, **settings: Any) -> str:
-        """Differences of each method to another, paired by seed, and their intervals."""
+        """Differences of each method to the method `to`, paired by seed, with intervals."""
         methods = [method for method, _ in self._by_method(self._choose(settings)) if method != to]
         rows = [
             {"method": f"`{method}`"}
@@ -89,9 +89,9 @@ class MethodTables:
         to_settings: dict[str, Any] | None = None,
         **settings: Any,
     ) -> str:
-        """Mean difference of a method to another, paired by seed, and its 95% interval.
+        """Mean difference of a method to the method `to`, paired by seed, and its 95% interval.
 
-        `to_settings` are settings that the other has instead.
+        `to_settings` replace settings for the runs of `to`.
         """
         one = self._choose(settings | {"method": method})
         other = self._choose(settings | {"method": to} | (to_settings or {}))
@@ -104,7 +104,7 @@ class MethodTables:
         return mean if len(paired) < 2 else f"{mean} [{low}, {high}]"
 
     def has(self, **settings: Any) -> bool:
-        """Whether there are such runs."""
+        """Whether any run has these settings."""
         return bool((self._frame[list(settings)] == pd.Series(settings)).all(axis=1).any())
 
     def _with(self, settings: dict[str, Any]) -> pd.DataFrame:
@@ -117,14 +117,14 @@ class MethodTables:
         return frame
 
     def _choose(self, settings: dict[str, Any]) -> pd.DataFrame:
-        """The same, if they differ in method and seed alone."""
+        """The runs with these settings; an error unless they differ only in method and seed."""
         frame = self._with(settings)
         if frame.duplicated(["method", "seed"]).any():
             raise ValueError(f"Runs of several settings fit {settings}; add settings.")
         return frame
 
     def _by_method(self, frame: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
-        """The runs of each method that has some, in the order of `methods`."""
+        """The runs of each method that has any, in the order of `methods`."""
         found = {str(method): runs for method, runs in frame.groupby("method")}
         return [(method, found[method]) for method in self.methods if method in found]
 

@@ -1,4 +1,4 @@
-"""Pictures of results: learning curves, differences with their intervals, samples side by side."""
+"""Pictures of results: learning curves, differences with intervals, samples side by side."""
 
 import functools
 import itertools
@@ -20,14 +20,14 @@ _COLOURS = {"ar1": "#c8442b", "diag": "#1f5fa8", "isotropic": "#4f9d69"}
 _COLOURS |= {"full": "#7b5ea7", "arh1": "#b58900", "ante1": "#7b5ea7"}
 _TICKS = sorted([0, *(sign * t for sign in (-1, 1) for t in (0.5, 1, 2, 5, 10, 20, 50, 100, 1000))])
 _MOST_TICKS = 12
-_STRETCH = 1.3  # of the limits of that axis
+_STRETCH = 1.3  # of the limits of the symlog axis
 
 
 def draw(path: pathlib.Path, frame: pd.DataFrame, out: pathlib.Path) -> list[pathlib.Path]:
     """Draws all pictures of the results `frame` of `path` into the folder `out`.
 
     Returns:
-      The files. A picture that fails is told in a warning, and costs no other.
+      The files. If a picture fails, a warning is printed and the others are still drawn.
     """
     drawn = {}
     for name, rows in frame.groupby(frame.setting.map(Setting.file_name), sort=False):
@@ -46,7 +46,7 @@ def draw(path: pathlib.Path, frame: pd.DataFrame, out: pathlib.Path) -> list[pat
 
 
 def _curves(frame: pd.DataFrame) -> Figure:
-    """−ELBO of the test data against the epoch, a panel for each data set."""
+    """Plots −ELBO of the test data against the epoch, a panel for each data set."""
     unit = "window" if "prior" in frame else "image"
     panels = list(frame.groupby("setting", sort=False))
     fig, (axes,) = style.panels(1 + 5 * len(panels), 4, columns=len(panels))
@@ -61,7 +61,7 @@ def _curves(frame: pd.DataFrame) -> Figure:
             low, high = curves.min(axis=0), curves.max(axis=0)
             ax.fill_between(epochs, low, high, color=colour, alpha=0.2, linewidth=0)
             lowest = min(lowest, low.min())
-            # The fall of the first epochs would flatten all the rest.
+            # Leave out the steep first epochs, which would flatten the rest.
             highest = max(highest, high[len(high) // 5 :].max())
         margin = 0.05 * (highest - lowest) + 1e-3
         ax.set_ylim(lowest - margin, highest + margin)
@@ -74,7 +74,7 @@ def _curves(frame: pd.DataFrame) -> Figure:
 
 
 def _differences(paired: pd.DataFrame) -> Figure:
-    """The differences of −ELBO and NLL as dots, with whiskers for their intervals."""
+    """Plots the differences of −ELBO and NLL as dots, with whiskers for their intervals."""
     unit = "window" if "prior" in paired else "image"
     rows, baseline = list(groups(paired)), baseline_of(paired)
     fig, (axes,) = style.panels(11, 1.6 + 0.32 * len(rows), columns=2, sharey=True)
@@ -89,9 +89,9 @@ def _differences(paired: pd.DataFrame) -> Figure:
             dot = {"marker": "o", "markersize": 5, "capsize": 3, "markerfacecolor": face}
             ax.errorbar(mean, row, xerr=half, color=colour, **dot)
         ax.axvline(0, color="black", linewidth=0.8)
-        # One large difference would hide all small ones.
+        # On a linear scale, one large difference would hide all small ones.
         ax.set_xscale("symlog", linthresh=1)
-        # The margin that Matplotlib leaves is linear: next to nothing on this scale.
+        # Matplotlib's margin is linear, which is next to nothing on this scale.
         low, high = (_STRETCH * limit for limit in ax.get_xlim())
         ax.set_xlim(low, high)
         ticks = [tick for tick in _TICKS if low <= tick <= high]
@@ -107,7 +107,7 @@ def _differences(paired: pd.DataFrame) -> Figure:
 
 
 def _samples(files: dict[tuple[Setting, str], pathlib.Path]) -> Figure:
-    """Samples side by side, a row for each data set and a column for each variant."""
+    """Shows samples side by side, a row for each data set and a column for each variant."""
     settings = list(dict.fromkeys(setting for setting, _ in files))
     variants = list(dict.fromkeys(variant for _, variant in files))
     columns, rows = len(variants), len(settings)
@@ -122,7 +122,7 @@ def _samples(files: dict[tuple[Setting, str], pathlib.Path]) -> Figure:
 
 
 def _samples_of(path: pathlib.Path, runs: pd.DataFrame) -> pathlib.Path | None:
-    """The picture of samples of the run with the least seed that has one."""
+    """The picture of samples from the lowest seed that has one."""
     files = (results.samples_file(path, record) for record in runs.to_dict("records"))
     return next((file for file in files if file.is_file()), None)
 

@@ -2,11 +2,11 @@
 
     python -m experiments.published_curves --data-dir FOLDER
 
-The code differs from the paper in its sampler (in two ways, by the place) and in its loss. Here
-each sampler is trained with each loss, and the diagonal VAE beside them, all with the paper's
-network; notebooks/published_curves.py shows what comes of it. Both differences are written anew
-from their description, and live here alone: nothing in `tfp_ar1` knows of them. A run that is
-started again resumes with the first variant that has no result yet.
+The code differs from the paper in its sampler (in two ways, in different places) and in its loss.
+Here each sampler is trained with each loss, along with the diagonal VAE, all with the paper's
+network; notebooks/published_curves.py shows the results. Both differences are reimplemented from
+their description, only in this file: `tfp_ar1` does not contain them. When started again, the
+script resumes with the first variant that has no result yet.
 """
 
 from __future__ import annotations
@@ -45,11 +45,11 @@ SETTINGS = {
 
 
 class Recurrence:
-    """A family for `RhoVAE`: the parameters of `"ar1"`, but samples that are not AR(1).
+    """A family for `RhoVAE` with the parameters of `"ar1"`, but samples that are not AR(1).
 
-    What is sampled is `z = μ + √s u` with `u_t = a u_{t-1} + ε_t`, whose covariance is s A Aᵀ with
-    `A[i, j] = a^(i-j)` for j ≤ i, else 0; its KL to N(0, I) is exact. The AR(1) normal that is
-    meant is the attribute `stated` of the distribution.
+    Samples are `z = μ + √s u` with `u_t = a u_{t-1} + ε_t`. Their covariance is s A Aᵀ with
+    `A[i, j] = a^(i-j)` for j ≤ i, else 0; the KL to N(0, I) is exact. The distribution's attribute
+    `stated` is the AR(1) normal that was intended.
 
     Args:
       coefficient: a as a function of ρ.
@@ -59,11 +59,11 @@ class Recurrence:
         self.coefficient = coefficient
 
     def params_size(self, event_size: int) -> int:
-        """As for `"ar1"`."""
+        """The number of parameters, as for `"ar1"`."""
         return ar1_params.params_size(event_size)
 
     def new(self, params: tf.Tensor, event_size: int) -> tfd.MultivariateNormalTriL:
-        """The distribution of what is sampled."""
+        """The distribution of the samples."""
         stated = ar1_params.new(params, event_size)
         a = self.coefficient(stated.correlation_parameter())[..., tf.newaxis]
         rows = [tf.zeros_like(a)]
@@ -75,7 +75,7 @@ class Recurrence:
         return sampled
 
     def correlation(self, distribution: tfd.Distribution) -> tf.Tensor:
-        """That of what is sampled."""
+        """The correlation of the samples."""
         return posteriors.get("full").correlation(distribution)
 
 
@@ -90,31 +90,31 @@ SAMPLERS = {
 
 
 class Terms(NamedTuple):
-    """What `Loss` computes for a batch; each entry of shape `[batch]`.
+    """What `Loss` computes for a batch; each entry has shape `[batch]`.
 
-    `stated` is the distribution that the encoder's outputs stand for, whatever is sampled.
+    The stated distribution is the one that the encoder's outputs describe, whatever the sampler.
     """
 
     loss: tf.Tensor
     reconstruction: tf.Tensor
-    kl: tf.Tensor  # of what is sampled, exact
+    kl: tf.Tensor  # of the samples' distribution, exact
     correlation: tf.Tensor  # of the stated distribution
     log_variance: tf.Tensor  # log s of the stated distribution
     mean_term: tf.Tensor  # ½ ‖μ‖²
-    covariance_terms: tf.Tensor  # what else the stated distribution's KL consists of
+    covariance_terms: tf.Tensor  # the other terms of the stated distribution's KL
     reference_loss: tf.Tensor
 
 
 class Loss(objectives.Objective):
-    """One draw's reconstruction and the stated KL, by equation 6 or as the reference adds it up.
+    """The reconstruction from one draw plus the stated KL, by equation 6 or as in the reference.
 
     The reference adds the sum of ‖μ‖² over the batch to the s and ρ terms of each example, takes
-    the mean of that, and adds the reconstructions' sum. Divided by the batch size B, that is
-    equation 6 with its s and ρ terms divided by B. The description names no such slip for the
-    diagonal VAE; there the reference's loss is taken to be right.
+    the mean, and adds the sum of the reconstructions. Divided by the batch size B, this is
+    equation 6 with its s and ρ terms divided by B. The description reports no such error for the
+    diagonal VAE, so there the reference's loss is taken to be correct.
 
     Args:
-      reference: whether the reference's loss is minimized.
+      reference: whether to minimize the reference's loss.
     """
 
     def __init__(self, reference: bool):
@@ -164,7 +164,7 @@ def make_model(sampler: str, loss: str, image_shape: tuple[int, ...]) -> tfp_ar1
         objective=LOSSES[loss],
         seed=SETTINGS["seed"],
     )
-    # The families have the parameters of the one that was named, so that the network fits.
+    # The sampler's family takes the same parameters as the named posterior, so the network fits.
     model.posterior = SAMPLERS[sampler]
     for name in Terms._fields:
         model.term_metrics.setdefault(name, keras.metrics.Mean(name=name))
@@ -176,12 +176,12 @@ def train(sampler: str, loss: str, x_train: np.ndarray, x_test: np.ndarray, epoc
     """Trains and evaluates one variant.
 
     Returns:
-      * `curves`: the means over each epoch of `Terms`, of the training images while the model
-        learns, and of the test images (`val_...`) after it; all with one draw an image.
-      * `test`: what `evaluation.evaluate` says of the model, with what is sampled as q.
+      * `curves`: the mean `Terms` of each epoch, on the training images during the epoch and on
+        the test images (`val_...`) after it; all with one draw per image.
+      * `test`: the result of `evaluation.evaluate`, with the samples' distribution as q.
       * `test_as_stated`, for a sampler that is not AR(1): the same with the stated distribution.
       * `test_refitted`, unless sampler and loss are the paper's: the same for the same decoder,
-        with an encoder that has been trained again as the paper says, for as many epochs.
+        with its encoder trained further as the paper describes, for as many epochs.
     """
     model = make_model(sampler, loss, x_train.shape[1:])
     result = {"curves": _fit(model, x_train, x_test, epochs), "test": _evaluate(model, x_test)}

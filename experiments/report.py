@@ -21,7 +21,7 @@ from tfp_ar1_cli.progress import counted
 
 TEMPLATE_SUFFIX = ".template.md"
 _MARK = "<!-- Written by 'python -m experiments report'"
-# What is in a table, as far as the results have it.
+# The fields of each table; fields that the results lack are left out.
 TABLES = {
     "results": ("num_covariance_parameters", *BOUNDS, "prior_correlation"),
     "measures": (
@@ -36,8 +36,8 @@ TABLES = {
 
 
 def number_text(value: float, digits: int, sign: str = "") -> str:
-    """A number for a page, with a minus and not a hyphen."""
-    # Adding 0 takes the sign from what is rounded to 0.
+    """Formats a number for a page, with a minus sign instead of a hyphen."""
+    # Adding 0 turns -0 into 0.
     return f"{round(value, digits) + 0.0:{sign}.{digits}f}".replace("-", "−")
 
 
@@ -56,16 +56,16 @@ def _difference_text(paired: pd.DataFrame, field: str) -> str:
 
 
 def markdown(rows: list[dict[str, str]]) -> str:
-    """A table of rows that have the same columns."""
+    """Formats rows that have the same columns as a Markdown table."""
     lines = [list(rows[0]), ["---"] * len(rows[0]), *(list(row.values()) for row in rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 class Page:
-    """What a template may call, in `{{ ... }}`.
+    """Methods for templates, called in `{{ ... }}`.
 
-    `settings` choose the runs, as in `mean("kl", dataset="mnist", posterior="ar1")`. What cannot be
-    filled in is a `ValueError`.
+    `settings` select the runs, as in `mean("kl", dataset="mnist", posterior="ar1")`. Anything that
+    cannot be filled in raises a `ValueError`.
     """
 
     def __init__(self, frame: pd.DataFrame) -> None:
@@ -76,14 +76,14 @@ class Page:
         return len(self._choose(settings))
 
     def versions(self, **settings: Any) -> str:
-        """What the results were made with."""
+        """The code and the packages that produced the results."""
         chosen = self._choose(settings)
         packages = {" ".join(item) for versions in chosen.versions for item in versions.items()}
         code = ", ".join(sorted(set(chosen.code)))
         return f"Code: {code}. Packages: {', '.join(sorted(packages))}."
 
     def table(self, name: str, **settings: Any) -> str:
-        """One of `TABLES`."""
+        """One of `TABLES`, in Markdown."""
         fields = [field for field in TABLES[_known(name, TABLES)] if field in self._frame]
         if name == "differences":
             return _table(self._choose_pairs(settings), "pairs", fields, _difference_text)
@@ -103,11 +103,11 @@ class Page:
         return _mean_text(_only(self._choose(settings)), _known(field, MEASURES))
 
     def difference(self, field: str, to: str | None = None, **settings: Any) -> str:
-        """Paired difference of one variant to another, or to the baseline, and its interval."""
+        """Paired difference of a variant to the variant `to` or the baseline, and its interval."""
         return _difference_text(_only(self._choose_pairs(settings, to)), _known(field, MEASURES))
 
     def baseline(self, name: str, field: str, **settings: Any) -> str:
-        """What needs no model, on one data set, where it is the same for all runs."""
+        """A measure of a baseline without a model, which is the same for all runs on a data set."""
         column = f"{_known(name, results.BASELINES)}_{_known(field, MEASURES)}"
         chosen = self._choose(settings)
         datasets = sorted(set(chosen.dataset))
@@ -143,7 +143,7 @@ def _with(frame: pd.DataFrame, settings: dict[str, Any], missing: str) -> pd.Dat
 
 
 def _only(chosen: pd.DataFrame) -> pd.DataFrame:
-    """The rows, if they are of one setting and variant."""
+    """The rows; an error unless they are of one setting and variant."""
     keys = [key for key, _ in groups(chosen)]
     if len(keys) > 1:
         names = "; ".join(f"{s.dataset}, {s.title()}, {variant}" for s, variant in keys)
@@ -169,10 +169,10 @@ def _table(
 def write(
     path: pathlib.Path, out: pathlib.Path, template: pathlib.Path | None = None
 ) -> list[pathlib.Path]:
-    """Writes tables, pictures and the page, if there is a template; returns the files.
+    """Writes tables, pictures and, given a template, the page; returns the files.
 
     Raises:
-      UserError: If results or template are wrong, or a file stands in the way.
+      UserError: If results or template are invalid, or a file is in the way.
     """
     frame = results.load(path)
     known = {
@@ -198,7 +198,7 @@ def write(
 
 
 def filled(template: pathlib.Path, page: object, **known: Any) -> str:
-    """A jinja2 template, which may call the public methods of `page` and what else is `known`."""
+    """Fills in a jinja2 template, which may use the public methods of `page` and `known`."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(template.parent),
         undefined=jinja2.StrictUndefined,
@@ -210,7 +210,7 @@ def filled(template: pathlib.Path, page: object, **known: Any) -> str:
 
 
 def _fill(template: pathlib.Path, frame: pd.DataFrame, **known: Any) -> str:
-    """The same for the pages of grids, whose template is the user's."""
+    """`filled` for pages of grids; errors in the user's template become a `UserError`."""
     known |= {"counted": counted, "of_series": "prior" in frame, "baselines": results.BASELINES}
     try:
         return filled(template, Page(frame), **known)

@@ -1,7 +1,7 @@
-"""Results of experiments as a data frame: what they hold, and what is compared with what.
+"""Results of experiments as a data frame: their fields and comparisons.
 
-`python -m experiments run` leaves a `result.json` of one line in each run folder. Lines of many
-runs make a file, the form in which results are committed. Both are read here.
+`python -m experiments run` writes a one-line `result.json` to each run folder. Committed results
+are files with the lines of many runs. This module reads both.
 """
 
 import hashlib
@@ -20,19 +20,19 @@ from tfp_ar1_cli.progress import counted
 
 CONFIDENCE = 0.95
 _TRAINING = ("epochs", "batch_size", "learning_rate", "num_importance_samples", "data_sha256")
-# What tells one experiment from another; a result holds all of them. Those of images:
+# The settings that identify an experiment; every result has all of them. For images:
 SETTINGS = (
     *("dataset", "network", "hidden_units", "objective", "beta", "posterior", "latent_dim"),
     *("seed", *_TRAINING),
 )
-# Those of series, whose results say `"model": "sequence"`:
+# For series, whose results contain `"model": "sequence"`:
 SEQUENCE_SETTINGS = (
     *("model", "dataset", "window", "network", "objective", "beta", "posterior", "prior"),
     *("channels", "hide", "seed", *_TRAINING),
 )
-# What must be the same for all results of a data set: it has no column in the tables.
+# Settings that all results of a data set must share, as the tables have no columns for them.
 _ALIKE = ("data_sha256", "batch_size", "learning_rate", "num_importance_samples")
-# What values are that are no numbers.
+# The types of values that are not numbers.
 _TYPES = dict.fromkeys(("history", "versions"), dict) | {"hidden_units": list | None}
 _TYPES |= dict.fromkeys(
     ("dataset", "network", "objective", "posterior", "prior", "data_sha256", "model", "code"), str
@@ -40,7 +40,7 @@ _TYPES |= dict.fromkeys(
 
 
 class Measure(NamedTuple):
-    """How a measure is called in a table, and to how many decimals it is printed."""
+    """The label of a measure in tables, and its number of decimals."""
 
     label: str
     digits: int
@@ -74,7 +74,7 @@ MEASURES = {
     "prior_correlation": Measure("prior correlation", 3),
     **PREDICTIONS,
 }
-# What series are predicted with that needs no model.
+# Predictors of series that need no model.
 BASELINES = ("last_value", "linear_interpolation", "matern_half")
 
 
@@ -84,7 +84,7 @@ def settings_of(record: dict[str, Any]) -> tuple[str, ...]:
 
 
 def name(record: dict[str, Any]) -> str:
-    """The name of an experiment for files and folders: readable, and different for each."""
+    """The name of an experiment for files and folders, readable and unique."""
     settings = [record[key] for key in settings_of(record)]
     digest = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:8]
     beta = f"beta{record['beta']:g}-" * (record["beta"] != 1)
@@ -97,14 +97,14 @@ def name(record: dict[str, Any]) -> str:
 
 
 def samples_file(path: pathlib.Path, record: dict[str, Any]) -> pathlib.Path:
-    """The picture of samples of a record of the results in the folder, or file, `path`."""
+    """The picture of samples for a record of the results in the folder or file `path`."""
     if path.is_dir():
         return path / name(record) / "samples.png"
     return path.with_suffix(".samples") / f"{name(record)}.png"
 
 
 class Setting(NamedTuple):
-    """What variants are compared within: all other settings but the seed."""
+    """The settings that compared variants share: all other settings except the seed."""
 
     dataset: str
     network: str
@@ -114,12 +114,12 @@ class Setting(NamedTuple):
     symbol: str
 
     def cells(self) -> dict[str, str]:
-        """The columns that it has in a table."""
+        """The columns of the setting in a table."""
         names = ("dataset", "network", "objective", self.symbol, "epochs")
         return {key: str(value) for key, value in zip(names, self, strict=False)}
 
     def file_name(self) -> str:
-        """What pictures of it are called; the data sets share a picture."""
+        """The name of the setting's pictures; the data sets share a picture."""
         size = f"{self.symbol[0]}{self.size}-{self.epochs}epochs"
         text = f"{self.network}-{self.objective}-{size}"
         return text.replace("β=", "beta").replace(" ", "-")
@@ -131,12 +131,12 @@ class Setting(NamedTuple):
 
 
 def load(path: pathlib.Path) -> pd.DataFrame:
-    """The results in a folder of run folders, or in a file, a row for each run, sorted.
+    """Reads results from a folder of run folders or from a file; a row for each run, sorted.
 
-    The columns `setting` and `variant` (the posterior, for series with the prior) are added.
+    Adds the columns `setting` and `variant` (the posterior; for series, posterior and prior).
 
     Raises:
-      UserError: If there are none, one is damaged or repeated, or they cannot be compared.
+      UserError: If there are no results, one is damaged or repeated, or they are not comparable.
     """
     if not path.exists():
         raise UserError(f"{path}: does not exist; name what 'python -m experiments run' wrote.")
@@ -161,7 +161,7 @@ def load(path: pathlib.Path) -> pd.DataFrame:
 
 
 def _parse(place: str, line: str) -> dict[str, Any]:
-    """The result in a line, if its values are of the types that they should have."""
+    """Parses a line; an error unless it is a result whose values have the right types."""
     try:
         record = json.loads(line, parse_constant=lambda text: None)  # NaN and infinity.
         settings = settings_of(record)
@@ -200,9 +200,9 @@ def groups(frame: pd.DataFrame) -> Iterator[tuple[tuple[Setting, str], pd.DataFr
 
 
 def pairs(frame: pd.DataFrame, to: str | None = None) -> pd.DataFrame:
-    """A row for each run that shares setting and seed with one of the variant `to`.
+    """A row for each run that shares setting and seed with a run of the variant `to`.
 
-    That is `baseline_of` by default; its measures are in columns `..._of_baseline`.
+    `to` is `baseline_of` by default; its measures are in columns `..._of_baseline`.
     """
     is_baseline = frame.variant == (to or baseline_of(frame))
     keys, suffixes = ["setting", "seed"], ("", "_of_baseline")
@@ -212,12 +212,12 @@ def pairs(frame: pd.DataFrame, to: str | None = None) -> pd.DataFrame:
 def difference(paired: pd.DataFrame, field: str) -> tuple[float, float, float]:
     """The mean difference of a measure in `pairs`, and its 95% interval by Student's t.
 
-    The interval is NaN if there is but one pair.
+    The interval is NaN if there is only one pair.
     """
     x, y = paired[field].to_numpy(), paired[f"{field}_of_baseline"].to_numpy()
     mean = float(np.mean(x - y))
     if len(x) < 2:
         return mean, math.nan, math.nan
-    with np.errstate(divide="ignore", invalid="ignore"):  # Where all differences are the same.
+    with np.errstate(divide="ignore", invalid="ignore"):  # If all differences are equal.
         low, high = scipy.stats.ttest_rel(x, y).confidence_interval(CONFIDENCE)
     return mean, float(low), float(high)

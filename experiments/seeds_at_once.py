@@ -1,4 +1,4 @@
-"""Networks of several seeds that are trained at once, on JAX; what experiments share."""
+"""Training networks of several seeds at once on JAX, shared by experiments."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -11,7 +11,7 @@ Parameters = dict[str, Any]
 
 
 class State(NamedTuple):
-    """What training changes."""
+    """The state of training."""
 
     parameters: Parameters
     optimizer: Any
@@ -19,9 +19,9 @@ class State(NamedTuple):
 
 
 def weights(shapes: Mapping[str, tuple[int, ...]], seed: Any) -> tuple[Parameters, jax.Array]:
-    """Weights as Keras makes them, and a key: Glorot's uniform distribution, and biases of 0.
+    """Initial weights as in Keras (Glorot uniform, zero biases), and a key.
 
-    They are float32, also where JAX's default is float64.
+    The weights are float32 even if JAX's default is float64.
     """
     key, *keys = jax.random.split(jax.random.key(seed), len(shapes) + 1)
     glorot = jax.nn.initializers.glorot_uniform()
@@ -33,7 +33,7 @@ def weights(shapes: Mapping[str, tuple[int, ...]], seed: Any) -> tuple[Parameter
 
 
 def dense(layer: tuple[jax.Array, jax.Array], x: jax.Array) -> jax.Array:
-    """A layer without an activation."""
+    """A dense layer without an activation."""
     return x @ layer[0] + layer[1]
 
 
@@ -45,18 +45,18 @@ def epoch(
     loss: Callable[[Parameters, jax.Array, jax.Array], jax.Array],
     optimizer: optax.GradientTransformation,
 ) -> tuple[State, jax.Array]:
-    """Some steps of an epoch of several seeds at once, each with an order and noise of its own.
+    """Trains several seeds at once for up to an epoch, each with its own data order and noise.
 
     Args:
-      states: those of the seeds, stacked.
+      states: the states of the seeds, stacked.
       data: the examples, `[N, ...]`.
-      steps: how many batches; at most `N // batch`.
+      steps: number of batches; at most `N // batch`.
       batch: examples in a batch.
-      loss: of parameters, a batch and a key.
-      optimizer: what makes updates of gradients.
+      loss: a function of parameters, a batch and a key.
+      optimizer: the optimizer.
 
     Returns:
-      The states, and the mean loss of each seed.
+      The new states, and the mean loss of each seed.
     """
 
     def of_seed(state: State) -> tuple[State, jax.Array]:

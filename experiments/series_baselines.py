@@ -1,8 +1,8 @@
-"""What one would try before a model: predictors for `tfp_ar1.vae.sequence_evaluation.evaluate`.
+"""Baselines without a trained model, for `tfp_ar1.vae.sequence_evaluation.evaluate`.
 
-Each predicts from the known values of one path, a feature of a series, without training. They take
-series `[N, steps, features]` with NaN for what is not known, and predict 0 where nothing is; they
-have no use for the lengths.
+Each predicts from the known values of one path (one feature of a series), without training. They
+take series `[N, steps, features]` with NaN for unknown values, and predict 0 for a path without
+known values; they ignore the lengths.
 """
 
 from collections.abc import Callable
@@ -15,26 +15,26 @@ from tfp_ar1.vae import sequence_evaluation
 from tfp_ar1.vae.sequence_evaluation import Prediction
 
 _Z90 = scipy.stats.norm.ppf(0.95)
-# Series at a time, for their covariance matrices [steps, steps].
+# Paths at a time, to bound the memory of their covariance matrices [steps, steps].
 _ROWS = 256
 
 
 def last_value(x: np.ndarray, length: np.ndarray | None) -> Prediction:
-    """The last value that is known before; the first one known where there is none before."""
+    """The last known value, or the first known value if none comes before."""
     return Prediction(_filled(x, lambda paths: paths.ffill().bfill()))
 
 
 def linear_interpolation(x: np.ndarray, length: np.ndarray | None) -> Prediction:
-    """Straight lines between known values; outside of them, the nearest one."""
+    """Linear interpolation between known values; the nearest known value beyond them."""
     return Prediction(_filled(x, lambda paths: paths.interpolate(limit_direction="both")))
 
 
 def matern_half(x: np.ndarray, length: np.ndarray | None) -> Prediction:
     """A Gaussian process with a Matérn-1/2 kernel, a mean and noise, fitted to each path.
 
-    At whole steps that is an AR(1) process observed with white noise:
-    `Cov(x_i, x_j) = s (ρ^|i-j| + r [i = j])`. Mean, s, ρ and r are those of the largest likelihood,
-    and intervals include the noise; N(0, 1) if nothing is known.
+    At integer steps this is an AR(1) process observed with white noise:
+    `Cov(x_i, x_j) = s (ρ^|i-j| + r [i = j])`. Mean, s, ρ and r are maximum likelihood estimates,
+    and intervals include the noise; the process is N(0, 1) if nothing is known.
     """
     num, steps, features = x.shape
     paths = np.moveaxis(x, -1, 1).reshape(-1, steps).astype(np.float64)
@@ -58,7 +58,7 @@ BASELINES = {
 
 
 def evaluate(x: np.ndarray, length: np.ndarray) -> dict[str, float]:
-    """What `sequence_evaluation.evaluate` says of each baseline, as `last_value_...` and so on."""
+    """The measures of `sequence_evaluation.evaluate` for each baseline, as `last_value_...` etc."""
     return {
         f"{name}_{measure}": value
         for name, baseline in BASELINES.items()
@@ -67,20 +67,20 @@ def evaluate(x: np.ndarray, length: np.ndarray) -> dict[str, float]:
 
 
 def fit_matern_half(x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Maximum likelihood for an AR(1) process with white noise, for each path on its own.
+    """Maximum likelihood for an AR(1) process with white noise, separately for each path.
 
-    Mean and variance have a closed form given ρ and r; these two are searched on a grid that is
-    made finer around each path's best point, for all paths at once: SciPy's optimizers take one at
-    a time, which is some hundred times slower.
+    Mean and variance have a closed form given ρ and r. These two are searched on a grid that is
+    refined around each path's best point, for all paths at once: SciPy's optimizers take one path
+    at a time, which is about a hundred times slower.
 
     Args:
-      x: paths float64 `[N, steps]`, NaN for what is not known.
+      x: paths, float64 `[N, steps]`, NaN for unknown values.
 
     Returns:
       The mean, the variance s of the process, its correlation ρ from 0 to 0.9999, and the variance
       of the noise relative to s, r from 1e-4 to 100; all `[N]`.
     """
-    # Logarithms of the length scale in steps, -1 / log ρ, and of r.
+    # Logarithms of the length scale in steps, -1 / log ρ, and of the relative noise variance r.
     low, high = np.log([-1 / np.log(1e-3), 1e-4]), np.log([-1 / np.log(0.9999), 1e2])
     best = np.tile((low + high) / 2, (len(x), 1))
     half = (high - low) / 2
@@ -101,21 +101,21 @@ def fit_matern_half(x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, 
 def matern_half_likelihood(
     x: np.ndarray, rho: np.ndarray, noise: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The likelihood of ρ and r at the best mean and variance, by a Kalman filter in O(steps).
+    """The profile likelihood of ρ and r over mean and variance, by a Kalman filter in O(steps).
 
-    The filter is linear in the data, so that one of unit variance, run on the data and on a
+    The filter is linear in the data, so a filter with unit variance, run on the data and on a
     constant 1, gives the generalized least squares estimate of the mean.
 
     Returns:
       The log-likelihood, the mean and the variance of the process, all `[N]`; mean 0 and variance 1
-      for a path of which nothing is known.
+      for a path without known values.
     """
     known = ~np.isnan(x)
     count = known.sum(axis=1)
-    # Around their average, or squares of the data would swamp those of the residuals.
+    # Subtract the average: otherwise the squares of the data would swamp those of the residuals.
     average = np.where(known, x, 0).sum(axis=1) / np.maximum(count, 1)
     data = np.where(known, x - average[:, None], 0).T
-    # The filter's states for the data and for the constant, and what their innovations sum up to.
+    # The filter's states for the data and the constant, and the sums of innovation products.
     of_data = of_one = xx = x1 = one = log_variance = np.zeros(len(x))
     variance = np.ones(len(x))
     for t, seen in enumerate(known.T):
@@ -134,7 +134,7 @@ def matern_half_likelihood(
         variance = variance * (1 - gain)
     mean = x1 / np.where(count, one, 1)
     residual = xx - mean * x1
-    # A constant path has none; the bound keeps its likelihood finite.
+    # A constant path has no residual; the bound keeps its likelihood finite.
     variance = np.where(count, np.maximum(residual / np.maximum(count, 1), 1e-12), 1.0)
     log_likelihood = -0.5 * (count * (np.log(2 * np.pi * variance) + 1) + log_variance)
     return log_likelihood, average + mean, variance
@@ -151,7 +151,7 @@ def _conditional(
     step = np.arange(x.shape[1])
     covariance = rho[:, None, None] ** np.abs(step - step[:, None])
     known = ~np.isnan(x)
-    # What is not known is cut off: it has a row of the identity, and no part in the others.
+    # Unknown values get a row of the identity and do not enter the other rows.
     among = covariance * (known[:, None] & known[..., None])
     among += np.eye(len(step)) * np.where(known, noise[:, None], 1.0)[:, None]
     weights = np.linalg.solve(among, covariance * known[..., None])
@@ -162,7 +162,7 @@ def _conditional(
 
 
 def _filled(x: np.ndarray, fill: Callable[[pd.DataFrame], pd.DataFrame]) -> np.ndarray:
-    """Applies `fill` to a frame with a column for each series and feature; 0 for what is left."""
+    """Applies `fill` to a frame with a column per series and feature; remaining NaN become 0."""
     num, steps, features = x.shape
     frame = fill(pd.DataFrame(x.transpose(1, 0, 2).reshape(steps, -1))).fillna(0)
     return frame.to_numpy().reshape(steps, num, features).transpose(1, 0, 2)

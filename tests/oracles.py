@@ -1,8 +1,8 @@
-"""What the tests compare with: dense, in float64, written as the textbook has it.
+"""Dense float64 references for the tests, by textbook formulas.
 
-Two of them, which share no code with the package: `Dense`, Gaussians as mean vectors and covariance
-matrices by NumPy alone, and the functions `tf_*`, the same with TensorFlow operations, for
-gradients. For correlations that float64 rounds to ±1 there are decimals, in `exact.py`.
+There are two, which share no code with the package: `Dense`, Gaussians as mean vectors and
+covariance matrices in NumPy alone, and the functions `tf_*`, the same in TensorFlow operations, for
+gradients. For correlations that float64 rounds to ±1, `exact.py` has decimals.
 """
 
 import dataclasses
@@ -16,9 +16,9 @@ import tensorflow_probability as tfp
 
 tfd = tfp.distributions
 
-# The tolerances of the whole suite, by what is compared and by dtype. Relative to the largest entry
-# of the vector or matrix; for scalars to their size or to one, whichever is larger, because a KL or
-# a log density may be zero by cancellation.
+# The tolerances of the whole suite, by kind of comparison and dtype. Relative to the largest entry
+# of a vector or matrix; for scalars, relative to their size or one, whichever is larger, because a
+# KL or a log density may be zero by cancellation.
 TOLERANCE = {
     "value": {"float64": 1e-9, "float32": 3e-4},
     "gradient": {"float64": 1e-8, "float32": 3e-4},
@@ -37,8 +37,8 @@ def assert_close(
 ):
     """Asserts equality of shape and, within `TOLERANCE[what]`, of value.
 
-    The last `event_ndims` dimensions hold one vector or matrix, whose largest entry counts as
-    `at_least` so large; `dtype` defaults to `actual`'s.
+    The last `event_ndims` dimensions hold one vector or matrix; the tolerance is relative to its
+    largest entry or `at_least`, whichever is larger. `dtype` defaults to the dtype of `actual`.
     """
     actual = np.asarray(actual)
     desired = np.asarray(desired, np.float64)
@@ -89,7 +89,7 @@ class Dense:
 
     @classmethod
     def ar1(cls, loc, scale, correlation):
-        """From the parameters as the package gets them, at the precision in which it gets them."""
+        """From the parameters that the package gets, at the precision in which it gets them."""
         loc = np.asarray(loc, np.float64)
         return cls(loc, ar1_covariance(scale, correlation, loc.shape[-1]))
 
@@ -137,8 +137,8 @@ class Dense:
 
 
 def tf_covariance(scale, correlation, size):
-    """`scale² correlation^|i−j|`; powers by multiplication, whose derivatives exist at zero too."""
-    # Connected at size one too.
+    """`scale² correlation^|i−j|`; powers by multiplication, which has derivatives at zero too."""
+    # The factor 0 keeps the correlation connected at size one.
     powers = [1.0 + 0.0 * correlation]
     for _ in range(size - 1):
         powers.append(powers[-1] * correlation)
@@ -148,9 +148,9 @@ def tf_covariance(scale, correlation, size):
 
 
 def tf_antedependent_correlations(correlation):
-    """The products `ρ_(j+1) … ρ_i`, `[..., d, d]`, of correlations `[..., d - 1]` of neighbours."""
+    """The products `ρ_(j+1) … ρ_i`, `[..., d, d]`, of neighbours' correlations `[..., d - 1]`."""
     size = correlation.shape[-1] + 1
-    # Connected at size one too.
+    # The factor 0 keeps the correlation connected at size one.
     row = tf.one_hot(0, size, dtype=correlation.dtype)
     row += 0 * tf.reduce_sum(correlation, axis=-1, keepdims=True)
     rows = [row]
@@ -169,7 +169,7 @@ def tf_ar1(loc, scale, correlation):
 
 
 def tf_kl(p, q):
-    """KL(p ‖ q) of pairs `(mean, covariance)`."""
+    """KL(p ‖ q) for pairs `(mean, covariance)`."""
     (p_mean, p_covariance), (q_mean, q_covariance) = p, q
     p_factor, q_factor = tf.linalg.cholesky(p_covariance), tf.linalg.cholesky(q_covariance)
     trace = tf.linalg.trace(tf.linalg.cholesky_solve(q_factor, p_covariance))
@@ -183,7 +183,7 @@ def tf_kl(p, q):
 
 
 def tf_gradients(function, arguments, weights=None):
-    """Gradients of `sum(function(*arguments) * weights)`; arguments are arrays, results too."""
+    """Gradients of `sum(function(*arguments) * weights)`; arguments and results are arrays."""
     arguments = [tf.convert_to_tensor(a) for a in arguments]
 
     def weighted(*arguments):
@@ -194,7 +194,7 @@ def tf_gradients(function, arguments, weights=None):
 
 
 def second_derivatives(function, x):
-    """Of a function of one vector, along each of three directions, by two tapes."""
+    """Second derivatives of a function of one vector in three directions, by two tapes."""
     x, found = np.asarray(x), []
     for direction in np.random.default_rng(0).normal(size=(3, x.size)):
 

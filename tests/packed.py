@@ -1,4 +1,4 @@
-"""Packed parameters as the README describes them: random ones, and the Gaussians that they mean."""
+"""Packed parameters as the README describes them: random ones, and their Gaussians."""
 
 import numpy as np
 import oracles
@@ -8,7 +8,7 @@ FAMILIES = ("ar1", "arh1", "ante1")
 
 
 def sizes(family, d):
-    """The number of scales, and of correlations."""
+    """The numbers of scales and of correlations."""
     return {"ar1": (1, 1), "arh1": (d, 1), "ante1": (d, d - 1)}[family]
 
 
@@ -19,7 +19,7 @@ def random(family, d, *batch, seed=5, dtype="float32"):
 
 
 def dense(params, family, d):
-    """The distributions, as mean and covariance; of the other families of `vae.posteriors` too."""
+    """The distributions as mean and covariance, for all families of `vae.posteriors`."""
     params = np.asarray(params, np.float64)
     if family == "full":
         a, b, c, x, y, z = (params[..., 3 + i] for i in range(6))

@@ -1,4 +1,4 @@
-"""Short trainings of small Keras models, and what they leave."""
+"""Short training of small Keras models, and comparison of their weights."""
 
 import keras
 import numpy as np
@@ -8,13 +8,13 @@ DIGITS = (load_digits().images / 16).astype("float32")
 
 
 def compiled(model, optimizer=keras.optimizers.Adam, learning_rate=0.01, **options):
-    """Without XLA unless asked for: it costs seconds. Eager where a few steps are enough."""
+    """Compiles a model, by default without XLA, which takes seconds; for a few steps, use eager."""
     model.compile(optimizer(learning_rate), **{"jit_compile": False, **options})
     return model
 
 
 def fitted(model, *data, **options):
-    """A few steps in a fixed order."""
+    """Fits a model to data in a fixed order."""
     model.fit(*data, **{"shuffle": False, "verbose": 0, **options})
     return model
 

@@ -8,7 +8,7 @@ from experiments.healing.latents import METHODS
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Runs a command."""
+    """Parses the arguments and runs a command."""
     parser = argparse.ArgumentParser(prog="python -m experiments.healing", description=__doc__)
     commands = parser.add_subparsers(required=True)
     run = commands.add_parser(
@@ -44,7 +44,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def _run(arguments: dict) -> None:
-    # Not before: processes that JAX has no part in import this file too.
+    # Imported late: processes that do not use JAX import this file too.
     from experiments.healing import run
 
     methods, seeds = arguments["methods"].split(","), arguments["seeds"].split(",")
@@ -60,7 +60,7 @@ def _paths(arguments: dict) -> None:
 
 
 def _page(arguments: dict) -> None:
-    # With pandas and jinja2, which training does without.
+    # Imported late: needs pandas and jinja2, which training does not.
     from experiments.healing import page
 
     page.write(arguments["results"], arguments["template"], arguments["out"])

@@ -1,4 +1,4 @@
-"""How well digits are recognized in imputed sequences; knows nothing of JAX, for its processes."""
+"""How well digits are recognized in imputed sequences; without JAX, for separate processes."""
 
 import os
 
@@ -10,14 +10,14 @@ from sklearn.metrics import roc_auc_score
 
 
 def auroc(bits: np.ndarray, labels: np.ndarray) -> float:
-    """The area under the ROC curve, one digit against the others, on average over the digits.
+    """The area under the ROC curve, one digit against the others, averaged over the digits.
 
-    Of a multinomial logistic regression on all pixels of a sequence, fitted to the first half of
-    the sequences and evaluated on the second, as Fortuin et al. have it, to scikit-learn's own
-    tolerance.
+    The classifier is a multinomial logistic regression on all pixels of a sequence, fitted to the
+    first half of the sequences and evaluated on the second, as in Fortuin et al., with
+    scikit-learn's default tolerance.
 
     Args:
-      bits: imputed sequences, black and white, as `np.packbits` packs them, `[N, bytes]`.
+      bits: imputed black-and-white sequences, packed by `np.packbits`, `[N, bytes]`.
       labels: the digits, `[N]`.
     """
     x, half = np.unpackbits(bits, axis=1).astype(np.float32), len(bits) // 2

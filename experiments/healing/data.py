@@ -1,17 +1,17 @@
-"""Healing MNIST: sequences of a digit that turns, of whose pixels most are missing.
+"""Healing MNIST: sequences of a rotating digit with most pixels missing.
 
-After Krishnan et al. (arXiv:1511.05121), without the squares and the noise, as Fortuin et al. have
-it: a sequence for each digit of MNIST, ten frames, black and white, turned by a random walk, and
-60% of the pixels missing. The files that they published are not used; what differs from them, as
-far as it is known:
+After Krishnan et al. (arXiv:1511.05121), without the squares and the noise, as in Fortuin et al.:
+a sequence of ten black-and-white frames for each digit of MNIST, rotated by a random walk, with
+60% of the pixels missing. Their published files are not used; the known differences are:
 
 * The step of the random walk has a standard deviation of `degrees`; theirs is not stated.
-* Every frame is the digit turned by the whole angle, by one linear interpolation; theirs is the
-  frame before, turned again by splines, which blurs.
-* `missing="random"`: each pixel is missing with probability 0.6, whatever it is.
+* Every frame is the original digit rotated by the total angle, with one linear interpolation;
+  theirs is the previous frame, rotated again with splines, which blurs.
+* `missing="random"`: each pixel is missing with probability 0.6, whatever its colour.
 * `missing="mnar"`, not at random: black pixels with probability 0.4, white ones with twice that.
-  The published table is of this kind. The two numbers are not stated, but the error of the plain
-  VAE, 0.232, is the share of white ones among missing pixels when they are missing twice as often.
+  The published table is for data of this kind. The two numbers are not stated, but the error of the
+  plain VAE, 0.232, is the share of white pixels among the missing ones if white pixels are missing
+  twice as often.
 """
 
 import concurrent.futures
@@ -26,9 +26,9 @@ import scipy.ndimage
 
 FRAMES, SIDE = 10, 28
 PIXELS = SIDE * SIDE
-# What is stored for a pixel: its colour, and whether it is missing.
+# The bits stored for a pixel: whether it is white, and whether it is missing.
 WHITE, HIDDEN = 1, 2
-# The probability that a black, or a white, pixel is missing.
+# The probabilities that a black and a white pixel are missing.
 MISSING = {"random": (0.6, 0.6), "mnar": (0.4, 0.8)}
 
 
@@ -47,10 +47,10 @@ def load(
     missing: str = "random",
     seed: int = 0,
 ) -> tuple[Sequences, Sequences]:
-    """Sequences for training and for testing, from MNIST's IDX files, the same for each seed.
+    """Makes training and test sequences from MNIST's IDX files, reproducibly for each `seed`.
 
-    Fewer of them are the first of all. Of the 60,000 digits for training the last 10,000, which
-    Fortuin et al. keep for validation, are not used.
+    The first `num_train` and `num_test` digits are used. Fortuin et al. keep the last 10,000 of the
+    60,000 training digits for validation; by default they are not used here.
     """
     parts = ("train", num_train, 0), ("t10k", num_test, 1)
     train, test = (
@@ -81,7 +81,7 @@ def _make(
 
 
 def _turn(digit: np.ndarray, angles: np.ndarray) -> np.ndarray:
-    """The digit, turned by each angle in degrees about the centre of the image; white or not."""
+    """The digit rotated about the image centre by each angle in degrees; true for white."""
     frames = np.empty((len(angles), SIDE, SIDE), bool)
     centre = (SIDE - 1) / 2
     image = digit.astype(np.float32)

@@ -1,7 +1,7 @@
-"""The methods that are compared: what posterior and what prior each has over its latent paths.
+"""The compared methods: the posterior and the prior of each over its latent paths.
 
-Written for TensorFlow Probability on either backend, which `Library` names: the experiment runs on
-JAX, and the tests, which compare GP-VAE's posterior with ours, on TensorFlow.
+Written for TensorFlow Probability on either backend, passed as a `Library`: the experiment runs on
+JAX; the tests, which compare GP-VAE's posterior with ours, run on TensorFlow.
 """
 
 from typing import Any, NamedTuple
@@ -22,16 +22,16 @@ class Library(NamedTuple):
 
 
 class Method(NamedTuple):
-    """What is compared, with the networks of GP-VAE.
+    """A method to compare, with the networks of GP-VAE.
 
     Attributes:
       posterior: a name in `POSTERIORS`.
-      prior: `normal`, `cauchy`, `matern`, `ar1` with a correlation that is learned for each latent,
-        or `ar1_fixed` with that of `matern`.
-      over_time: whether the encoder sees the frames before and after, by a convolution over time.
+      prior: `normal`, `cauchy`, `matern`, `ar1` with a learned correlation for each latent, or
+        `ar1_fixed` with the correlation of `matern`.
+      over_time: whether the encoder sees the neighbouring frames, by a convolution over time.
       masked: whether only the likelihood of observed pixels counts.
-      scale: the standard deviations that posteriors of this library start with.
-      rectified: whether the one channel that the convolutions over a frame end in passes a ReLU.
+      scale: the initial standard deviations of this library's posteriors.
+      rectified: whether the single output channel of the convolutions over a frame passes a ReLU.
     """
 
     posterior: str
@@ -54,20 +54,20 @@ METHODS = {
     "ante1_ar1_fixed": Method("ante1", "ar1_fixed"),
     "diag_ar1": Method("diag", "ar1"),
     "sites_ar1": Method("sites", "ar1"),
-    # In between, to tell what makes a difference: the encoder, the posterior or the prior.
+    # In between, to separate the effects of encoder, posterior and prior.
     "hi_vae_over_time": Method("softplus", "normal"),
     "softplus_cauchy": Method("softplus", "cauchy"),
     "signed_matern": Method("banded_signed", "matern"),
     "ante1_cauchy": Method("ante1", "cauchy"),
     "ante1_cauchy_narrow": Method("ante1", "cauchy", scale=0.2),
     "banded_ar1": Method("banded", "ar1"),
-    # With another end of the convolutions, whose ReLU dies for some seeds.
+    # Without the final ReLU of the convolutions, which dies for some seeds.
     "gp_vae_cauchy_linear": Method("banded", "cauchy", rectified=False),
     "gp_vae_matern_linear": Method("banded", "matern", rectified=False),
     "ante1_ar1_linear": Method("ante1", "ar1", rectified=False),
     "sites_ar1_linear": Method("sites", "ar1", rectified=False),
 }
-# How many numbers for each frame and latent the encoder gives.
+# Encoder outputs per frame and latent.
 POSTERIORS = {"softplus": 2, "diag": 2, "sites": 2, "banded": 3, "banded_signed": 3, "ante1": 3}
 POSTERIORS |= {"ar1": 3}
 
@@ -84,10 +84,11 @@ def kernel(name: str, frames: int) -> np.ndarray:
 
 
 def least_kl(name: str, frames: int) -> float:
-    """The least KL divergence of a posterior without correlation to the prior over one path.
+    """The least KL divergence of an uncorrelated posterior to the prior over one path.
 
-    Its precisions are then the diagonal of the prior's. The `banded` posterior of GP-VAE, whose
-    correlations cannot be positive, has no lower one to a prior whose neighbours are alike.
+    It is reached when the posterior's precisions are the diagonal of the prior's precision matrix.
+    The `banded` posterior of GP-VAE, whose correlations cannot be positive, does not get lower for
+    a prior with positively correlated neighbours.
     """
     precision = np.linalg.inv(kernel(name, frames))
     log_diagonal = np.sum(np.log(np.diag(precision)))
@@ -100,10 +101,10 @@ def posterior_and_kl(
     """The posterior over the latent paths, and its KL divergence to the prior.
 
     Args:
-      library: what to compute with.
+      library: the backend.
       method: the method.
-      outputs: what the encoder gives, `[batch, frames, k * latents]`, k as in `POSTERIORS`.
-      fisher_z: `atanh` of the correlations of the prior, `[latents]`; for the priors `ar1`.
+      outputs: the encoder's outputs, `[batch, frames, k * latents]`, k as in `POSTERIORS`.
+      fisher_z: `atanh` of the prior's correlations, `[latents]`; for the prior `ar1`.
 
     Returns:
       A distribution of batch shape `[batch, latents]` over the paths `[frames]`, and the KL
@@ -142,17 +143,17 @@ def _posterior(library: Library, name: str, outputs: Any, frames: int) -> Any:
 
 
 def banded(library: Library, loc: Any, diagonal: Any, above: Any) -> Any:
-    """The posterior of GP-VAE: the precision is U Uᵀ, U upper bidiagonal, by dense matrices.
+    """The posterior of GP-VAE with precision U Uᵀ, U upper bidiagonal, by dense matrices.
 
-    The covariance has the lower triangular factor U⁻ᵀ, for which GP-VAE solves a system. There
-    `diagonal` is `1 + softplus(...)` and `above` `softplus(...)`: neighbours then have negative
-    correlations, and no frame given the one before has a standard deviation above 1.
+    The covariance has the lower triangular factor U⁻ᵀ, which GP-VAE computes by solving a system.
+    In GP-VAE, `diagonal` is `1 + softplus(...)` and `above` is `softplus(...)`: neighbours have
+    negative correlations, and no frame given the previous one has a standard deviation above 1.
 
     Args:
-      library: what to compute with.
+      library: the backend.
       loc: the mean, `[..., d]`.
-      diagonal: that of U, `[..., d]`.
-      above: what is above it, `[..., d - 1]`.
+      diagonal: the diagonal of U, `[..., d]`.
+      above: the superdiagonal of U, `[..., d - 1]`.
     """
     tf, tfd, _ = library
     size = diagonal.shape[-1]
@@ -180,7 +181,7 @@ def dense_kl(library: Library, posterior: Any, covariance: np.ndarray) -> Any:
 
 
 def prior_of(library: Library, method: Method, frames: int, dtype: Any, fisher_z: Any) -> Any:
-    """The prior over one path, or over that of each latent; see `posterior_and_kl`."""
+    """The prior over one path, or over the path of each latent; see `posterior_and_kl`."""
     tf, tfd, chains = library
     zeros = tf.zeros([frames], dtype)
     if method.prior == "normal":

@@ -1,8 +1,8 @@
-"""What a gradient costs as paths become long: GP-VAE's dense matrices, and chains in O(steps).
+"""The cost of a gradient for long paths: GP-VAE's dense matrices, and chains in O(steps).
 
-One small network over time, the same for each method: a convolution of width 3 to 64 units, a dense
-layer to the posterior of 8 latent paths, one draw, and a dense layer back to 16 features; the loss
-is a Gaussian likelihood plus the KL divergence to a Matérn-1/2 prior. Batches of 8, float32.
+All methods share one small network over time: a convolution of width 3 to 64 units, a dense layer
+to the posterior over 8 latent paths, one draw, and a dense layer back to 16 features. The loss is a
+Gaussian likelihood plus the KL divergence to a Matérn-1/2 prior. Batches of 8, float32.
 """
 
 import concurrent.futures
@@ -31,12 +31,12 @@ METHODS_OF_PATHS = {
 STEPS = (10, 30, 100, 300, 1000, 3000, 10_000)
 _BATCH, _FEATURES, _UNITS, _LATENTS = 8, 16, 64, 8
 _REPEATS, _LEAST_REPEATS, _MOST_SECONDS = 200, 5, 60
-# Below, what Python and JAX take themselves is most of a process.
+# For shorter paths, Python and JAX themselves take most of the memory of a process.
 _PEAKS_FROM = 1000
 
 
 def loss(weights: dict[str, jax.Array], method: Method, x: jax.Array, key: jax.Array) -> jax.Array:
-    """The mean over a batch `[batch, steps, features]`."""
+    """The mean loss over a batch `[batch, steps, features]`."""
     padded, steps = jnp.pad(x, ((0, 0), (1, 1), (0, 0))), x.shape[1]
     hidden = jax.nn.relu(
         sum(padded[:, i : i + steps] @ weight for i, weight in enumerate(weights["over_time"]))
@@ -51,14 +51,14 @@ def loss(weights: dict[str, jax.Array], method: Method, x: jax.Array, key: jax.A
 def measure(out: pathlib.Path, seconds: float, most_bytes: float, code: str) -> None:
     """Writes a line for each method and number of steps that is not in the file yet.
 
-    The methods take turns, so that what else the machine does falls on all of them alike. A method
-    ends where it needs more than `most_bytes`: there it is not run, and longer paths are not tried.
+    Runs are interleaved, so other load on the machine affects all methods equally. A method that
+    needs `most_bytes` or more is not run, and longer paths are not tried with it.
 
     Args:
       out: the file of results.
-      seconds: when to have ended.
-      most_bytes: a program that needs more memory than this is not run.
-      code: the commit, where git does not know it.
+      seconds: time limit.
+      most_bytes: programs that need this much memory or more are not run.
+      code: the commit, if git cannot tell it.
     """
     end = time.monotonic() + seconds
     lines = out.read_text("utf-8").splitlines() if out.exists() else []
@@ -114,12 +114,12 @@ def _compile(name: str, steps: int) -> tuple[Any, Any]:
 
 
 def _temporary_bytes(compiled: tuple[Any, Any]) -> int:
-    """What XLA sets aside for a run, besides arguments and results."""
+    """The memory that XLA allocates for a run, besides arguments and results."""
     return int(compiled[0].memory_analysis().temp_size_in_bytes)
 
 
 def _times(programs: dict[str, tuple[Any, Any]]) -> dict[str, list[float]]:
-    """The seconds of runs by turns, without the first, which includes loading the program."""
+    """The seconds of interleaved runs, without the first, which includes loading the program."""
     times: dict[str, list[float]] = {name: [] for name in programs}
     start = time.perf_counter()
     for _ in range(1 + _REPEATS):
@@ -133,16 +133,16 @@ def _times(programs: dict[str, tuple[Any, Any]]) -> dict[str, list[float]]:
 
 
 def _peak_bytes(name: str, steps: int) -> int:
-    """The most memory that this process, which does nothing else, has had after one run."""
+    """The peak memory of this process, which does nothing else, after one run."""
     program, arguments = _compile(name, steps)
     jax.block_until_ready(program(*arguments))
-    # Not `getrusage`, whose maximum a process inherits from the one that started it.
+    # Not `getrusage`: a process inherits its maximum from the parent process.
     status = pathlib.Path("/proc/self/status").read_text("utf-8")
     return 1024 * int(status.partition("VmHWM:")[2].split()[0])
 
 
 def _device() -> str:
-    """The name of the GPU, or of the processor, which JAX calls "cpu"."""
+    """The name of the GPU or of the processor, which JAX only calls "cpu"."""
     kind = jax.devices()[0].device_kind
     if kind != "cpu":
         return kind

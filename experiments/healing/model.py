@@ -30,13 +30,13 @@ from experiments.seeds_at_once import Parameters, State, dense, epoch, weights
 
 LIBRARY = Library(tf2jax, tfp.distributions, tfp_ar1_jax)
 UNITS, BATCH = 256, 64
-# Draws of a path for what a pixel is predicted as on average.
+# Draws of a path over which predictions of pixels are averaged.
 DRAWS = 20
 OPTIMIZER = optax.chain(optax.clip_by_global_norm(1e4), optax.adam(1e-3))
 
 
 def initial(method: Method, seed: Any) -> State:
-    """The state in which a method's training starts."""
+    """The initial state of a method's training."""
     over_time = (3,) if method.over_time else ()
     shapes = {
         "pixels_in": (3, 3, 1, UNITS),
@@ -50,7 +50,7 @@ def initial(method: Method, seed: Any) -> State:
         "decoder_4": (UNITS, PIXELS),
     }
     parameters, key = weights(shapes, seed)
-    if method.scale != 1:  # Its outputs are the means, the logarithms of the variances, and more.
+    if method.scale != 1:  # Outputs: the means, the log variances, and more.
         weight, bias = parameters["encoder_3"]
         bias = bias.at[LATENTS : 2 * LATENTS].set(2 * jnp.log(method.scale))
         parameters["encoder_3"] = (weight, bias)
@@ -61,25 +61,25 @@ def initial(method: Method, seed: Any) -> State:
 
 
 def preprocess(parameters: Parameters, white: jax.Array, rectified: bool = True) -> jax.Array:
-    """Both convolutions over frames `[..., PIXELS]` of 0 and 1, each before a ReLU.
+    """Applies both convolutions to frames `[..., PIXELS]` of 0 and 1, each followed by a ReLU.
 
-    The second one, of a single channel, is linear unless `rectified`.
+    The second, with a single channel, is linear unless `rectified`.
 
-    What the first makes of a pixel depends on its 3 × 3 neighbourhood alone, of which there are 512
-    in black and white. So both layers are computed for these, and looked up: the same function as
-    the convolutions.
+    The first layer's output at a pixel depends only on its 3 × 3 neighbourhood, and there are just
+    512 of these in black and white. So both layers are computed for these and looked up, which is
+    the same function as the convolutions.
     """
     (w_in, b_in), (w_out, b_out) = parameters["pixels_in"], parameters["pixels_out"]
     bits = (jnp.arange(512)[:, None] >> jnp.arange(9)) & 1
     hidden = jax.nn.relu(bits.astype(w_in.dtype) @ w_in.reshape(9, UNITS) + b_in)
-    table = hidden @ w_out.reshape(9, UNITS).T  # What a pixel adds to each of its neighbours.
+    table = hidden @ w_out.reshape(9, UNITS).T  # A pixel's contributions to its neighbours.
     image = jnp.pad(white.reshape(-1, SIDE, SIDE).astype(jnp.int32), ((0, 0), (1, 1), (1, 1)))
     shifts = [(i, j) for i in range(3) for j in range(3)]
     number = sum(
         image[:, i : i + SIDE, j : j + SIDE] << place for place, (i, j) in enumerate(shifts)
     )
-    # Most are all black: their row, which the others are relative to, needs no looking up, nor the
-    # sum of its gradients a scatter.
+    # Most neighbourhoods are all black. The other rows are relative to theirs, so it needs no
+    # look-up, and its gradient no scatter.
     added = (
         jnp.take(
             table[1:] - table[0],
@@ -91,7 +91,7 @@ def preprocess(parameters: Parameters, white: jax.Array, rectified: bool = True)
         + table[0]
     )
     added = jnp.pad(added, ((0, 0), (1, 1), (1, 1), (0, 0)))
-    # Where the second layer, at a pixel, looks at its neighbour (i, j).
+    # The second layer sums the contributions of the neighbours (i, j).
     sums = sum(added[:, i : i + SIDE, j : j + SIDE, place] for place, (i, j) in enumerate(shifts))
     out = (sums + b_out).reshape(white.shape)
     return jax.nn.relu(out) if rectified else out
@@ -103,7 +103,7 @@ def encode(parameters: Parameters, method: Method, pixels: jax.Array) -> tuple[A
     Args:
       parameters: the weights.
       method: the method.
-      pixels: `[batch, FRAMES, PIXELS]` as in `data.Sequences`; missing ones are seen as black.
+      pixels: `[batch, FRAMES, PIXELS]` as in `data.Sequences`; missing pixels are seen as black.
     """
     x = preprocess(parameters, pixels == WHITE, method.rectified)
     weight, bias = parameters["encoder_1"]
@@ -133,14 +133,14 @@ def _draw(posterior: Any, key: jax.Array, *shape: int) -> jax.Array:
 
 
 def _nll(logits: jax.Array, white: jax.Array) -> jax.Array:
-    """−log p of each pixel, white or not."""
+    """−log p of each pixel."""
     return jax.nn.softplus(logits) - white * logits
 
 
 def loss(
     parameters: Parameters, method: Method, beta: float, pixels: jax.Array, key: jax.Array
 ) -> jax.Array:
-    """The mean of −log p + beta KL over sequences, by one draw each."""
+    """The mean of −log p + beta KL over sequences, with one draw each."""
     posterior, kl = encode(parameters, method, pixels)
     nll = _nll(decode(parameters, _draw(posterior, key)), pixels == WHITE)
     if method.masked:
@@ -152,17 +152,17 @@ def loss(
 def train(
     states: State, pixels: jax.Array, method: Method, beta: float, steps: int
 ) -> tuple[State, jax.Array]:
-    """Some steps of an epoch of several seeds at once, each with an order and noise of its own.
+    """Trains several seeds at once for up to an epoch, each with its own data order and noise.
 
     Args:
-      states: those of the seeds, stacked.
+      states: the states of the seeds, stacked.
       pixels: the training data, `[N, FRAMES, PIXELS]`.
       method: the method.
       beta: the weight of the KL divergence.
-      steps: how many batches; at most `N // BATCH`.
+      steps: number of batches; at most `N // BATCH`.
 
     Returns:
-      The states, and the mean loss of each seed.
+      The new states, and the mean loss of each seed.
     """
 
     def of_batch(parameters: Parameters, batch: jax.Array, key: jax.Array) -> jax.Array:
@@ -175,18 +175,19 @@ def train(
 def evaluate(
     parameters: Parameters, pixels: jax.Array, key: jax.Array, method: Method
 ) -> tuple[dict[str, jax.Array], jax.Array]:
-    """Measures of one seed, and its test images with what is missing filled in.
+    """Measures of one seed, and its test images with the missing pixels imputed.
 
     Args:
       parameters: the weights.
-      pixels: the test data, `[N, FRAMES, PIXELS]`, N a multiple of the number of batches.
-      key: for draws.
+      pixels: the test data, `[N, FRAMES, PIXELS]`.
+      key: the key for draws.
       method: the method.
 
     Returns:
-      Sums over missing pixels (`nll`, `nll_mixed`, `mse`) or over sequences (`neg_elbo`, `kl`), and
-      means (`posterior_correlation`, `posterior_scale`; `seen`, the share of pixels whose value
-      makes a difference to what the encoder sees); bits `[N, FRAMES * PIXELS / 8]`.
+      For each batch, sums over missing pixels (`nll`, `nll_mixed`, `mse`) or over sequences
+      (`neg_elbo`, `kl`), and means (`posterior_correlation`, `posterior_scale`; `seen`, the share
+      of pixels whose value makes a difference to what the encoder sees); and the images as packed
+      bits `[N, FRAMES * PIXELS / 8]`.
     """
 
     def of_batch(batch: Any) -> Any:

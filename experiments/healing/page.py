@@ -1,4 +1,4 @@
-"""The page of Healing MNIST, whose numbers come from the lines of results."""
+"""The page on Healing MNIST, filled in from results."""
 
 import pathlib
 from typing import Any
@@ -36,7 +36,7 @@ def write(results: pathlib.Path, template: pathlib.Path, page: pathlib.Path) -> 
     """Fills in a template.
 
     Raises:
-      ValueError: if a line repeats a run, or the template asks for what there is not.
+      ValueError: if a line repeats a run, or the template asks for something that does not exist.
     """
     paths = results.with_name("long_paths.jsonl")
     tables = Tables(read(results), read(paths) if paths.exists() else [])
@@ -44,7 +44,7 @@ def write(results: pathlib.Path, template: pathlib.Path, page: pathlib.Path) -> 
 
 
 class Tables(MethodTables):
-    """What the template may call."""
+    """Methods for the template."""
 
     measures, methods, settings = MEASURES, tuple(METHODS), SETTINGS
     compared = ("nll", "nll_mixed", "mse", "auroc", "neg_elbo")
@@ -53,12 +53,12 @@ class Tables(MethodTables):
         super().__init__(records)
         self._paths = paths
         self._frame["rectified"] = [METHODS[name].rectified for name in self._frame.method]
-        # Whether other draws of the latents make the same images: the decoder does not use them.
+        # Whether the decoder ignores the latents: other draws of them give the same images.
         gain = self._frame.nll - self._frame.nll_mixed
         self._frame["collapsed"] = gain.abs() < 1e-3 * self._frame.nll
 
     def collapsed(self, **settings: Any) -> str:
-        """The runs whose decoder came not to use the latents, by method and seed."""
+        """The runs whose decoder learned to ignore the latents, by method and seed."""
         chosen = self._choose(settings)
         found = self._by_method(chosen[chosen.collapsed])
         return ", ".join(
@@ -66,11 +66,11 @@ class Tables(MethodTables):
         )
 
     def least_kl(self, prior: str) -> str:
-        """What GP-VAE's posterior pays at least, over all latents, in nats per sequence."""
+        """The least KL divergence of GP-VAE's posterior, over all latents, in nats per sequence."""
         return number_text(LATENTS * least_kl(prior, FRAMES), 1)
 
     def long_paths(self) -> str:
-        """Time and memory of a gradient, by the number of steps; empty without lines."""
+        """Time and memory of a gradient by the number of steps; empty without measurements."""
         lines = {(line["method"], line["steps"]): line for line in self._paths}
         methods = dict.fromkeys(method for method, _ in lines)
         rows = [
@@ -81,7 +81,7 @@ class Tables(MethodTables):
         return markdown(rows) if rows else ""
 
     def path_ratio(self, of: str, to: str, field: str, steps: int) -> str:
-        """How many times as long, or as much memory, one method takes as another."""
+        """The ratio of a `field`, time or memory, of the method `of` to that of the method `to`."""
         one, other = (
             next(x[field] for x in self._paths if (x["method"], x["steps"]) == (method, steps))
             for method in (of, to)
@@ -89,11 +89,11 @@ class Tables(MethodTables):
         return number_text(one / other, 0)
 
     def path_device(self) -> str:
-        """What paths were measured on."""
+        """The devices on which long paths were measured."""
         return ", ".join(sorted({line["device"] for line in self._paths}))
 
     def published(self) -> str:
-        """The table of the paper."""
+        """The published table of the paper."""
         return markdown(
             [
                 {"method, as published": method, "NLL": nll, "MSE": mse, "AUROC": auroc}
@@ -103,7 +103,7 @@ class Tables(MethodTables):
 
 
 def _cost(line: dict[str, Any] | None) -> str:
-    """The time, the memory that XLA sets aside, and the peak of the process if it is known."""
+    """The time, the memory that XLA allocates, and the peak of the process if it is known."""
     if line is None:
         return "–"
     time, peak = line["seconds"], line.get("peak_bytes")

@@ -1,4 +1,4 @@
-"""Trains and evaluates methods, several seeds at a time, and writes a line for each as it ends."""
+"""Trains and evaluates methods, several seeds at once, and writes a line as each one ends."""
 
 import concurrent.futures
 import functools
@@ -21,12 +21,12 @@ from experiments.healing import classifier, data, model
 from experiments.healing.latents import METHODS
 from experiments.healing.results import SETTINGS, key_of, read
 
-# For the last evaluation, and the classifiers.
+# Seconds kept for the last evaluation and the classifiers.
 _RESERVE = 45
 
 
 class Options(NamedTuple):
-    """What is run, and where to; see `python -m experiments.healing run --help`."""
+    """The runs and their output; see `python -m experiments.healing run --help`."""
 
     data_dir: pathlib.Path
     out: pathlib.Path
@@ -44,14 +44,14 @@ class Options(NamedTuple):
 
 
 class Task(NamedTuple):
-    """A method, and the seeds that are trained at once."""
+    """A method, and the seeds to train at once."""
 
     method: str
     seeds: list[int]
 
 
 class Programs(NamedTuple):
-    """What XLA has compiled: the first states of some seeds, an epoch of them, measures of one."""
+    """Compiled programs: initial states of seeds, an epoch of all seeds, measures of one seed."""
 
     initial: Any
     train: Any
@@ -59,7 +59,7 @@ class Programs(NamedTuple):
 
 
 def run(options: Options) -> None:
-    """Runs what has no line in the file of results yet, as far as time allows."""
+    """Runs whatever has no line in the file of results yet, within the time limit."""
     end = time.monotonic() + options.seconds
     done = {key_of(record) for record in read(options.out)} if options.out.exists() else set()
     tasks = _tasks(options, done)
@@ -70,7 +70,7 @@ def run(options: Options) -> None:
         concurrent.futures.ProcessPoolExecutor(mp_context=spawn) as processes,
         options.out.open("a", encoding="utf-8") as file,
     ):
-        # XLA compiles while the data are made; each method once.
+        # Compile each method once, while the data are prepared.
         shapes = dict.fromkeys((task.method, len(task.seeds)) for task in tasks)
         programs = {shape: threads.submit(_compile, options, *shape) for shape in shapes}
         train, test = data.load(
@@ -104,14 +104,14 @@ def run(options: Options) -> None:
             _write_done(file, pending, 0.0)
         threads.shutdown(wait=False, cancel_futures=True)
         _write_done(file, pending, max(0.0, end - time.monotonic()))
-        for record in pending.values():  # Time is up: better without than not at all.
+        for record in pending.values():  # Time is up: write them without the AUROC.
             _write(file, record | {"auroc": None})
         for process in list(processes._processes.values()) if pending else []:
             process.terminate()
 
 
 def _tasks(options: Options, done: set[tuple[Any, ...]]) -> list[Task]:
-    """All methods with the first seeds, then with the next, without what is done."""
+    """All methods with the first group of seeds, then with the next, except finished runs."""
     settings = _settings(options)
     seeds = [
         options.seeds[i : i + options.together]
@@ -155,7 +155,7 @@ def _run_task(
     test_pixels: jax.Array,
     end: float,
 ) -> tuple[list[dict[str, Any]], list[np.ndarray]]:
-    """The results of the seeds of a task but for the classifier, and the imputed sequences."""
+    """The results of a task's seeds except the classifier's, and the imputed sequences."""
     states = programs.initial(jnp.asarray(task.seeds, jnp.int32))
     seconds, losses = [], []
     for _ in range(options.epochs):
@@ -197,7 +197,7 @@ def _run_task(
 
 
 def _of_prior(parameters: model.Parameters) -> dict[str, float]:
-    """The correlations of neighbours that a prior has learned."""
+    """Quantiles of a prior's learned correlations."""
     if "prior" not in parameters:
         return {}
     rho = np.tanh(np.asarray(parameters["prior"], np.float64))
@@ -206,7 +206,7 @@ def _of_prior(parameters: model.Parameters) -> dict[str, float]:
 
 
 def _write_done(file: Any, pending: dict[Any, dict[str, Any]], seconds: float) -> None:
-    """Writes what is finished, or finishes within this time."""
+    """Writes results whose classifiers finish within this time."""
     try:
         for future in concurrent.futures.as_completed(list(pending), timeout=seconds):
             if error := future.exception():
@@ -227,7 +227,7 @@ def _write(file: Any, record: dict[str, Any]) -> None:
 
 @functools.cache
 def versions() -> dict[str, str]:
-    """Those of Python and of the packages that results depend on."""
+    """The versions of Python and of the packages that results depend on."""
     packages = ("jax", "jaxlib", "tfp-nightly", "tensorflow-probability", "optax", "numpy")
     found = {}
     for package in (*packages, "scipy", "scikit-learn"):
@@ -240,7 +240,7 @@ def versions() -> dict[str, str]:
 
 @functools.cache
 def code() -> str:
-    """The commit of this checkout, as far as git knows it."""
+    """The commit of this checkout, or `unknown`."""
     root = str(pathlib.Path(__file__).parents[2])
     git = subprocess.run(
         ["git", "-C", root, "rev-parse", "HEAD"], capture_output=True, text=True, check=False

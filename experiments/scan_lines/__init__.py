@@ -1,4 +1,4 @@
-"""Latent paths along the lines of images of MNIST, on JAX: does AR(1) pay where the order is real?
+"""Latent paths along the lines of MNIST images, on JAX: does AR(1) pay if the order is real?
 
-With what `experiments.healing` runs on, without TensorFlow.
+Needs the same packages as `experiments.healing`, and no TensorFlow.
 """

@@ -7,7 +7,7 @@ from experiments.scan_lines.results import DECODERS, METHODS, ORDERS
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Runs a command."""
+    """Parses the arguments and runs a command."""
     parser = argparse.ArgumentParser(prog="python -m experiments.scan_lines", description=__doc__)
     commands = parser.add_subparsers(required=True)
     run = commands.add_parser(
@@ -33,14 +33,14 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def _run(arguments: dict) -> None:
-    # Not before: processes that JAX has no part in import this file too.
+    # Imported late: processes that do not use JAX import this file too.
     from experiments.scan_lines import run
 
     run.run(run.Options(**arguments))
 
 
 def _page(arguments: dict) -> None:
-    # With pandas and jinja2, which training does without.
+    # Imported late: needs pandas and jinja2, which training does not.
     from experiments.scan_lines import page
 
     page.write(arguments["results"], arguments["template"], arguments["out"])

@@ -1,4 +1,4 @@
-"""Images of MNIST in black and white, and the order of their lines."""
+"""MNIST images in black and white, and the order of their lines."""
 
 import pathlib
 
@@ -8,7 +8,7 @@ from experiments.healing.data import SIDE, read
 
 
 def load(folder: pathlib.Path, num_train: int, num_test: int) -> tuple[np.ndarray, np.ndarray]:
-    """The first images for training and for testing, bool `[N, SIDE, SIDE]`, true for white."""
+    """The first training and test images, bool `[N, SIDE, SIDE]`, true for white."""
     train, test = (
         read(folder / f"{part}-images-idx3-ubyte.gz", 16).reshape(-1, SIDE, SIDE)[:number] > 127
         for part, number in (("train", num_train), ("t10k", num_test))
@@ -17,6 +17,6 @@ def load(folder: pathlib.Path, num_train: int, num_test: int) -> tuple[np.ndarra
 
 
 def order_of(name: str) -> np.ndarray:
-    """The place in the image of each line: `real`, or `shuffled`, alike for all images."""
+    """The order of the lines: `real`, or `shuffled` in the same way for all images."""
     lines = np.arange(SIDE)
     return lines if name == "real" else np.random.default_rng(0).permutation(lines)

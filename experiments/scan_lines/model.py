@@ -1,8 +1,8 @@
-"""A VAE whose latents are paths along the lines of an image, its training and evaluation, on JAX.
+"""A VAE with latent paths along the lines of an image; its training and evaluation, on JAX.
 
-The encoder is a dense network on all pixels, which gives what belongs to each line. A decoder
-either sees the latents of one line at a time (`line`), or by a convolution those of three lines
-on either side too (`window`). Posteriors, priors, draws and KL divergences are this library's.
+The encoder is a dense network on all pixels that outputs parameters for each line. The decoder
+sees either the latents of one line at a time (`line`) or, by a convolution, also those of three
+lines on either side (`window`). Posteriors, priors, draws and KL divergences are this library's.
 """
 
 import functools
@@ -20,12 +20,12 @@ from experiments.seeds_at_once import Parameters, State, dense, epoch, weights
 LINES = 28
 CHANNELS, BATCH = 4, 64
 ENCODER_UNITS, DECODER_UNITS = 128, 64
-DRAWS = 50  # of the importance-weighted NLL
-LEARNING_RATE = 2e-3  # at first; it falls to 0 along half a cosine
+DRAWS = 50  # for the importance-weighted NLL
+LEARNING_RATE = 2e-3  # initially; decays to 0 along half a cosine
 
 
 class Model(NamedTuple):
-    """What is trained: a decoder, a posterior and a prior; in how many steps."""
+    """A decoder, a posterior and a prior, and the number of training steps."""
 
     decoder: str
     method: Method
@@ -33,12 +33,12 @@ class Model(NamedTuple):
 
     @property
     def optimizer(self) -> optax.GradientTransformation:
-        """Adam."""
+        """Adam with cosine decay."""
         return optax.adam(optax.cosine_decay_schedule(LEARNING_RATE, self.steps))
 
 
 def initial(model: Model, seed: Any) -> State:
-    """The state in which training starts; a learned prior starts as N(0, I)."""
+    """The initial state of training; a learned prior starts as N(0, I)."""
     seen = 2 * DECODERS[model.decoder] + 1
     shapes = {
         "encoder_1": (LINES * LINES, ENCODER_UNITS),
@@ -54,7 +54,7 @@ def initial(model: Model, seed: Any) -> State:
 
 
 def encode(parameters: Parameters, model: Model, images: jax.Array) -> tuple[Any, jax.Array]:
-    """The posterior over latent paths `[batch, CHANNELS, LINES]`, its KL divergence `[batch]`."""
+    """The posterior over latent paths `[batch, CHANNELS, LINES]`, and its KL `[batch]`."""
     x = images.reshape(len(images), -1).astype(jnp.float32)
     x = jax.nn.relu(dense(parameters["encoder_1"], x))
     x = jax.nn.relu(dense(parameters["encoder_2"], x))
@@ -72,12 +72,12 @@ def decode(parameters: Parameters, decoder: str, paths: jax.Array) -> jax.Array:
 
 
 def _nll(logits: jax.Array, white: jax.Array) -> jax.Array:
-    """−log p of an image, white or not."""
+    """−log p of each image."""
     return jnp.sum(jax.nn.softplus(logits) - white * logits, axis=(-1, -2))
 
 
 def loss(parameters: Parameters, model: Model, images: jax.Array, key: jax.Array) -> jax.Array:
-    """The mean of −ELBO over images, by one draw each."""
+    """The mean of −ELBO over images, with one draw each."""
     posterior, kl = encode(parameters, model, images)
     logits = decode(parameters, model.decoder, posterior.sample(seed=key))
     return jnp.mean(_nll(logits, images) + kl)
@@ -85,15 +85,15 @@ def loss(parameters: Parameters, model: Model, images: jax.Array, key: jax.Array
 
 @functools.partial(jax.jit, static_argnames=("model",), donate_argnums=0)
 def train(states: State, images: jax.Array, model: Model) -> tuple[State, jax.Array]:
-    """An epoch of several seeds at once, each with an order and noise of its own.
+    """Trains several seeds at once for an epoch, each with its own data order and noise.
 
     Args:
-      states: those of the seeds, stacked.
+      states: the states of the seeds, stacked.
       images: the training data, bool `[N, LINES, LINES]`.
       model: the model.
 
     Returns:
-      The states, and the mean loss of each seed.
+      The new states, and the mean loss of each seed.
     """
 
     def of_batch(parameters: Parameters, batch: jax.Array, key: jax.Array) -> jax.Array:
@@ -106,7 +106,7 @@ def train(states: State, images: jax.Array, model: Model) -> tuple[State, jax.Ar
 def evaluate(
     parameters: Parameters, images: jax.Array, key: jax.Array, model: Model
 ) -> dict[str, jax.Array]:
-    """Means over images of one seed's −ELBO, KL divergence and the posterior's correlation."""
+    """Means over images of −ELBO, KL divergence and the posterior's correlation, for one seed."""
 
     def of_batch(batch: Any) -> Any:
         posterior, kl = encode(parameters, model, batch[0])
@@ -128,7 +128,7 @@ def evaluate(
 def importance_weighted_nll(
     parameters: Parameters, images: jax.Array, key: jax.Array, model: Model
 ) -> jax.Array:
-    """−log p by importance weighting of `DRAWS` draws, in the mean over images."""
+    """−log p by importance weighting of `DRAWS` draws, averaged over images."""
 
     def of_batch(batch: Any) -> Any:
         posterior, _ = encode(parameters, model, batch[0])

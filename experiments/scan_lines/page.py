@@ -1,4 +1,4 @@
-"""The page of paths along lines, whose numbers come from the lines of results."""
+"""The page on paths along lines, filled in from results."""
 
 import pathlib
 
@@ -17,13 +17,13 @@ MEASURES = {
 
 
 class Tables(MethodTables):
-    """What the template may call."""
+    """Methods for the template."""
 
     compared = ("neg_elbo", "nll_iw", "kl")
     measures, methods, settings = MEASURES, scan_lines.METHODS, scan_lines.SETTINGS
 
     def runs_with_a_path_apart(self, method: str, **settings: str) -> int:
-        """The runs of a method whose prior has a path without correlation to speak of."""
+        """The number of runs of a method whose prior has a nearly uncorrelated path."""
         chosen = self._choose(settings | {"method": method})
         return sum(min(map(abs, paths)) < 0.1 for paths in chosen.prior_correlations)
 
@@ -32,6 +32,6 @@ def write(results: pathlib.Path, template: pathlib.Path, page: pathlib.Path) -> 
     """Fills in a template.
 
     Raises:
-      ValueError: if a line repeats a run, or the template asks for what there is not.
+      ValueError: if a line repeats a run, or the template asks for something that does not exist.
     """
     Tables(read(results)).write(template, page, "python -m experiments.scan_lines page")

@@ -1,4 +1,4 @@
-"""Trains and evaluates models, several seeds at a time, and writes a line for each seed."""
+"""Trains and evaluates models, several seeds at once, and writes a line for each seed."""
 
 import functools
 import itertools
@@ -20,12 +20,12 @@ from experiments.scan_lines import model
 from experiments.scan_lines.data import load, order_of
 from experiments.scan_lines.results import SETTINGS
 
-# Of how many of the test images the importance-weighted NLL is computed.
+# The number of test images for the importance-weighted NLL.
 _NUM_WEIGHTED = 2000
 
 
 class Options(NamedTuple):
-    """What is run, and where to; see `python -m experiments.scan_lines run --help`."""
+    """The runs and their output; see `python -m experiments.scan_lines run --help`."""
 
     data_dir: pathlib.Path
     out: pathlib.Path
@@ -39,7 +39,7 @@ class Options(NamedTuple):
 
 
 def run(options: Options) -> None:
-    """Runs what has no line in the file of results yet."""
+    """Runs whatever has no line in the file of results yet."""
     records = read(options.out) if options.out.exists() else []
     done = {tuple(record[key] for key in SETTINGS) for record in records}
     options.out.parent.mkdir(parents=True, exist_ok=True)
@@ -68,7 +68,7 @@ def _model(options: Options, decoder: str, method: str) -> model.Model:
 def _train(
     trained: model.Model, todo: list[dict[str, Any]], train: np.ndarray, test: np.ndarray
 ) -> list[dict[str, Any]]:
-    """The results of some seeds of one model, which are trained at once."""
+    """The results of several seeds of one model, trained at once."""
     train_images, test_images = jnp.asarray(train), jnp.asarray(test)
     seeds = jnp.asarray([settings["seed"] for settings in todo])
     states = jax.jit(jax.vmap(functools.partial(model.initial, trained)))(seeds)

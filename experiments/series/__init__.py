@@ -1,1 +1,1 @@
-"""Why `SequenceVAE` errs on series where it does: variants, and what they are measured by."""
+"""Causes of the errors of `SequenceVAE` on series: variants, and measures to compare them."""

@@ -7,7 +7,7 @@ from experiments.series.data import DATASETS
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Runs a command."""
+    """Parses the arguments and runs a command."""
     parser = argparse.ArgumentParser(prog="python -m experiments.series", description=__doc__)
     commands = parser.add_subparsers(required=True)
     run = commands.add_parser("run", help="train and measure variants")

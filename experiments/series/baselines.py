@@ -1,4 +1,4 @@
-"""What needs no network: straight lines, a process for each window, and one noisy chain for all."""
+"""Baselines without a network: straight lines, a process per window, one noisy chain for all."""
 
 import functools
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from experiments.series.measures import LEVELS, Draws, Predictor
 
 
 class Chain(NamedTuple):
-    """A noisy Ornstein–Uhlenbeck process: four numbers for a feature of all windows."""
+    """A noisy Ornstein–Uhlenbeck process: four numbers per feature, shared by all windows."""
 
     mean: Any
     stddev: Any
@@ -25,7 +25,7 @@ class Chain(NamedTuple):
     noise: Any
 
     def path(self, times: Any) -> tfp_ar1.MultivariateNormalOU:
-        """The process without the noise at these times, `[..., n]`."""
+        """The process without the noise, at times `[..., n]`."""
         loc = self.mean * tf.ones_like(times)
         return tfp_ar1.MultivariateNormalOU(loc, self.stddev, self.length_scale, times)
 
@@ -47,7 +47,7 @@ def fit_chain(values: np.ndarray, times: np.ndarray, observed: np.ndarray) -> Ch
 
 
 def of_chains(chains: list[Chain], x: np.ndarray, length: int, steps: Any) -> Draws:
-    """Normals for series, given what is known of each; with the noise."""
+    """Normal predictions for series given their known values, including the noise."""
     means, stddevs = [], []
     for chain, y in zip(chains, np.moveaxis(x.astype(np.float64), -1, 0), strict=True):
         times = tf.range(y.shape[1], dtype=tf.float64)
@@ -60,12 +60,12 @@ def of_chains(chains: list[Chain], x: np.ndarray, length: int, steps: Any) -> Dr
 
 
 def fit(name: str, data: Series) -> tuple[Predictor, dict[str, Any]]:
-    """The predictor of one of `NAMES`, and the parameters that it learned of the training set."""
+    """The predictor of one of `NAMES`, and the parameters it learned from the training set."""
     return NAMES[name](data)
 
 
 def _chain(data: Series, dropped: bool = False, with_times: bool = True) -> Any:
-    """Chains of all steps, or of half of them, drawn at random, at their times or at 0, 1, ..."""
+    """Fits chains to all steps or a random half, at their own times or at 0, 1, ..."""
     num, steps, features = data.train.shape
     kept = np.tile(np.arange(steps), (num, 1))
     if dropped:
@@ -80,7 +80,7 @@ def _chain(data: Series, dropped: bool = False, with_times: bool = True) -> Any:
 
 
 def _of_path(predict: Callable[..., Any]) -> Callable[[Series], Any]:
-    """A predictor of `series_baselines`, which learns nothing of the training set."""
+    """Wraps a predictor of `series_baselines`, which learns nothing from the training set."""
 
     def predictor(x: np.ndarray, length: int, steps: Any) -> Draws:
         mean, _, high = predict(x, np.full(len(x), length))

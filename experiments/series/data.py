@@ -1,4 +1,4 @@
-"""The series: two that the command line has, and weekly CO2, with gaps of its own."""
+"""The series: two data sets of the command line, and weekly CO2, which has real gaps."""
 
 import pathlib
 import tempfile
@@ -12,7 +12,7 @@ DATASETS = ("pig_cvp", "basic_motions", "co2")
 
 
 class Series(NamedTuple):
-    """Windows `[N, steps, features]` as the model takes them, NaN where nothing was observed."""
+    """Windows `[N, steps, features]` as the model takes them, NaN where unobserved."""
 
     train: np.ndarray
     test: np.ndarray
@@ -22,11 +22,11 @@ def load(name: str) -> Series:
     """The windows of one of `DATASETS`."""
     if name != "co2":
         data = series.load(name)
-        # A quarter of the windows to test on, to save time; every one of the others.
+        # To save time, only a quarter of the test windows of pig_cvp.
         return Series(data.x_train, data.x_test[:: 4 if name == "pig_cvp" else 1])
     import statsmodels.api as sm
 
-    # As in docs/your_data.md: weekly, 1958 to 2001, 59 weeks of them missing, without the trend.
+    # As in docs/your_data.md: weekly, 1958 to 2001, 59 weeks missing, trend removed.
     co2 = sm.datasets.co2.load_pandas().data
     week, known = np.arange(len(co2)), co2["co2"].notna()
     trend = np.polynomial.Polynomial.fit(week[known], co2["co2"][known], deg=2)

@@ -1,4 +1,4 @@
-"""What the causes of errors are told by: predictions beside what was hidden, on both sets."""
+"""Measures that tell causes of errors apart: predictions of hidden values, on both sets."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -7,8 +7,8 @@ import numpy as np
 
 from tfp_ar1_cli import backend
 
-# The levels of the quantiles of draws that are kept: of central intervals, and of the histogram of
-# the probability integral transform.
+# The levels of the quantiles kept from draws, for central intervals and for the histogram of the
+# probability integral transform.
 LEVELS = np.arange(1, 20) / 20
 HORIZONS = (1, 2, 5, 10, 20, 50)
 LAGS = (1, 2, 5, 10, 20, 50)
@@ -16,19 +16,19 @@ _SAMPLES = 100
 
 
 class Draws(NamedTuple):
-    """What is kept of draws of hidden values; all but the last `[N, steps, features]`."""
+    """Summaries of draws of hidden values, `[N, steps, features]` except the quantiles."""
 
     mean: np.ndarray
     stddev: np.ndarray
     quantiles: np.ndarray  # [levels, N, steps, features]
 
 
-# Predicts some of the steps of series [N, steps, features], NaN where they are not known.
+# Predicts some of the steps of series [N, steps, features], NaN where unknown.
 Predictor = Callable[[np.ndarray, int, Any], Draws]
 
 
 def of_model(model: Any) -> Predictor:
-    """Draws of `SequenceVAE.impute`, whose values past the end of a series are its forecast."""
+    """Predicts by draws of `SequenceVAE.impute`; values past the end of a series are forecasts."""
 
     def predict(x: np.ndarray, length: int, steps: Any) -> Draws:
         def kept(draws: np.ndarray) -> np.ndarray:
@@ -46,9 +46,9 @@ def of_model(model: Any) -> Predictor:
 def scores(draws: Draws, x: np.ndarray, where: np.ndarray) -> dict[str, Any]:
     """Errors and intervals of the values `where`.
 
-    The root mean square error; the mean and the median of the absolute errors, which a few windows
-    with artefacts do not rule; the coverage of central intervals of 50% and 90%; the root of the
-    mean predicted variance; and how many of the values lie between neighbouring `LEVELS`.
+    The root mean square error; the mean and the median of the absolute errors, which are not
+    dominated by a few windows with artefacts; the coverage of central 50% and 90% intervals; the
+    root of the mean predicted variance; and the share of values between neighbouring `LEVELS`.
     """
     if not where.any():
         return {}
@@ -76,8 +76,8 @@ def scores(draws: Draws, x: np.ndarray, where: np.ndarray) -> dict[str, Any]:
 def predictions(predict: Predictor, x: np.ndarray, most: int = 520) -> dict[str, Any]:
     """Scores of imputed single steps and gaps, and of forecasts from the middle, by name.
 
-    What is hidden is a share of the steps, at random; a gap of 20 steps in the middle of each
-    series; or its second half. Steps and gaps of at most so many series, equally spaced.
+    The hidden values are a random share of the steps; a gap of 20 steps in the middle of each
+    series; or its second half. Steps and gaps use at most `most` series, equally spaced.
     """
     num, steps, _ = x.shape
     found: dict[str, Any] = {}
@@ -113,11 +113,11 @@ def predictions(predict: Predictor, x: np.ndarray, most: int = 520) -> dict[str,
 
 
 def calibrated(test: dict[str, Any], train: dict[str, Any]) -> dict[str, Any]:
-    """Takes the ratios of errors to predicted deviations out, and says what a factor would do.
+    """Replaces the ratios of errors to predicted deviations by a factor and its coverage.
 
-    The factor is the one by which the intervals of training series hold 90% of their values, in
-    units of the deviation (split conformal prediction; Lei et al., arXiv:1604.04173); `coverage` is
-    then that of the test series.
+    With the factor, in units of the deviation, intervals hold 90% of the values of the training
+    series (split conformal prediction; Lei et al., arXiv:1604.04173); the coverage is that of the
+    test series.
     """
     found = {}
     for name in [name for name in test if name.endswith("_ratios")]:
@@ -131,7 +131,7 @@ def calibrated(test: dict[str, Any], train: dict[str, Any]) -> dict[str, Any]:
 
 
 def variogram(x: np.ndarray) -> dict[str, list[float]]:
-    """Root mean square differences of values some steps apart: of all, and of a typical window."""
+    """Root mean square differences at each lag: over all windows, and of a typical window."""
     squares = [
         (x[:, lag:] - x[:, :-lag]).astype(np.float64) ** 2 for lag in LAGS if lag < x.shape[1]
     ]

@@ -1,4 +1,4 @@
-"""The page of causes, whose numbers come from the lines of results.
+"""The page on causes, filled in from results.
 
 A template calls `table`, `mean`, `each`, `difference`, `seeds`, `commands` and `versions`; the same
 results give the same page, byte for byte.
@@ -20,17 +20,17 @@ def write(results: pathlib.Path, template: pathlib.Path, page: pathlib.Path) -> 
     """Fills in a template.
 
     Raises:
-      ValueError: if a line repeats a run, or the template asks for what there is not.
+      ValueError: if a line repeats a run, or the template asks for something that does not exist.
     """
     mark = f"<!-- Written by 'python -m experiments.series page' from {template.name}. -->\n\n"
     page.write_text(mark + filled(template, Numbers(read(results))), encoding="utf-8")
 
 
 class Numbers:
-    """What a template may call.
+    """Methods for templates.
 
-    A field is named as in the results, `a.0` for a member of a; a variant too, `base@40` for that
-    of 40 epochs where there are others.
+    Fields are named as in the results, with `a.0` for a member of a. Variants are too; `base@40`
+    selects the runs with 40 epochs if there are others.
     """
 
     def __init__(self, records: list[dict[str, Any]]) -> None:
@@ -45,7 +45,7 @@ class Numbers:
         return len(self._choose(variant, dataset))
 
     def mean(self, field: str, variant: str, dataset: str, digits: int = 3) -> str:
-        """Mean ± standard error over the seeds; what has no seed is one number."""
+        """Mean ± standard error over the seeds; a single number for a variant without seeds."""
         values = self._choose(variant, dataset)[field].to_numpy()
         if pd.isna(values).all():
             return "–"
@@ -53,14 +53,14 @@ class Numbers:
         return text if len(values) < 2 else f"{text} ± {scipy.stats.sem(values):.{digits}f}"
 
     def each(self, field: str, variant: str, dataset: str, digits: int = 3) -> str:
-        """The number of every seed, in their order."""
+        """The number of each seed, in order of the seeds."""
         values = self._choose(variant, dataset).sort_values("seed")[field]
         return ", ".join(number_text(float(value), digits) for value in values)
 
     def difference(self, field: str, variant: str, to: str, dataset: str, digits: int = 3) -> str:
         """Mean difference of two variants, paired by seed, and its 95% interval.
 
-        To what has no seed: of each seed to its one number.
+        If `to` has no seeds, each seed is compared with its single number.
         """
         one, other = self._choose(variant, dataset), self._choose(to, dataset)
         keys: Any = {"how": "cross"} if other.epochs.eq(0).all() else {"on": "seed"}
@@ -72,7 +72,7 @@ class Numbers:
     def table(
         self, dataset: str, variants: Sequence[str], fields: dict[str, str], digits: int = 3
     ) -> str:
-        """A row for each variant that has runs, a column for each field, by its heading."""
+        """A row for each variant, a column for each field under its heading."""
         rows = [
             {"": f"`{variant}`", "runs": str(self.seeds(variant, dataset))}
             | {
@@ -84,11 +84,11 @@ class Numbers:
         return markdown(rows)
 
     def commands(self) -> str:
-        """What the results were made by."""
+        """The commands that produced the results."""
         return "\n".join(dict.fromkeys(record["command"] for record in self._records))
 
     def versions(self) -> str:
-        """What the results were made with."""
+        """The code and the packages that produced the results."""
         versions = [record["versions"].items() for record in self._records]
         packages = sorted({" ".join(item) for items in versions for item in items})
         code = sorted({record["code"] for record in self._records})
@@ -107,7 +107,7 @@ class Numbers:
 
 
 def _flat(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
-    """The numbers and texts of a record, by their names."""
+    """Yields the numbers and texts of a record with their names."""
     parts: Any = value.items() if isinstance(value, dict) else enumerate(value)
     for key, part in parts:
         path = f"{name}.{key}" if name else str(key)

@@ -4,7 +4,7 @@ import json
 import pathlib
 from typing import Any
 
-# What tells one run from another; a line holds all of them.
+# The settings that identify a run; every line has all of them.
 SETTINGS = ("dataset", "variant", "seed", "epochs")
 
 

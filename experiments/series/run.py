@@ -1,4 +1,4 @@
-"""Trains variants, measures them, and writes a line for each as it ends."""
+"""Trains variants, measures them, and writes a line as each one ends."""
 
 import json
 import math
@@ -22,17 +22,17 @@ from tfp_ar1_cli.training import strategies
 from tfp_ar1_cli.training.batches import Batches
 
 _BATCH = 32
-# Series of training that intervals are calibrated by, and series at a time.
+# The most training series used for calibration, and the most series at a time.
 _MOST_TRAIN = 520
 
 
 def run(out: pathlib.Path, dataset: str, names: list[str], seeds: list[int], epochs: int) -> None:
-    """Runs what has no line in the file of results yet: all variants of the first seed first."""
+    """Runs whatever has no line in the file of results yet, seed by seed."""
     _write_missing(out, dataset, names, seeds, epochs, _trained)
 
 
 def run_baselines(out: pathlib.Path, dataset: str) -> None:
-    """Measures what needs no network; with TensorFlow."""
+    """Measures the baselines without a network; needs TensorFlow."""
     from experiments.series import baselines
 
     def predictor(name: str, data: series_data.Series, seed: int, epochs: int) -> Any:
@@ -72,7 +72,7 @@ def _write_missing(
 def _trained(
     name: str, data: series_data.Series, seed: int, epochs: int
 ) -> tuple[measures.Predictor, dict[str, Any]]:
-    """A variant, trained as `tfp-ar1 train` trains it, and what is known of it alone."""
+    """Trains a variant like `tfp-ar1 train`; returns its predictor and measures of the model."""
     variant = VARIANTS[name]
     keras.utils.set_random_seed(seed)
     model = build(variant, data.train.shape[1:], seed)
@@ -97,7 +97,7 @@ def _trained(
 
 
 def _fit(model: Any, variant: Variant, x: np.ndarray, seed: int, epochs: int) -> float:
-    """Trains as `tfp-ar1 train` does, in its order of the data; returns the seconds per epoch."""
+    """Trains with the data order of `tfp-ar1 train`; returns the seconds per epoch."""
     length = np.full(len(x), x.shape[1], np.int32)
     batches = Batches({"x": x, "length": length}, _BATCH, seed, variant.hide)
     decay = keras.callbacks.LearningRateScheduler(
@@ -119,7 +119,7 @@ def _fit(model: Any, variant: Variant, x: np.ndarray, seed: int, epochs: int) ->
 
 
 def _measured(predict: measures.Predictor, data: series_data.Series) -> dict[str, Any]:
-    """Scores of both sets, and of test intervals that are calibrated by the training set."""
+    """Scores of both sets, and of test intervals calibrated on the training set."""
     some = data.train[:: -(-len(data.train) // _MOST_TRAIN)]
     parts = {"test": data.test, "train": some}
     scores = {name: measures.predictions(predict, x) for name, x in parts.items()}
@@ -133,7 +133,7 @@ def _batches(x: np.ndarray) -> Iterator[np.ndarray]:
 
 
 def _plain(x: Any) -> Any:
-    """What JSON takes, with numbers to six digits, and null for what is not there."""
+    """Converts to JSON types, with numbers to six digits, and null for NaN and infinity."""
     if isinstance(x, dict):
         return {key: _plain(value) for key, value in x.items()}
     if isinstance(x, list | tuple | np.ndarray):

@@ -1,4 +1,4 @@
-"""The models that are compared: each differs from `base` in what its name says."""
+"""The compared models: each differs from `base` in what its name says."""
 
 from typing import Any, NamedTuple
 
@@ -8,7 +8,7 @@ from tfp_ar1_cli import backend
 
 
 class Variant(NamedTuple):
-    """What a model is made of."""
+    """The settings of a model."""
 
     posterior: str = "ante1"
     channels: int = 2
@@ -21,7 +21,7 @@ class Variant(NamedTuple):
 
 _LIKELIHOODS = {"gaussian": "Gaussian", "hetero": "HeteroscedasticGaussian"}
 
-# Of some 1, 10, 100 and 1000 steps.
+# Correlations for time scales of about 1, 10, 100 and 1000 steps.
 _SCALES = (0.4, 0.9, 0.99, 0.999)
 
 RATE = 5e-3
@@ -35,13 +35,13 @@ VARIANTS = {
     "noise_0.03": Variant(noise=0.03),
     "channels_4": Variant(channels=4),
     "scales_4_reach_15": Variant(channels=4, prior=_SCALES, reach=15),
-    # As scales_4, without the path that is nearly white noise.
+    # As scales_4, without the fastest path, which is nearly white noise.
     "slow_3": Variant(channels=3, prior=_SCALES[1:]),
 }
 
 
 def build(variant: Variant, data_shape: tuple[int, int], seed: int) -> Any:
-    """The model, compiled."""
+    """Builds and compiles the model."""
     steps, features = data_shape
     library = backend.library
     make = getattr(library("vae.likelihoods"), _LIKELIHOODS[variant.likelihood])

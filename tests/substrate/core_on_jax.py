@@ -1,9 +1,9 @@
-"""A plugin of pytest that runs the tests of the core on JAX, from the text that TensorFlow runs.
+"""A pytest plugin that runs the tests of the core on JAX, from the same files as on TensorFlow.
 
     PYTHONPATH=tests/substrate python -m pytest --noconftest -p core_on_jax tests/core
 
-Their files are loaded as those of the library are, with their imports rewritten, and so is what
-they import of `tests`. What is TensorFlow's alone is named below, with the reason.
+The test files and the modules of `tests` that they import are loaded like the library's files,
+with rewritten imports. Tests that only apply to TensorFlow are listed below, with the reason.
 """
 
 import ast
@@ -13,7 +13,7 @@ import pathlib
 import re
 import sys
 
-# Programs that run once need no optimization, and are compiled twice as fast without.
+# Programs that run once need no optimization, and compile twice as fast without it.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 
 import hypothesis
@@ -28,10 +28,11 @@ from tfp_ar1_jax import _backend, _rewrite
 
 HERE = pathlib.Path(__file__).parent
 TESTS = HERE.parent
-# The files whose tests run here, but for those below. The others are TensorFlow's alone: tf_keras
-# (`test_tfpl`), its rounding on GPUs (`test_tensor_float_32`), its operations, counted
-# (`test_cost`), its test suite of operators (`test_operators`), its NumPy (`test_numpy_behaviour`),
-# what imports it (`test_families`), and the accuracy of its kernels (`test_accuracy`).
+# The files whose tests run here, except those in `NOT_ON_JAX`. The other files only apply to
+# TensorFlow: tf_keras (`test_tfpl`), its rounding on GPUs (`test_tensor_float_32`), counts of its
+# operations (`test_cost`), its test suite of operators (`test_operators`), its NumPy
+# (`test_numpy_behaviour`), what imports it (`test_families`), and the accuracy of its kernels
+# (`test_accuracy`).
 FILES = {
     "test_conditional.py",
     "test_construction.py",
@@ -61,7 +62,7 @@ FILES = {
     "test_transformations.py",
     "test_transitions.py",
 }
-# By reason; of a test with parameters, all, or one as `test[parameters]`.
+# By reason. A parametrized test is skipped as a whole, or one case of it as `test[parameters]`.
 NOT_ON_JAX = {
     "variables, and the tape, which finds them": {
         "test_a_graph_reads_each_variable_at_most_twice",
@@ -104,7 +105,7 @@ NAME_OF_PACKAGE = re.compile(rb"^import tfp_ar1_jax$", re.MULTILINE)
 
 
 class _Loader(_rewrite._Loader):
-    """Of a file of tests, with the assertions rewritten too, as pytest does it."""
+    """Loads a test file, with its assertions rewritten too, as by pytest."""
 
     config = None
 
@@ -138,13 +139,13 @@ def pytest_configure(config):
     sys.meta_path.insert(0, _Finder())
     _take_seeds_of_tensorflow()
     _add_what_the_substrate_lacks()
-    # Which TFP raises on JAX where a value is known.
+    # On JAX, TFP raises a ValueError if a value is known.
     tf2jax.errors.InvalidArgumentError = ValueError
 
 
 @pytest.fixture
 def set_policy():
-    """As in `tests/conftest.py`, which is TensorFlow's."""
+    """As in `tests/conftest.py`, which needs TensorFlow."""
     import keras
 
     before = keras.config.dtype_policy()
@@ -168,7 +169,7 @@ def pytest_collection_modifyitems(items):
 
 
 def _add_what_the_substrate_lacks():
-    """To TFP's `tf`, for the tests alone."""
+    """Adds to TFP's `tf` what only the tests need."""
     diag = tf2jax.linalg.diag
 
     def diag_off_the_diagonal(diagonal, k=0, **kwargs):
@@ -183,13 +184,13 @@ def _add_what_the_substrate_lacks():
 
 
 def pytest_runtest_teardown(item, nextitem):
-    # What is compiled for one file is of no use to another, and adds up to gigabytes.
+    # Programs compiled for one file are of no use to others, and add up to gigabytes.
     if nextitem is None or nextitem.path != item.path:
         jax.clear_caches()
 
 
 def _take_seeds_of_tensorflow():
-    """Pairs of numbers, and single ones, as keys: the tests have no other seeds."""
+    """Accepts pairs of numbers and single numbers as keys: the tests have no other seeds."""
     sanitize_seed = samplers.sanitize_seed
 
     def with_key(seed, *args, **kwargs):

@@ -1,8 +1,8 @@
-"""Derivatives on JAX; `tests/derivatives.py` has the same names for TensorFlow.
+"""Derivatives on JAX; `tests/derivatives.py` has the TensorFlow versions.
 
-Each is compiled as a whole: operation by operation they take three times as long. But not inside
-another: up to version 0.6, JAX cannot transpose a `custom_linear_solve` whose result the compiled
-function around it does not use, as in the gradient by x of what is linear in x.
+Each is compiled as a whole, as it takes three times as long operation by operation. Nested ones are
+not compiled: up to version 0.6, JAX cannot transpose a `custom_linear_solve` whose result the
+surrounding compiled function does not use, as in the gradient by x of a function linear in x.
 """
 
 import jax
@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 
 def values_and_gradients(function, arguments):
-    """What a function of a list returns, `{name: array}`, and the gradients of each one's sum."""
+    """The results `{name: array}` of a function, and the gradients of the sum of each."""
 
     @jax.jit
     def compiled(*arguments):
@@ -22,7 +22,7 @@ def values_and_gradients(function, arguments):
 
 
 def gradients(function, arguments):
-    """Of the sum of what a function of a list returns."""
+    """The gradients of the sum of a function's result by its arguments."""
     positions = tuple(range(len(arguments)))
     gradient = jax.grad(lambda *a: jnp.sum(function(*a)), positions)
     is_inside = any(isinstance(x, jax.core.Tracer) for x in arguments)
@@ -30,5 +30,5 @@ def gradients(function, arguments):
 
 
 def forward_over_reverse(function, t):
-    """The first and the second derivative of a function of one number."""
+    """The first and second derivative of a function of one number."""
     return jax.jit(lambda t: jax.jvp(jax.grad(function), (t,), (jnp.ones_like(t),)))(t)
