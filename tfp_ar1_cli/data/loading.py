@@ -26,7 +26,7 @@ def resolve(spec: str, model: str) -> str:
     kind, colon, file = spec.partition(":")
     if kind in _NAMES[model] and not colon:
         return spec
-    if kind not in _FILES[model]:  # A path alone says by its suffix what it is.
+    if kind not in _FILES[model]:  # A bare path: its suffix tells the kind.
         is_folder = model == "image" and pathlib.Path(spec).expanduser().is_dir()
         kind = "images" if is_folder else series_files.kind_of(pathlib.Path(spec)) or ""
         file = spec

@@ -76,7 +76,7 @@ class Data:
 
     @property
     def monitored(self) -> Any:
-        """The data of the learning curves: the validation data if there are any, else the test data."""
+        """The data of the learning curves: the validation data, or without any the test data."""
         return self.test if self.validation is None else self.validation
 
     def hold_out(self, share: float) -> "Data":

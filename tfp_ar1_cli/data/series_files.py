@@ -198,7 +198,7 @@ def check_length(length: np.ndarray, num_series: int, steps: int, what: str) -> 
 
 
 def check_values(table: SeriesTable, what: str, likelihood: str, empty: bool = False) -> None:
-    """Raises `UserError` unless a model takes the values and, without `empty`, no series is empty."""
+    """Raises `UserError` if a model rejects the values, or if a series has none, unless `empty`."""
     x = table.x
     with np.errstate(over="ignore"):
         infinite = np.count_nonzero(np.isinf(x.astype(np.float32)))
