@@ -269,7 +269,7 @@ def _repeats_hint(what: Columns) -> str:
 
 
 def _without_index(frame: pd.DataFrame) -> pd.DataFrame:
-    """The frame with an index of names or times as columns; an index that only counts is dropped."""
+    """The frame with an index of names or times as columns; drops an index that only counts."""
     import pandas as pd
 
     index = frame.index

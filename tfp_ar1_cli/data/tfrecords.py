@@ -77,8 +77,8 @@ def masked_crc32c(data: bytes) -> int:
 def crc32c(data: bytes) -> int:
     """CRC-32C (Castagnoli) of bytes, in NumPy.
 
-    Without its inversions, the CRC is linear over bits: the CRC of two concatenated parts is the CRC
-    of the left part, advanced through as many zero bytes as the right part has, xor the CRC of the
+    Without its inversions, the CRC is linear over bits: that of two concatenated parts is the CRC of
+    the left part, advanced through as many zero bytes as the right part has, xor the CRC of the
     right part. So the data are split into words of 4 bytes, and neighbours are merged until one is
     left.
     """

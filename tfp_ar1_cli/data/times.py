@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 # Formats to try besides those that pandas guesses from the first date.
 _FORMATS = ("ISO8601", "%b %Y", "%B %Y", "%Y %b", "%b-%y", "%d-%b-%y", "%Y/%m", "%H:%M:%S")
-# The least share of steps from the first to the last time that must be in the data, unless at least
-# this share of neighbours are adjacent.
+# The least share of the steps from the first to the last time that must be in the data, unless at
+# least this share of neighbouring times are one step apart.
 _LEAST_PRESENT, _LEAST_ADJACENT = 0.1, 0.5
 
 
@@ -51,7 +51,7 @@ def read_dates(cells: Sequence[str]) -> Dates | None:
     best: tuple[int, Any, str] = (0, None, "")
     read_all = []
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # pandas warns about formats that do not fit.
+        warnings.simplefilter("ignore")  # pandas warns about guessed formats.
         # Day and month may be in either order, unless the year comes first.
         ways = [german] if first[:4].isdigit() else [german, not german]
         guesses = [guess_datetime_format(first, dayfirst=x) for x in ways]
