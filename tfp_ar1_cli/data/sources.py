@@ -157,7 +157,7 @@ class NpyFile:
         return np.ascontiguousarray(np.moveaxis(raw, 1, -1)) if self._channels_first else raw
 
     def read(self, rows: np.ndarray, faults: Faults) -> np.ndarray:
-        """The images of these rows, float32, without the corrupt ones; see `streams.Source`."""
+        """The images in these rows, float32, without corrupt ones; see `streams.Source`."""
         raw = self._read_raw(rows)
         x = pixels.to_float32(raw, self._white)
         if raw.dtype == np.uint8 or pixels.wrong_values(x, self._likelihood) is None:

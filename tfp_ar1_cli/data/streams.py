@@ -26,7 +26,7 @@ import numpy as np
 from tfp_ar1_cli.data import image_files, pixels, split
 from tfp_ar1_cli.data.decoding import AS_STORED, Form
 from tfp_ar1_cli.data.files import check_memory
-from tfp_ar1_cli.data.sources import Corrupt as Corrupt  # What `Stream` raises.
+from tfp_ar1_cli.data.sources import Corrupt as Corrupt  # Raised by `Stream`.
 from tfp_ar1_cli.data.sources import Faults, NpyFile
 from tfp_ar1_cli.errors import UserError
 from tfp_ar1_cli.progress import counted
@@ -182,7 +182,7 @@ def load(
             f"{place}: none of the {len(test)} test images can be used; the first: {faults.first()}"
         )
     labels, names = None, None
-    if not isinstance(test_source, NpyFile):  # The test images stand for all.
+    if not isinstance(test_source, NpyFile):  # The test images stand for all images.
         notes += pixels.of_bytes(255, round(255 * float(x_test.max())))
         if done := "; ".join(f"{n} {what}" for what, n in sorted(test_source.converted.items())):
             likewise = ", and likewise of the training images," * bool(len(train))

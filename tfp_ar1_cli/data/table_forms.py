@@ -321,7 +321,7 @@ def _choose(path: Any, frame: pd.DataFrame, names: list[str], notes: list[str]) 
 
 
 def _tells_series_apart(frame: pd.DataFrame, column: int, time: int) -> bool:
-    """Whether a column of few whole numbers makes the times of rows unique."""
+    """Whether a column holds few distinct whole numbers that make the rows' times unique."""
     cells = frame.iloc[:, column]
     whole = cells.map(lambda cell: re.fullmatch(r"\d+(\.0)?", str(cell)) is not None)
     few = cells.nunique() <= len(frame) / 2
@@ -476,7 +476,7 @@ def _following_dates(
 
 
 def _following_numbers(steps: Sequence[str]) -> Callable[[int], list[Any]]:
-    """Labels after `t7`: `t8`, `t9`, ..."""
+    """Continues the labels of steps: after `t7` come `t8`, `t9`, ..."""
     found = re.search(r"\d+$", steps[-1])
     stem, last = (steps[-1][: found.start()], int(found[0])) if found else ("", len(steps) - 1)
     return lambda count: [f"{stem}{last + 1 + i}" for i in range(count)]

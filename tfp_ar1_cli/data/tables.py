@@ -1,6 +1,6 @@
 """Reads and writes tables: text in common dialects, compressed or not, and parquet.
 
-pandas first reads every cell of a text as a string, so messages can name cells that are not numbers.
+pandas reads every cell of a text as a string first, so messages can name a cell that is no number.
 """
 
 from __future__ import annotations

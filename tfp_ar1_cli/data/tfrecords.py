@@ -54,7 +54,7 @@ def index(path: pathlib.Path) -> tuple[np.ndarray, np.ndarray, str | None]:
 
 
 def end(offsets: np.ndarray, lengths: np.ndarray) -> int:
-    """The byte after the last of the records."""
+    """The offset of the byte after the last record."""
     return int(offsets[-1] + lengths[-1]) + _HEADER.size + _FOOTER.size if len(offsets) else 0
 
 
@@ -77,8 +77,8 @@ def masked_crc32c(data: bytes) -> int:
 def crc32c(data: bytes) -> int:
     """CRC-32C (Castagnoli) of bytes, in NumPy.
 
-    Without its inversions, the CRC is linear over bits: that of two concatenated parts is the CRC of
-    the left part, advanced through as many zero bytes as the right part has, xor the CRC of the
+    Without its inversions, the CRC is linear over bits: that of two concatenated parts is the CRC
+    of the left part, advanced through as many zero bytes as the right part has, xor the CRC of the
     right part. So the data are split into words of 4 bytes, and neighbours are merged until one is
     left.
     """

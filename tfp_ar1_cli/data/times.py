@@ -24,7 +24,7 @@ _LEAST_PRESENT, _LEAST_ADJACENT = 0.1, 0.5
 
 
 class Irregular(ValueError):
-    """Times that no spacing explains; the message is the end of a sentence."""
+    """Times that no spacing fits; the message is the end of a sentence."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +79,7 @@ def read_dates(cells: Sequence[str]) -> Dates | None:
 
 
 def _read_quarters(cells: Sequence[str]) -> Dates | None:
-    """Dates like 2020Q1 or 2020-Q1."""
+    """Reads dates like 2020Q1 or 2020-Q1."""
     import pandas as pd
 
     plain = [cell.replace("-", "").replace(" ", "").upper() for cell in cells]

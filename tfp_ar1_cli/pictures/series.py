@@ -86,7 +86,7 @@ def draw_progress(run: Run, model: Any, data: SeriesData, folder: pathlib.Path) 
 
 
 def gaps(length: np.ndarray, steps: int, share: float, seed: int) -> np.ndarray:
-    """One gap in each window: bool `[N, steps]`, a share of its length, somewhere inside of it."""
+    """A gap at a random place inside each window, a share of its length: bool `[N, steps]`."""
     rng = np.random.default_rng(seed)
     size = np.maximum(1, np.round(share * length)).astype(int)
     start = 1 + rng.integers(0, np.maximum(1, length - size - 1))
@@ -99,7 +99,8 @@ def reconstructions(
 ) -> None:
     """Draws windows `[N, steps, channels]`, up to their length, and bands of reconstructions.
 
-    These are draws `[num, N, steps, channels]`; those past the end of a window mean nothing.
+    `draws` are reconstructions `[num, N, steps, channels]`; past the end of a window, they are
+    ignored.
     """
     x, draws = units.restore(x), units.restore(draws)
 
@@ -203,7 +204,7 @@ def correlations(path: pathlib.Path, correlation: np.ndarray, steps: int, step: 
 
 
 def _choose_windows(data: SeriesData) -> tuple[np.ndarray, np.ndarray]:
-    """Chooses test windows of the greatest length, spread over the test set."""
+    """Chooses test windows of the greatest length, from different series if possible."""
     whole = np.flatnonzero(data.length_test == data.length_test.max())
     spread = np.linspace(0, len(whole), 2 * _NUM_WINDOWS, endpoint=False).astype(int)
     chosen = whole[np.unique(spread)]
@@ -244,8 +245,8 @@ def _grid(
 ) -> None:
     """Draws windows side by side, with one row per channel, or rows of windows for one channel.
 
-    `panel(axes, i, j)` draws channel j of window i. With several channels, or if `alike`, the panels
-    of a row share their limits.
+    `panel(axes, i, j)` draws channel j of window i. With several channels, or if `alike`, the
+    panels of a row share their limits.
     """
     num_channels = len(units.names)
     columns = min(num_windows, _NUM_WINDOWS)
