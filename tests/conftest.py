@@ -1,9 +1,9 @@
-"""What every test needs: quiet TensorFlow, parsed flags, a fixed seed, reproducible hypothesis."""
+"""Setup for all tests: quiet TensorFlow, parsed flags, a fixed seed, reproducible hypothesis."""
 
 import os
 
-# Before TensorFlow and NumPy are imported anywhere. One thread for NumPy's linear algebra, whose
-# threads spin while they wait: the workers of pytest-xdist would take the cores from each other.
+# Set before TensorFlow and NumPy are imported anywhere. NumPy's linear algebra gets one thread,
+# because its threads spin while they wait, and workers of pytest-xdist would compete for cores.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
@@ -12,7 +12,7 @@ import pytest
 import tensorflow as tf
 from absl import flags
 
-# TensorFlow's own test classes read absl flags, which nobody parses under pytest.
+# TensorFlow's test classes read absl flags, which pytest does not parse.
 if not flags.FLAGS.is_parsed():
     flags.FLAGS.mark_as_parsed()
 
@@ -23,19 +23,19 @@ hypothesis.settings.load_profile("reproducible")
 
 @pytest.fixture(autouse=True)
 def patience(monkeypatch):
-    """However busy the machine, the command line does not announce what takes long."""
+    """Keeps the command line from announcing slow work on a busy machine."""
     monkeypatch.setattr("tfp_ar1_cli.progress._SECONDS_OF_SILENCE", 3600.0)
 
 
 @pytest.fixture(autouse=True)
 def fixed_seed():
-    """A seed for whatever a test draws without one of its own."""
+    """Seeds draws that a test makes without a seed."""
     tf.random.set_seed(20190618)
 
 
 @pytest.fixture
 def set_policy():
-    """Sets the global dtype policy of Keras for one test."""
+    """A function that sets Keras's global dtype policy for one test."""
     import keras
 
     before = keras.config.dtype_policy()

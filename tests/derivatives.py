@@ -1,10 +1,10 @@
-"""Derivatives on TensorFlow; `tests/substrate/instead/derivatives.py` has the names for JAX."""
+"""Derivatives on TensorFlow; `tests/substrate/instead/derivatives.py` has the JAX versions."""
 
 import tensorflow as tf
 
 
 def values_and_gradients(function, arguments):
-    """What a function of a list returns, `{name: tensor}`, and the gradients of each one's sum."""
+    """The results `{name: tensor}` of `function(*arguments)`, and the gradients of their sums."""
     with tf.GradientTape(persistent=True) as tape:
         tape.watch(arguments)
         results = function(*arguments)
@@ -13,7 +13,7 @@ def values_and_gradients(function, arguments):
 
 
 def gradients(function, arguments):
-    """Of the sum of what a function of a list returns."""
+    """The gradients of the sum of `function(*arguments)`."""
     with tf.GradientTape() as tape:
         tape.watch(arguments)
         result = function(*arguments)
@@ -21,7 +21,7 @@ def gradients(function, arguments):
 
 
 def forward_over_reverse(function, t):
-    """The first and the second derivative of a function of one number."""
+    """The first and second derivative of a function of one number."""
     with tf.autodiff.ForwardAccumulator(t, tf.ones_like(t)) as accumulator:
         with tf.GradientTape() as tape:
             tape.watch(t)

@@ -1,12 +1,12 @@
-"""What the tests and `benchmarks/measure_accuracy.py` compare with: decimals, without TensorFlow.
+"""Decimal references for the tests and `benchmarks/measure_accuracy.py`, without TensorFlow.
 
-Two of them. `Exact` is one Gaussian Markov chain by its dense covariance, with 200 digits: slow,
-and without care for rounding, because the digits do it. The functions `reference_*`, of AR(1), run
-along the path in O(d), with 120 digits, and give besides each result the *terms* that are added up
-to get it: what the rounding errors of an implementation are measured by. An error in either shows
-as a disagreement with the package, which the dense matrices of `oracles.py` confirm.
+`Exact` is a Gaussian Markov chain by its dense covariance, with 200 digits: slow, and with no care
+for rounding, because the digits suffice. The functions `reference_*`, for AR(1), run along the path
+in O(d) with 120 digits, and return with each result the size of the *terms* that are summed for it:
+the measure for an implementation's rounding errors. An error in either reference shows as a
+disagreement with the package, which the dense matrices of `oracles.py` confirm.
 
-Both take floating-point numbers as they are; what is meant in float32 must be rounded before.
+Both take floating-point numbers exactly; round float32 arguments before.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def _exactly(method: Callable) -> Callable:
 class Exact:
     """A Gaussian Markov chain by its mean, its scale and `atanh ρ`.
 
-    Scale and `fisher_z` are a number for all coordinates and steps, or a sequence with one for
+    `scale` and `fisher_z` are one number for all coordinates or steps, or a sequence with one for
     each. Results are decimals.
     """
 
@@ -130,7 +130,7 @@ class Exact:
 
     @_exactly
     def derivative(self, function: Callable, field: str, index: int | None = None) -> Any:
-        """Of `function(self)` in a field, or in one entry of a field that is a sequence.
+        """The derivative of `function(self)` in a field, or in one entry of a sequence field.
 
         A central difference with a step of 1e-60: with 200 digits, exact for every purpose.
         """
@@ -146,7 +146,7 @@ class Exact:
         return (function(moved(step)) - function(moved(-step))) / (2 * step)
 
     def gradient(self, function: Callable, field: str) -> list:
-        """The derivatives in all entries of a field that is a sequence."""
+        """The derivatives in all entries of a sequence field."""
         return [self.derivative(function, field, i) for i in range(len(getattr(self, field)))]
 
 
@@ -178,9 +178,9 @@ def _run(coefficient: Any, x: np.ndarray) -> np.ndarray:
 
 
 class Path:
-    """One AR(1) normal in decimals. Must be used with `CONTEXT`.
+    """One AR(1) normal in decimals; use it within `CONTEXT`.
 
-    Derivatives are with respect to u = atanh ρ; times `chain`, to the parameter that was given.
+    Derivatives are with respect to u = atanh ρ; times `chain`, to the given parameter.
     """
 
     def __init__(self, by: str, scale: Any, corr: Any):
@@ -194,7 +194,7 @@ class Path:
         self.near = 1 / ratio.sqrt()  # (1 - |ρ|) / √(1 - ρ²)
         self.signed_one_minus_abs = 2 * self.sign / (ratio + 1)  # sign - ρ
         self.chain = 1 / self.step**2 if by == "correlation" else 1
-        self.log_size = 1 + abs(2 * self.scale.ln())  # of log σ² and its rounding error
+        self.log_size = 1 + abs(2 * self.scale.ln())  # Size of log σ² and its rounding error.
         self.log_step_size = self.log_size + abs(2 * self.step.ln())
 
     def unfold(self, noise: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -222,8 +222,8 @@ class Path:
     def whiten(self, w: np.ndarray, rounded: bool = False) -> tuple[np.ndarray, ...]:
         """L⁻¹ w, its derivative, and the terms of both.
 
-        Terms are those of `(w_t - sign w_{t-1}) / √(1-ρ²) + sign e^-|u| w_{t-1}`, the sum that does
-        not cancel: with `rounded`, those of rounding errors in w itself, too.
+        The terms are those of `(w_t - sign w_{t-1}) / √(1-ρ²) + sign e^-|u| w_{t-1}`, a sum without
+        cancellation; with `rounded`, also those of rounding errors in w.
         """
         e, slope = w.copy(), np.full_like(w, decimal.Decimal(0))
         terms, slope_terms = abs(w), slope.copy()
@@ -245,7 +245,7 @@ class Path:
         slope = self.rho * value - self.step * later
         difference, rest = abs(g - self.sign * later) / self.step, self.near * abs(later)
         terms, slope_terms = difference + rest, abs(self.rho) * difference + rest
-        # The first row is that of the first column of L⁻¹, where g is not divided by the step.
+        # The first row comes from the first column of L⁻¹, where g is not divided by the step.
         value[0] = g[0] - self.rho * later[0] / self.step
         terms[0] = abs(g[0]) + abs(self.rho * later[0]) / self.step
         slope[0] = -later[0] / self.step
@@ -253,7 +253,7 @@ class Path:
         return tuple(a / self.scale for a in (value, slope, terms, slope_terms))
 
     def rounded_adjoint(self, g: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """L⁻ᵀ g, with the terms of a sum over products that are rounded one by one."""
+        """L⁻ᵀ g, with the terms of a sum of products that are rounded separately."""
         value, *_ = self.whiten_adjoint(g)
         terms = abs(g) / self.step
         terms[:1] = abs(g[:1])
@@ -273,13 +273,13 @@ class Path:
         }
 
 
-# Cached, because 120 digits of them take long, and large cases repeat a few arguments.
+# Cached, because 120-digit logarithms are slow and large cases repeat a few arguments.
 _ln = functools.lru_cache(maxsize=1000)(decimal.Decimal.ln)
 
 
 @functools.lru_cache(maxsize=1000)
 def _excess(log_ratio: Any, log_size: Any) -> tuple[Any, ...]:
-    """`exp(v) - 1 - v` and its derivative, each with its terms; v is rounded by `log_size`."""
+    """`exp(v) - 1 - v` and its derivative, each with its terms; `log_size` is the size of v."""
     ratio = log_ratio.exp()
     slope = ratio - 1
     return (
@@ -310,7 +310,7 @@ def reference_matvec(by, scale, corr, x, weights=None):
 
 
 def reference_matvec_adjoint(by, scale, corr, x, weights=None):
-    """Lᵀ x, whose derivatives are those of L with x and the weights exchanged."""
+    """Lᵀ x; its derivatives are those of L with x and the weights exchanged."""
     result = reference_matvec(by, scale, corr, np.ones_like(x) if weights is None else weights, x)
     return {**result, "value": result["x"], "x": result["value"]}
 
@@ -333,7 +333,7 @@ def reference_solvevec_adjoint(by, scale, corr, x, weights=None):
     p, x = Path(by, scale, corr), _decimals(x)
     g = _weights(x, weights)
     value, slope, terms, slope_terms = p.whiten_adjoint(x)
-    # The products that a gradient sums up are rounded one by one.
+    # The products that a gradient sums are rounded separately.
     e, _, e_terms, _ = p.whiten(g, rounded=True)
     return {
         "value": _exact(value, terms),
@@ -385,7 +385,7 @@ def reference_kl_ar1_ar1(by, loc, scale, corr, other_loc, other_scale, other_cor
     step, step_terms, step_slope, step_slope_terms = _excess(
         v + 2 * (p.step / q.step).ln(), p.log_step_size + q.log_step_size
     )
-    # The signs are exact: they cost nothing where they are equal.
+    # The signs are exact: where they are equal, they add no error.
     ends = abs(p.sign - q.sign) + abs(p.signed_one_minus_abs) + abs(q.signed_one_minus_abs)
     ratio = p.scale / (q.scale * q.step)
     drift, drift_terms = (p.rho - q.rho) * ratio, ends * ratio
@@ -491,7 +491,7 @@ def reference_kl_diag_ar1(by, loc, scale, corr, other_loc, other_scale):
 
 
 def reference_marginal(by, corr, step):
-    """The Fisher z of every `step`-th coordinate; terms: its size or one, whichever is larger."""
+    """The Fisher z of every `step`-th coordinate. Terms: the larger of its size and 1."""
     p = Path(by, 1.0, corr)
     power = abs(p.rho) ** step if p.rho else decimal.Decimal(0)
     sign = p.sign**step
@@ -500,7 +500,7 @@ def reference_marginal(by, corr, step):
     slope *= abs(p.rho) ** (step - 1) * p.sign ** (step - 1) if step > 1 else 1
     return {
         "value": _exact(sign * value, max(value, decimal.Decimal(1))),
-        # A rounding error of log |ρ| comes back multiplied by the step.
+        # A rounding error of log |ρ| is multiplied by the step.
         "corr": _exact(slope, abs(slope) * (1 + step * abs(abs(p.rho).ln() if p.rho else 0))),
     }
 
@@ -510,7 +510,7 @@ def _given_observed(p: Path, w: np.ndarray, observed: np.ndarray) -> tuple[np.nd
     where, mean, variance = np.flatnonzero(observed), w.copy(), np.full_like(w, decimal.Decimal(0))
     for t in np.flatnonzero(~observed):
         before, after = where[where < t][-1:], where[where > t][:1]
-        # What is left of either: nothing of one that is not there.
+        # The correlation with the nearest observed coordinate on each side; 0 if there is none.
         a, b = (
             sum((p.rho ** int(abs(t - s)) for s in side), 0 * p.rho) for side in (before, after)
         )
@@ -521,7 +521,7 @@ def _given_observed(p: Path, w: np.ndarray, observed: np.ndarray) -> tuple[np.nd
 
 
 def _log_prob_of(p: Path, w: np.ndarray, where: np.ndarray) -> tuple[Any, Any]:
-    """Log-density of the coordinates `where`, each given the one before; and their squares."""
+    """Log-density of the coordinates `where`, each given the previous one, and the squares."""
     first = (w[where[:1]] / p.scale) ** 2
     powers = np.array([p.rho ** int(gap) for gap in np.diff(where)], object)
     rest = 1 - powers**2
@@ -530,12 +530,12 @@ def _log_prob_of(p: Path, w: np.ndarray, where: np.ndarray) -> tuple[Any, Any]:
     return -decimal.Decimal(squares) / 2 - logs, squares
 
 
-# A finite difference of numbers near one says nothing below this.
+# Below this, a finite difference of numbers near 1 is only rounding error.
 _SMALLEST_SLOPE = decimal.Decimal("1e-30")
 
 
 def _central_difference(function: Callable[[Any], Any], x: Any) -> Any:
-    # Of what is left of 120 digits after 1 - ρ² has taken as many as 52.
+    # 1 - ρ² may take 52 of the 120 digits; the step suits the rest.
     step = decimal.Decimal("1e-24") * (1 - abs(x) if abs(x) < 1 else 1)
     return (function(x + step) - function(x - step)) / (2 * step)
 
@@ -547,7 +547,7 @@ def _conditional_inputs(by, loc, scale, corr, x, observed):
 
 
 def reference_conditional_mean(by, loc, scale, corr, x, observed, weights=None):
-    """The conditional mean. Terms: `loc` and the nearest observed on either side."""
+    """The conditional mean. Terms: `loc` and the nearest observed values on either side."""
     p, loc, w, observed = _conditional_inputs(by, loc, scale, corr, x, observed)
     g, sizes = _weights(w, weights), abs(w) + abs(loc)
     where, neighbours = np.flatnonzero(observed), np.full(len(w), decimal.Decimal(0))
@@ -586,7 +586,7 @@ def reference_conditional_variance(by, loc, scale, corr, x, observed, weights=No
 
 
 def reference_observed_log_prob(by, loc, scale, corr, x, observed):
-    """The log-density of what is observed. Terms: as of `log_prob`, from one to the next."""
+    """The log-density of the observed coordinates. Terms: as for `log_prob`, between neighbours."""
     p, loc, w, observed = _conditional_inputs(by, loc, scale, corr, x, observed)
     where, rounded = np.flatnonzero(observed), np.any(loc != 0)
     logs = len(where) * (abs(p.scale.ln()) + _LOG_TWO_PI / 2)
@@ -624,18 +624,18 @@ def reference_observed_log_prob(by, loc, scale, corr, x, observed):
 
 
 class Noisy(NamedTuple):
-    """What is known of a chain from noisy observations, by the Kalman filter and smoother."""
+    """The posterior of a chain given noisy observations, by the Kalman filter and smoother."""
 
     log_prob: decimal.Decimal
     mean: list
     variance: list
-    fisher_z: list  # of neighbours, given the observations
-    kl: decimal.Decimal  # of the posterior to the chain
+    fisher_z: list  # Of neighbours, given the observations.
+    kl: decimal.Decimal  # KL(posterior ‖ chain).
 
 
 @_exactly
 def noisy(chain: Exact, value: Any, noise: Any, observed: Any) -> Noisy:
-    """Of observations `value` with the standard deviations `noise`, where `observed`."""
+    """Conditions on observations `value` with standard deviations `noise`, where `observed`."""
     size = len(chain.mean)
     loc, scale = chain._entries("mean", size), chain._entries("scale", size)
     ratios = [(2 * u).exp() for u in chain._entries("fisher_z", size - 1)]

@@ -1,11 +1,11 @@
-"""The members of the family as cases, and what every one of them is asked.
+"""Test cases for all members of the family, and the statistics to test.
 
-A case has three functions: `parameters(rng, batch, size)` gives arrays, `distribution(*parameters)`
-is the package's, and `moments(*parameters)` the mean and the covariance as the textbook has them,
-in dense TensorFlow operations that share no code with the package.
+A case has three functions: `parameters(rng, batch, size)` returns arrays,
+`distribution(*parameters)` the package's distribution, and `moments(*parameters)` the textbook mean
+and covariance, computed by dense TensorFlow operations that share no code with the package.
 
-`STATISTICS` are the results of a distribution, of its operators and of its conditional; `OTHERS`
-what a KL is taken with.
+`STATISTICS` are results of a distribution, its operators and its conditional; `OTHERS` are the
+second distributions of KLs.
 """
 
 import functools
@@ -31,7 +31,7 @@ tfd = tfp.distributions
 
 RHO = np.array(oracles.CORRELATIONS)
 SEED = (1, 2)
-# Nothing needs autograph, which takes its time.
+# No test needs autograph, which is slow.
 function = functools.partial(tf.function, autograph=False)
 
 
@@ -51,7 +51,7 @@ def positive(rng, *shape):
 
 
 class Member:
-    """A class of the family whose parameters, `loc` first, have the names `names`."""
+    """A class of the family whose parameters are `names`, `loc` first."""
 
     cls = None
     names = ()
@@ -65,7 +65,7 @@ class Member:
 
 
 class Correlated(Member):
-    """A member whose last parameter is a correlation, spelled as one of two."""
+    """A member whose last parameter is `correlation` or `fisher_z`."""
 
     def __init__(self, by):
         self.by = by
@@ -141,13 +141,13 @@ MEMBERS = {
     "ANTE1 by fisher_z": ANTE1("fisher_z"),
     "OU": OU(),
 }
-# One of each class. A correlation and a Fisher z take different branches, and so do one for all
-# steps and one for each: all four are among them; OU has a Fisher z for each step.
+# One of each class. `correlation` and `fisher_z` take different branches, and so do shared
+# parameters and one per step; these cover all four, because OU has a Fisher z for each step.
 ONE_OF_EACH = ("AR1", "ARH1 by fisher_z", "ANTE1", "OU")
 
 
 def as_float32(a):
-    """Rounded to float32, so that both dtypes are given the same numbers; as float64."""
+    """Rounds to float32, so both dtypes get the same numbers; returns float64."""
     return np.asarray(a).astype("float32").astype("float64")
 
 
@@ -157,7 +157,7 @@ def random_parameters(case, batch, size, seed=0):
 
 
 def parameters_of_shapes(case, batches, size, seed=0):
-    """A batch shape for each parameter."""
+    """Random parameters with a batch shape for each."""
     return [random_parameters(case, batch, size, seed)[i] for i, batch in enumerate(batches)]
 
 
@@ -171,12 +171,12 @@ def as_dense(case, parameters, size):
 
 
 def dense_distribution(case, *parameters):
-    """As TFP's normal, with gradients through the dense covariance and its factorization."""
+    """TFP's normal, with gradients through the dense covariance and its factorization."""
     mean, covariance = case.moments(*parameters, size=parameters[0].shape[-1])
     return tfd.MultivariateNormalTriL(mean, tf.linalg.cholesky(covariance))
 
 
-# --- One distribution of each, of batch shape [2, 3], of which each parameter misses a part -------
+# --- One distribution of each, batch shape [2, 3], to which the parameters broadcast --------------
 
 SIZE, BATCH_SHAPE = 4, (2, 3)
 LOC, SCALE_DIAG = draw(2, 1, SIZE), np.exp(0.3 * draw(3, SIZE, seed=8))
@@ -245,13 +245,13 @@ def first(member):
     }
 
 
-# --- What is asked of them ------------------------------------------------------------------------
+# --- The statistics -------------------------------------------------------------------------------
 
 
 class Statistic(NamedTuple):
     compute: Any  # of a distribution and a value
     event_ndims: int
-    depends_on: str  # on (l)oc, (s)cale and (c)orrelation
+    depends_on: str  # (l)oc, (s)cale, (c)orrelation
 
 
 DISTRIBUTION = {
@@ -305,9 +305,9 @@ CONDITIONAL = {
     ),
 }
 STATISTICS = DISTRIBUTION | OPERATORS | CONDITIONAL
-# Where it is enough that the parameters arrive.
+# For tests that only check that the parameters arrive.
 FEW = {name: STATISTICS[name] for name in ("log_prob", "sample", "covariance", "scale.matvec")}
-# What (l)oc, (s)cale and (c)orrelation are among the parameters.
+# The positions of (l)oc, (s)cale and (c)orrelation among the parameters.
 _LETTERS = {"l": slice(0, 1), "s": slice(1, 2), "c": slice(2, None)}
 
 
@@ -320,14 +320,14 @@ def compute(p, x, table=STATISTICS):
 
 
 def assert_all_close(actual, expected, what="same computation"):
-    """For two results of `compute`."""
+    """Compares two results of `compute`."""
     assert actual.keys() == expected.keys()
     for name in expected:
         ndims = STATISTICS[name].event_ndims
         oracles.assert_close(actual[name], expected[name], what, ndims, err_msg=name)
 
 
-# What a KL is taken with, from `make(name, value)`.
+# The second distributions of KLs, from `make(name, value)`.
 OTHERS = {
     "AR1": lambda make: MultivariateNormalAR1(
         make("other loc", draw(3, SIZE, seed=2)),

@@ -16,9 +16,9 @@ import tensorflow_probability as tfp
 
 tfd = tfp.distributions
 
-# The tolerances of the whole suite, by what is compared and by dtype. Relative to the largest entry
-# of the vector or matrix; for scalars to their size or to one, whichever is larger, because a KL or
-# a log density may be zero by cancellation.
+# The tolerances of the whole suite, by kind of comparison and dtype. They are relative to the
+# largest entry of the vector or matrix; for scalars, relative to the larger of their size and 1,
+# because a KL or a log density may be zero by cancellation.
 TOLERANCE = {
     "value": {"float64": 1e-9, "float32": 3e-4},
     "gradient": {"float64": 1e-8, "float32": 3e-4},
@@ -35,10 +35,10 @@ FLOAT32_MAX = float(np.finfo(np.float32).max)
 def assert_close(
     actual, desired, what="value", event_ndims=0, dtype=None, err_msg="", at_least=0.0
 ):
-    """Asserts equality of shape and, within `TOLERANCE[what]`, of value.
+    """Asserts equal shapes and, within `TOLERANCE[what]`, equal values.
 
-    The last `event_ndims` dimensions hold one vector or matrix, whose largest entry counts as
-    `at_least` so large; `dtype` defaults to `actual`'s.
+    The last `event_ndims` dimensions hold one vector or matrix; its largest entry is taken to be at
+    least `at_least`. `dtype` defaults to `actual`'s.
     """
     actual = np.asarray(actual)
     desired = np.asarray(desired, np.float64)
@@ -50,7 +50,7 @@ def assert_close(
         scale = np.maximum(largest, at_least)
     else:
         scale = np.maximum(np.abs(desired), 1.0)
-    bound = tolerance * scale + 1e-30  # a vector of zeros
+    bound = tolerance * scale + 1e-30  # For vectors of zeros.
     with np.errstate(invalid="ignore"):
         wrong = ~((np.abs(actual - desired) <= bound) | (actual == desired))
     if np.any(wrong):
@@ -89,7 +89,7 @@ class Dense:
 
     @classmethod
     def ar1(cls, loc, scale, correlation):
-        """From the parameters as the package gets them, at the precision in which it gets them."""
+        """From the package's parameters, at the precision in which the package gets them."""
         loc = np.asarray(loc, np.float64)
         return cls(loc, ar1_covariance(scale, correlation, loc.shape[-1]))
 
@@ -137,8 +137,8 @@ class Dense:
 
 
 def tf_covariance(scale, correlation, size):
-    """`scale² correlation^|i−j|`; powers by multiplication, whose derivatives exist at zero too."""
-    # Connected at size one too.
+    """`scale² correlation^|i−j|`; powers by multiplication, whose derivatives also exist at 0."""
+    # Keep the gradient connected at size 1.
     powers = [1.0 + 0.0 * correlation]
     for _ in range(size - 1):
         powers.append(powers[-1] * correlation)
@@ -150,7 +150,7 @@ def tf_covariance(scale, correlation, size):
 def tf_antedependent_correlations(correlation):
     """The products `ρ_(j+1) … ρ_i`, `[..., d, d]`, of correlations `[..., d - 1]` of neighbours."""
     size = correlation.shape[-1] + 1
-    # Connected at size one too.
+    # Keep the gradient connected at size 1.
     row = tf.one_hot(0, size, dtype=correlation.dtype)
     row += 0 * tf.reduce_sum(correlation, axis=-1, keepdims=True)
     rows = [row]
@@ -183,7 +183,7 @@ def tf_kl(p, q):
 
 
 def tf_gradients(function, arguments, weights=None):
-    """Gradients of `sum(function(*arguments) * weights)`; arguments are arrays, results too."""
+    """Gradients of `sum(function(*arguments) * weights)`, from arrays to arrays."""
     arguments = [tf.convert_to_tensor(a) for a in arguments]
 
     def weighted(*arguments):
@@ -194,7 +194,7 @@ def tf_gradients(function, arguments, weights=None):
 
 
 def second_derivatives(function, x):
-    """Of a function of one vector, along each of three directions, by two tapes."""
+    """Second derivatives of a function of one vector along three directions, by two tapes."""
     x, found = np.asarray(x), []
     for direction in np.random.default_rng(0).normal(size=(3, x.size)):
 

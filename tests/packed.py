@@ -1,4 +1,4 @@
-"""Packed parameters as the README describes them: random ones, and the Gaussians that they mean."""
+"""Packed parameters as described in the README: random ones, and the Gaussians they stand for."""
 
 import numpy as np
 import oracles
@@ -8,7 +8,7 @@ FAMILIES = ("ar1", "arh1", "ante1")
 
 
 def sizes(family, d):
-    """The number of scales, and of correlations."""
+    """The numbers of scales and of correlations."""
     return {"ar1": (1, 1), "arh1": (d, 1), "ante1": (d, d - 1)}[family]
 
 
@@ -19,12 +19,12 @@ def random(family, d, *batch, seed=5, dtype="float32"):
 
 
 def dense(params, family, d):
-    """The distributions, as mean and covariance; of the other families of `vae.posteriors` too."""
+    """The distributions as mean and covariance, also for the other families of `vae.posteriors`."""
     params = np.asarray(params, np.float64)
     if family == "full":
         a, b, c, x, y, z = (params[..., 3 + i] for i in range(6))
         zero = np.zeros_like(a)
-        # The order of `tfp.math.fill_triangular`: from the lower right corner, in a spiral.
+        # The order of `tfp.math.fill_triangular`: a spiral from the lower right corner.
         rows = [[np.exp(x / 2), zero, zero], [z, np.exp(y / 2), zero], [c, b, np.exp(a / 2)]]
         factor = np.stack([np.stack(row, axis=-1) for row in rows], axis=-2)
         return oracles.Dense(params[..., :3], factor @ np.swapaxes(factor, -1, -2))

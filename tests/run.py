@@ -1,9 +1,9 @@
-"""Runs the tests by groups of files, each group in a process of its own.
+"""Runs the tests in groups of files, each group in its own process.
 
     python tests/run.py -m "not slow" [folder ...]
 
-TensorFlow keeps every function that it has traced or compiled until the process ends, which adds up
-over a whole suite. Other arguments than folders are passed on to pytest.
+TensorFlow keeps every traced or compiled function until the process ends, which adds up over a
+whole suite. All arguments but folders are passed to pytest.
 """
 
 import concurrent.futures
@@ -21,7 +21,7 @@ OPTIONS = [argument for argument in sys.argv[1:] if argument not in FOLDERS]
 
 
 def run(files: list[pathlib.Path]) -> int:
-    """Runs a group and prints what pytest says, all at once."""
+    """Runs a group and prints pytest's output at once."""
     command = [sys.executable, "-m", "pytest", "--no-header", *OPTIONS, *map(str, files)]
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     if done.returncode == NO_TESTS_COLLECTED:
@@ -34,17 +34,16 @@ def main() -> int:
     """Returns 1 if a group failed, else 0."""
     folders = map(pathlib.Path, FOLDERS or ["tests"])
     files = [file for folder in folders for file in folder.rglob("test_*.py")]
-    # Long files and short ones in each group, so that none of them takes much longer than others.
+    # Mix long and short files, so no group takes much longer than others.
     files.sort(key=lambda file: (-file.stat().st_size, file))
     number = -(-len(files) // FILES_PER_GROUP)
     groups = [files[i::number] for i in range(number)]
-    # Started last, the slowest file would run alone.
+    # If started last, the slowest file would run alone.
     groups.sort(key=lambda group: SLOWEST not in [file.name for file in group])
-    # One thread for each library: the groups that run side by side would take the cores from each
-    # other.
+    # One thread per library: groups that run in parallel would compete for the cores.
     for name in ("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS"):
         os.environ.setdefault(name, "1")
-    # Runs that many tests look at, and none changes, are trained once.
+    # Runs that several tests read and none changes are trained once.
     with tempfile.TemporaryDirectory() as folder:
         os.environ["TFP_AR1_TEST_RUNS"] = folder
         return _run_groups(groups)

@@ -1,4 +1,4 @@
-"""Short trainings of small Keras models, and what they leave."""
+"""Helpers for short trainings of small Keras models."""
 
 import keras
 import numpy as np
@@ -8,13 +8,13 @@ DIGITS = (load_digits().images / 16).astype("float32")
 
 
 def compiled(model, optimizer=keras.optimizers.Adam, learning_rate=0.01, **options):
-    """Without XLA unless asked for: it costs seconds. Eager where a few steps are enough."""
+    """Compiles without XLA unless asked for, because XLA takes seconds."""
     model.compile(optimizer(learning_rate), **{"jit_compile": False, **options})
     return model
 
 
 def fitted(model, *data, **options):
-    """A few steps in a fixed order."""
+    """Trains in a fixed order."""
     model.fit(*data, **{"shuffle": False, "verbose": 0, **options})
     return model
 

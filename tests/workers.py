@@ -1,4 +1,4 @@
-"""Processes that train together, on this machine, for the tests of strategies and of recovery."""
+"""Starts processes that train together on this machine, for tests of strategies and recovery."""
 
 import json
 import os
@@ -10,7 +10,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 
 
 def _free_ports(number):
-    """Ports that are free now."""
+    """Ports that are free at the moment."""
     sockets = [socket.socket() for _ in range(number)]
     try:
         for s in sockets:
@@ -22,7 +22,7 @@ def _free_ports(number):
 
 
 def tf_configs(number):
-    """`TF_CONFIG` for each of some workers."""
+    """`TF_CONFIG` for each worker."""
     addresses = [f"127.0.0.1:{port}" for port in _free_ports(number)]
     cluster = {"worker": addresses}
     return [
@@ -32,7 +32,7 @@ def tf_configs(number):
 
 
 def start(command, tf_config=None, stdout=subprocess.PIPE, **environment):
-    """Starts a process of this package, in a process group of its own."""
+    """Starts a process of this package in its own process group."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "TF_CPP_MIN_LOG_LEVEL": "3"} | environment
     environment.pop("TF_CONFIG", None)
     if tf_config is not None:

@@ -380,7 +380,7 @@ def _first_free(parent: pathlib.Path, name: str) -> pathlib.Path:
         with contextlib.suppress(FileExistsError):
             folder.mkdir()
             return folder
-    raise AssertionError  # Unreachable; mypy needs it.
+    raise AssertionError  # Unreachable: `count` never ends.
 
 
 def visit(folder: pathlib.Path, options: RunOptions, data: dict[str, Any], worker: int) -> Run:

@@ -95,7 +95,7 @@ class Batches:
             raise self._error from error
 
     def _shares(self, first_step: int, replicas: range, num_replicas: int) -> Any:
-        """The shares of some replicas, interleaved: all shares of a step, then those of the next."""
+        """The shares of some replicas, interleaved: all of one step, then all of the next."""
         import tensorflow as tf
 
         def read(number: np.int64) -> list[np.ndarray]:

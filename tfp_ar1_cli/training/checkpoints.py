@@ -21,9 +21,9 @@ class Checkpoint(keras.callbacks.Callback):
     """Saves the state of the training in the run's folder, after every epoch and every few steps.
 
     The state consists of all variables of the model and the optimizer: weights, moments, step
-    counter, seeds of the random numbers, and the running means of the metrics. As the order of the
-    data depends only on the seed and the epoch, resumed training gives the same results as
-    uninterrupted training.
+    counter, states of the random number generators, and the running means of the metrics. As the
+    order of the data depends only on the seed and the epoch, resumed training gives the same
+    results as uninterrupted training.
 
     `keras.callbacks.BackupAndRestore` writes weights and epoch separately and in place: killed in
     between, it repeats an epoch or leaves an unreadable backup. Here the position is in the name of

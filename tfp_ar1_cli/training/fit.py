@@ -119,7 +119,7 @@ def _train(
             report = lambda epoch, logs: on_epoch({"epoch": epoch + 1, **logs})  # noqa: E731
             callbacks.append(keras.callbacks.LambdaCallback(on_epoch_end=report))
         while not ended:
-            # Keras starts at the first step of an epoch, so the rest of an epoch needs its own `fit`.
+            # Keras starts at the first step of an epoch, so the rest of one needs its own `fit`.
             last = position.epoch + 1 if position.step else epochs
             model.fit(
                 batches.dataset(position.epoch * steps + position.step, strategy),

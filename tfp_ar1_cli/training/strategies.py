@@ -95,7 +95,8 @@ def task() -> Task:
 def num_replicas(strategy: str, asked: int | None) -> int:
     """The number of replicas of a run, before TensorFlow starts its devices.
 
-    `asked` is the value of `--replicas`. Raises `UserError` if it exceeds the number of GPUs.
+    `asked` is the value of `--replicas`. Raises `UserError` if there are fewer GPUs, or if it does
+    not fit the strategy.
     """
     backend.check_strategy(strategy)
     if strategy == "none":
