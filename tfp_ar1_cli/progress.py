@@ -39,7 +39,7 @@ def silence() -> Iterator[None]:
 
 @contextlib.contextmanager
 def doing(what: str) -> Iterator[None]:
-    """Shows on stderr what is being done (`Reading x.csv`); off a terminal, only if it takes long."""
+    """Shows on stderr what is being done (`Reading x.csv`), except for brief tasks."""
     with contextlib.ExitStack() as stack:
         stream = sys.stderr
         with contextlib.suppress(OSError, ValueError, AttributeError):

@@ -127,7 +127,7 @@ class TrainedSeries:
         num_samples: int = NUM_DRAWS,
         seed: int = 0,
     ) -> pd.DataFrame | dict[str, np.ndarray]:
-        """Predicts new observations of every value; columns as in `impute`, beside the values."""
+        """Predicts new observations of the latent paths, in columns beside the data; see `impute`."""
         answer = self.answer(answers.reconstruct, data, quantiles, num_samples, seed)
         return self._like(data, answer)
 
