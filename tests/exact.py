@@ -279,7 +279,7 @@ _ln = functools.lru_cache(maxsize=1000)(decimal.Decimal.ln)
 
 @functools.lru_cache(maxsize=1000)
 def _excess(log_ratio: Any, log_size: Any) -> tuple[Any, ...]:
-    """`exp(v) - 1 - v` and its derivative, each with its terms; `log_size` is the size of v."""
+    """`exp(v) - 1 - v` and its derivative, each with its terms; `log_size` is v's rounding error."""
     ratio = log_ratio.exp()
     slope = ratio - 1
     return (
@@ -535,7 +535,7 @@ _SMALLEST_SLOPE = decimal.Decimal("1e-30")
 
 
 def _central_difference(function: Callable[[Any], Any], x: Any) -> Any:
-    # 1 - ρ² may take 52 of the 120 digits; the step suits the rest.
+    # For the digits left of 120 after 1 - ρ² has taken up to 52.
     step = decimal.Decimal("1e-24") * (1 - abs(x) if abs(x) < 1 else 1)
     return (function(x + step) - function(x - step)) / (2 * step)
 

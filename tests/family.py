@@ -200,7 +200,7 @@ DENSE = {m: as_dense(MEMBERS[m], a.values(), SIZE) for m, a in ARGUMENTS.items()
 VALUE = draw(*BATCH_SHAPE, SIZE, seed=1)
 OBSERVED = np.array([True, False, False, True])
 
-# How a parameter may be given: from its name and its value.
+# The bijectors of transformed parameters, by name.
 BIJECTORS = {
     "loc": tfb.Sinh(),
     "marginal_scale": tfb.Exp(),
@@ -356,5 +356,5 @@ def kl(p, q, reverse):
 
 
 def refuse(*_args, **_kwargs):
-    """In place of `to_dense`, where nothing may be made dense."""
+    """Replaces `to_dense` where no dense matrix may be formed."""
     raise AssertionError("to_dense was called")

@@ -1,8 +1,8 @@
-"""What the tests compare with: dense, in float64, written as the textbook has it.
+"""Dense float64 references for the tests, written as in the textbook.
 
-Two of them, which share no code with the package: `Dense`, Gaussians as mean vectors and covariance
-matrices by NumPy alone, and the functions `tf_*`, the same with TensorFlow operations, for
-gradients. For correlations that float64 rounds to ±1 there are decimals, in `exact.py`.
+They share no code with the package: `Dense`, Gaussians as mean vectors and covariance matrices in
+NumPy, and the functions `tf_*`, the same in TensorFlow operations, for gradients. For correlations
+that float64 rounds to ±1 see the decimals in `exact.py`.
 """
 
 import dataclasses
