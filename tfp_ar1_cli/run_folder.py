@@ -26,9 +26,9 @@ from tfp_ar1_cli.options import RunOptions, is_count, is_number
 FORMAT_VERSION = 1
 _PACKAGES = ("tensorflow-probability", "keras", "numpy")
 # Options that may change when a run is resumed. A run is defined by the hash of its images in
-# `data`, not by their place. A run that stopped at a corrupt image may be resumed without it.
+# `data`, not by their location. A run that stopped at a corrupt image may be resumed without it.
 MAY_CHANGE = ("dataset", "data_dir", "corrupt")
-# Options that name places on the user's machine, which stay private.
+# Options that name locations on the user's machine, which stay private.
 PLACES = (*MAY_CHANGE, "extend", "warm_start")
 
 

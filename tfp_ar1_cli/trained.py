@@ -85,8 +85,9 @@ class TrainedSeries:
         Returns:
           In each column of values, the observed values, and means in place of the missing ones.
           Beside it, `NAME_sd` is the standard deviation, including observation noise, and
-          `NAME_q0.05` and so on are the quantiles; for an observed value, they are 0 and the value.
-          Arrays are called `x`, `sd`, `quantiles` `[levels, ...]`.
+          `NAME_q0.05` and so on are the quantiles; for an observed value, the standard deviation is
+          0 and the quantiles are the value. Arrays are called `x`, `sd`, `quantiles`
+          `[levels, ...]`.
 
         Raises:
           UserError: If the data do not match the training data.
@@ -127,7 +128,7 @@ class TrainedSeries:
         num_samples: int = NUM_DRAWS,
         seed: int = 0,
     ) -> pd.DataFrame | dict[str, np.ndarray]:
-        """Predicts new observations of the latent paths, in columns beside the data; see `impute`."""
+        """Predicts new observations of the latent paths, in columns beside the data (`impute`)."""
         answer = self.answer(answers.reconstruct, data, quantiles, num_samples, seed)
         return self._like(data, answer)
 

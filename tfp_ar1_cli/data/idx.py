@@ -2,8 +2,8 @@
 
 Each set has up to four files: images and labels, for training and for testing. They are named
 `train-images-idx3-ubyte`, `t10k-images-idx3-ubyte` (or `test-...`) and so on, with a hyphen or a
-dot before `idx3`, with or without `.gz`. EMNIST puts the name of the set in front; on Kaggle each
-file lies in a folder of the same name.
+dot before `idx3`, with or without `.gz`. EMNIST puts the name of the set in front; on Kaggle, each
+file is in a folder of the same name.
 """
 
 import gzip

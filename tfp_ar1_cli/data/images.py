@@ -85,7 +85,7 @@ def load(
       likelihood: See `DataOptions`.
       corrupt: See `DataOptions`.
       trained: To test a trained model: the fingerprint of its training data. All images are then
-        test images, unless they come with a test set or are that data.
+        test images, unless they come with a test set or are the training data.
       form: The form that images in files and records are converted to.
       split_by: See `DataOptions.split`.
 
