@@ -298,7 +298,7 @@ class _Cutter:
         if self.split_by == "stable":
             train, test = stable(count)
             return series.part(train), series.part(test)
-        # The seed is fixed, so that runs with different --seed are compared on the same series.
+        # The seed is fixed, so runs with different --seed are compared on the same series.
         order = np.random.default_rng(0).permutation(count)
         num_test = max(1, round(0.2 * count))
         return series.part(order[:-num_test]), series.part(order[-num_test:])

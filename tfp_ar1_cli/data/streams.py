@@ -102,8 +102,8 @@ class Opened(NamedTuple):
 
     Attributes:
       train: The training images.
-      test: The test images, float32; for training and its data at most `MAX_TEST_IMAGES` and
-        `MAX_TEST_BYTES`.
+      test: The test images, float32; at most `MAX_TEST_IMAGES` and `MAX_TEST_BYTES`, unless
+        `trained` is the hash of other data.
       labels: The names of the folders of the test images, if they lie in several.
       names: The paths of the test images relative to the given folder, if they are files.
       notes: Notes for the user.
