@@ -1,1 +1,1 @@
-"""Speed and memory of `tfp_ar1` beside what one would use instead: `python -m benchmarks`."""
+"""Speed and memory of `tfp_ar1` and its alternatives: `python -m benchmarks`."""

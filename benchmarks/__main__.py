@@ -22,7 +22,7 @@ _RESULTS = pathlib.Path(__file__).parent / "results" / "speed.json"
 _SIZES = [(128, 16), (128, 64), (128, 256), (64, 4096), (1, 1_000_000)]
 _SWEEP = [4, 16, 64, 256, 1024, 4096, 16384, 65536, 262144, 1_000_000]
 _MODES = ("graph", "xla", "eager")
-# The same number of numbers, in ever longer paths.
+# The same number of values in ever longer paths.
 _GROWTH = [(256, 4096), (64, 16384), (16, 65536), (4, 262144), (1, 1_048_576)]
 _NOISY_SIZES = [(128, 64), (64, 4096), (1, 1_000_000)]
 _FAMILY_SIZES = [(128, 64), (64, 4096), (1, 100_000)]
@@ -40,16 +40,16 @@ _SUITES = (
     "jax",
     "jax-training",
 )
-# A contender that takes longer for one call is not tried at larger sizes.
+# A contender is not tried at larger sizes if one call takes longer, in seconds.
 _PATIENCE = 1.0
-# Fast enough to be tried with a million coordinates.
+# Contenders that are fast enough for a million coordinates.
 _LINEAR = ("Diag", "AR1")
 _LARGEST_MEMORY = 4e9
 
 
 @click.group()
 def main() -> None:
-    """Speed and memory of `tfp_ar1` beside what one would use instead."""
+    """Speed and memory of `tfp_ar1` and its alternatives."""
 
 
 @main.command()
@@ -58,14 +58,14 @@ def main() -> None:
     type=click.Path(path_type=pathlib.Path),
     help="A file, or a folder for speed.json or jax-DEVICE.json. [default: benchmarks/results]",
 )
-# Those of JAX are processes of their own: threads of JAX slow down TensorFlow.
+# The JAX suites must run in their own processes: JAX's threads slow down TensorFlow.
 @click.option("--suite", "suites", multiple=True, type=click.Choice(_SUITES), default=_SUITES[:-2])
 @click.option("--mode", "modes", multiple=True, type=click.Choice(_MODES), default=_MODES)
 @click.option("--seconds", default=2.0, show_default=True, help="For each comparison.")
 def run(
     out: pathlib.Path | None, suites: tuple[str, ...], modes: tuple[str, ...], seconds: float
 ) -> None:
-    """Measure; results of suites that are not run again are kept in the file."""
+    """Measure, and write the results; those of other suites in the file are kept."""
     for suite in suites:
         entries = {
             "ratios": ratios,
@@ -112,7 +112,7 @@ def _write(path: pathlib.Path, results: dict[str, Any]) -> None:
 
 
 def environment() -> dict[str, Any]:
-    """The machine and the versions."""
+    """The machine and the versions of packages."""
     from importlib import metadata
 
     packages = ("tfp_ar1", "tensorflow", "tensorflow-probability", "keras", "numpy")
@@ -131,7 +131,7 @@ def environment() -> dict[str, Any]:
         "date": datetime.date.today().isoformat(),
         "cpu": cpu,
         "cores": os.cpu_count(),
-        # Programs that ran in the minute before; this one is not among them yet.
+        # The load of the last minute, which does not include this program yet.
         "load": round(os.getloadavg()[0], 1),
         "python": platform.python_version(),
         **{p: metadata.version(p) for p in packages if any(metadata.distributions(name=p))},
@@ -139,13 +139,13 @@ def environment() -> dict[str, Any]:
 
 
 def ratios(modes: tuple[str, ...], seconds: float) -> Any:
-    """Every operation at the five sizes, beside Diag."""
+    """AR1 against Diag, every operation at five sizes."""
     for mode, (b, d) in itertools.product(modes, _SIZES):
         yield from _compare(("Diag", "AR1"), b, d, mode, (False, True), seconds)
 
 
 def alternatives(modes: tuple[str, ...], seconds: float) -> Any:
-    """AR1 and Diag beside all others, with gradients, by graphs, where matrices are not huge."""
+    """All contenders with gradients, in graph mode, at sizes where matrices are not huge."""
     from benchmarks import contenders
 
     names = ("AR1", "Diag", *(n for n in contenders.CONTENDERS if n not in ("AR1", "Diag")))
@@ -154,7 +154,7 @@ def alternatives(modes: tuple[str, ...], seconds: float) -> Any:
 
 
 def family(modes: tuple[str, ...], seconds: float) -> Any:
-    """Diag, AR1 and its relatives by graphs, their parameters shared by the batch or not."""
+    """Diag, AR1 and its relatives in graph mode, with parameters shared by the batch or not."""
     from benchmarks import contenders
 
     for shared, (b, d) in itertools.product((True, False), _FAMILY_SIZES):
@@ -165,18 +165,18 @@ def family(modes: tuple[str, ...], seconds: float) -> Any:
 
 
 def growth(modes: tuple[str, ...], seconds: float) -> Any:
-    """AR1 and Diag with the same number of numbers in paths of different lengths, by graphs."""
+    """AR1 and Diag with the same number of values in paths of different lengths, in graph mode."""
     for b, d in _GROWTH:
         yield from _compare(("Diag", "AR1"), b, d, "graph", (False, True), seconds)
 
 
 def noise(modes: tuple[str, ...], seconds: float) -> Any:
-    """The likelihood of a noisy path beside Kalman filters, by graphs, and its peak memory."""
+    """The likelihood of a noisy path against Kalman filters in graph mode, and its peak memory."""
     from benchmarks import measure
     from benchmarks import noise as noisy
 
     cases = list(itertools.product(_NOISY_SIZES, (False, True)))
-    # Those of TensorFlow first, before there are threads of JAX, which slow down the others.
+    # TensorFlow first, before JAX starts threads that slow it down.
     found = [measure.interleaved(noisy.of_tensorflow(*size, g), 5 * seconds) for size, g in cases]
     for ((b, d), gradients), times in zip(cases, found, strict=True):
         others = measure.interleaved(noisy.of_others(b, d, gradients), 5 * seconds)
@@ -215,7 +215,7 @@ def _compare(
 
 
 def sweep(modes: tuple[str, ...], seconds: float) -> Any:
-    """Sampling and log_prob with gradients for d from 4 to 10⁶ by graphs, with all contenders."""
+    """Sampling and log_prob with gradients for d from 4 to 10⁶ in graph mode, all contenders."""
     from benchmarks import contenders, measure
 
     given_up: dict[tuple[str, str], str] = {}
@@ -260,7 +260,7 @@ def memory(modes: tuple[str, ...], seconds: float) -> Any:
 
 
 def training(modes: tuple[str, ...], seconds: float) -> Any:
-    """A training step of `RhoVAE` with the paper's network at batch 128."""
+    """A training step of `RhoVAE` with the paper's network and batches of 128."""
     import keras
     import numpy as np
 
@@ -287,7 +287,7 @@ def training(modes: tuple[str, ...], seconds: float) -> Any:
 
 
 def profile(modes: tuple[str, ...], seconds: float) -> Any:
-    """Where the time of sampling with gradients goes, by graphs, at the sizes of `ratios`."""
+    """Time of sampling with gradients by operation, in graph mode, at the sizes of `ratios`."""
     from benchmarks import profile as profiles
 
     for (b, d), name in itertools.product(_SIZES[1:], ("Diag", "AR1")):
@@ -303,7 +303,7 @@ def profile(modes: tuple[str, ...], seconds: float) -> Any:
 
 
 def schemes(modes: tuple[str, ...], seconds: float) -> Any:
-    """Sampling with gradients for each way to run the recurrence, by graphs."""
+    """Sampling with gradients for each scheme of the recurrence, in graph mode."""
     from benchmarks import contenders, measure
     from tfp_ar1 import _scan_schemes
 
@@ -313,7 +313,7 @@ def schemes(modes: tuple[str, ...], seconds: float) -> Any:
         for block_size in (None, 8, 16, 32, 64):
             if block_size is None and d > 1024:
                 continue
-            # Read when the function is traced, which its first call does.
+            # Read when the function is traced, by its first call.
             _scan_schemes._LARGEST_SIZE_FOR_DOUBLING = d if block_size is None else 48
             _scan_schemes._BLOCK_SIZE = block_size
             name = "doubling" if block_size is None else f"blocks of {block_size}"
@@ -324,11 +324,11 @@ def schemes(modes: tuple[str, ...], seconds: float) -> Any:
 
 
 def on_jax(modes: tuple[str, ...], seconds: float) -> Any:
-    """AR1 beside Diag and others on JAX, and on TensorFlow where that is installed."""
+    """AR1 against Diag and others on JAX, and AR1 on TensorFlow if it is installed."""
     if importlib.util.find_spec("tensorflow") is not None:
         cases = list(itertools.product(("graph", "xla"), _SIZES))
         found = [_compare(("AR1",), *size, mode, (False, True), seconds) for mode, size in cases]
-        # Before there are threads of JAX.
+        # Before JAX starts threads.
         yield from list(itertools.chain.from_iterable(found))
     from benchmarks import of_jax
 
@@ -336,7 +336,7 @@ def on_jax(modes: tuple[str, ...], seconds: float) -> Any:
 
 
 def training_on_jax(modes: tuple[str, ...], seconds: float) -> Any:
-    """A step of `fit` of the models."""
+    """A step of the models' `fit` on JAX."""
     from benchmarks import training_on_jax
 
     yield from training_on_jax.results(seconds)
@@ -347,7 +347,7 @@ def training_on_jax(modes: tuple[str, ...], seconds: float) -> Any:
 @click.option("--readme", type=click.Path(exists=True, path_type=pathlib.Path))
 @click.option("--page", type=click.Path(exists=True, path_type=pathlib.Path), help="For JAX.")
 def report(results: pathlib.Path, readme: pathlib.Path | None, page: pathlib.Path | None) -> None:
-    """Write tables (.md) and the picture (.png) beside RESULTS, and those of README and docs."""
+    """Write tables (.md) and the picture (.png) beside RESULTS, and tables in README and docs."""
     from benchmarks import report as reports
 
     contents = json.loads(results.read_text())

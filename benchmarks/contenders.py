@@ -1,4 +1,4 @@
-"""The distributions that are compared, all with the same law (but the diagonal one)."""
+"""The implementations compared: all of the same distribution, except the diagonal one."""
 
 from __future__ import annotations
 
@@ -17,13 +17,14 @@ Parameters = dict[str, tf.Tensor]
 
 
 class Contender(NamedTuple):
-    """One of those that are compared.
+    """One implementation.
 
     Attributes:
-      make: the distribution for its parameters.
-      parameters: those parameters, for a batch of B and d coordinates; what gradients are taken of.
-      operations: what it can do, of `OPERATIONS`.
-      bytes_needed: a lower bound of the memory it takes for (B, d), to know when not to try.
+      make: Makes the distribution from its parameters.
+      parameters: Makes the parameters, which are differentiated, for a batch of B and d
+        coordinates.
+      operations: The keys of `OPERATIONS` that it supports.
+      bytes_needed: A lower bound of the memory needed for (B, d), to skip hopeless sizes.
     """
 
     make: Callable[[Parameters], tfd.Distribution]
@@ -32,7 +33,7 @@ class Contender(NamedTuple):
     bytes_needed: Callable[[int, int], float] = lambda b, d: 40.0 * b * d
 
 
-# What is done with a distribution; each gives a scalar, whose gradients are taken too.
+# Operations on a distribution; each returns a scalar that can be differentiated.
 OPERATIONS: dict[str, Callable[[tfd.Distribution, tf.Tensor, tf.Tensor], tf.Tensor]] = {
     "sample": lambda law, x, seed: tf.reduce_sum(tf.square(_draw(law, x, seed))),
     "log_prob": lambda law, x, seed: tf.reduce_sum(law.log_prob(x)),
@@ -44,7 +45,7 @@ _RHO, _SIGMA = 0.7, 1.3
 
 
 def _draw(law: tfd.Distribution, x: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
-    """As many draws as x has rows: one of each member of a batch, or all of the same law."""
+    """One draw per row of x: from each member of a batch, or all from the same distribution."""
     if isinstance(law, tfd.Distribution) and law.batch_shape.rank == 0:
         return law.sample(x.shape[:-1], seed=seed)
     return law.sample(seed=seed)
@@ -73,7 +74,7 @@ def _tril_parameters(b: int, d: int) -> Parameters:
 
 
 def _tril_of_ar1(p: Parameters) -> tfd.Distribution:
-    """What one writes without this package: the covariance from σ and ρ, and its factor."""
+    """The solution without this package: the covariance from σ and ρ, and its factor."""
     steps = tf.range(p["loc"].shape[-1], dtype=tf.float32)
     lags = tf.abs(steps - steps[:, tf.newaxis])
     rho, scale = (t[:, tf.newaxis, tf.newaxis] for t in (tf.tanh(p["fisher_z"]), p["scale"]))
@@ -88,7 +89,7 @@ def _markov_chain(p: Parameters) -> tfd.Distribution:
     steps_first = tf.transpose(p["loc"])
 
     def transition(step: tf.Tensor, state: tf.Tensor) -> tfd.Distribution:
-        # For log_prob, all steps at once, along the first axis.
+        # `log_prob` passes all steps at once, along the first axis.
         before, now = tf.gather(steps_first, step), tf.gather(steps_first, step + 1)
         return tfd.Normal(now + rho * (state - before), scale * tf.sqrt(1.0 - tf.square(rho)))
 
@@ -121,7 +122,7 @@ def _state_space(p: Parameters) -> tfd.Distribution:
 
 
 class _Located:
-    """A process of mean 0, `[B, d, 1]`, moved to a mean `[B, d]`."""
+    """A zero-mean process, `[B, d, 1]`, shifted to a mean `[B, d]`."""
 
     def __init__(self, process: tfd.Distribution, loc: tf.Tensor):
         self.process, self.loc = process, loc
@@ -134,7 +135,7 @@ class _Located:
 
 
 class _Recursion:
-    """Sampling step by step, by `tf.scan` or by a Python loop (as code for PyTorch does)."""
+    """Step-by-step sampling, by `tf.scan` or by a Python loop (as in PyTorch code)."""
 
     def __init__(self, p: Parameters, by: str):
         self.loc, self.scale, self.rho = p["loc"], p["scale"], tf.tanh(p["fisher_z"])
@@ -189,7 +190,7 @@ CONTENDERS = {
     "Python loop": Contender(lambda p: _Recursion(p, "loop"), _ar1_parameters, ("sample",)),
 }
 
-# The family, all by correlations, so that AR1 has the parameters of its relatives.
+# The family, all by `correlation`, so AR1 has the same parameters as its relatives.
 FAMILY = {
     "Diag": CONTENDERS["Diag"],
     "AR1": Contender(
@@ -244,11 +245,11 @@ def function(
     among: Mapping[str, Contender] = CONTENDERS,
     shared: bool = False,
 ) -> Callable:
-    """A function of no arguments that does the operation once, in `graph`, `xla` or `eager` mode.
+    """A function of no arguments that runs the operation once, in `graph`, `xla` or `eager` mode.
 
-    Parameters, values and the seed are given to it as tensors, so that nothing can be folded into
-    constants: with a fixed seed TensorFlow would draw the noise once, when it optimizes the graph.
-    With `shared`, one law has all b paths: its parameters are without the batch.
+    Parameters, values and the seed are passed as tensors, so nothing is folded into constants: with
+    a fixed seed TensorFlow would draw the noise once, when it optimizes the graph. With `shared`,
+    all b paths come from one distribution, whose parameters have no batch axis.
     """
     contender = among[name]
     parameters = contender.parameters(1 if shared else b, d)

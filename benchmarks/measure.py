@@ -1,4 +1,4 @@
-"""Timing side by side, and peak memory."""
+"""Interleaved timing, and peak memory."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from typing import Any
 
 import numpy as np
 
-# A call that is faster is repeated within one measurement, so that the clock does not matter.
+# Faster calls are repeated within a measurement, so the clock's resolution does not matter.
 _SHORTEST = 0.004
 
 
 def interleaved(functions: Mapping[str, Callable[[], Any]], seconds: float) -> dict[str, Any]:
-    """Times functions in interleaved runs: whatever else the machine does meets all alike.
+    """Times functions in interleaved runs, so other load on the machine affects all alike.
 
     Args:
-      functions: what to time, by name; each is called before, to be traced and compiled.
-      seconds: about how long to take for all of them together, at least 5 rounds.
+      functions: The functions by name; each is first called once, to be traced and compiled.
+      seconds: The approximate total time; at least 5 rounds are run.
 
     Returns:
       For each name the `median`, `lower` and `upper` quartile in seconds per call, the number of
-      `rounds`, and `ratio`, the median over the rounds of its time to that of the first.
+      `rounds`, and `ratio`, the median over the rounds of its time relative to the first function.
     """
     repeats = {}
     for name, function in functions.items():
@@ -55,9 +55,9 @@ def interleaved(functions: Mapping[str, Callable[[], Any]], seconds: float) -> d
 
 
 def timed(function: Callable[[], Any], repeats: int) -> float:
-    """Seconds per call, of so many."""
+    """Seconds per call, averaged over `repeats` calls."""
     if repeats > 1:
-        # What ran before has left its own data in the caches.
+        # Fill the caches, which hold data of the function that ran before.
         function()
     start = time.perf_counter()
     for _ in range(repeats):
@@ -84,13 +84,13 @@ print(memory("VmHWM:") - before)
 
 
 def peak_memory(module: str, arguments: list[Any]) -> int:
-    """How far the resident memory of a process rises in the first call, in bytes (Linux only).
+    """The growth of a process's resident memory in the first call, in bytes (Linux only).
 
-    Parameters and values, which are there before, are not counted; the graph is.
+    Parameters and values exist before the call and are not counted; the graph is.
 
     Args:
-      module: where `function` is, which makes what is called.
-      arguments: what it is given, the number of coordinates last.
+      module: The module whose `function` makes the function to call.
+      arguments: The arguments of `function`, the number of coordinates last.
     """
     run = subprocess.run(
         [sys.executable, "-c", _PEAK, module, json.dumps(arguments)],

@@ -2,13 +2,13 @@
 
     python benchmarks/measure_accuracy.py
 
-Every operation is compared, in float32 and in float64, with decimals of 120 digits that get the
-very same floating-point inputs. Besides the value, the decimals give the *terms* of each result:
-the sum of the absolute values of what is added up to get it, each times how far a rounding error of
-its own arguments is magnified. An error is stated relative to the value itself, and in units of
-rounding errors (the dtype's eps) of the terms; the second is what an implementation can be held to,
-because it allows for the cancellation in the result, and not for any inside the computation.
-The decimals are those of the tests, in `tests/exact.py`.
+Every operation is compared, in float32 and in float64, with decimals of 120 digits for the same
+floating-point inputs. Besides the value, the references return the *terms* of each result: the sum
+of the absolute values of its summands, each times the factor by which a rounding error of its
+arguments is magnified. Errors are stated relative to the value and in rounding errors (the dtype's
+eps) of the terms. Implementations should be judged by the latter, because it allows for
+cancellation in the result but not inside the computation. The references are those of the tests,
+in `tests/exact.py`.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def _conditional(by, loc, scale, corr, x, observed):
 
 
 class Operation(NamedTuple):
-    """What the package computes, its reference, and how the table calls it."""
+    """An operation of the package, its reference, and its title in the table."""
 
     compute: Callable[..., Any]
     reference: Callable[..., dict[str, exact.Reference]]
@@ -144,22 +144,22 @@ OPERATIONS = {
         "`conditional`: `observed_log_prob`",
     ),
 }
-# What is not differentiated, nor converted to the dtype.
+# Arguments that are neither differentiated nor converted to the dtype.
 _STATIC = {"size", "step", "observed", "weights"}
 
 
 def reference(name: str, by: str, inputs: dict[str, Any]) -> dict[str, exact.Reference]:
-    """The value and the derivatives of an operation, exactly, at these very inputs."""
+    """The exact value and derivatives of an operation at these inputs."""
     with decimal.localcontext(exact.CONTEXT):
         results = OPERATIONS[name].reference(by, **inputs)
-    # Without terms there is nothing, not even the last of 120 digits of a finite difference.
+    # Results without terms are 0; a finite difference may leave an error in its last digits.
     return {k: e._replace(value=np.where(e.terms == 0, 0.0, e.value)) for k, e in results.items()}
 
 
 def compute(
     name: str, by: str, inputs: dict[str, Any], dtype: str, gradients: bool = True
 ) -> dict[str, np.ndarray]:
-    """The same from the package, in `dtype`. Vectors are differentiated times `weights`."""
+    """The package's results in `dtype`; the gradients of vectors are weighted by `weights`."""
     inputs = dict(inputs)
     weights = inputs.pop("weights", None)
     tensors = {k: tf.constant(v, dtype) for k, v in inputs.items() if k not in _STATIC}
@@ -179,14 +179,14 @@ def compute(
 class Error(NamedTuple):
     """The largest error among the entries of one result."""
 
-    relative: float  # to the largest entry
-    units: float  # eps of the entry's terms
+    relative: float  # Relative to the largest entry.
+    units: float  # In eps of the entry's terms.
 
 
 def error(actual: np.ndarray, expected: exact.Reference) -> Error:
-    """The error of `actual` where its dtype has numbers for the terms.
+    """The error of `actual`, except where the terms overflow its dtype.
 
-    Numbers below the smallest normal one are as good as zero, because TensorFlow flushes them.
+    Subnormal numbers count as zero, because TensorFlow flushes them.
     """
     info = np.finfo(actual.dtype)
     fits = expected.terms < 0.5 * float(info.max)
@@ -209,7 +209,7 @@ CORRELATIONS = [
 ]
 SCALES = (1e-15, 1e-3, 1.0, 1e3, 1e15)
 SIZES = (2, 100, 2000)
-LARGEST = 100_000  # at scale 1 only, for time
+LARGEST = 100_000  # Only at scale 1, to save time.
 SEED = 0
 
 
@@ -220,7 +220,7 @@ def cases() -> list[tuple[str, float, float, int]]:
 
 
 def neighbour(by: str, corr: float) -> float:
-    """Another correlation, on the same side: half as far again from the end, or less by ½."""
+    """Another correlation of the same sign: 1.5 times as far from ±1, or a Fisher z less by ½."""
     if by == "fisher_z":
         return corr - 0.5
     return float(np.copysign(1 - 1.5 * (1 - abs(corr)), corr))
@@ -229,7 +229,7 @@ def neighbour(by: str, corr: float) -> float:
 def inputs_for(
     name: str, by: str, corr: float, scale: float, size: int, rng: np.random.Generator
 ) -> dict[str, Any]:
-    """Inputs of an operation; numbers that float32 has, so that both dtypes get the same."""
+    """Inputs of an operation, rounded to float32, so both dtypes get the same numbers."""
     corr, scale = float(np.float32(corr)), float(np.float32(scale))
     noise = rng.normal(size=size)
     path = operator(by, np.float64(scale), np.float64(corr), size)
@@ -264,7 +264,7 @@ def inputs_for(
 
 
 def measure(progress: Callable[[str], None] = print) -> list[dict[str, Any]]:
-    """One entry for each result of each operation, over the whole grid."""
+    """Measures each result of each operation over the whole grid; one entry for each."""
     entries = []
     for name, operation in OPERATIONS.items():
         progress(name)
@@ -297,7 +297,7 @@ def measure(progress: Callable[[str], None] = print) -> list[dict[str, Any]]:
 
 
 def table(results: dict[str, Any]) -> str:
-    """The Markdown table of what `measure` found."""
+    """The Markdown table of the results of `measure`."""
     lines = [
         "| operation | float32: median | maximum | in eps of the terms "
         "| float64: median | maximum | in eps of the terms |",
@@ -324,7 +324,7 @@ def page_with(page: str, results: dict[str, Any]) -> str:
 
 
 def write_atomically(path: pathlib.Path, text: str) -> None:
-    """Writes a file that is there in full, or not at all."""
+    """Writes a file atomically: it appears whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     temporary.write_text(text, encoding="utf-8")
@@ -332,7 +332,7 @@ def write_atomically(path: pathlib.Path, text: str) -> None:
 
 
 def main() -> None:
-    """Measures, and writes the JSON and, for the default file, the table in the docs."""
+    """Measures and writes the JSON and, for the default file, the table in the docs."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
         "--out",

@@ -1,10 +1,10 @@
-"""Images per second of a ρ-VAE on one replica, two replicas and two workers, and where a step goes.
+"""Throughput of a ρ-VAE on one replica, two replicas and two workers, and the parts of a step.
 
     python -m benchmarks.measure_throughput
 
-writes `results/throughput.json` and the tables of `results/throughput.md`. The three layouts run
-one after the other, several rounds of them, each in processes of its own; medians over the rounds.
-The time on more workers is computed from what was measured here and from a network that is assumed.
+writes `results/throughput.json` and the tables of `results/throughput.md`. Each of several rounds
+runs the three layouts one after the other, each in its own processes; results are medians over the
+rounds. The time on more workers is computed from these measurements and an assumed network.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import click
 
 _RESULTS = pathlib.Path(__file__).parent / "results" / "throughput.json"
-_LAYOUTS = {"1 replica": 1, "2 replicas": 1, "2 workers": 2}  # and how many processes each has
+_LAYOUTS = {"1 replica": 1, "2 replicas": 1, "2 workers": 2}  # The number of processes of each.
 _BATCHES = (128, 1024)
 _STEPS, _REPEATS = 20, 3
-# Ring all-reduce: every worker sends and receives 2 (N - 1) / N of the gradients, in 2 (N - 1)
-# messages one after the other.
+# Ring all-reduce: every worker sends and receives 2 (N - 1) / N of the gradients in 2 (N - 1)
+# consecutive messages.
 _NETWORKS = {"1 Gbit/s, 100 µs": (1e9 / 8, 100e-6), "25 Gbit/s, 10 µs": (25e9 / 8, 10e-6)}
 _WORKERS = (2, 8, 64, 1024)
 
@@ -60,7 +60,7 @@ def main(rounds: int, out: pathlib.Path) -> None:
 
 
 def _in_processes(layout: str, number: int) -> dict[str, dict[str, float]]:
-    """What the first process of a layout reports."""
+    """Runs a layout and returns the report of its first process."""
     with socket.socket() as s, socket.socket() as t:
         s.bind(("127.0.0.1", 0))
         t.bind(("127.0.0.1", 0))
@@ -86,7 +86,7 @@ def _in_processes(layout: str, number: int) -> dict[str, dict[str, float]]:
 
 
 def child() -> None:
-    """Measures one layout, and prints its times as JSON."""
+    """Measures one layout and prints its times as JSON."""
     from tfp_ar1_cli.training import strategies
 
     kind = {"1 replica": "none", "2 replicas": "mirrored", "2 workers": "multiworker"}[sys.argv[1]]
@@ -185,7 +185,7 @@ def all_reduce_seconds(workers: int, num_bytes: float, bandwidth: float, latency
 
 
 def tables(results: dict[str, Any]) -> str:
-    """The tables, from the file of results."""
+    """The Markdown tables of the results."""
     layouts = results["layouts"]
     lines = [
         "# Throughput of a ρ-VAE",

@@ -1,7 +1,7 @@
-"""The likelihood of a noisy AR(1) path, by this package and by what one would use instead.
+"""The likelihood of a noisy AR(1) path, by this package and its alternatives.
 
-All have the same law. What is not installed is left out: `pip install celerite2 tinygp statsmodels`
-(tinygp brings JAX).
+All compute the same distribution. Packages that are not installed are left out:
+`pip install celerite2 tinygp statsmodels` (tinygp installs JAX).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import tfp_ar1
 tfd = tfp.distributions
 
 _RHO, _SIGMA, _NOISE = 0.7, 1.3, 0.5
-# Beyond, matrices and filters step by step take their time.
+# The largest sizes at which matrices and step-by-step filters are not too slow.
 _LARGEST = {"GaussianProcess": 256, "LGSSM": 4096, "LGSSM, parallel": 4096, "while_loop": 4096}
 _NEEDS = {
     "celerite2": ["celerite2"],
@@ -81,7 +81,7 @@ def _gaussian_process(
 
 
 def _while_loop(scale: tf.Tensor, fisher_z: tf.Tensor, noise: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
-    """The Kalman filter as one writes it, a step after the other."""
+    """The textbook Kalman filter, step by step."""
     rho, noise_variance, steps = tf.tanh(fisher_z), tf.square(noise), tf.transpose(y)
     innovation_variance = tf.square(scale) * (1.0 - tf.square(rho))
 
@@ -141,7 +141,7 @@ def _tinygp(gradients: bool) -> Callable[..., Any]:
 
 
 def _celerite2(scale: Any, fisher_z: Any, noise: Any, y: Any) -> Any:
-    """One path at a time, in float64, as it is made."""
+    """One path at a time in float64, as celerite2 requires."""
     import celerite2
 
     process = celerite2.GaussianProcess(
@@ -172,7 +172,7 @@ def _statsmodels(scale: Any, fisher_z: Any, noise: Any, y: Any) -> Any:
 
     rho = np.tanh(fisher_z)
     model = SARIMAX(y, order=(1, 0, 0), measurement_error=True)
-    # ρ, the variance of the noise and that of the innovations.
+    # ρ, the variance of the noise and the variance of the innovations.
     return model.loglike([rho, noise**2, scale**2 * (1.0 - rho**2)])
 
 
@@ -192,17 +192,17 @@ def function(name: str, gradients: bool, b: int, d: int) -> Callable[[], Any]:
 
 
 def of_tensorflow(b: int, d: int, gradients: bool) -> dict[str, Callable[[], Any]]:
-    """What computes the log-likelihoods `[b]`, or their sum and its gradients, by name."""
+    """Functions that compute the log-likelihoods `[b]`, or their sum and its gradients, by name."""
     return {
         name: function(name, gradients, b, d) for name in TENSORFLOW if d <= _LARGEST.get(name, d)
     }
 
 
 def of_others(b: int, d: int, gradients: bool) -> dict[str, Callable[[], Any]]:
-    """The same by other libraries, of those that are installed, after ours.
+    """The same for the installed alternatives, after ours.
 
-    tinygp takes the batch at once and float32, the others one path after the other and float64;
-    statsmodels and the NumPy interface of celerite2 give no gradients.
+    tinygp takes the whole batch in float32, the others one path at a time in float64; statsmodels
+    and the NumPy interface of celerite2 have no gradients.
     """
     found = {"tfp_ar1": function("tfp_ar1", gradients, b, d)}
     installed = [n for n, needs in _NEEDS.items() if all(map(importlib.util.find_spec, needs))]

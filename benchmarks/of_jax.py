@@ -1,8 +1,9 @@
-"""The distributions on JAX, jitted, beside what one would use there instead.
+"""The distributions on JAX and their alternatives, all jitted.
 
-All have the same law, but the diagonal one. `python -m benchmarks run --suite jax` measures them,
-without TensorFlow where that is missing. What is not installed is left out: `pip install dynamax
-tinygp`. (celerite2.jax has neither float32 nor batches; it is in the suite `noise`.)
+All are the same distribution, except the diagonal one. `python -m benchmarks run --suite jax`
+measures them and does not need TensorFlow. Packages that are not installed are left out:
+`pip install dynamax tinygp`. (celerite2.jax has neither float32 nor batches; it is in the suite
+`noise`.)
 """
 
 from __future__ import annotations
@@ -25,16 +26,16 @@ from benchmarks import measure
 tfd = tfp.distributions
 
 _RHO, _SIGMA = 0.7, 1.3
-# Elsewhere than on a CPU each of the steps that follow one another is a launch.
+# The most steps for serial contenders on accelerators, where every step is a kernel launch.
 _LARGEST_OF_SERIAL = 4096
-# A contender that takes longer for one call is not measured.
+# A contender is not measured if one call takes longer, in seconds.
 _PATIENCE = 0.5
 
 Parameters = dict[str, jax.Array]
 
 
 class _ByHand(NamedTuple):
-    """What one writes in a few lines: innovations, and `jax.lax.associative_scan`."""
+    """A few lines of JAX: innovations, and `jax.lax.associative_scan`."""
 
     loc: jax.Array
     scale: jax.Array
@@ -61,7 +62,7 @@ class _ByHand(NamedTuple):
 
 
 class _OfEach(NamedTuple):
-    """A process of one path, for a batch of paths: `make(loc=, scale=, fisher_z=)` of one."""
+    """A batch of processes; `make(loc=, scale=, fisher_z=)` makes the process of one path."""
 
     make: Callable[..., Any]
     parameters: Parameters
@@ -81,7 +82,7 @@ class _TinyGP:
 
         kernel = quasisep.Exp(scale=-1.0 / jnp.log(jnp.tanh(fisher_z)), sigma=scale)
         times = jnp.arange(loc.shape[-1], dtype=loc.dtype)
-        # It wants a diagonal; one of 0 has the law of the others.
+        # tinygp requires noise; a variance of 0 gives the same distribution as the others.
         self.process = GaussianProcess(kernel, times, diag=jnp.zeros_like(loc))
         self.loc = loc
 
@@ -93,7 +94,7 @@ class _TinyGP:
 
 
 class _Dynamax:
-    """Its Kalman filter, without noise."""
+    """Dynamax's Kalman filter, without noise."""
 
     def __init__(
         self, loc: jax.Array, scale: jax.Array, fisher_z: jax.Array, is_parallel: bool = False
@@ -125,7 +126,7 @@ def _normal(seed: int, b: int, d: int) -> jax.Array:
 
 
 class Contender(NamedTuple):
-    """As in `contenders`; `needs` is a package, `is_serial` goes through the steps one by one."""
+    """As in `contenders`; `needs` is a package, `is_serial` means it loops over the steps."""
 
     make: Callable[[Parameters], Any]
     operations: tuple[str, ...]
@@ -135,7 +136,7 @@ class Contender(NamedTuple):
     largest: int = 1_000_000
 
 
-# What is done, as in `contenders.OPERATIONS`; and what each depends on besides the parameters.
+# Operations on a distribution, as in `contenders.OPERATIONS`.
 OPERATIONS: dict[str, Callable[[Any, jax.Array, jax.Array], jax.Array]] = {
     "sample": lambda law, x, seed: jnp.sum(jnp.square(law.sample(seed=seed))),
     "log_prob": lambda law, x, seed: jnp.sum(law.log_prob(x)),
@@ -181,10 +182,10 @@ CONTENDERS = {
 
 
 def function(name: str, operation: str, gradients: bool, b: int, d: int) -> Callable[[], Any]:
-    """A function of no arguments that does the operation once, compiled."""
+    """A compiled function of no arguments that runs the operation once."""
     contender = CONTENDERS[name]
     parameters, x, seed = contender.parameters(b, d), _normal(5, b, d), jax.random.key(1)
-    # As on TensorFlow, no gradients where they are 0.
+    # As on TensorFlow, skip gradients that are 0.
     fixed = {"loc": parameters.pop("loc")} if operation == "entropy" else {}
     sources = (parameters, x) if operation == "log_prob" else (parameters,)
 
@@ -199,7 +200,7 @@ def function(name: str, operation: str, gradients: bool, b: int, d: int) -> Call
 
 
 def skipped(name: str, d: int) -> str | None:
-    """Why a contender is not measured, or `None`."""
+    """The reason for not measuring a contender, or `None`."""
     contender, platform = CONTENDERS[name], jax.default_backend()
     if importlib.util.find_spec(contender.needs) is None:
         return "is not installed"
@@ -211,7 +212,7 @@ def skipped(name: str, d: int) -> str | None:
 
 
 def device() -> str:
-    """The name of what JAX computes on."""
+    """The name of JAX's device."""
     return jax.devices()[0].device_kind
 
 
@@ -226,7 +227,7 @@ def results(sizes: list[tuple[int, int]], seconds: float) -> Iterator[dict[str, 
             for name, contender in CONTENDERS.items()
             if case[0] in contender.operations and name not in left_out
         ]
-        # Compiling takes longest.
+        # Compile in parallel, because compiling takes the longest.
         with concurrent.futures.ThreadPoolExecutor() as pool:
             found = pool.map(lambda key, b=b, d=d: function(*key, b, d), keys)
             functions = dict(zip(keys, found, strict=True))

@@ -1,4 +1,4 @@
-"""Which TensorFlow operations the time of one function goes to."""
+"""Profiles a function by TensorFlow operation."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ _WARM_UP, _RUNS = 10, 60
 def by_operation(name: str, operation: str, gradients: bool, b: int, d: int) -> dict[str, Any]:
     """The time of a call in graph mode, by kind of operation.
 
-    Operations may run at the same time, on different cores, so that their sum may be more than the
-    time of the call. Tracing costs time too: compare within a profile, not with other timings.
+    Operations may run in parallel on different cores, so their sum may exceed the time of the call.
+    Tracing also takes time: compare within a profile, not with other timings.
 
     Args:
-      name: a key of `contenders.CONTENDERS`.
-      operation: a key of `contenders.OPERATIONS`.
-      gradients: whether to take the gradients.
-      b: the batch.
-      d: the number of coordinates.
+      name: A key of `contenders.CONTENDERS`.
+      operation: A key of `contenders.OPERATIONS`.
+      gradients: Whether to compute gradients.
+      b: The batch size.
+      d: The number of coordinates.
 
     Returns:
       `span`, the median time of a call in seconds, and `kinds`: for each kind of operation
-      `[how many, seconds in all (median)]`, the slowest first.
+      `[count, total seconds (median)]`, the slowest first.
     """
     contender = contenders.CONTENDERS[name]
     values = {key: value.numpy() for key, value in contender.parameters(b, d).items()}
@@ -40,7 +40,7 @@ def by_operation(name: str, operation: str, gradients: bool, b: int, d: int) -> 
         outputs = [contenders.OPERATIONS[operation](contender.make(parameters), x, seed)]
         if gradients:
             found = tf.gradients(outputs[0], [*parameters.values(), x])
-            # One number of each, so that fetching them costs nothing.
+            # Fetch one number of each gradient, which costs nothing.
             outputs = [tf.reshape(g, [-1])[0] for g in found if g is not None]
     feed = {parameters[key]: value for key, value in values.items()} | {x: data, seed: [1, 2]}
     spans, kinds = [], []

@@ -1,4 +1,4 @@
-"""Tables and the picture from what `python -m benchmarks run` has measured."""
+"""Tables and the picture of the results of `python -m benchmarks run`."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def tables(results: dict[str, Any]) -> str:
 
 
 def readme_section(results: dict[str, Any]) -> str:
-    """What the README shows: what one would use instead, beside AR1."""
+    """The README's section: AR1 and its alternatives."""
     entries = [e for e in results["alternatives"]["results"] if e["operation"] != "entropy"]
     environment = results["alternatives"]["environment"]
     machine = f"{environment['cores']} cores ({environment['cpu']})"
@@ -51,7 +51,7 @@ def readme_section(results: dict[str, Any]) -> str:
 
 
 def jax_section(results: list[dict[str, Any]]) -> str:
-    """What docs/speed.md shows of JAX: for each device, AR1 beside Diag, and others beside AR1."""
+    """The JAX section of docs/speed.md: for each device, AR1 against Diag and others."""
     parts = []
     for each in results:
         suite = each["jax"]
@@ -69,10 +69,10 @@ def jax_section(results: list[dict[str, Any]]) -> str:
 
 
 def with_section(page: str, marks: tuple[str, str], section: str) -> str:
-    """The page with a section between two marks.
+    """The page with the text between two marks replaced by a section.
 
     Raises:
-      ValueError: if the marks are not there.
+      ValueError: If a mark is missing.
     """
     begin, end = marks
     if begin not in page or end not in page:
@@ -106,7 +106,7 @@ def _ratios(entries: list[dict[str, Any]]) -> str:
 
 
 def _alternatives(entries: list[dict[str, Any]], names: Sequence[str] = ()) -> str:
-    """Time of these contenders, or of all, relative to AR1, a row for each."""
+    """Time of the named contenders, by default all, relative to AR1, a row for each."""
     columns = [(e["batch"], e["size"], e["operation"]) for e in entries]
     names = names or list(dict.fromkeys(name for e in entries for name in e["times"]))
     body = [
@@ -125,7 +125,7 @@ def _alternatives(entries: list[dict[str, Any]], names: Sequence[str] = ()) -> s
 
 
 def _others_on_jax(entries: list[dict[str, Any]]) -> str:
-    """Time of all relative to AR1 on JAX, a row for each operation and size."""
+    """Time of all contenders relative to AR1 on JAX, a row for each operation and size."""
     rows: dict[tuple, dict[str, Any]] = {}
     names: dict[str, None] = {}
     reasons: dict[str, None] = {}
@@ -183,7 +183,7 @@ def _family(entries: list[dict[str, Any]]) -> str:
 
 
 def _relative(times: dict[str, Any] | None, name: str, base: str) -> str:
-    """The time of `name` relative to `base`; that of `base` itself in µs."""
+    """The time of `name` relative to `base`; the time of `base` itself in µs."""
     if times is None:
         return "–"
     if name == base:
@@ -192,7 +192,7 @@ def _relative(times: dict[str, Any] | None, name: str, base: str) -> str:
 
 
 def _growth(entries: list[dict[str, Any]]) -> str:
-    """Time per number of AR1, a row for each size."""
+    """Time of AR1 per coordinate, a row for each size."""
     columns = list(dict.fromkeys((e["operation"], e["gradients"]) for e in entries))
     rows: dict[tuple, list[str]] = {}
     for e in entries:
@@ -207,7 +207,7 @@ def _growth(entries: list[dict[str, Any]]) -> str:
 
 
 def _noise(entries: list[dict[str, Any]]) -> str:
-    """Time of all relative to the first, a column for each size."""
+    """Time of all contenders relative to the first, a column for each size."""
     names = list(dict.fromkeys(name for e in entries for name in e["times"]))
     body = [
         [
@@ -289,7 +289,7 @@ def _training(entries: list[dict[str, Any]]) -> str:
 
 
 def _profile(entries: list[dict[str, Any]]) -> str:
-    """The operations that take most of the time, a table for each size."""
+    """The operations that take the most time, a table for each size."""
     text = []
     for b, d in dict.fromkeys((e["batch"], e["size"]) for e in entries):
         ours, floor = (
@@ -329,7 +329,7 @@ def _count_and_time(entry: dict[str, Any], kind: str) -> str:
 
 
 def picture(entries: list[dict[str, Any]], path: pathlib.Path) -> None:
-    """Time against d, both logarithmic, a line for each contender."""
+    """Draws time against d, both logarithmic, a line for each contender."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -1,4 +1,4 @@
-"""A step of `fit` on JAX, of `RhoVAE` and `SequenceVAE`.
+"""Time of a step of `fit` of `RhoVAE` and `SequenceVAE` on JAX.
 
 python -m benchmarks run --suite jax-training
 """
@@ -36,7 +36,7 @@ def _sequence_model(posterior: str) -> Any:
 
 
 def results(seconds: float) -> Iterator[dict[str, Any]]:
-    """For each group of models the median seconds of a step, from epochs that are interleaved."""
+    """The median seconds per step for each group of models, from interleaved epochs."""
     rng, number = np.random.default_rng(0), _BATCH * _STEPS
     images = rng.uniform(size=(number, 28, 28)).astype("float32")
     series = rng.normal(size=(number, _NUM_TIMESTEPS, 1)).astype("float32")

@@ -279,7 +279,7 @@ _ln = functools.lru_cache(maxsize=1000)(decimal.Decimal.ln)
 
 @functools.lru_cache(maxsize=1000)
 def _excess(log_ratio: Any, log_size: Any) -> tuple[Any, ...]:
-    """`exp(v) - 1 - v` and its derivative, each with its terms; `log_size` is v's rounding error."""
+    """`exp(v) - 1 - v` and its derivative, with their terms; `log_size` is v's rounding error."""
     ratio = log_ratio.exp()
     slope = ratio - 1
     return (
