@@ -1,5 +1,5 @@
-# `make demo` and `make test` set up everything they need in .venv; nothing else has to be installed
-# but Python (3.10 or later) with pip.
+# `make demo` and `make test` install everything they need into .venv; the only requirement is Python
+# (3.10 or later) with pip.
 PYTHON ?= python3
 BIN := .venv/bin
 
@@ -8,21 +8,21 @@ BIN := .venv/bin
 demo: .venv/installed
 	$(BIN)/tfp-ar1 train
 
-# What finds faults, in minutes.
+# The fast tests, in minutes.
 test: .venv/installed
 	$(BIN)/python tests/run.py -m "not slow"
 
-# And what takes long: killed processes, several workers, notebooks, long Monte Carlo.
+# Also the slow tests: killed processes, several workers, notebooks, long Monte Carlo.
 test-all: test
 	$(BIN)/python tests/run.py -m slow
 
-# What CI has the time for.
+# The tests that CI has time for.
 test-ci: test
 	$(BIN)/python tests/run.py -m "slow and not long"
 
-# The tests of the core with the lower bounds of all dependencies, with the newest versions, on each
-# Python, and with TFP of last night. Each runs in an environment of its own, made on the first run;
-# `uv` finds a Python by its name in PATH.
+# The core tests with the lower bounds of all dependencies, with the newest versions, on each Python
+# version, and with tfp-nightly. Each has its own environment, created on the first run; `uv` finds
+# Python by its name in PATH.
 RESOLUTION_lowest := lowest-direct
 PYTHON_3.10 := python3.10
 PYTHON_3.12 := python3.12
@@ -38,7 +38,7 @@ $(VERSIONS:%=test-%): test-%: .venv/installed
 	$(BIN)/uv pip freeze --python .venv-$*/bin/python | grep -iE '^(tensorflow|tfp|tf.keras|keras|numpy)'
 	.venv-$*/bin/python tests/run.py -m "not slow" tests/core
 
-# The core on JAX, in an environment without TensorFlow: the recipe of the documentation.
+# The core on JAX, in an environment without TensorFlow, installed as the documentation says.
 test-jax: .venv/installed
 	$(BIN)/uv venv --quiet --allow-existing --python $(BIN)/python .venv-jax
 	$(BIN)/uv pip install --quiet --python .venv-jax/bin/python \
@@ -47,7 +47,7 @@ test-jax: .venv/installed
 	KERAS_BACKEND=jax PYTHONPATH=tests/substrate .venv-jax/bin/python -m pytest -n auto --dist loadfile --noconftest \
 		-p core_on_jax -m "not slow" tests/substrate tests/core
 
-# What goes together, by Python, TFP and JAX: the table of docs/jax.md.
+# Compatible versions of Python, TFP and JAX: the table in docs/jax.md.
 JAX_VERSIONS := 3.11/tensorflow-probability==0.25.0/0.4.36 \
 	3.11/tensorflow-probability==0.25.0/0.5.3 3.11/tensorflow-probability==0.25.0/0.6.2 \
 	3.11/tfp-nightly/0.6.2 3.11/tfp-nightly/0.7.2 3.11/tfp-nightly/0.10.2 3.12/tfp-nightly/0.11.2
@@ -64,8 +64,8 @@ lint: .venv/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# The site, into site/; a warning, such as a link that leads nowhere, is an error (but with --quiet).
-# Its notebooks are run if they, or the library, have changed: `make docs EXECUTE=` shows their text alone.
+# Builds the site into site/; a warning, such as a broken link, is an error (but not with --quiet).
+# Notebooks are run if they or the library have changed; `make docs EXECUTE=` shows only their text.
 EXECUTE := yes
 docs: .venv/installed
 	EXECUTE=$(EXECUTE) $(BIN)/mkdocs build --strict
@@ -73,7 +73,7 @@ docs: .venv/installed
 docs-serve: .venv/installed
 	EXECUTE=$(EXECUTE) $(BIN)/mkdocs serve
 
-# Debian's Python has venv but not always ensurepip, so the pip of the system does the installing.
+# Debian's Python has venv but not always ensurepip, so the system's pip installs the packages.
 .venv/installed: pyproject.toml setup.py
 	$(PYTHON) -m venv --without-pip .venv
 	$(PYTHON) -m pip --python $(BIN)/python install --disable-pip-version-check --quiet -e '.[dev]'

@@ -40,7 +40,7 @@ _SUITES = (
     "jax",
     "jax-training",
 )
-# A contender that takes longer for one call is not tried at larger sizes.
+# A contender is not tried at larger sizes if one call takes longer, in seconds.
 _PATIENCE = 1.0
 # Fast enough for a million coordinates.
 _LINEAR = ("Diag", "AR1")
@@ -49,7 +49,7 @@ _LARGEST_MEMORY = 4e9
 
 @click.group()
 def main() -> None:
-    """Speed and memory of `tfp_ar1` beside what one would use instead."""
+    """Speed and memory of `tfp_ar1` and its alternatives."""
 
 
 @main.command()
@@ -65,7 +65,7 @@ def main() -> None:
 def run(
     out: pathlib.Path | None, suites: tuple[str, ...], modes: tuple[str, ...], seconds: float
 ) -> None:
-    """Measure; results of suites that are not run again are kept in the file."""
+    """Measure, and write the results; those of other suites in the file are kept."""
     for suite in suites:
         entries = {
             "ratios": ratios,
@@ -260,7 +260,7 @@ def memory(modes: tuple[str, ...], seconds: float) -> Any:
 
 
 def training(modes: tuple[str, ...], seconds: float) -> Any:
-    """A training step of `RhoVAE` with the paper's network at batch 128."""
+    """A training step of `RhoVAE` with the paper's network and batches of 128."""
     import keras
     import numpy as np
 
@@ -347,7 +347,7 @@ def training_on_jax(modes: tuple[str, ...], seconds: float) -> Any:
 @click.option("--readme", type=click.Path(exists=True, path_type=pathlib.Path))
 @click.option("--page", type=click.Path(exists=True, path_type=pathlib.Path), help="For JAX.")
 def report(results: pathlib.Path, readme: pathlib.Path | None, page: pathlib.Path | None) -> None:
-    """Write tables (.md) and the picture (.png) beside RESULTS, and those of README and docs."""
+    """Write tables (.md) and the picture (.png) beside RESULTS, and tables in README and docs."""
     from benchmarks import report as reports
 
     contents = json.loads(results.read_text())

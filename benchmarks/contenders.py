@@ -244,7 +244,7 @@ def function(
     among: Mapping[str, Contender] = CONTENDERS,
     shared: bool = False,
 ) -> Callable:
-    """A function of no arguments that does the operation once, in `graph`, `xla` or `eager` mode.
+    """A function of no arguments that runs the operation once, in `graph`, `xla` or `eager` mode.
 
     Parameters, values and the seed are passed as tensors, so nothing can be folded into constants:
     with a fixed seed TensorFlow would draw the noise once, when it optimizes the graph.

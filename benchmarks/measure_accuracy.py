@@ -2,13 +2,13 @@
 
     python benchmarks/measure_accuracy.py
 
-Every operation is compared, in float32 and in float64, with decimals of 120 digits that get the
-very same floating-point inputs. Besides the value, the decimals give the *terms* of each result:
-the sum of the absolute values of what is added up to get it, each times how far a rounding error of
-its own arguments is magnified. An error is stated relative to the value itself, and in units of
-rounding errors (the dtype's eps) of the terms; the second is what an implementation can be held to,
-because it allows for the cancellation in the result, and not for any inside the computation.
-The decimals are those of the tests, in `tests/exact.py`.
+Every operation is compared, in float32 and in float64, with decimals of 120 digits for the same
+floating-point inputs. Besides the value, the references return the *terms* of each result: the sum
+of the absolute values of its summands, each times the factor by which a rounding error of its
+arguments is magnified. Errors are stated relative to the value and in rounding errors (the dtype's
+eps) of the terms. Implementations should be judged by the latter, because it allows for
+cancellation in the result but not inside the computation. The references are those of the tests,
+in `tests/exact.py`.
 """
 
 from __future__ import annotations
@@ -210,7 +210,7 @@ CORRELATIONS = [
 ]
 SCALES = (1e-15, 1e-3, 1.0, 1e3, 1e15)
 SIZES = (2, 100, 2000)
-LARGEST = 100_000  # at scale 1 only, for time
+LARGEST = 100_000  # Only at scale 1, to save time.
 SEED = 0
 
 

@@ -28,7 +28,7 @@ tfd = tfp.distributions
 _RHO, _SIGMA = 0.7, 1.3
 # On accelerators, every sequential step is a kernel launch.
 _LARGEST_OF_SERIAL = 4096
-# A contender that takes longer for one call is not measured.
+# A contender is not measured if one call takes longer, in seconds.
 _PATIENCE = 0.5
 
 Parameters = dict[str, jax.Array]

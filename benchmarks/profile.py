@@ -21,11 +21,11 @@ def by_operation(name: str, operation: str, gradients: bool, b: int, d: int) -> 
     call. Tracing costs time too: compare within a profile, not with other timings.
 
     Args:
-      name: a key of `contenders.CONTENDERS`.
-      operation: a key of `contenders.OPERATIONS`.
-      gradients: whether to take the gradients.
-      b: the batch.
-      d: the number of coordinates.
+      name: A key of `contenders.CONTENDERS`.
+      operation: A key of `contenders.OPERATIONS`.
+      gradients: Whether to compute gradients.
+      b: The batch size.
+      d: The number of coordinates.
 
     Returns:
       `span`, the median time of a call in seconds, and `kinds`: for each kind of operation

@@ -1,6 +1,6 @@
-"""What the site shows and no file has: notebooks with their pictures, and pictures of results.
+"""Builds the parts of the site that are not committed: executed notebooks, pictures of results.
 
-Kept until their sources change, the library among them.
+They are cached until their sources change; the sources include the library.
 """
 
 import base64
@@ -32,17 +32,17 @@ _SMALL_WIDTH, _SMALL_COLOURS = 1040, 256
 
 
 def notebook(path: pathlib.Path) -> nbformat.NotebookNode:
-    """A notebook as it is written, without outputs."""
+    """A notebook without outputs."""
     cells = jupytext.reads(path.read_text("utf-8"), fmt="py:percent")
     cells.metadata.language_info = {"name": "python"}
     return cells
 
 
 def executed(path: pathlib.Path) -> nbformat.NotebookNode:
-    """A notebook with what came out when it was run, in a fresh folder.
+    """A notebook with its outputs, run in a fresh folder.
 
     Raises:
-      CellExecutionError: If one of its cells does.
+      CellExecutionError: If a cell raises an exception.
     """
     sources = [path, path.with_name("matplotlibrc"), *_python("tfp_ar1", "tfp_ar1_cli/data")]
     sources += (ROOT / "experiments").rglob("published_curves.*")
@@ -51,13 +51,13 @@ def executed(path: pathlib.Path) -> nbformat.NotebookNode:
 
 
 def all_executed() -> dict[pathlib.Path, nbformat.NotebookNode]:
-    """All notebooks, run side by side."""
+    """All notebooks, run in parallel."""
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
         return dict(zip(NOTEBOOKS, pool.map(executed, NOTEBOOKS), strict=True))
 
 
 def pictures() -> dict[str, pathlib.Path]:
-    """The pictures of the committed results, by where in the docs they are shown."""
+    """The pictures of the committed results, by their path in the docs."""
     sources = [*_python("experiments", "tfp_ar1_cli"), *(ROOT / "experiments").rglob("*.md")]
     sources += [ROOT / "benchmarks" / "report.py", *ROOT.glob("benchmarks/results/*.json")]
     sources += [file for file in (ROOT / "experiments/results").rglob("*") if file.is_file()]
@@ -66,27 +66,27 @@ def pictures() -> dict[str, pathlib.Path]:
 
 
 def picture_of(output: nbformat.NotebookNode) -> PIL.Image.Image:
-    """The picture that a cell has drawn."""
+    """The picture in a cell's output."""
     return PIL.Image.open(io.BytesIO(base64.b64decode(output.data["image/png"])))
 
 
 def _drawn(name: str, title: str) -> PIL.Image.Image:
-    """The picture of the first cell of a notebook that has this line."""
+    """The picture drawn by the first cell of a notebook that contains `title`."""
     cells = executed(ROOT / "notebooks" / f"{name}.py").cells
     cell = next(cell for cell in cells if title in cell.source)
     return picture_of(next(o for o in cell.outputs if "image/png" in o.get("data", {})))
 
 
 def small(picture: PIL.Image.Image) -> PIL.Image.Image:
-    """The picture as it is committed, for those who read the pages in the repository."""
+    """The small version of a picture that is committed, for readers of the repository's pages."""
     picture = picture.convert("RGB")
     picture.thumbnail((_SMALL_WIDTH, _SMALL_WIDTH))
-    # The default method forgets colours that are rare: those of lines and points.
+    # The default method drops rare colours, such as those of lines and points.
     method = PIL.Image.Quantize.MAXCOVERAGE
     return picture.quantize(_SMALL_COLOURS, method, dither=PIL.Image.Dither.NONE)
 
 
-# The committed pictures, by what draws them; `python docs/building.py` draws them anew.
+# The committed pictures and how to draw them; `python docs/building.py` redraws them.
 SMALL = {
     "nile_gaps.png": lambda: _drawn("smoothing_with_nuts", "measured, but hidden"),
     "imputed_gap.png": lambda: _drawn("sequences", "A gap of 20 steps, imputed"),
@@ -106,7 +106,7 @@ def _python(*packages: str) -> list[pathlib.Path]:
 def _kept(
     name: str, sources: Iterable[pathlib.Path], make: Callable[[pathlib.Path], None]
 ) -> pathlib.Path:
-    """The folder of what `make` makes, which is made anew after a change of `sources`."""
+    """The cached folder that `make` fills; it is rebuilt when `sources` change."""
     digest = hashlib.sha256()
     for source in sorted(sources):
         digest.update(f"{source.relative_to(ROOT)}\n".encode() + source.read_bytes())
@@ -127,7 +127,7 @@ class _OnlyThisInterpreter(KernelSpecManager):
     """Answers any kernel name with this interpreter, whatever is registered."""
 
     def get_kernel_spec(self, kernel_name: str) -> KernelSpec:
-        # Twice as many pixels as a screen without retina has.
+        # Two pixels for one of the page, for high-resolution screens.
         options = ["--InlineBackend.figure_formats=retina"]
         command = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}", *options]
         return KernelSpec(argv=command, display_name=kernel_name, language="python")
@@ -142,13 +142,13 @@ def _execute(path: pathlib.Path, out: pathlib.Path) -> None:
     cells = notebook(path)
     with tempfile.TemporaryDirectory() as folder:
         environment = os.environ | {
-            # The library of this checkout, also where it is not installed.
+            # Use the library of this checkout, even if it is not installed.
             "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
             "MPLBACKEND": "module://matplotlib_inline.backend_inline",
             "MATPLOTLIBRC": str(path.with_name("matplotlibrc")),
             "IPYTHONDIR": str(pathlib.Path(folder) / "ipython"),
         }
-        # A class, not a manager made here: the client shuts down only what it has made itself.
+        # Pass a class, not an instance: the client shuts down only managers that it created.
         client = NotebookClient(
             cells,
             kernel_manager_class=_KernelOfThisInterpreter,
@@ -156,7 +156,7 @@ def _execute(path: pathlib.Path, out: pathlib.Path) -> None:
             coalesce_streams=True,
         )
         client.execute(cwd=folder, env=environment)
-    for cell in cells.cells:  # What libraries log says nothing of the notebook.
+    for cell in cells.cells:  # Drop the logs of libraries.
         if cell.cell_type == "code":
             cell.outputs = [o for o in cell.outputs if o.get("name") != "stderr"]
     nbformat.write(cells, out / "notebook.ipynb")

@@ -1,7 +1,7 @@
-"""What the site shows of the repository outside of docs/: pages, notebooks, and files to download.
+"""MkDocs hooks: add pages, notebooks and downloads from outside docs/ to the site.
 
-Links are written for the repository, and lead to the same things on the site. With the environment
-variable EXECUTE set, notebooks are run, unless they were since they changed.
+Links are written for the repository and rewritten for the site. If the environment variable EXECUTE
+is set, notebooks that have changed since their last run are run.
 """
 
 import io
@@ -19,7 +19,7 @@ from nbconvert import MarkdownExporter
 
 from tfp_ar1_cli import app
 
-# Pages of the site, by the files that they are made of.
+# Source files outside docs/ and their pages on the site.
 PAGES = {
     "README.md": "index.md",
     "CHANGELOG.md": "changelog.md",
@@ -30,20 +30,20 @@ PAGES = {
     **{f"notebooks/{path.name}": f"notebooks/{path.stem}.md" for path in NOTEBOOKS},
 }
 SOURCES = {page: source for source, page in PAGES.items()}
-# Pictures that the repository does not have.
+# Pictures that only the site shows.
 ONLY_HERE = re.compile(r"<!-- site: (.+?) -->")
 LINK = re.compile(r"(?<=\]\()([^)\s#:]+)(?=[)#])")
 
 
 def on_config(config: Any) -> Any:
-    """Shows the version."""
+    """Adds the version to the name of the site."""
     text = (ROOT / "tfp_ar1" / "version.py").read_text("utf-8")
     config.site_name += " " + re.findall('__version__ = "(.+)"', text)[0]
     return config
 
 
 def on_files(files: Any, config: Any) -> Any:
-    """Adds the pages, and the pictures that are not committed."""
+    """Adds the pages from outside docs/ and the pictures that are not committed."""
     for source, page in PAGES.items():
         if ROOT / source not in NOTEBOOKS:
             text = (ROOT / source).read_text("utf-8")
@@ -55,7 +55,7 @@ def on_files(files: Any, config: Any) -> Any:
         text, resources = MarkdownExporter().from_notebook_node(cells, resources)
         for name, content in resources["outputs"].items():
             files.append(File.generated(config, f"notebooks/{name}", content=content))
-            # Drawn with two pixels for one of the page.
+            # Pictures have two pixels for one of the page.
             width = PIL.Image.open(io.BytesIO(content)).width // 2
             shown = f"![What this code draws]({name}){{ width={width} }}"
             text = text.replace(f"![png]({name})", shown)
@@ -68,14 +68,14 @@ def on_files(files: Any, config: Any) -> Any:
 
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
-    """Turns links of the repository into those of the site, and lists the commands."""
+    """Rewrites links for the site and inserts the help of the commands."""
     here = page.file.src_uri
     source = posixpath.dirname(SOURCES.get(here, f"docs/{here}"))
 
     def on_site(match: re.Match) -> str:
         target = posixpath.normpath(posixpath.join(source, match[1]))
         if not (ROOT / target).is_file():
-            return match[1]  # MkDocs says so, if it is not on the site either.
+            return match[1]  # MkDocs reports links that are not on the site either.
         uri = PAGES.get(target, target.removeprefix("docs/"))
         if files.get_file_from_path(uri) is None:
             files.append(File.generated(config, uri, abs_src_path=str(ROOT / target)))
@@ -86,7 +86,7 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
 
 
 def _commands() -> str:
-    """Every command as it explains itself."""
+    """The help texts of all commands."""
     parts = []
     program = click.Context(app.cli, info_name="tfp-ar1", **app.cli.context_settings)
     for name, command in sorted(app.cli.commands.items()):

@@ -35,7 +35,7 @@ def fixed_seed():
 
 @pytest.fixture
 def set_policy():
-    """Sets the global dtype policy of Keras for one test."""
+    """A function that sets Keras's global dtype policy for one test."""
     import keras
 
     before = keras.config.dtype_policy()

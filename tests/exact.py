@@ -178,7 +178,7 @@ def _run(coefficient: Any, x: np.ndarray) -> np.ndarray:
 
 
 class Path:
-    """One AR(1) normal in decimals. Must be used with `CONTEXT`.
+    """One AR(1) normal in decimals; use it within `CONTEXT`.
 
     Derivatives are with respect to u = atanh ρ; times `chain`, with respect to the given parameter.
     """
@@ -194,7 +194,7 @@ class Path:
         self.near = 1 / ratio.sqrt()  # (1 - |ρ|) / √(1 - ρ²)
         self.signed_one_minus_abs = 2 * self.sign / (ratio + 1)  # sign - ρ
         self.chain = 1 / self.step**2 if by == "correlation" else 1
-        self.log_size = 1 + abs(2 * self.scale.ln())  # of log σ² and its rounding error
+        self.log_size = 1 + abs(2 * self.scale.ln())  # Size of log σ² and its rounding error.
         self.log_step_size = self.log_size + abs(2 * self.step.ln())
 
     def unfold(self, noise: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -491,7 +491,7 @@ def reference_kl_diag_ar1(by, loc, scale, corr, other_loc, other_scale):
 
 
 def reference_marginal(by, corr, step):
-    """The Fisher z of every `step`-th coordinate; terms: its size or one, whichever is larger."""
+    """The Fisher z of every `step`-th coordinate. Terms: the larger of its size and 1."""
     p = Path(by, 1.0, corr)
     power = abs(p.rho) ** step if p.rho else decimal.Decimal(0)
     sign = p.sign**step
@@ -629,8 +629,8 @@ class Noisy(NamedTuple):
     log_prob: decimal.Decimal
     mean: list
     variance: list
-    fisher_z: list  # of neighbours, given the observations
-    kl: decimal.Decimal  # of the posterior to the chain
+    fisher_z: list  # Of neighbours, given the observations.
+    kl: decimal.Decimal  # KL(posterior ‖ chain).
 
 
 @_exactly

@@ -251,7 +251,7 @@ def first(member):
 class Statistic(NamedTuple):
     compute: Any  # of a distribution and a value
     event_ndims: int
-    depends_on: str  # on (l)oc, (s)cale and (c)orrelation
+    depends_on: str  # (l)oc, (s)cale, (c)orrelation
 
 
 DISTRIBUTION = {

@@ -35,7 +35,7 @@ FLOAT32_MAX = float(np.finfo(np.float32).max)
 def assert_close(
     actual, desired, what="value", event_ndims=0, dtype=None, err_msg="", at_least=0.0
 ):
-    """Asserts equality of shape and, within `TOLERANCE[what]`, of value.
+    """Asserts equal shapes and, within `TOLERANCE[what]`, equal values.
 
     The last `event_ndims` dimensions hold one vector or matrix; the tolerance is relative to its
     largest entry or `at_least`, whichever is larger. `dtype` defaults to the dtype of `actual`.
@@ -50,7 +50,7 @@ def assert_close(
         scale = np.maximum(largest, at_least)
     else:
         scale = np.maximum(np.abs(desired), 1.0)
-    bound = tolerance * scale + 1e-30  # a vector of zeros
+    bound = tolerance * scale + 1e-30  # For vectors of zeros.
     with np.errstate(invalid="ignore"):
         wrong = ~((np.abs(actual - desired) <= bound) | (actual == desired))
     if np.any(wrong):

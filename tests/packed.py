@@ -24,7 +24,7 @@ def dense(params, family, d):
     if family == "full":
         a, b, c, x, y, z = (params[..., 3 + i] for i in range(6))
         zero = np.zeros_like(a)
-        # The order of `tfp.math.fill_triangular`: from the lower right corner, in a spiral.
+        # The order of `tfp.math.fill_triangular`: a spiral from the lower right corner.
         rows = [[np.exp(x / 2), zero, zero], [z, np.exp(y / 2), zero], [c, b, np.exp(a / 2)]]
         factor = np.stack([np.stack(row, axis=-1) for row in rows], axis=-2)
         return oracles.Dense(params[..., :3], factor @ np.swapaxes(factor, -1, -2))

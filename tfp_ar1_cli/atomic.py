@@ -1,4 +1,4 @@
-"""Files and folders that appear whole or not at all: written under another name, then renamed."""
+"""Atomic writes of files and folders: under a temporary name, then renamed."""
 
 import contextlib
 import errno
@@ -15,7 +15,7 @@ from tfp_ar1_cli.errors import UserError
 
 try:
     import fcntl
-except ImportError:  # Windows: two processes in one folder are then not noticed.
+except ImportError:  # Windows, where a second process in the same folder goes unnoticed.
     fcntl = None  # type: ignore[assignment]
 
 TEMPORARY = ".tmp-"
@@ -81,12 +81,12 @@ def atomic(path: pathlib.Path) -> Iterator[pathlib.Path]:
     temporary = _temporary(path)
     try:
         yield temporary
-        # Without this, after a power failure the new name may exist without its content.
+        # Otherwise, after a power failure, the new name may exist without its content.
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:
-        # Errors of writing to an open file name no file; others name the temporary one.
+        # Errors from writing to an open file name no file; others name the temporary file.
         if error.filename is not None and str(error.filename) != str(temporary):
             raise
         reason = error.strerror or str(error)
@@ -101,8 +101,8 @@ def atomic_folder(path: pathlib.Path) -> Iterator[pathlib.Path]:
     """Yields an empty folder, which is renamed to `path` if the block succeeds; see `atomic`.
 
     Args:
-      path: The folder to write; its parents are made. It must not exist, or be empty (see
-        `check_new_folder`): nothing that was put there in the meantime is overwritten.
+      path: The folder to write; its parents are created. It must not exist or must be empty (see
+        `check_new_folder`); files put there in the meantime are not overwritten.
     """
     path = path.resolve()  # Nothing can be renamed to ".".
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -141,10 +141,10 @@ def _is_running(pid: str) -> bool:
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:
-    """Writes a JSON file atomically; NaN and infinity, which JSON lacks, are refused."""
+    """Writes a JSON file atomically; refuses NaN and infinity, which JSON does not have."""
     with atomic(path) as temporary:
         text = json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False)
-        # File names that are not valid text have lone surrogates, which are escaped here.
+        # File names that are not valid text contain lone surrogates, which are escaped here.
         temporary.write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
 
 

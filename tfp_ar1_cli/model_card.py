@@ -1,8 +1,8 @@
-"""The model card of an exported run: what `tfp-ar1 export` writes beside the SavedModel.
+"""Model cards, which `tfp-ar1 export` writes beside the SavedModel.
 
-Its parts are those of Mitchell et al., *Model Cards for Model Reporting* (arXiv:1810.03993), as far
-as a program can fill them in from what the training recorded. Who may use the model for what, and
-what its use may do to people, is for whoever publishes it to add.
+The sections follow Mitchell et al., *Model Cards for Model Reporting* (arXiv:1810.03993), limited
+to what the training recorded. Whoever publishes the model must add its intended users and uses, and
+the possible effects on people.
 """
 
 import json
@@ -16,10 +16,10 @@ from tfp_ar1_cli.names import LIKELIHOODS, NETWORKS, OBJECTIVES, POSTERIORS
 from tfp_ar1_cli.progress import counted
 from tfp_ar1_cli.run_folder import Run
 
-# Of `model_card.json`.
+# The format of `model_card.json`.
 FORMAT_VERSION = 1
 _TEMPLATE = pathlib.Path(__file__).with_name("model_card.md.jinja")
-# Of each measure in `metrics.json`: its unit, and what it is; means over the test set.
+# Unit and meaning of each measure in `metrics.json`; measures are means over the test set.
 _MEASURES = {
     "neg_elbo": ("nats per {one}", "negative evidence lower bound, reconstruction + KL"),
     "reconstruction": ("nats per {one}", "-E[log p(x | z)] over the posterior, from draws"),
@@ -46,16 +46,16 @@ _MEASURES = {
 def make(
     run: Run, metrics: dict[str, Any], dtype: str = "float32", num_skipped: int = 0
 ) -> dict[str, Any]:
-    """The model card of a run as a dictionary, which JSON can hold.
+    """The model card of a run as a JSON-serialisable dictionary.
 
     Args:
       run: The run.
       metrics: Its results on the test set, by name.
-      dtype: Of the exported model's data, `"float32"` or `"float64"`.
-      num_skipped: How many images of both sets were left out as corrupt.
+      dtype: The dtype of the exported model's data, `"float32"` or `"float64"`.
+      num_skipped: The number of images of both sets that were left out as corrupt.
 
     Returns:
-      The card. It names no files: the dataset is called by its short name.
+      The card. It names no files; the dataset has its short name.
     """
     options, shape = run.options, list(run.data_shape)
     prior = "AR(1) of mean 0 and variance 1, with a learned correlation for each path"
@@ -93,9 +93,9 @@ def make(
 def _signatures(
     shape: list[int], latent_shape: list[int], dtype: str, of_series: bool
 ) -> dict[str, dict]:
-    """Inputs and outputs of each endpoint, by the names that they have in its signature.
+    """Inputs and outputs of each endpoint, by their names in its signature.
 
-    None in a shape stands for the number of examples N, or for what `axes` says: S draws, H steps.
+    None in a shape is the number of examples N, or the size named by `axes`: S draws, H steps.
     """
 
     def spec(*shape: int | None, dtype: str = dtype, axes: str = "N") -> dict[str, Any]:
@@ -151,7 +151,7 @@ def _signatures(
 
 
 def signature(card: dict[str, Any], name: str) -> str:
-    """One line that says what an endpoint takes and returns, for N examples, S draws, H steps."""
+    """An endpoint's inputs and outputs in one line, for N examples, S draws, H steps."""
     endpoint = card["signatures"][name]
     inputs = ", ".join(f"{key} {_spec(spec)}" for key, spec in endpoint["inputs"].items())
     outputs = ", ".join(
@@ -168,8 +168,8 @@ def _spec(spec: dict[str, Any]) -> str:
 
 
 def text(card: dict[str, Any], saved_model: str = ".") -> str:
-    """The card as Markdown, its human-readable form, and where the SavedModel lies from there."""
-    import jinja2  # Not before it is needed: `--help` would wait for it.
+    """The card as Markdown, its human-readable form; `saved_model` is the SavedModel's path."""
+    import jinja2  # Late, so `--help` does not wait for it.
 
     model, data, training = card["model"], card["data"], card["training"]
     units, channels = data.get("units"), []
@@ -242,7 +242,7 @@ def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def _value(value: Any) -> str:
-    """A number, or several, to six digits; anything else as JSON has it."""
+    """Numbers to six digits; strings unchanged, anything else as JSON."""
     if isinstance(value, list | tuple):
         return ", ".join(map(_value, value))
     if isinstance(value, float):

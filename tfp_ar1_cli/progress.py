@@ -1,4 +1,4 @@
-"""Progress of long work: one live line on a terminal, elsewhere a plain line now and then."""
+"""Progress of long tasks: one live line on a terminal, elsewhere occasional plain lines."""
 
 import contextlib
 import os
@@ -19,7 +19,7 @@ _COMPILES = "compiling the first step, which takes some seconds"
 
 
 def counted(number: int, noun: str) -> str:
-    """`1 epoch`, `2 epochs`."""
+    """A number with a noun: `1 epoch`, `2 epochs`."""
     return f"{number} {noun}{'s' * (number != 1)}"
 
 
@@ -28,7 +28,7 @@ _silent = False
 
 @contextlib.contextmanager
 def silence() -> Iterator[None]:
-    """Nothing of this module is shown meanwhile."""
+    """Silences this module within the block."""
     global _silent
     before, _silent = _silent, True
     try:
@@ -39,11 +39,11 @@ def silence() -> Iterator[None]:
 
 @contextlib.contextmanager
 def doing(what: str) -> Iterator[None]:
-    """Says on stderr what is being done (`Reading x.csv`), if it takes more than a moment."""
+    """Shows on stderr what is being done (`Reading x.csv`), except for brief tasks."""
     with contextlib.ExitStack() as stack:
         stream = sys.stderr
         with contextlib.suppress(OSError, ValueError, AttributeError):
-            # A duplicate: while TensorFlow starts, what it writes to stderr is held back.
+            # A duplicate, because stderr is captured while TensorFlow starts.
             stream = os.fdopen(os.dup(stream.fileno()), "w", errors="backslashreplace")
             stack.enter_context(stream)
         console = rich.console.Console(file=stream)
@@ -57,7 +57,7 @@ def doing(what: str) -> Iterator[None]:
 
 
 def _say_later(line: str, stream: TextIO | None) -> Callable[[], None]:
-    """Prints a line after a moment, unless what it returns is called before."""
+    """Prints a line after a moment; calling the returned function cancels that."""
     timer = threading.Timer(_SECONDS_OF_SILENCE, lambda: click.echo(line, file=stream))
     timer.daemon = True
     timer.start()
@@ -70,13 +70,13 @@ def _say_later(line: str, stream: TextIO | None) -> Callable[[], None]:
 
 
 class Progress:
-    """Shows how far a piece of work is, on stderr; a context manager.
+    """Shows the progress of a task on stderr; a context manager.
 
     Args:
-      name: What is being done.
+      name: The name of the task.
       total: The number of steps.
-      done: How many of them were done before.
-      first: What the first step begins with, in which TensorFlow compiles the others.
+      done: The number of steps done earlier.
+      first: A note shown until the first step is done; TensorFlow compiles during that step.
     """
 
     def __init__(self, name: str, total: int, done: int = 0, first: str = _COMPILES) -> None:
@@ -105,16 +105,16 @@ class Progress:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        """Leaves the live line as it is."""
+        """Stops the live line, and leaves it as it is."""
         self._silence.close()
         if self._bar is not None:
             self._bar.stop()
 
     def update(self, done: int, note: str = "") -> None:
-        """Tells how many steps are done, and a few words about them."""
+        """Shows the number of steps done, with a short note."""
         self._silence.close()
         now = time.monotonic()
-        # The first step is left out of the rate: it is slow, because TensorFlow compiles in it.
+        # The rate excludes the first step, which is slow because TensorFlow compiles in it.
         since, before = self._first = self._first or (now, done)
         if done >= self._total:
             note += f"  {_duration(now - self._start)}"

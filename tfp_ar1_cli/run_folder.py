@@ -1,7 +1,7 @@
-"""The folder of a run: what lies in it, how it is claimed, written and read.
+"""The folder of a run: its files, and claiming, writing and reading it.
 
-A folder with a `config.json` is a run; it is finished when it has a `metrics.json`, which is there
-before the pictures are, and no state to resume from any more, which goes after them.
+A folder with a `config.json` is a run. It is finished if it has a `metrics.json`, which is written
+before the pictures, and no checkpoint, which is deleted after them.
 """
 
 import contextlib
@@ -25,22 +25,22 @@ from tfp_ar1_cli.options import RunOptions, is_count, is_number
 
 FORMAT_VERSION = 1
 _PACKAGES = ("tensorflow-probability", "keras", "numpy")
-# Options that may change when a run is resumed. Where the same images lie is no part of what a run
-# is; their hash in `data` is. A run that stopped at a corrupt image may be resumed without it.
+# Options that may change when a run is resumed. A run is defined by the hash of its images in
+# `data`, not by their location. A run that stopped at a corrupt image may be resumed without it.
 MAY_CHANGE = ("dataset", "data_dir", "corrupt")
-# Options that name places, which are nobody's business but the user's.
+# Options that name locations on the user's machine, which stay private.
 PLACES = (*MAY_CHANGE, "extend", "warm_start")
 
 
 class Position(NamedTuple):
-    """A place in a training: whole epochs, and steps of the one after them."""
+    """A position in training: whole epochs, and steps of the next one."""
 
     epoch: int
     step: int
 
 
 class Claimed(UserError):
-    """Another process is at work on the run."""
+    """Another process is working on the run."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,9 +49,9 @@ class Run:
 
     Attributes:
       folder: The folder.
-      options: What makes the run.
+      options: The options that define the run.
       data: The fingerprint of its data.
-      versions: Of Python and the packages that wrote it, as far as they are known.
+      versions: The versions of Python and the packages that wrote it, if known.
       worker: Which of several workers this process is; 0 writes the run.
     """
 
@@ -78,17 +78,17 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        """Whether training and evaluation came to their end, and the pictures were drawn."""
+        """Whether training and evaluation are complete, and the pictures were drawn."""
         return self.metrics_file.is_file() and not self.checkpoint_files()
 
     @property
     def trained(self) -> bool:
-        """Whether the training came to its end, and the state at its end is written."""
+        """Whether training is complete and its final state was written."""
         epoch = self.position().epoch
         return self.finished or epoch >= self.options.epochs or self.waited(epoch)
 
     def waited(self, epoch: int) -> bool:
-        """Whether early stopping ends the training after so many epochs."""
+        """Whether early stopping ends the training after `epoch` epochs."""
         if self.options.patience is None:
             return False
         return has_waited(self.history().get("val_loss", [])[:epoch], self.options.patience)
@@ -101,7 +101,7 @@ class Run:
 
     @property
     def history_file(self) -> pathlib.Path:
-        """What `fit` reported for every epoch so far."""
+        """The file of the values that `fit` reported for every epoch so far."""
         return self.folder / "history.json"
 
     @property
@@ -116,7 +116,7 @@ class Run:
 
     @property
     def skipped_file(self) -> pathlib.Path:
-        """The images that were left out, and why; other workers' until `collect_skipped`."""
+        """The file of images left out, and why; each worker has its own until `collect_skipped`."""
         return self.folder / (f"skipped-{self.worker}.json" if self.worker else "skipped.json")
 
     @property
@@ -131,17 +131,17 @@ class Run:
 
     @property
     def resume_command(self) -> str:
-        """What finishes the run, if it is unfinished."""
+        """The command that finishes an unfinished run."""
         folder, config = (shlex.quote(str(x)) for x in (self.folder, self.folder / "config.json"))
         return f"tfp-ar1 train --config {config} --out {folder}"
 
     @property
     def checkpoints(self) -> pathlib.Path:
-        """The folder of the state to resume from; only unfinished runs have it."""
+        """The folder of checkpoints; only unfinished runs have it."""
         return self.folder / "checkpoint"
 
     def checkpoint_files(self) -> dict[Position, pathlib.Path]:
-        """The checkpoints that are there; at most two."""
+        """The existing checkpoints, at most two."""
         if any(self.checkpoints.glob("[0-9]*.weights.h5")):
             raise UserError(
                 f"{self.folder}: holds a checkpoint of an earlier version, which cannot be read; "
@@ -152,7 +152,7 @@ class Run:
         return {Position(int(m[1]), int(m[2])): file for m, file in found if m}
 
     def position(self) -> Position:
-        """How far the training is done and need not be done again."""
+        """The position up to which training is saved."""
         return max(self.checkpoint_files(), default=Position(0, 0))
 
     def history(self) -> dict[str, list[float]]:
@@ -161,14 +161,14 @@ class Run:
         return read_table(path, _is_list(is_number)) if path.exists() else {}
 
     def add_skipped(self, skipped: dict[str, str]) -> dict[str, str]:
-        """Adds to `skipped_file`, which may be there from before an interruption; returns all."""
+        """Adds to `skipped_file`, which may exist from before an interruption; returns all."""
         before = self.skipped()
         if not skipped.keys() <= before.keys():
             write_json(self.skipped_file, before | skipped)
         return before | skipped
 
     def skipped(self) -> dict[str, str]:
-        """The images that were left out so far, and why; nothing if there are none."""
+        """The images left out so far, and why."""
         return read_table(self.skipped_file, _is_text) if self.skipped_file.exists() else {}
 
     def collect_skipped(self) -> dict[str, str]:
@@ -182,27 +182,27 @@ class Run:
         return every
 
     def metrics(self) -> dict[str, Any]:
-        """The results on the test set, of a run that is finished."""
+        """The results of a finished run on the test set."""
         is_list = _is_list(is_number)
         return read_table(self.metrics_file, lambda x: is_number(x) or is_list(x))
 
     def finish(self) -> None:
-        """Marks the run as finished: there is nothing to resume any more."""
+        """Marks the run as finished by deleting its checkpoints."""
         shutil.rmtree(self.checkpoints, ignore_errors=True)
 
 
 def best_epoch(losses: list[float]) -> int:
-    """The epoch, counted from 1, of the lowest loss, the first of several; 0 if there is none."""
+    """The first epoch, counted from 1, with the lowest loss; 0 if there is none."""
     return losses.index(min(losses)) + 1 if losses else 0
 
 
 def has_waited(losses: list[float], patience: int | None) -> bool:
-    """Whether so many epochs came after the best one."""
+    """Whether `patience` epochs have passed since the best one."""
     return patience is not None and len(losses) - best_epoch(losses) >= patience
 
 
 def versions() -> dict[str, str]:
-    """The versions of Python and of the packages that matter to a model, by name."""
+    """The versions of Python and the packages that affect a model, by name."""
     found = {"python": platform.python_version()}
     for package in ("tfp_ar1", backend.name(), *_PACKAGES):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
@@ -226,7 +226,7 @@ def read(folder: pathlib.Path) -> Run:
 
 
 def read_config(path: pathlib.Path) -> Run:
-    """Reads the config of a run, wherever it lies; see `read`."""
+    """Reads the config of a run from any path; see `read`."""
     config = read_json(path)
     if not isinstance(config, dict) or "format_version" not in config:
         raise UserError(f"{path}: was not written by 'tfp-ar1 train'; name the folder of a run.")
@@ -269,14 +269,14 @@ def _is_text(value: Any) -> bool:
 
 
 def _is_list(item: Callable[[Any], bool], *lengths: int) -> Callable[[Any], bool]:
-    """What checks for a list of such items: of any length, or of one of these."""
+    """Returns a check for lists of valid items, of any length or of one of `lengths`."""
     return lambda x: (
         isinstance(x, list) and (not lengths or len(x) in lengths) and all(map(item, x))
     )
 
 
 def _is_units(units: Any) -> bool:
-    """Whether it is what undoes the standardisation of series."""
+    """Whether `units` is the JSON form of `series.Units`."""
     if not isinstance(units, dict) or units.keys() != {"names", "step", "mean", "scale"}:
         return False
     names, mean, scale = units["names"], units["mean"], units["scale"]
@@ -290,7 +290,7 @@ def _is_units(units: Any) -> bool:
 
 
 _COUNTS = {"num_train": is_count, "num_test": is_count}
-# What the config says of the data, of each model.
+# Checks of the config's entries on data, for each model.
 _VALID_DATA = {
     "image": {"image_shape": _is_list(is_count, 1, 2, 3), "range": _is_list(is_number, 2)}
     | _COUNTS,
@@ -299,7 +299,7 @@ _VALID_DATA = {
 
 
 def read_finished(folder: pathlib.Path) -> Run:
-    """Like `read`, for runs that must have come to their end, and have their model."""
+    """Like `read`, but the run must be finished and have its model."""
     run = read(folder)
     if not run.finished:
         raise UserError(f"{folder}: the run is unfinished; finish it with: {run.resume_command}")
@@ -312,7 +312,7 @@ def read_finished(folder: pathlib.Path) -> Run:
 
 
 def check_out(folder: pathlib.Path) -> None:
-    """A `UserError` unless a folder given by `--out` is new, empty, or holds an unfinished run."""
+    """Raises `UserError` unless the `--out` folder is new, empty, or holds an unfinished run."""
     if not folder.exists():
         return
     if not folder.is_dir():
@@ -329,20 +329,20 @@ def check_out(folder: pathlib.Path) -> None:
 def claim(
     out: pathlib.Path | None, default_name: str, options: RunOptions, data: dict[str, Any]
 ) -> Iterator[Run]:
-    """Makes or reopens the folder of a run, and keeps other processes out of it.
+    """Creates or reopens the folder of a run, and locks it against other processes.
 
     Args:
       out: The folder, or None for the first free one of `runs/<default_name>-001`, `-002`, ...
       default_name: See `out`.
-      options: What makes the run.
+      options: The options that define the run.
       data: The fingerprint of its data.
 
     Yields:
-      The `Run`. If `out` holds an unfinished run of the same options and data, it is that one.
+      The `Run`: the unfinished run in `out` if it has the same options and data, else a new one.
 
     Raises:
       UserError: If the folder is taken, holds an unfinished run with other options, or one that
-        another process is at work on (`Claimed`).
+        another process is working on (`Claimed`).
     """
     if out is None:
         out = _first_free(pathlib.Path("runs"), default_name)
@@ -366,7 +366,7 @@ def claim(
                     f"{out}: another process is at work on this run; choose another --out."
                 ) from error
         for folder in (out, run.checkpoints):
-            for leftover in folder.glob(f"{TEMPORARY}*"):  # Of a process that was killed.
+            for leftover in folder.glob(f"{TEMPORARY}*"):  # From a killed process.
                 if leftover.is_file():
                     leftover.unlink()
         yield run
@@ -376,17 +376,17 @@ def _first_free(parent: pathlib.Path, name: str) -> pathlib.Path:
     parent.mkdir(parents=True, exist_ok=True)
     for number in itertools.count(1):
         folder = parent / f"{name}-{number:03d}"
-        # mkdir is atomic: of two processes only one gets the folder.
+        # mkdir is atomic: only one of two processes gets the folder.
         with contextlib.suppress(FileExistsError):
             folder.mkdir()
             return folder
-    raise AssertionError  # There is no end to numbers.
+    raise AssertionError  # Unreachable: `count` never ends.
 
 
 def visit(folder: pathlib.Path, options: RunOptions, data: dict[str, Any], worker: int) -> Run:
     """The run that worker 0 writes into a folder, for another worker.
 
-    A `UserError` if there is a finished run of other options.
+    Raises `UserError` if the folder holds a finished run with other options.
     """
     run = Run(folder, options, data, worker=worker)
     if run.finished:
@@ -395,9 +395,9 @@ def visit(folder: pathlib.Path, options: RunOptions, data: dict[str, Any], worke
 
 
 def check_data(run: Run, data: dict[str, Any]) -> None:
-    """A `UserError` unless the data of a run still have the fingerprint that they had.
+    """Raises `UserError` unless the data of a run still have their fingerprint.
 
-    If they have changed, what is set apart for testing is not what was.
+    If the data have changed, the test set is no longer the one that training left out.
     """
     dataset, before = run.options.dataset, run.data
     if any(before.get(key, value) != value for key, value in data.items()):
@@ -411,7 +411,7 @@ def check_data(run: Run, data: dict[str, Any]) -> None:
 
 
 def _check_backend(run: Run) -> None:
-    """A `UserError` unless a run is resumed as it began: the other backend draws other noise."""
+    """Raises `UserError` if a run began on the other backend, which draws different noise."""
     began = "jax" if "jax" in run.versions else "tensorflow"
     if began != backend.name():
         raise UserError(

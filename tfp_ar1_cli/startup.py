@@ -1,4 +1,4 @@
-"""The import of TensorFlow or JAX: late and quiet; and Ctrl-C and SIGTERM."""
+"""Late, quiet import of TensorFlow or JAX; handling of Ctrl-C and SIGTERM."""
 
 import contextlib
 import importlib
@@ -14,21 +14,21 @@ _T = TypeVar("_T")
 
 
 def set_environment() -> None:
-    """Sets what libraries read when they are imported, unless the user has set it."""
-    # Else it tells where it keeps its list of fonts, if it cannot write to the home folder.
+    """Sets the environment that libraries read on import, unless the user has set it."""
+    # If it cannot write to the home folder, Matplotlib logs where it caches its list of fonts.
     logging.getLogger("matplotlib").setLevel(logging.ERROR)
-    # Fatal errors only: what else TensorFlow calls one is a notice (of oneDNN, of devices that are
-    # not there), or is raised as an exception too.
+    # Fatal errors only: what TensorFlow logs as other errors are notices (about oneDNN or missing
+    # devices), or are also raised as exceptions.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 
 
 def import_backend(start: Callable[[], _T] | None = None, announce: bool = True) -> _T | None:
-    """Imports TensorFlow or JAX without the notices that they print; returns what `start` returns.
+    """Imports TensorFlow or JAX without their notices; returns the result of `start`.
 
     Args:
-      start: What starts the devices.
-      announce: Whether it is said what is going on, if it takes a while.
+      start: Starts the devices; None for `backend.start`.
+      announce: Whether to show a message if it takes a while.
     """
     from tfp_ar1_cli import backend
     from tfp_ar1_cli.progress import doing
@@ -50,17 +50,17 @@ def _terminate(*_: object) -> None:
 
 @contextlib.contextmanager
 def terminated_as_interrupted() -> Iterator[None]:
-    """Raises `Terminated`, a `KeyboardInterrupt`, for a SIGTERM that would just end the process."""
+    """Raises `Terminated`, a `KeyboardInterrupt`, on SIGTERM, unless SIGTERM has a handler."""
     with _handled(signal.SIGTERM, signal.SIG_DFL, _terminate):
         yield
 
 
 @contextlib.contextmanager
 def interrupt_afterwards() -> Iterator[None]:
-    """Raises for a Ctrl-C, or SIGTERM, when the block is done; a second one ends at once.
+    """Defers Ctrl-C and SIGTERM to the end of the block; a second one exits at once.
 
-    While a package is imported, an exception would come out as another one with its traceback, or
-    C++ code would swallow it.
+    During an import, the exception would surface as another one with a traceback, or C++ code would
+    swallow it.
     """
     signals: list[int] = []
 
@@ -69,7 +69,7 @@ def interrupt_afterwards() -> Iterator[None]:
             os._exit(128 + number)
         signals.append(number)
 
-    # Only where it would be raised at all.
+    # Only if the signal would raise an exception.
     with (
         _handled(signal.SIGINT, signal.default_int_handler, note),
         _handled(signal.SIGTERM, _terminate, note),
@@ -85,7 +85,7 @@ def interrupt_afterwards() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _handled(number: signal.Signals, usual: Any, handler: Any) -> Iterator[None]:
-    """Another handler of a signal meanwhile, in the main thread, if it has the usual one."""
+    """Replaces the handler of a signal in the block, if it is `usual`, in the main thread."""
     ours = signal.getsignal(number) == usual
     with contextlib.suppress(ValueError):
         ours = ours and signal.signal(number, handler) == usual
@@ -98,13 +98,13 @@ def _handled(number: signal.Signals, usual: Any, handler: Any) -> Iterator[None]
 
 @contextlib.contextmanager
 def _errors_only_on_stderr() -> Iterator[None]:
-    """Holds back what C++ code writes to stderr, and lets only its errors through.
+    """Captures what C++ code writes to stderr, and lets only errors through.
 
-    TensorFlow logs some lines before it reads TF_CPP_MIN_LOG_LEVEL, straight to the descriptor.
+    TensorFlow logs some lines to the file descriptor before it reads TF_CPP_MIN_LOG_LEVEL.
     """
     try:
         held, stderr = tempfile.TemporaryFile(), os.dup(2)  # noqa: SIM115
-    except OSError:  # There is no folder for such files, or no stderr.
+    except OSError:  # No temporary folder, or no stderr.
         yield
         return
     with held:
@@ -116,8 +116,8 @@ def _errors_only_on_stderr() -> Iterator[None]:
             os.close(stderr)
             held.seek(0)
             for line in held:
-                # A machine without a GPU is no error, though TensorFlow calls it one; nor is that
-                # its parts register the same library twice.
+                # TensorFlow logs as errors that there is no GPU, and that its parts register the
+                # same library twice; neither is one.
                 if re.match(rb"[EF]\d{4} ", line) and not re.search(
                     rb"cuInit|Unable to register cu|oneDNN supports", line
                 ):

@@ -1,11 +1,11 @@
-"""A trained model in the units of its data: what the commands do, from Python.
+"""Trained models in the units of their data: the Python interface to the commands.
 
 ```python
 from tfp_ar1_cli import trained
 
 model = trained.load("runs/nile-ar1-001")
-model.impute("nile.csv")  # a table as in the file, its gaps filled
-model.forecast(frame, steps=12)  # of a DataFrame, with a row for each of the next 12 steps
+model.impute("nile.csv")  # the table in the file, with its gaps filled
+model.forecast(frame, steps=12)  # for a DataFrame: a row for each of the next 12 steps
 ```
 """
 
@@ -36,10 +36,10 @@ if TYPE_CHECKING:
 class TrainedSeries:
     """A model of series, with the units of its data.
 
-    Its methods take a file (see `--dataset`), a `pandas.DataFrame` that looks like one, an array
-    `[series, steps, features]` or `[series, steps]`, or a dictionary of such arrays as an .npz file
-    has them; missing values are NaN, or rows that lack. They return a `DataFrame` in the same
-    layout; of arrays, a dictionary of arrays.
+    Its methods take a file (see `--dataset`), a `pandas.DataFrame` with the layout of such a file,
+    an array `[series, steps, features]` or `[series, steps]`, or a dictionary of arrays as in an
+    .npz file. Missing values are NaN, or missing rows. The methods return a `DataFrame` in the same
+    layout; for arrays, a dictionary of arrays.
 
     Attributes:
       model: The `tfp_ar1.SequenceVAE`, which takes standardised values.
@@ -51,15 +51,15 @@ class TrainedSeries:
         self.units = Units(**run.data["units"])
 
     def table(self, data: Any) -> SeriesTable:
-        """Data as the model understands them.
+        """Reads data into a table that fits the model.
 
         Raises:
-          UserError: If they cannot be read, or are not like those of the training.
+          UserError: If the data cannot be read, or do not match the training data.
         """
         return data if isinstance(data, SeriesTable) else read_table(self.run, data)
 
     def answer(self, method: Callable[..., answers.Answer], data: Any, *args: Any) -> Any:
-        """What a function of `answers` gives for the data."""
+        """The result of a function of `answers` for the data."""
         return method(self.model, self.units, self.table(data), *args)
 
     def _like(self, data: Any, answer: answers.Answer) -> Any:
@@ -72,24 +72,25 @@ class TrainedSeries:
         num_samples: int = NUM_DRAWS,
         seed: int = 0,
     ) -> pd.DataFrame | dict[str, np.ndarray]:
-        """Fills the gaps.
+        """Fills gaps in series.
 
         Series longer than the model's windows are filled in windows that overlap by half.
 
         Args:
           data: See the class.
           quantiles: Levels between 0 and 1.
-          num_samples: Draws that means, standard deviations and quantiles are taken over.
-          seed: Of the draws.
+          num_samples: The number of draws for means, standard deviations and quantiles.
+          seed: The seed of the draws.
 
         Returns:
-          In each column of values the observed ones, and the means of the missing ones; beside it
-          `NAME_sd`, the standard deviation, noise of observation included, and `NAME_q0.05` and so
-          on, the quantiles. Of an observed value these are 0 and the value. Arrays are called `x`,
-          `sd`, `quantiles` `[levels, ...]`.
+          In each column of values, the observed values, and means in place of the missing ones.
+          Beside it, `NAME_sd` is the standard deviation, including observation noise, and
+          `NAME_q0.05` and so on are the quantiles; for an observed value, the standard deviation is
+          0 and the quantiles are the value. Arrays are called `x`, `sd`, `quantiles`
+          `[levels, ...]`.
 
         Raises:
-          UserError: If the data are not like those of the training.
+          UserError: If the data do not match the training data.
         """
         answer = self.answer(answers.impute, data, quantiles, num_samples, seed)
         return self._like(data, answer)
@@ -106,17 +107,16 @@ class TrainedSeries:
 
         Args:
           data: See the class.
-          steps: How many.
+          steps: The number of steps.
           quantiles: See `impute`.
           num_samples: See `impute`.
-          seed: Of the draws.
+          seed: The seed of the draws.
 
         Returns:
-          A table of the steps that follow alone, with the times that follow; its columns are those
-          of `impute`.
+          A table of only the following steps, with their times; its columns are those of `impute`.
 
         Raises:
-          UserError: If the data are not like those of the training.
+          UserError: If the data do not match the training data.
         """
         answer = self.answer(answers.forecast, data, steps, quantiles, num_samples, seed)
         return self._like(data, answer)
@@ -128,27 +128,27 @@ class TrainedSeries:
         num_samples: int = NUM_DRAWS,
         seed: int = 0,
     ) -> pd.DataFrame | dict[str, np.ndarray]:
-        """What the model would observe in place of every value; as `impute`, beside the values."""
+        """Predicts new observations of the latent paths, in columns beside the data (`impute`)."""
         answer = self.answer(answers.reconstruct, data, quantiles, num_samples, seed)
         return self._like(data, answer)
 
     def encode(self, data: Any) -> pd.DataFrame | dict[str, np.ndarray]:
-        """The posterior of each latent path at each step: `z1`, ..., and `z1_sd`, ..."""
+        """Posterior of each latent path at each step: means `z1`, ..., deviations `z1_sd`, ..."""
         return self._like(data, self.answer(answers.encode, data))
 
     def score(
         self, data: Any, num_importance_samples: int | None = None, per_step: bool = False
     ) -> pd.DataFrame | dict[str, np.ndarray]:
-        """How unexpected each window is, in nats, or each step; see `answers.score`."""
+        """Scores how unexpected each window or step is, in nats; see `answers.score`."""
         number = num_importance_samples or self.run.options.num_importance_samples
         return self._like(data, self.answer(answers.score, data, number, per_step))
 
 
 def read_table(run: Run, data: Any) -> SeriesTable:
-    """Data as the model of a run on series understands them; see `TrainedSeries`.
+    """Reads data into a table that fits the model of a run on series; see `TrainedSeries`.
 
     Raises:
-      UserError: If they cannot be read, or are not like those of the training.
+      UserError: If the data cannot be read, or do not match the training data.
     """
     columns, source = run.options.columns, "the data"
     if isinstance(data, str | os.PathLike):
@@ -177,7 +177,7 @@ def _is_arrays(data: Any) -> bool:
 class TrainedImages:
     """A model of images.
 
-    Its methods take what `--dataset` does, or an array `[N, *image_shape]`, and return a
+    Its methods take a value of `--dataset` or an array `[N, *image_shape]`, and return a
     `pandas.DataFrame` with a row for each image, or an array.
 
     Attributes:
@@ -188,7 +188,7 @@ class TrainedImages:
         self.run, self.model = run, model
 
     def images(self, data: Any) -> tuple[np.ndarray, list[Any]]:
-        """Images as the model takes them, the training set first if there are two; their names."""
+        """Images as the model takes them, and their names; the training set, if any, is first."""
         if not isinstance(data, str | os.PathLike):
             return np.asarray(data), list(range(len(data)))
         dataset = loading.resolve(os.fspath(data), "image")
@@ -206,7 +206,7 @@ class TrainedImages:
         return np.concatenate([train, found.x_test]), names
 
     def encode(self, data: Any) -> pd.DataFrame:
-        """The posterior of each image: means `z1`, ..., and standard deviations `z1_sd`, ..."""
+        """Posterior of each image: means `z1`, ..., and standard deviations `z1_sd`, ..."""
         import pandas as pd
 
         x, names = self.images(data)
@@ -216,7 +216,7 @@ class TrainedImages:
         return pd.DataFrame({"image": names, **columns})
 
     def score(self, data: Any, num_importance_samples: int | None = None) -> pd.DataFrame:
-        """How unexpected each image is, in nats; see `answers.score`."""
+        """Scores how unexpected each image is, in nats; see `answers.score`."""
         import pandas as pd
 
         x, names = self.images(data)
@@ -225,7 +225,7 @@ class TrainedImages:
         return pd.DataFrame({"image": names, **scores})
 
     def reconstruct(self, data: Any) -> np.ndarray:
-        """The mean of p(x | z) for each image, with z the posterior's mean."""
+        """The mean of p(x | z) for each image, where z is the posterior mean."""
         batching = backend.library("vae.batching")
 
         parts = batching.batches(self.images(data)[0], 128)
@@ -233,10 +233,10 @@ class TrainedImages:
 
 
 def load(folder: str | os.PathLike[str]) -> TrainedSeries | TrainedImages:
-    """The model of a run that is finished.
+    """Loads the model of a finished run.
 
     Raises:
-      UserError: If there is none, or it is damaged.
+      UserError: If there is no finished run, or it is damaged.
     """
     run = run_folder.read_finished(pathlib.Path(folder))
     kind = TrainedSeries if run.options.model == "sequence" else TrainedImages

@@ -1,1 +1,1 @@
-"""The data that the command line trains on: `loading` reads them, `protocol` says what they are."""
+"""Data of the command line: `loading` reads them, `protocol` defines their interface."""

@@ -1,4 +1,4 @@
-"""Arrays in the files of NumPy."""
+"""Reading .npy and .npz files."""
 
 import math
 import pathlib
@@ -12,10 +12,11 @@ from tfp_ar1_cli.errors import UserError
 
 
 def read_npy_header(file: IO[bytes], path: pathlib.Path) -> tuple[tuple[int, ...], bool, np.dtype]:
-    """Reads an .npy file up to its first value; a `UserError` if there is no such header.
+    """Reads the header of an .npy file; raises `UserError` if it has none.
 
     Returns:
-      The shape of the array, whether it is in Fortran order, and its dtype.
+      The shape of the array, whether it is in Fortran order, and its dtype. The file is then
+      positioned at the first value.
     """
     if file.read(6) != b"\x93NUMPY":
         raise UserError(f"{path}: is not an .npy file; write one with numpy.save.")
@@ -46,15 +47,15 @@ def read_numpy(
 
     Args:
       path: The file.
-      kind: `"npz"` or `"npy"`; the one array of the latter is called `x`.
-      choose: From the names in an .npz file, which arrays are read: our name -> name in the file.
-      expected: What is said of a file in which it finds none.
-      notes: Where it is noted which arrays are not read.
-      advice: What to do where the memory is not enough.
+      kind: `"npz"` or `"npy"`; the array of an .npy file is called `x`.
+      choose: Maps the names in an .npz file to the arrays to read: our name -> name in the file.
+      expected: The expected arrays, for the message if `choose` finds none.
+      notes: A list to which a note about unread arrays is appended.
+      advice: What to do if there is not enough memory.
 
     Raises:
       UserError: If the file is of another kind or damaged, holds pickled objects, or needs more
-        memory than there is.
+        memory than is available.
     """
     check_regular(path)
     with path.open("rb") as file:
@@ -63,7 +64,7 @@ def read_numpy(
         elif file.read(2) != b"PK":
             raise UserError(f"{path}: is not an .npz file; write one with numpy.savez.")
     try:
-        # Never unpickle: a pickle runs whatever code its author put in.
+        # Never unpickle: a pickle can run any code.
         loaded = np.load(path, allow_pickle=False)
         if kind == "npy":
             return {"x": loaded}
@@ -92,12 +93,12 @@ def read_numpy(
         raise
     except MemoryError as error:
         raise UserError(f"{path}: cannot be read as .{kind}: {error}; {advice}.") from error
-    except Exception as error:  # Foreign bytes: zip, zlib and header errors of many kinds.
+    except Exception as error:  # Arbitrary bytes raise many kinds of zip, zlib and header errors.
         hint = "; store numbers, not objects." * ("allow_pickle" in str(error))
         raise UserError(f"{path}: cannot be read as .{kind}: {error}{hint}") from error
 
 
 def _check_size(path: pathlib.Path, file: IO[bytes], advice: str) -> None:
-    """Checks that there is memory for an array, by its header, and for its copies as float32."""
+    """Checks, from the header, that memory suffices for an array and its float32 copies."""
     shape, _, dtype = read_npy_header(file, path)
     check_memory(path, math.prod(shape) * (dtype.itemsize + 8), advice)

@@ -1,4 +1,4 @@
-"""Image files to arrays: what pillow reads, brought to gray or RGB of 8 bits, and to one size."""
+"""Decodes image files with pillow into arrays: 8-bit grayscale or RGB, of one size."""
 
 import dataclasses
 import io
@@ -10,7 +10,7 @@ from tfp_ar1_cli.data import pixels
 from tfp_ar1_cli.data.sources import Unreadable
 
 _FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
-# The EXIF tag that says how an image is to be shown, and its values for "not as it is stored".
+# The EXIF orientation tag, and its values for images that are not stored upright.
 _ORIENTATION, _TURNED = 0x0112, range(2, 9)
 _METADATA = {"exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif"}
 _ALPHA = ("LA", "La", "PA", "RGBA", "RGBa")
@@ -19,12 +19,12 @@ _GRAY = ("1", "L", "LA", "La")
 
 @dataclasses.dataclass(frozen=True)
 class Form:
-    """What images are brought to.
+    """The form that images are converted to.
 
     Attributes:
-      resize: Height and width, or None for the size that they have.
+      resize: Height and width, or None to keep the size.
       grayscale: Whether colours become gray.
-      shape: What each must have, if it is known.
+      shape: The shape that every image must have, if it is known.
     """
 
     resize: tuple[int, int] | None = None
@@ -36,9 +36,9 @@ AS_STORED = Form()
 
 
 def decode(content: bytes, form: Form) -> tuple[np.ndarray, list[str]]:
-    """Decodes an image file: uint8 `[H, W]` or `[H, W, 3]`, and what was converted, in words.
+    """Decodes an image file: uint8 `[H, W]` or `[H, W, 3]`, and descriptions of the conversions.
 
-    `Unreadable` if it is no image, or not of the shape that it must have.
+    Raises `Unreadable` if it is not an image or does not have the required shape.
     """
     from PIL import Image, UnidentifiedImageError
 
@@ -49,7 +49,7 @@ def decode(content: bytes, form: Form) -> tuple[np.ndarray, list[str]]:
         raise
     except UnidentifiedImageError as error:
         raise Unreadable(f"is no {', '.join(_FORMATS)} image ({len(content)} bytes)") from error
-    except Exception as error:  # Foreign bytes fail in many ways.
+    except Exception as error:  # Arbitrary bytes fail in many ways.
         raise Unreadable(f"cannot be decoded ({error})") from error
 
 
@@ -59,22 +59,22 @@ def _convert(image: Any, form: Form) -> tuple[np.ndarray, list[str]]:
     said, mode, size = [], image.mode, (image.height, image.width)
     if image.format == "TIFF" and image.n_frames > 1:
         raise Unreadable(f"has {image.n_frames} pages; store each as a file")
-    # Versions of pillow differ in how they call 16 bits; of TIFF, `I` has 32.
+    # Versions of pillow name 16-bit modes differently; in TIFF, `I` means 32 bits.
     deep = mode.startswith("I;16") or (mode == "I" and image.format in ("PNG", "PPM"))
     coloured = form.shape is not None and len(form.shape) == 3
-    # A palette of grays is grayscale, unless the other images have colours.
+    # An image with a palette of grays is grayscale, unless the other images have colours.
     gray = (
         mode in _GRAY or deep or (mode in ("P", "PA") and not coloured and _is_gray(image.palette))
     )
     channels = () if form.grayscale or (gray and not coloured) else (3,)
     if form.resize:
-        # JPEG at a fraction of its size is decoded in a fraction of the time.
+        # Decoding a JPEG at a fraction of its size takes a fraction of the time.
         image.draft(None, (2 * max(form.resize), 2 * max(form.resize)))
     elif form.shape and sorted(size) != sorted(form.shape[:2]):
-        _refuse((*size, *channels), form)  # Before the pixels are decoded.
+        _refuse((*size, *channels), form)  # Fail before decoding the pixels.
     turned = image.format == "TIFF" and image.tag_v2.get(_ORIENTATION) in _TURNED
-    image.load()  # TIFF is turned by this. What describes an image may be behind its pixels.
-    # Asked only where there is something to find, as it takes as long as to decode.
+    image.load()  # Turns TIFF upright, and reads metadata stored after the pixels.
+    # `getexif` takes as long as decoding, so it is called only if there are metadata.
     if _METADATA & image.info.keys() and image.getexif().get(_ORIENTATION) in _TURNED:
         image, turned = ImageOps.exif_transpose(image), True
     if turned:

@@ -1,4 +1,4 @@
-"""Opening files, reading parts of them, and the memory that there is for that."""
+"""Opens files, reads parts of them, and checks the available memory."""
 
 import contextlib
 import io
@@ -13,9 +13,10 @@ from tfp_ar1_cli.errors import UserError
 
 
 def check_regular(path: pathlib.Path) -> os.stat_result:
-    """The status of a file or folder; nothing else is read: a named pipe would wait for its writer.
+    """Returns the status of a regular file or folder.
 
-    A `UserError` if it is something else, or a broken link; an `OSError` if there is no such file.
+    Raises `UserError` for anything else (opening a named pipe would wait for its writer) and for
+    broken links, `OSError` if there is no such file.
     """
     if path.is_symlink() and not path.exists():
         raise UserError(
@@ -32,23 +33,23 @@ def check_regular(path: pathlib.Path) -> os.stat_result:
 
 
 def open_raw(path: pathlib.Path) -> io.FileIO:
-    """Opens a file for `read_at`: anew for each reading, so that threads share no position."""
+    """Opens a file for `read_at`: once per read, so threads share no file position."""
     check_regular(path)
     return path.open("rb", buffering=0)
 
 
 def read_at(file: io.FileIO, offset: int, size: int) -> bytearray:
-    """Reads exactly `size` bytes from byte `offset` on.
+    """Reads exactly `size` bytes, starting at byte `offset`.
 
-    Not by a memory map, where a file that was cut off, or a disk that fails, kills the process:
-    here that is an `OSError`, which names the file and the byte.
+    With a memory map, a truncated file or a failing disk would kill the process; here both raise
+    an `OSError` that names the file and the byte.
     """
     data = bytearray(size)
     view, done = memoryview(data), 0
     try:
         file.seek(offset)
         while done < size:
-            # A read may give less than was asked for, on Linux never more than 2 GiB.
+            # A read may return less than requested; on Linux at most 2 GiB.
             count = file.readinto(view[done:])
             if not count:
                 raise OSError(0, f"ends at byte {offset + done}, though it was longer before")
@@ -60,12 +61,12 @@ def read_at(file: io.FileIO, offset: int, size: int) -> bytearray:
 
 
 def available_memory() -> int:
-    """How many bytes can be taken before the system ends processes; `sys.maxsize` if unknown."""
+    """The bytes available before the system kills processes; `sys.maxsize` if unknown."""
     found = [sys.maxsize]
     with contextlib.suppress(OSError):
         text = pathlib.Path("/proc/meminfo").read_text()
         found += [1024 * int(kib) for kib in re.findall(r"MemAvailable:\s*(\d+)", text)]
-    # The limit of a container, of which the use is not known: it counts what can be given back.
+    # The container's limit. Its usage is of no help, because it includes reclaimable memory.
     for name in ("memory.max", "memory/memory.limit_in_bytes"):
         with contextlib.suppress(OSError, ValueError):
             found.append(int(pathlib.Path("/sys/fs/cgroup", name).read_text()))
@@ -73,7 +74,7 @@ def available_memory() -> int:
 
 
 def check_memory(path: pathlib.Path | str, needed: int, advice: str) -> None:
-    """A `UserError` with advice if a file needs more memory, for which Linux kills processes."""
+    """Raises `UserError` with advice if memory does not suffice: Linux would kill the process."""
     available = available_memory()
     if needed > available:
         raise UserError(
@@ -84,7 +85,7 @@ def check_memory(path: pathlib.Path | str, needed: int, advice: str) -> None:
 
 @contextlib.contextmanager
 def short_of_memory(path: pathlib.Path | str, advice: str) -> Iterator[None]:
-    """Names the file, in a `UserError`, where the memory for it is refused."""
+    """Turns a `MemoryError` into a `UserError` that names the file."""
     try:
         yield
     except MemoryError as error:

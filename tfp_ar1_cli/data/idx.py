@@ -1,9 +1,9 @@
-"""The IDX files of MNIST and its relatives, in the names and folders that they come in.
+"""IDX files of MNIST and its relatives, under the names and in the folders they come in.
 
-Each set has up to four files: images and labels, for training and for testing. They are called
-`train-images-idx3-ubyte`, `t10k-images-idx3-ubyte` (or `test-...`) and so on: with a hyphen before
-`idx3` or a dot, with `.gz` or without, those of EMNIST with the name of the set in front; and those
-of Kaggle are each in a folder of its own name.
+Each set has up to four files: images and labels, for training and for testing. They are named
+`train-images-idx3-ubyte`, `t10k-images-idx3-ubyte` (or `test-...`) and so on, with a hyphen or a
+dot before `idx3`, with or without `.gz`. EMNIST puts the name of the set in front; on Kaggle, each
+file is in a folder of the same name.
 """
 
 import gzip
@@ -18,9 +18,9 @@ from tfp_ar1_cli.data.files import check_memory, check_regular
 from tfp_ar1_cli.data.pixels import shape_text
 from tfp_ar1_cli.errors import UserError
 
-# Compressed data cannot become more than 1032 times as much (deflate, RFC 1951).
+# Deflate (RFC 1951) expands data at most 1032 times.
 _MOST_INFLATED = 1032
-# How far past its end a file is read, to say by how much it is too long.
+# Bytes read past the expected end, to report by how much a file is too long.
 _PAST_THE_END = 2**16
 _GZIP = b"\x1f\x8b"
 _NAME = re.compile(
@@ -35,10 +35,10 @@ Found = dict[str, pathlib.Path]
 def read_named(folder: pathlib.Path, dataset: str) -> dict[str, np.ndarray]:
     """Reads the four IDX files of `mnist` or `fashion_mnist`.
 
-    They are in the folder, in one there of the name of the data set (`fashion-mnist` and
-    torchvision's `FashionMNIST` too), or in `raw` there.
+    They are in the folder itself, in a subfolder named after the data set (also `fashion-mnist`
+    or torchvision's `FashionMNIST`), or in `raw` in either.
 
-    A `UserError` if one is missing or damaged, or they do not belong together.
+    Raises `UserError` if one is missing or damaged, or if they do not belong together.
     """
     named = (path for path in sorted(folder.iterdir()) if _plain(path.name) == _plain(dataset))
     folder = next((path for path in named if path.is_dir()), folder)
@@ -57,11 +57,11 @@ def read_named(folder: pathlib.Path, dataset: str) -> dict[str, np.ndarray]:
 
 
 def read_folder(place: pathlib.Path, notes: list[str]) -> dict[str, np.ndarray]:
-    """Reads the IDX files of a folder: of the one set there, or of that which `FOLDER/SET` names.
+    """Reads the IDX files of a folder: the only set there, or the one named by `FOLDER/SET`.
 
-    Images of EMNIST, which are stored transposed, are turned upright, which is noted.
+    EMNIST stores its images transposed; they are turned upright, with a note.
 
-    A `UserError` if there is no such set or more than one, or its files are damaged.
+    Raises `UserError` if there is no such set or more than one, or if its files are damaged.
     """
     folder, wanted = place, None
     if not place.is_dir():
@@ -94,9 +94,9 @@ def _plain(name: str) -> str:
 
 
 def _sets_in(folder: pathlib.Path) -> dict[str, Found]:
-    """The IDX files of a folder by their set: `x_train`, ... -> path, the gzipped one of two."""
+    """The IDX files of a folder by set: `x_train`, ... -> path."""
     sets: dict[str, Found] = {}
-    # A file is preferred to a folder, one that ends in .gz to one that does not.
+    # Prefer files to folders, and .gz to uncompressed files.
     for path in sorted(folder.iterdir(), key=lambda path: (path.is_dir(), path.suffix != ".gz")):
         if match := _NAME.fullmatch(path.name):
             inside = path.iterdir() if path.is_dir() else (path,)
@@ -123,11 +123,11 @@ def _read(found: Found) -> dict[str, np.ndarray]:
 def read_idx(path: pathlib.Path, ndim: int) -> np.ndarray:
     """Reads an IDX file of bytes, gzipped or not: images `[N, H, W]` or labels.
 
-    A `UserError` if the magic number, the header or the length is not what it must be.
+    Raises `UserError` if the magic number, the header or the length is wrong.
     """
     size = check_regular(path).st_size
     with path.open("rb") as plain:
-        # The content tells, not the name: browsers unpack, and keep the name. IDX begins with 0.
+        # Look at the content: browsers unpack files but keep the name. IDX files begin with 0.
         compressed = plain.read(2) == _GZIP
     try:
         with (gzip.open if compressed else open)(path, "rb") as file:
@@ -146,7 +146,7 @@ def read_idx(path: pathlib.Path, ndim: int) -> np.ndarray:
                     "file."
                 )
             expected = math.prod(shape)
-            # No more than what the header announces is read, and only if that can be in the file.
+            # Read no more than the header announces and the file can hold.
             most = min(expected, size * (_MOST_INFLATED if compressed else 1))
             check_memory(path, 9 * most, "it is not a data set for reading into memory")
             content = file.read(most + _PAST_THE_END)

@@ -1,4 +1,4 @@
-"""Images as files, and as records of TFRecord files."""
+"""Sources of encoded images: image files and TFRecord files."""
 
 import collections
 import dataclasses
@@ -21,20 +21,20 @@ _SUFFIXES = (
     *(".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".gif", ".webp", ".tif", ".tiff"),
     *(".ppm", ".pgm", ".pbm", ".pnm"),
 )
-# Names of folders of training images, and of test images, the better ones first.
+# Names of folders of training images and of test images, in order of preference.
 _TRAIN_FOLDERS = ("train", "training")
 _TEST_FOLDERS = ("test", "testing", "val", "valid", "validation")
-# More bytes than this are no encoded image, of which PIL reads at most 179 million pixels.
+# No encoded image has more bytes: PIL reads at most 179 million pixels.
 _MOST_ENCODED = 2**30
 _FEATURES = ("image", "image/encoded")
-_MOST_KINDS = 6  # Of files that are left out, each named with its ending.
+_MOST_KINDS = 6  # Kinds of left-out files that a note lists, by suffix.
 
 
 class _Encoded:
     """Images as encoded files or records, see `streams.Source`.
 
     Attributes:
-      converted: How many of the images that were read so far were converted, by what was done.
+      converted: The number of images converted so far, by kind of conversion.
     """
 
     files: Files
@@ -46,22 +46,22 @@ class _Encoded:
 
     @property
     def image_shape(self) -> tuple[int, ...]:
-        """The shape of each."""
+        """The shape of each image."""
         return self.form.shape or ()
 
     def __len__(self) -> int:
         raise NotImplementedError
 
     def position(self, row: int) -> str:
-        """Where an image lies, for messages."""
+        """Where an image is stored, for messages."""
         raise NotImplementedError
 
     def _content(self, row: int) -> bytes:
-        """The encoded image. Raises `Unreadable`."""
+        """The encoded image; raises `Unreadable`."""
         raise NotImplementedError
 
     def _with_shape(self, form: Form, faults: Faults) -> Form:
-        """A form with the shape, if it has none yet, of the first image that can be decoded."""
+        """`form`, with the shape of the first image that can be decoded if it has none yet."""
         if form.shape is not None:
             return form
         for row in range(len(self)):
@@ -87,7 +87,7 @@ class _Encoded:
 
 
 class ImageFiles(_Encoded):
-    """Image files in a folder and those below."""
+    """Image files in a folder and its subfolders."""
 
     def __init__(
         self,
@@ -113,7 +113,7 @@ class ImageFiles(_Encoded):
         self.form = self._with_shape(form, faults)
 
     def labels(self, rows: np.ndarray) -> np.ndarray | None:
-        """The names of the folders that the images lie in, where these are several."""
+        """The names of the images' folders as labels; None unless there are several."""
         folders = [os.path.dirname(self.files.name(row)) for row in rows]
         root = os.path.commonpath(folders) if all(folders) else ""
         names = [os.path.relpath(folder or ".", root or ".").split(os.sep)[0] for folder in folders]
@@ -139,15 +139,15 @@ def _check_encoded(size: int) -> None:
 
 
 def _is_hidden(name: str) -> bool:
-    """Whether a file or folder is not the user's; macOS leaves some beside images."""
+    """Whether a file or folder is hidden, or one that macOS leaves beside images."""
     return name.startswith(".") or name == "__MACOSX"
 
 
 def list_images(folder: bytes, left_out: collections.Counter[str]) -> Iterator[bytes]:
-    """The paths of the images below a folder, relative to it; counts what else there is by kind.
+    """Yields the relative paths of the images below a folder; counts everything else by kind.
 
-    Links to folders are not followed. A `UserError` if training and test images, below, would
-    become one set.
+    Links to folders are not followed. Raises `UserError` if a folder below has both training and
+    test images, which would become one set.
     """
     for below, folders, names in os.walk(folder, onerror=_raise):
         links = [name for name in folders if os.path.islink(os.path.join(below, name))]
@@ -176,7 +176,7 @@ def _raise(error: OSError) -> NoReturn:
 
 
 def split_folders(folder: pathlib.Path) -> tuple[str, str] | None:
-    """The names of the folders of training and of test images in a folder that has both."""
+    """The names of the subfolders of training and test images; None unless there are both."""
     if not folder.is_dir():
         return None
     return _split_of([path.name for path in folder.iterdir() if path.is_dir()])
@@ -192,7 +192,7 @@ def _split_of(names: Sequence[str]) -> tuple[str, str] | None:
 
 
 def beside(folder: pathlib.Path, parts: tuple[str, str]) -> list[str]:
-    """A note of what lies in a folder beside those of the training and the test images."""
+    """A note listing what else is in a folder beside its training and test subfolders."""
     others = [path.name for path in folder.iterdir() if path.name not in parts]
     others = sorted(name for name in others if not _is_hidden(name))
     if not others:
@@ -225,13 +225,13 @@ class TFRecordFiles(_Encoded):
                     f"{self.files.position(number)}: record {len(offsets)} (byte {byte})",
                     f"{damage}; it and what follows in this file cannot be read",
                 )
-        # The number of the first record of each file, and of all records.
+        # The number of the first record of each file; at the end, the number of records.
         self._first = np.cumsum([0, *map(len, starts)])
         self._starts, self._lengths = np.concatenate(starts), np.concatenate(lengths)
         what = f"{pattern}: {len(paths)} files hold {len(self)} records"
         pixels.check_count(len(self), what, at_least)
         self.notes = _of_shards(paths)
-        # The devices start later: how, depends on the strategy.
+        # The devices start later, in a way that depends on the strategy.
         if not backend.has_tensorflow():
             raise UserError(f"{pattern}: TFRecord files are read by TensorFlow, which is missing.")
         startup.import_backend(start=lambda: None)
@@ -264,7 +264,7 @@ class TFRecordFiles(_Encoded):
         except DecodeError as error:
             raise Unreadable(f"is not a tf.train.Example ({error})") from error
         for name in _FEATURES:
-            # To ask for a name that a map lacks would add it.
+            # Indexing a protobuf map with a missing name would add it.
             if name in features and len(features[name].bytes_list.value) == 1:
                 return features[name].bytes_list.value[0]
         raise Unreadable(
@@ -274,7 +274,7 @@ class TFRecordFiles(_Encoded):
 
 
 def _of_shards(paths: Sequence[str]) -> list[str]:
-    """A note where the names of shards say that they are of training and of test images."""
+    """A note if the names of the shards suggest both training and test images."""
     names = [os.path.basename(path).lower() for path in paths]
     others = [name for name in names if name.startswith(_TEST_FOLDERS)]
     if not others or not any(name.startswith(_TRAIN_FOLDERS) for name in names):

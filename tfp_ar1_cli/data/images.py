@@ -1,4 +1,4 @@
-"""The images that the command line trains on; all but those of `streams` are read into memory."""
+"""Images for the command line; all except those of `streams` are read into memory."""
 
 import contextlib
 import dataclasses
@@ -19,18 +19,18 @@ from tfp_ar1_cli.errors import UserError
 
 IDX_DATASETS = ("mnist", "fashion_mnist")
 CHOICES = f"digits, mnist, fashion_mnist, npz:FILE, npy:FILE, idx:FOLDER, {streams.CHOICES}"
-# Of images for the convolutional networks.
+# The smallest side of images for the convolutional networks.
 _MIN_SIDE = 4
 _ON_DISK = "keep the images on disk, with --dataset stream:FILE.npy"
 _EXPECTED = "x_train and x_test, or one array x (or images, imgs, data)"
-# What images and labels are called in .npz files, the better ones first.
+# Names of images and labels in .npz files, in order of preference.
 _IMAGES = ("x", "images", "imgs", "image", "img", "data", "samples", "features")
 _LABELS = ("y", "labels", "label", "targets", "target")
 
 
 @dataclasses.dataclass(frozen=True)
 class ImageData(Data):
-    """Images `[N, H, W]`, `[N, H, W, C]` or `[N, D]`; test labels, and names of files, if known."""
+    """Images `[N, H, W]`, `[N, H, W, C]` or `[N, D]`; test labels and file names, if known."""
 
     y_test: np.ndarray | None = None
     names: list[str] | None = None
@@ -38,7 +38,7 @@ class ImageData(Data):
     noun, shape_key = "image", "image_shape"
 
     def hold_out(self, share: float) -> "ImageData":
-        """See `Data`: drawn at random, always in the same way."""
+        """See `Data`: drawn at random, with a fixed seed."""
         train, apart = split.shuffled(len(self.x_train), share, len(self.x_train) - 1)
         if isinstance(self.x_train, streams.Stream):
             left, held = self.x_train.hold_out(train, apart)
@@ -61,7 +61,7 @@ class ImageData(Data):
         return {"range": [float(seen.min()), float(seen.max())]}
 
     def is_that_of(self, trained: dict[str, Any]) -> bool:
-        """See `Data`; images that are all test images are those of no training."""
+        """See `Data`; False if all images are test images."""
         return len(self.x_train) > 0 and super().is_that_of(trained)
 
 
@@ -76,21 +76,21 @@ def load(
 ) -> ImageData:
     """Reads images and checks that a model can be trained on them.
 
-    Data that come without a test set are split 80/20, see `split_by`.
+    Data without a test set are split 80/20, see `split_by`.
 
     Args:
       spec: A `--dataset` value, as `loading.resolve` returns it.
-      data_dir: Folder of IDX files for `mnist` and `fashion_mnist`, or of folders of these names
-        (`fashion-mnist` too) that hold them; None downloads them.
+      data_dir: The folder of the IDX files of `mnist` and `fashion_mnist`, or one with subfolders
+        of these names (also `fashion-mnist`); None downloads them.
       likelihood: See `DataOptions`.
       corrupt: See `DataOptions`.
-      trained: To test a trained model: the fingerprint of the data that it was trained on. All
-        images are test images then, unless they come with a test set, or are those data.
-      form: What images in files and records are brought to.
+      trained: To test a trained model: the fingerprint of its training data. All images are then
+        test images, unless they come with a test set or are the training data.
+      form: The form that images in files and records are converted to.
       split_by: See `DataOptions.split`.
 
     Raises:
-      UserError: If something is wrong with the data; it names the file, and what to do.
+      UserError: If something is wrong with the data; the message names the file and a remedy.
     """
     kind, _, file = spec.partition(":")
     if data_dir is not None and kind not in IDX_DATASETS:
@@ -170,7 +170,7 @@ def _load_in_memory(
 
 
 def _to_be_scored(data: ImageData, spec: str, trained: dict, split_by: str | None) -> ImageData:
-    """Data for a trained model, with a note of what of them is scored."""
+    """Data for a trained model, with a note that says which images are scored."""
     if not len(data.x_train) and len(data.x_test) > 1:
         parts = ImageData(*_split(data.x_test, data.y_test, split_by), notes=data.notes)
         data = parts if parts.is_that_of(trained) else data
@@ -215,8 +215,8 @@ def _as_labels(array: np.ndarray, count: int, what: str, notes: list[str]) -> np
 
 
 def _choose_arrays(names: list[str]) -> dict[str, str]:
-    """Which arrays of an .npz file are the images and labels: our name -> name in the file."""
-    # As they are written first, else in any case.
+    """Finds the images and labels of an .npz file: our name -> name in the file."""
+    # Exact names come first, then names in any case.
     found = {name.lower(): name for name in names} | {name: name for name in names}
 
     def find(stems: Sequence[str], part: str = "") -> str | None:
@@ -247,12 +247,12 @@ def _digits() -> dict[str, np.ndarray]:
 
 
 def _download(name: str) -> dict[str, np.ndarray]:
-    # The devices start later: how, depends on the strategy.
+    # The devices start later, in a way that depends on the strategy.
     startup.import_backend(start=lambda: None)
     import keras
 
     try:
-        # Keras draws its download bar on stdout, which belongs to the results.
+        # Keras draws its progress bar on stdout, which is reserved for results.
         with contextlib.redirect_stdout(sys.stderr):
             train, test = getattr(keras.datasets, name).load_data()
     except Exception as error:

@@ -1,4 +1,4 @@
-"""Reads the data that options name: images or series."""
+"""Reads the images or series that the options name."""
 
 import pathlib
 import re
@@ -18,7 +18,7 @@ _NAMES = {"image": ("digits", *images.IDX_DATASETS), "sequence": tuple(series.SH
 
 
 def resolve(spec: str, model: str) -> str:
-    """Checks the form of a `--dataset` value for a model and makes its path absolute.
+    """Checks a `--dataset` value for a model and makes its path absolute.
 
     Raises:
       click.BadParameter: If there is no such data set.
@@ -26,7 +26,7 @@ def resolve(spec: str, model: str) -> str:
     kind, colon, file = spec.partition(":")
     if kind in _NAMES[model] and not colon:
         return spec
-    if kind not in _FILES[model]:  # A path alone says by its suffix what it is.
+    if kind not in _FILES[model]:  # A bare path: its suffix tells the kind.
         is_folder = model == "image" and pathlib.Path(spec).expanduser().is_dir()
         kind = "images" if is_folder else series_files.kind_of(pathlib.Path(spec)) or ""
         file = spec
@@ -41,7 +41,7 @@ def short_name(spec: str) -> str:
     """A `--dataset` value as a name for folders and titles: `digits`, or the stem of the file."""
     kind, _, file = spec.partition(":")
     stem = pathlib.Path(file.removesuffix(".gz")).stem if file else kind
-    # What is left of a pattern without its wildcards.
+    # A pattern is named without its wildcards.
     return re.sub(r"\[.*?\]|[*?]", "", stem).strip("-_.") or kind if kind == "tfrecord" else stem
 
 
@@ -51,24 +51,27 @@ def is_stream(spec: str) -> bool:
 
 
 def is_of_series(spec: str) -> bool:
-    """Whether a `--dataset` value is a file of a kind that holds series alone."""
+    """Whether a `--dataset` value is a file of a kind that only holds series."""
     only = set(_FILES["sequence"]) - set(_FILES["image"])
     return not {spec.partition(":")[0], series_files.kind_of(pathlib.Path(spec))}.isdisjoint(only)
 
 
 def is_encoded(spec: str) -> bool:
-    """Whether the images of a `--dataset` value are encoded, as PNG or JPEG."""
+    """Whether the images of a `--dataset` value are encoded, for example as PNG or JPEG."""
     return spec.partition(":")[0] in streams.ENCODED
 
 
 def load(options: DataOptions, trained: dict[str, Any] | None = None, whole: bool = False) -> Data:
-    """Reads data and checks that a model can be trained, or tested, on them; a `UserError` if not.
+    """Reads data and checks that a model can be trained or tested on them.
 
     Args:
       options: Which data.
-      trained: To test a trained model: the fingerprint of the data that it was trained on.
-      whole: With `trained`: all examples are test examples then, unless they come with a test set,
-        or are the data of the training.
+      trained: To test a trained model: the fingerprint of its training data.
+      whole: With `trained`: all examples are test examples, unless the data come with a test set
+        or are the training data.
+
+    Raises:
+      UserError: If something is wrong with the data.
     """
     if options.model == "sequence":
         return series.load(

@@ -1,10 +1,10 @@
-"""What images must be wherever they come from, and what they are scaled to."""
+"""Checks and scaling of images, whatever their source."""
 
 import numpy as np
 
 from tfp_ar1_cli.errors import UserError
 
-# Bytes whose greatest is not above this are darker than a quarter of white.
+# Images with no byte above this are darker than a quarter of white.
 DARK = 63
 _MOST_COMPARED = 10**6
 
@@ -13,7 +13,7 @@ def check_array(shape: tuple[int, ...], dtype: np.dtype, what: str, at_least: in
     """Checks that an array can hold images: `[N, H, W]`, `[N, H, W, C]` or `[N, D]` real numbers.
 
     Raises:
-      UserError: If not, or if there are fewer than `at_least`; `what` says which array it is.
+      UserError: If not, or if there are fewer than `at_least`; the message begins with `what`.
     """
     if dtype.kind not in "buif":
         raise UserError(
@@ -33,12 +33,12 @@ def channels_first(shape: tuple[int, ...]) -> bool:
 
 
 def moved(what: str, shape: tuple[int, ...]) -> str:
-    """A note that channels were moved to the end."""
+    """A note that the channels were moved to the end."""
     return f"{what} has shape {shape}, which is read as [N, C, H, W]: the channels are moved last."
 
 
 def check_count(count: int, what: str, at_least: int) -> None:
-    """Raises a `UserError`, which begins with `what`, if there are too few images."""
+    """Raises a `UserError` that begins with `what` if there are too few images."""
     if count < at_least:
         raise UserError(
             f"{what}; at least {at_least} image{'s are' if at_least > 1 else ' is'} needed."
@@ -46,12 +46,12 @@ def check_count(count: int, what: str, at_least: int) -> None:
 
 
 def white_of(greatest: int) -> int:
-    """What is white in images of bytes up to `greatest`: 1 if all are 0 and 1, else 255."""
+    """The value of white in images of bytes up to `greatest`: 1 if all are 0 or 1, else 255."""
     return 1 if greatest == 1 else 255
 
 
 def of_bytes(white: int, greatest: int) -> list[str]:
-    """A note of how bytes up to `greatest` are read, of which `white` is white, if it is needed."""
+    """A note on how bytes up to `greatest` are scaled, if the images are binary or dark."""
     if white == 1:
         return ["The images are bytes of 0 and 1 alone, which are taken as they are."]
     if 0 < greatest <= DARK:
@@ -63,7 +63,7 @@ def of_bytes(white: int, greatest: int) -> list[str]:
 
 
 def to_float32(array: np.ndarray, white: int = 255) -> np.ndarray:
-    """Images as the models take them: bytes divided by `white`, other numbers as they are."""
+    """Images as the models take them: bytes divided by `white`, other numbers unscaled."""
     if array.dtype == np.uint8:
         return array.astype(np.float32) / white
     with np.errstate(over="ignore"):
@@ -71,7 +71,7 @@ def to_float32(array: np.ndarray, white: int = 255) -> np.ndarray:
 
 
 def wrong_values(x: np.ndarray, likelihood: str) -> str | None:
-    """What is wrong with the values of float32 images, as the end of a message, if anything is."""
+    """The problem with the values of float32 images, as the end of a message; None if valid."""
     if bad := np.count_nonzero(~np.isfinite(x)):
         return f"{bad} of {x.size} values are NaN or infinite (in float32); replace them"
     if likelihood == "bernoulli" and (outside := np.count_nonzero((x < 0) | (x > 1))):
@@ -83,7 +83,7 @@ def wrong_values(x: np.ndarray, likelihood: str) -> str | None:
 
 
 def num_shared(train: np.ndarray, test: np.ndarray) -> int:
-    """How many of the test examples are training examples too; 0 if there are too many to tell."""
+    """The number of test examples that are also training examples; 0 if too many to compare."""
     if len(train) + len(test) > _MOST_COMPARED:
         return 0
     seen = {hash(x.tobytes()) for x in train}
@@ -91,5 +91,5 @@ def num_shared(train: np.ndarray, test: np.ndarray) -> int:
 
 
 def shape_text(shape: tuple[int, ...]) -> str:
-    """A shape in words: `28x28`."""
+    """A shape for messages: `28x28`."""
     return "x".join(map(str, shape)) or "()"

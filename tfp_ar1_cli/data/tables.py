@@ -1,6 +1,6 @@
-"""Tables in files: text of any usual dialect, compressed or not, and parquet.
+"""Reads and writes tables: text in common dialects, compressed or not, and parquet.
 
-pandas reads them, all cells of text as text first: only so can be said which cell is no number.
+pandas reads every cell of a text as a string first, so messages can name a cell that is no number.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ if TYPE_CHECKING:
 ADVICE = "give fewer series, or shorter ones"
 TEXT_SUFFIXES = (".csv", ".tsv", ".txt", ".dat")
 PARQUET_SUFFIXES = (".parquet", ".pq")
-# How missing values are written by pandas, R, spreadsheets, databases and UCR, in lower case.
+# Missing values as written by pandas, R, spreadsheets, databases and UCR, in lower case.
 _MISSING = (
     *("", "na", "n/a", "#n/a", "#na", "#n/a n/a", "<na>", "nan", "-nan", "nat", "null", "none"),
     *("1.#ind", "-1.#ind", "1.#qnan", "-1.#qnan", "?", "."),
 )
-# Of memory: for each character of a text, and for each cell, also those that shorter rows lack.
+# Memory for each character of a text, and for each cell, including padding of shorter rows.
 _BYTES_PER_CHARACTER, _BYTES_PER_CELL = 40, 60
 _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?|[-+]?inf(inity)?", re.IGNORECASE)
 
 
 @dataclasses.dataclass(frozen=True)
 class Dialect:
-    """How a text is written: the separator of cells, and that of decimals."""
+    """How a text is written: the separator between cells, and the decimal separator."""
 
     separator: str = ","
     decimal: str = "."
@@ -47,13 +47,13 @@ class Dialect:
 
 @dataclasses.dataclass(frozen=True)
 class Cells:
-    """The cells of a text, as they stand.
+    """The cells of a text, as strings.
 
     Attributes:
-      frame: Text without spaces around it, `""` where a value is missing or a row ends; the index
-        has the number of the line, as an editor counts. Lines without any text are left out.
-      length: How many cells each row has.
-      dialect: How the text is written.
+      frame: Stripped strings, `""` where a value is missing or past the end of a row; the index
+        is the line number, counted from 1. Blank lines are left out.
+      length: The number of cells of each row.
+      dialect: The dialect of the text.
     """
 
     frame: pd.DataFrame
@@ -62,11 +62,11 @@ class Cells:
 
 
 def read_text(path: pathlib.Path, least: str) -> Cells:
-    """Reads the cells of a text; a `UserError` if it is none, or without any.
+    """Reads the cells of a text; raises `UserError` if it cannot be read or is empty.
 
     Args:
       path: The file.
-      least: What is expected, for that case.
+      least: The expected content, for the message about an empty file.
     """
     import pandas as pd
 
@@ -78,10 +78,10 @@ def read_text(path: pathlib.Path, least: str) -> Cells:
         if words:
             lines, separator = [",".join(line.split()) for line in lines], ","
         reader = csv.reader(lines, delimiter=separator, skipinitialspace=True)
-        # pandas cannot tell a row that is shorter from one that ends in empty cells.
+        # pandas cannot tell a shorter row from one that ends in empty cells.
         rows = [(reader.line_num, len(row)) for row in reader]
         if rows and not rows[-1][1]:
-            rows.pop()  # What is after the end of the last line.
+            rows.pop()  # The empty string after the last line break.
         if not any(line.strip(f"{separator} \t") for line in lines):
             raise UserError(f"{path}: is empty; expected {least}.")
         width = max(number for _, number in rows)
@@ -108,7 +108,7 @@ def read_text(path: pathlib.Path, least: str) -> Cells:
         ) from error
     frame = frame.astype(object).map(str.strip)
     frame = frame.where(~frame.map(str.lower).isin(_MISSING), "")
-    # Blank lines at the end are none for pandas.
+    # pandas ignores blank lines at the end.
     rows = rows[: len(frame)]
     frame.index = pd.Index([line for line, _ in rows])
     length = np.array([number for _, number in rows])
@@ -122,7 +122,7 @@ def read_text(path: pathlib.Path, least: str) -> Cells:
 
 
 def read_lines(path: pathlib.Path) -> list[tuple[int, str]]:
-    """The lines of a text, without spaces around them, and their numbers from 1 on."""
+    """The stripped lines of a text and their numbers, from 1."""
     lines = io.StringIO(_text(path), newline=None)
     return [(number, line.strip()) for number, line in enumerate(lines, 1)]
 
@@ -158,7 +158,7 @@ def _text(path: pathlib.Path) -> str:
 
 
 def _separator(text: str) -> str:
-    """The character between cells; a space stands for any number of them."""
+    """The separator between cells; a space stands for any whitespace."""
     lines = [line for line in text[:100_000].splitlines()[:200] if line.strip()]
     for separator in "\t;|":
         if sum(separator in line for line in lines) > len(lines) / 2:
@@ -171,24 +171,24 @@ def _separator(text: str) -> str:
 
 
 def is_number(cell: str) -> bool:
-    """Whether a cell is a number, which may be infinite."""
+    """Whether a cell is a number, finite or infinite."""
     return _NUMBER.fullmatch(cell) is not None
 
 
 def has_decimal_comma(cell: str) -> bool:
-    """Whether a cell is a number with a comma for its point."""
+    """Whether a cell is a number with a decimal comma."""
     return cell.count(",") == 1 and is_number(cell.replace(",", ".")) and "." not in cell
 
 
 def _decimals_are_commas(frame: pd.DataFrame) -> bool:
-    """Whether numbers have commas, and none has a point."""
+    """Whether some number has a decimal comma and none has a point."""
     cells = frame.to_numpy().ravel()
     commas = any(has_decimal_comma(cell) for cell in cells)
     return commas and not any("." in cell and is_number(cell) for cell in cells)
 
 
 def read_parquet(path: pathlib.Path) -> pd.DataFrame:
-    """Reads a parquet file; a `UserError` if it is none."""
+    """Reads a parquet file; raises `UserError` if it cannot be read."""
     import pandas as pd
 
     check_regular(path)
@@ -199,20 +199,20 @@ def read_parquet(path: pathlib.Path) -> pd.DataFrame:
             f"{path}: pandas reads parquet files by the package pyarrow, which is not installed; "
             "run: pip install pyarrow"
         ) from error
-    except Exception as error:  # Foreign bytes fail in many ways.
+    except Exception as error:  # Arbitrary bytes fail in many ways.
         first = str(error).partition("\n")[0]
         raise UserError(f"{path}: cannot be read as parquet: {first}") from error
 
 
 def check_output(path: pathlib.Path) -> None:
-    """A `UserError` unless `write` knows the kind of file."""
+    """Raises `UserError` unless the suffix is one of the output formats."""
     unpacked = pathlib.Path(path.name.removesuffix(".gz")).suffix
     if unpacked not in TEXT_SUFFIXES and path.suffix not in (*PARQUET_SUFFIXES, ".npz"):
         raise UserError(f"{path}: --out must end in .csv, .tsv (also .gz), .parquet or .npz.")
 
 
 def write(path: pathlib.Path, frame: pd.DataFrame, dialect: Dialect | None = None) -> None:
-    """Writes a table as text or parquet, by its suffix; numbers with all digits that they have."""
+    """Writes a table as text or parquet, by its suffix; numbers keep all their digits."""
     with atomic(path) as temporary:
         if path.suffix in PARQUET_SUFFIXES:
             frame.to_parquet(temporary, index=False)

@@ -1,4 +1,4 @@
-"""TFRecord files, read by position, which `tf.data.TFRecordDataset` does not offer.
+"""Random access to TFRecord files, which `tf.data.TFRecordDataset` does not offer.
 
 A record is its length (uint64, little-endian), the masked CRC-32C of these eight bytes, the data,
 and the masked CRC-32C of the data. See tensorflow/core/lib/io/record_writer.h.
@@ -20,11 +20,11 @@ _POLYNOMIAL = 0x82F63B78
 
 
 def index(path: pathlib.Path) -> tuple[np.ndarray, np.ndarray, str | None]:
-    """Finds the records of a file, by reading its headers alone; a `UserError` if it is compressed.
+    """Finds the records of a file from their headers; raises `UserError` if it is compressed.
 
     Returns:
-      The offset of each record, the length of its data, both int64, and what is damaged after the
-      last of them, if anything is: what follows cannot be found.
+      The offset of each record and the length of its data, both int64, and the damage after the
+      last of them, if any. Records after the damage cannot be found.
     """
     offsets, lengths, offset, damage = array.array("q"), array.array("q"), 0, None
     size = path.stat().st_size
@@ -54,12 +54,12 @@ def index(path: pathlib.Path) -> tuple[np.ndarray, np.ndarray, str | None]:
 
 
 def end(offsets: np.ndarray, lengths: np.ndarray) -> int:
-    """The byte after the last of the records."""
+    """The offset of the byte after the last record."""
     return int(offsets[-1] + lengths[-1]) + _HEADER.size + _FOOTER.size if len(offsets) else 0
 
 
 def read(path: pathlib.Path, offset: int, length: int) -> bytes:
-    """Reads the data of a record; `Unreadable` if they do not have their CRC."""
+    """Reads the data of a record; raises `Unreadable` if their CRC is wrong."""
     with open_raw(path) as file:
         content = read_at(file, offset + _HEADER.size, length + _FOOTER.size)
     data, (crc,) = bytes(content[:length]), _FOOTER.unpack(content[length:])
@@ -77,16 +77,17 @@ def masked_crc32c(data: bytes) -> int:
 def crc32c(data: bytes) -> int:
     """CRC-32C (Castagnoli) of bytes, in NumPy.
 
-    Without its inversions, the CRC is linear over bits. That of two parts in a row is that of the
-    left one, carried through as many zero bytes as the right one has, plus (xor) that of the right.
-    So the data become words of 4 bytes, and neighbours are joined until one is left.
+    Without its inversions, the CRC is linear over bits: that of two concatenated parts is the CRC
+    of the left part, advanced through as many zero bytes as the right part has, xor the CRC of the
+    right part. So the data are split into words of 4 bytes, and neighbours are merged until one is
+    left.
     """
     if len(data) < 4:
         crc = 0xFFFFFFFF
         for byte in data:
             crc = int(_BYTES[(crc ^ byte) & 0xFF]) ^ crc >> 8
         return crc ^ 0xFFFFFFFF
-    # Zeros in front do not count, without the inversions.
+    # Without the inversions, leading zeros do not change the CRC.
     padded = np.zeros(-(-len(data) // 4) * 4, np.uint8)
     padded[-len(data) :] = np.frombuffer(data, np.uint8)
     padded[padded.size - len(data) :][:4] ^= 0xFF  # The inversion at the start.
@@ -100,14 +101,14 @@ def crc32c(data: bytes) -> int:
 
 
 def _through_zeros(level: int, state: np.ndarray) -> np.ndarray:
-    """CRCs (without inversions) as they are after `2**level` zero bytes."""
+    """CRCs (without inversions) advanced through `2**level` zero bytes."""
     low, high = _zeros(level)
     return low[state & 0xFFFF] ^ high[state >> 16]
 
 
 @functools.cache
 def _zeros(level: int) -> np.ndarray:
-    """What `2**level` zero bytes make of each value of the lower and upper 16 bits of a CRC."""
+    """Tables that advance the lower and upper 16 bits of a CRC through `2**level` zero bytes."""
     if level:
         return _through_zeros(level - 1, _zeros(level - 1))
     states = np.arange(2**16, dtype=np.uint32) << np.array([[0], [16]], np.uint32)

@@ -1,4 +1,4 @@
-"""When the steps of series are: the spacing of dates or numbers, and how they continue.
+"""The times of the steps of series: reading dates, finding the spacing, and continuing them.
 
 A time is a date, or a number such as a year or a count of seconds. pandas is imported when needed.
 """
@@ -16,15 +16,15 @@ import numpy as np
 if TYPE_CHECKING:
     import pandas as pd
 
-# Formats beside the one that pandas guesses from the first date.
+# Formats to try besides those that pandas guesses from the first date.
 _FORMATS = ("ISO8601", "%b %Y", "%B %Y", "%Y %b", "%b-%y", "%d-%b-%y", "%Y/%m", "%H:%M:%S")
-# Of the steps from the first to the last date so few may be in the data, unless most of these
-# follow each other.
+# The least share of the steps from the first to the last time that must be in the data, unless at
+# least this share of neighbouring times are one step apart.
 _LEAST_PRESENT, _LEAST_ADJACENT = 0.1, 0.5
 
 
 class Irregular(ValueError):
-    """Times that no spacing explains; the message is the end of a sentence."""
+    """Times that no spacing fits; the message is the end of a sentence."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,8 +33,8 @@ class Dates:
 
     Attributes:
       values: The dates; NaT where a cell is no date.
-      write: How a date is written in the same way.
-      note: What could be a misunderstanding, if anything.
+      write: Formats a date in the same way.
+      note: A note if the dates are ambiguous.
     """
 
     values: pd.DatetimeIndex
@@ -43,7 +43,7 @@ class Dates:
 
 
 def read_dates(cells: Sequence[str]) -> Dates | None:
-    """Reads dates in whatever way fits most cells; None if that is less than half of them."""
+    """Reads dates in the format that fits most cells; None if it fits less than half of them."""
     import pandas as pd
     from pandas.tseries.api import guess_datetime_format
 
@@ -51,14 +51,14 @@ def read_dates(cells: Sequence[str]) -> Dates | None:
     best: tuple[int, Any, str] = (0, None, "")
     read_all = []
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # That a format was guessed is the point of it.
-        # Day and month may stand either way round, but not after the year.
+        warnings.simplefilter("ignore")  # pandas warns about guessed formats.
+        # Day and month may be in either order, unless the year comes first.
         ways = [german] if first[:4].isdigit() else [german, not german]
         guesses = [guess_datetime_format(first, dayfirst=x) for x in ways]
         for form in dict.fromkeys((*filter(None, guesses), *_FORMATS)):
             try:
                 values = pd.to_datetime(pd.Series(cells), format=form, errors="coerce")
-            except ValueError:  # Of several zones.
+            except ValueError:  # Several time zones.
                 values = pd.to_datetime(pd.Series(cells), format=form, errors="coerce", utc=True)
             found = int(values.notna().sum())
             best = max(best, (found, values, form), key=lambda x: x[0])
@@ -79,7 +79,7 @@ def read_dates(cells: Sequence[str]) -> Dates | None:
 
 
 def _read_quarters(cells: Sequence[str]) -> Dates | None:
-    """Dates like 2020Q1 or 2020-Q1."""
+    """Reads dates like 2020Q1 or 2020-Q1."""
     import pandas as pd
 
     plain = [cell.replace("-", "").replace(" ", "").upper() for cell in cells]
@@ -107,24 +107,24 @@ def _writer(form: str, first: str) -> Callable[[pd.Timestamp], str]:
 
         zone = pd.Timestamp(first).tz
         return lambda date: date.tz_convert(zone).isoformat(sep="T" if "T" in first else " ")
-    # Fractions of a second with as many digits as the first has.
+    # Fractions of a second have as many digits as in the first date.
     return lambda date: date.strftime(form)[: len(first) if "%f" in form else None]
 
 
 @dataclasses.dataclass(frozen=True)
 class Spacing:
-    """The distance of neighbouring steps.
+    """The distance between neighbouring steps.
 
     Attributes:
-      step: A number; or for dates a `pandas.Timedelta` or a calendar offset of pandas.
-      name: It in words, such as `7 days`, or `1 month`.
+      step: A number, or for dates a `pandas.Timedelta` or a calendar offset of pandas.
+      name: The distance in words, such as `7 days` or `1 month`.
     """
 
     step: Any
     name: str
 
     def positions(self, times: Any) -> np.ndarray:
-        """The number of the step of each of the times, which are sorted; the first is 0."""
+        """The step number of each time, from 0; the times must be sorted."""
         import pandas as pd
 
         if isinstance(self.step, float | pd.Timedelta):
@@ -132,11 +132,11 @@ class Spacing:
         return _grid(times[0], times[-1], self.step).get_indexer(times)
 
     def times(self, start: Any, count: int) -> list[Any]:
-        """So many times from a first one on."""
+        """The first `count` times from `start`."""
         import pandas as pd
 
         if isinstance(self.step, float):
-            # Rounded as decimals are, 0.1 + 0.2 being 0.30000000000000004.
+            # Rounded to 12 digits, because 0.1 + 0.2 is 0.30000000000000004.
             return [float(f"{start + i * self.step:.12g}") for i in range(count)]
         return list(pd.date_range(start, periods=count, freq=self.step))
 
@@ -148,17 +148,17 @@ def _grid(first: Any, last: Any, step: Any) -> pd.DatetimeIndex:
 
 
 def spacing_of(series: Sequence[Any]) -> Spacing:
-    """The one spacing of the times of all series, which are sorted and without repetitions.
+    """Finds the common spacing of the times of all series, which must be sorted and unique.
 
-    Of several that explain all times it is that with the fewest missing steps: business days for
-    what lacks the weekends, months for what comes on the first of each.
+    If several spacings explain all times, the one with the fewest missing steps is chosen: business
+    days if there are no weekends, months if all times are on the first of a month.
 
     Raises:
       Irregular: If there is none.
     """
     dates = not isinstance(series[0], np.ndarray)
     candidates = list(_of_dates(series) if dates else _of_numbers(series))
-    # How many steps there would be from the first to the last time of each series.
+    # The number of steps from the first to the last time, over all series, for each candidate.
     sizes = [sum(int(x.positions(times)[-1]) + 1 for times in series) for x in candidates]
     if candidates:
         size, spacing = min(zip(sizes, candidates, strict=True), key=lambda pair: pair[0])
@@ -200,7 +200,7 @@ def _of_numbers(series: Sequence[np.ndarray]) -> list[Spacing]:
         return [Spacing(1.0, "1")]
     for decimals in itertools.chain([None], range(10)):
         if decimals is None:
-            # Rounded numbers, which may not lie on any decimal grid: 0, 0.33, 0.67, 1.
+            # Rounded numbers may not lie on any decimal grid: 0, 0.33, 0.67, 1.
             number = np.rint(steps / steps.min())
             step = float(steps.sum() / number.sum())
             fits = np.abs(steps / step - number).max() < 0.02
@@ -216,7 +216,7 @@ def _of_numbers(series: Sequence[np.ndarray]) -> list[Spacing]:
 
 
 def _usual(series: Sequence[Any], dates: bool) -> str:
-    """What lies between times that are irregular, in words."""
+    """The distances between irregular times, in words."""
     import pandas as pd
 
     if not dates:
@@ -230,7 +230,7 @@ def _usual(series: Sequence[Any], dates: bool) -> str:
 
 
 def _duration(value: pd.Timedelta) -> str:
-    """A length of time in the greatest unit that has a whole number of it, or nearly so."""
+    """A duration in the largest unit that gives a whole number or one above 100."""
     seconds = value.total_seconds()
     for unit, size in (("day", 86400), ("hour", 3600), ("minute", 60)):
         number = seconds / size

@@ -1,1 +1,1 @@
-"""The pictures of runs. Matplotlib is imported with them, so import them late."""
+"""Pictures of runs. Import late: this imports Matplotlib."""

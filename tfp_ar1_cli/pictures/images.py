@@ -1,4 +1,4 @@
-"""The pictures of a run on images. `draw_run` draws them all."""
+"""Pictures of a run on images; `draw_run` draws all of them."""
 
 import functools
 import math
@@ -18,12 +18,12 @@ from tfp_ar1_cli.pictures.style import BLUE
 from tfp_ar1_cli.run_folder import Run
 
 _MAX_CATEGORIES = 20
-# More test images than this say nothing more in a picture.
+# More test images would not show more in a picture.
 _MAX_IMAGES = 5000
 
 
 def draw_run(run: Run, model: Any, data: ImageData) -> list[pathlib.Path]:
-    """Draws every picture of a run with its trained `RhoVAE`; returns the files in order."""
+    """Draws all pictures of a run with its trained `RhoVAE`; returns the files in order."""
     x = data.x_test[:_MAX_IMAGES]
     labels = None if data.y_test is None else data.y_test[:_MAX_IMAGES]
     few, scale, options = x[:20], run.value_range, run.options
@@ -51,7 +51,7 @@ def draw_run(run: Run, model: Any, data: ImageData) -> list[pathlib.Path]:
 
 
 def draw_progress(run: Run, model: Any, data: ImageData, folder: pathlib.Path) -> None:
-    """Writes samples, always of the same z, and reconstructions, always of the same test images."""
+    """Writes samples and reconstructions, each time for the same z and the same test images."""
     if len(run.data_shape) == 1:
         return
     few = data.x_test[:10]
@@ -71,7 +71,7 @@ def samples(
     value_range: tuple[float, float],
     noise: bool = False,
 ) -> None:
-    """Draws images `[N, *image_shape]` in a grid that is about square."""
+    """Draws images `[N, *image_shape]` in a roughly square grid."""
     columns = math.ceil(math.sqrt(len(images)))
     fig, ax = _image_figure(_in_rows(images, columns), value_range)
     ax.set_title(style.of_samples(len(images), noise))
@@ -95,7 +95,7 @@ def reconstructions(
     reconstructed: np.ndarray,
     value_range: tuple[float, float],
 ) -> None:
-    """Draws rows of originals, each with the row of their reconstructions below."""
+    """Draws rows of originals, each above the row of their reconstructions."""
     rows = [_in_rows(x, min(10, len(x))) for x in (originals, reconstructed)]
     cells = np.stack(rows, axis=1).reshape(-1, *rows[0].shape[1:])
     fig, ax = _image_figure(cells, value_range)
@@ -107,9 +107,9 @@ def reconstructions(
 def latent_traversal(
     path: pathlib.Path, model: Any, means: np.ndarray, value_range: tuple[float, float]
 ) -> None:
-    """Draws what the decoder makes of one latent coordinate at a time.
+    """Draws the decoder's outputs while one latent coordinate at a time varies.
 
-    Those ten are drawn in which the posterior means `[N, latent_dim]` vary most.
+    Draws the ten coordinates in which the posterior means `[N, latent_dim]` vary most.
     """
     latent_dim = means.shape[-1]
     order = np.argsort(-means.var(axis=0))[:10]
@@ -154,8 +154,8 @@ def latent_scatter(
 ) -> None:
     """Draws the test images in latent space, coloured by label `[N]` if labels are known.
 
-    Posterior means `[N, latent_dim]` are drawn along their first two principal components; of one
-    latent coordinate against the standard deviations.
+    Posterior means `[N, latent_dim]` are drawn along their first two principal components; if there
+    is only one latent coordinate, standard deviations against means.
     """
     fig, ((ax,),) = style.panels(6.8, 5.4)
     if means.shape[-1] == 1:
@@ -189,7 +189,7 @@ def latent_scatter(
         legend = fig.legend(
             title="label", loc="outside right center", frameon=False, markerscale=size
         )
-        # Not as `label`: one that begins with an underscore would be left out.
+        # Not passed as `label`: Matplotlib leaves out labels that begin with an underscore.
         for text, name in zip(legend.get_texts(), names, strict=True):
             text.set_text(style.label(str(name)))
     else:
@@ -203,7 +203,7 @@ def _scaled(x: np.ndarray, value_range: tuple[float, float]) -> np.ndarray:
 
 
 def _in_rows(images: np.ndarray, columns: int) -> np.ndarray:
-    """`[N, ...]` as `[rows, columns, ...]`; cells without an image are NaN."""
+    """Arranges `[N, ...]` as `[rows, columns, ...]`; cells without an image are NaN."""
     rows = math.ceil(len(images) / columns)
     cells = np.full((rows * columns, *images.shape[1:]), np.nan, np.float32)
     cells[: len(images)] = images
@@ -238,7 +238,7 @@ def _image_figure(cells: np.ndarray, value_range: tuple[float, float]) -> tuple[
 def _canvas(cells: np.ndarray) -> np.ndarray:
     """One image `[height, width, 1 or 3]` of all cells, with white gaps to the right and below.
 
-    3 channels are colours; of others the mean is grey.
+    3 channels are colours; any other number is averaged to gray.
     """
     if cells.ndim == 4:
         cells = cells[..., None]
@@ -252,7 +252,7 @@ def _canvas(cells: np.ndarray) -> np.ndarray:
 
 
 def _draw_lines(ax: Axes, cells: np.ndarray) -> None:
-    """`[rows, columns, D]`: each vector as a line in its cell."""
+    """Draws each vector of `[rows, columns, D]` as a line in its cell."""
     rows, columns, size = cells.shape
     x = np.linspace(0.05, 0.95, size) if size > 1 else np.array([0.5])
     x = np.broadcast_to(x + np.arange(columns)[:, None], cells.shape)

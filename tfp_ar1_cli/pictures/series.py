@@ -1,6 +1,6 @@
-"""The pictures of a run on series, in the data's own units. `draw_run` draws them all.
+"""Pictures of a run on series, in the data's own units; `draw_run` draws all of them.
 
-Bands and lines are quantiles over draws of the model, observation noise included.
+Bands and lines are quantiles of draws from the model, including observation noise.
 """
 
 import pathlib
@@ -17,14 +17,14 @@ from tfp_ar1_cli.run_folder import Run
 from tfp_ar1_cli.training.model import prior_correlation, replicate
 
 _CHANNELS = (BLUE, "#c44e52", "#3c8d5a", "#8064a2", "#937860", "#b8860b")
-# More windows, or more channels of the data, say nothing more in a picture.
+# More windows, channels or samples would not show more in a picture.
 _NUM_WINDOWS, _MAX_ROWS, _MAX_SAMPLES = 3, 6, 12
 _NUM_DRAWS = 400
 _GAP = 0.2
 
 
 def draw_run(run: Run, model: Any, data: SeriesData) -> list[pathlib.Path]:
-    """Draws every picture of a run with its trained `SequenceVAE`; returns the files in order."""
+    """Draws all pictures of a run with its trained `SequenceVAE`; returns the files in order."""
     seed = run.options.seed
     units, (x, length) = data.units, _choose_windows(data)
     few = {"x": x, "length": length}
@@ -68,7 +68,7 @@ def draw_run(run: Run, model: Any, data: SeriesData) -> list[pathlib.Path]:
 
 
 def draw_progress(run: Run, model: Any, data: SeriesData, folder: pathlib.Path) -> None:
-    """Draws samples, always of the same z, below reconstructions of the same test windows."""
+    """Draws reconstructions above samples, each time for the same test windows and the same z."""
     units, seed = data.units, run.options.seed
     x, length = (part[:_NUM_WINDOWS] for part in _choose_windows(data))
     new = np.asarray(model.generate(len(x), seed=seed, noise=True))
@@ -86,7 +86,7 @@ def draw_progress(run: Run, model: Any, data: SeriesData, folder: pathlib.Path) 
 
 
 def gaps(length: np.ndarray, steps: int, share: float, seed: int) -> np.ndarray:
-    """One gap in each window: bool `[N, steps]`, a share of its length, somewhere inside of it."""
+    """A gap at a random place inside each window, a share of its length: bool `[N, steps]`."""
     rng = np.random.default_rng(seed)
     size = np.maximum(1, np.round(share * length)).astype(int)
     start = 1 + rng.integers(0, np.maximum(1, length - size - 1))
@@ -99,7 +99,8 @@ def reconstructions(
 ) -> None:
     """Draws windows `[N, steps, channels]`, up to their length, and bands of reconstructions.
 
-    These are draws `[num, N, steps, channels]`; those past the end of a window mean nothing.
+    `draws` are reconstructions `[num, N, steps, channels]`; past the end of a window, they are
+    ignored.
     """
     x, draws = units.restore(x), units.restore(draws)
 
@@ -114,7 +115,7 @@ def reconstructions(
 def imputations(
     path: pathlib.Path, units: Units, x: np.ndarray, gap: np.ndarray, draws: np.ndarray
 ) -> None:
-    """Draws windows with a gap, bool `[N, steps]`, and draws of what the model puts there."""
+    """Draws windows with a gap, bool `[N, steps]`, and the model's draws for the gap."""
     x, draws = units.restore(x), units.restore(draws)
 
     def panel(ax: Axes, i: int, channel: int) -> None:
@@ -130,7 +131,7 @@ def imputations(
 def forecasts(
     path: pathlib.Path, units: Units, x: np.ndarray, origin: np.ndarray, draws: np.ndarray
 ) -> None:
-    """Draws windows of which the model saw `origin` steps, and draws of the steps from there on."""
+    """Draws windows of which the model saw `origin` steps, and its draws of the following steps."""
     x, draws = units.restore(x), units.restore(draws)
     steps = np.arange(x.shape[1])
 
@@ -147,7 +148,7 @@ def forecasts(
 
 
 def samples(path: pathlib.Path, units: Units, x: np.ndarray, noise: bool = False) -> None:
-    """Draws new windows `[N, steps, channels]` from the model: the first of them."""
+    """Draws the first of the windows `[N, steps, channels]` sampled from the model."""
     x = units.restore(x[: _MAX_SAMPLES if len(units.names) == 1 else _NUM_WINDOWS])
 
     def panel(ax: Axes, i: int, channel: int) -> None:
@@ -167,7 +168,7 @@ def latent_paths(
     """Draws posterior means and 90% bands of latent paths `[N, latent channels, steps]`.
 
     Each window is a column of panels and ends at its `length`; `correlation` is the prior's. The
-    paths that are not used in any window, drawn or not, are named.
+    title names paths that no window uses, drawn or not.
     """
     inside = np.arange(means.shape[-1]) < np.asarray(length)[:, None]
     unused = style.unused(means.swapaxes(1, 2)[inside].var(axis=0))
@@ -185,7 +186,7 @@ def latent_paths(
 
 
 def correlations(path: pathlib.Path, correlation: np.ndarray, steps: int, step: str) -> None:
-    """Draws what the prior has learned: correlation against lag, for each latent channel."""
+    """Draws the prior's learned correlation against lag, for each latent channel."""
     fig, ((ax,),) = style.panels(6.8, 3.8)
     lag = np.arange(steps + 1)
     for channel, rho in enumerate(correlation):
@@ -203,7 +204,7 @@ def correlations(path: pathlib.Path, correlation: np.ndarray, steps: int, step: 
 
 
 def _choose_windows(data: SeriesData) -> tuple[np.ndarray, np.ndarray]:
-    """Test windows, one of a series each where possible, that are neither short nor all missing."""
+    """Chooses test windows of the greatest length, from different series if possible."""
     whole = np.flatnonzero(data.length_test == data.length_test.max())
     spread = np.linspace(0, len(whole), 2 * _NUM_WINDOWS, endpoint=False).astype(int)
     chosen = whole[np.unique(spread)]
@@ -213,14 +214,14 @@ def _choose_windows(data: SeriesData) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _rho(rho: float) -> str:
-    # Near 1, where paths are slow, the third decimal is not enough.
+    # Near 1, where paths vary slowly, two decimals are not enough.
     return f"{rho:.4f}" if abs(rho) > 0.99 else f"{rho:.2f}"
 
 
 def _band(ax: Axes, steps: np.ndarray, draws: np.ndarray, name: str, half: bool = False) -> None:
-    """The median and the central 90% (and the half) of draws `[num, len(steps)]`."""
+    """Draws the median and the central 90% (with `half`, also 50%) of draws `[num, len(steps)]`."""
     if len(steps) == 1:
-        # Of a single step there would be nothing to see.
+        # A single step would be invisible.
         steps, draws = steps[0] + np.array([-0.3, 0.3]), np.repeat(draws, 2, axis=1)
     low, q1, median, q3, high = np.quantile(draws, (0.05, 0.25, 0.5, 0.75, 0.95), axis=0)
     marks: dict[str, Any] = {"color": BLUE, "linewidth": 0}
@@ -242,10 +243,10 @@ def _grid(
     title: str,
     alike: bool = False,
 ) -> None:
-    """Windows side by side; below each other their channels, or more windows if there is but one.
+    """Draws windows side by side, with one row per channel, or rows of windows for one channel.
 
-    `panel(axes, i, j)` draws channel j of window i. Those of one of several channels, or `alike`,
-    have the same values on their axes.
+    `panel(axes, i, j)` draws channel j of window i. With several channels, or if `alike`, the
+    panels of a row share their limits.
     """
     num_channels = len(units.names)
     columns = min(num_windows, _NUM_WINDOWS)

@@ -1,6 +1,6 @@
-"""The style of all pictures, and how they are written.
+"""Style and writing of all pictures.
 
-Matplotlib's object interface is used throughout: no global state, no window, no choice of backend.
+Uses only Matplotlib's object interface: no global state, no window, no choice of backend.
 """
 
 import contextlib
@@ -23,10 +23,10 @@ from tfp_ar1_cli.run_folder import Run
 
 DPI = 300
 BLUE, ORANGE, BLACK, GRAY = "#1f5fa8", "#e0923a", "#303030", "#a0a0a0"
-# Letters of a name, and of any line.
+# The most characters of a name, and of any line.
 _MAX_NAME, _MAX_LINE = 24, 100
 _SUBSCRIPTS = str.maketrans("0123456789", "₀₁₂₃₄₅₆₇₈₉")
-# Latents whose posterior means vary less than this, where the prior's variance is 1, say nothing.
+# Latents are unused if the variance of their posterior means is below this; the prior's is 1.
 _LEAST_VARIANCE = 0.01
 _MAX_UNUSED = 6
 _CAPTION: contextvars.ContextVar[str] = contextvars.ContextVar("caption", default="")
@@ -34,7 +34,7 @@ _CAPTION: contextvars.ContextVar[str] = contextvars.ContextVar("caption", defaul
 
 @contextlib.contextmanager
 def captioned(run: Run) -> Iterator[None]:
-    """The pictures that are saved within say in a small line what they are of."""
+    """Adds a small caption that describes the run to the pictures saved in the block."""
     options, epochs = run.options, run.options.epochs
     with contextlib.suppress(UserError, OSError):
         epochs = len(run.history().get("loss", ())) or epochs
@@ -48,9 +48,9 @@ def captioned(run: Run) -> Iterator[None]:
 
 
 def draw_all(run: Run, **draw: Callable[[pathlib.Path], None]) -> list[pathlib.Path]:
-    """Draws the pictures of a run, each to the file of its name.
+    """Draws the pictures of a run, each to the file `NAME.png`.
 
-    One that fails is a warning and costs no other.
+    A picture that fails causes a warning; the others are drawn.
 
     Returns:
       The files that were written.
@@ -68,7 +68,7 @@ def draw_all(run: Run, **draw: Callable[[pathlib.Path], None]) -> list[pathlib.P
 def panels(
     width: float, height: float, rows: int = 1, columns: int = 1, **kwargs: Any
 ) -> tuple[Figure, np.ndarray]:
-    """A figure with `[rows, columns]` of axes, without the frame on the right and above."""
+    """A figure with axes `[rows, columns]`, without right and top spines."""
     fig = Figure(figsize=(width, height), layout="constrained")
     axes = fig.subplots(rows, columns, squeeze=False, **kwargs)
     for ax in axes.flat:
@@ -98,7 +98,7 @@ def learning_curves(
             marker = "." if len(curve) <= 20 else ""
             ax.plot(epochs, curve, color=colour, linewidth=1.2, marker=marker, label=name)
             curves.append(curve)
-        # The fall of the first epochs would flatten all the rest.
+        # The steep fall of the first epochs would flatten the rest.
         settled = np.array(curves)[:, len(curves[0]) // 20 :]
         margin = 0.05 * np.ptp(settled) + 1e-3
         ax.set_ylim(settled.min() - margin, settled.max() + margin)
@@ -115,18 +115,18 @@ def of_samples(number: int, noise: bool) -> str:
 
 
 def numbered(folder: pathlib.Path, number: int) -> list[pathlib.Path]:
-    """The files of as many samples."""
+    """The file names of this number of samples."""
     width = len(str(number - 1))
     return [folder / f"sample-{i:0{width}}.png" for i in range(number)]
 
 
 def latent_name(index: int) -> str:
-    """What a latent coordinate, or path, is called: z₁ is the first."""
+    """The name of a latent coordinate or path: z₁ is the first."""
     return f"z{index + 1}".translate(_SUBSCRIPTS)
 
 
 def unused(variances: Sequence[float] | np.ndarray) -> str:
-    """Names latents that are not used, by the variances of their posterior means, after a title."""
+    """The end of a title that names unused latents, found by the variances of their means."""
     (found,) = np.nonzero(np.asarray(variances) < _LEAST_VARIANCE)
     names = [latent_name(i) for i in found.tolist()]
     more = f" and {len(names) - _MAX_UNUSED} more" * (len(names) > _MAX_UNUSED)
@@ -134,26 +134,26 @@ def unused(variances: Sequence[float] | np.ndarray) -> str:
 
 
 def label(text: str, most: int = _MAX_NAME) -> str:
-    """Text of the user's as it can stand in a picture: one line, not too long, no control codes."""
+    """The user's text for a picture: shortened, without control characters."""
     text = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text.strip())
     return text if len(text) <= most else text[: most - 1] + "…"
 
 
 def save(fig: Figure, path: pathlib.Path) -> None:
-    """Writes the picture: the same bytes for the same picture.
+    """Writes a picture, reproducibly byte for byte.
 
-    Text is shown as it is: data may be called anything, `$x_1` too.
+    Text is not parsed as math, because data may have any name, even `$x_1`.
     """
     plain: dict[Any, bool] = {"text.parse_math": False, "text.usetex": False}
     with mpl.rc_context(plain), warnings.catch_warnings(), atomic(path) as temporary:
-        # The picture itself shows that the font lacks a letter, or that there was little room.
+        # The picture itself shows missing glyphs and lack of space.
         warnings.filterwarnings("ignore", "Glyph .* missing from|constrained_layout not applied")
-        for text in fig.findobj(Text):  # Made before, under other settings.
+        for text in fig.findobj(Text):  # Created under other settings.
             text.set(parse_math=False, usetex=False, text=label(text.get_text(), _MAX_LINE))
         if caption := _CAPTION.get():
             fig.draw_without_rendering()
-            fig.set_layout_engine("none")  # It is laid out, which takes as long as to draw.
-            for legend in fig.legends:  # Or it moves down to the edge of the picture: the caption.
+            fig.set_layout_engine("none")  # Repeating the layout would take as long as drawing.
+            for legend in fig.legends:  # Without this, it would move down onto the caption.
                 legend.set_bbox_to_anchor((0, 0, 1, 1), fig.transFigure)
             box, (width, height) = fig.get_tightbbox(), fig.get_size_inches()
             corner = {
@@ -163,7 +163,7 @@ def save(fig: Figure, path: pathlib.Path) -> None:
                 "va": "top",
             }
             fig.text(s=caption, color="#808080", fontsize=6.5, parse_math=False, **corner)
-        # No metadata: the version of matplotlib would be in it.
+        # The metadata would contain the version of Matplotlib.
         fig.savefig(
             temporary, metadata={"Software": None}, dpi=DPI, bbox_inches="tight", pad_inches=0.15
         )

@@ -1,1 +1,1 @@
-"""The training of a run. All but `strategies` needs Keras, so import it late."""
+"""Training of a run. Import late: all modules except `strategies` need Keras."""

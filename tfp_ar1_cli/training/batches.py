@@ -1,4 +1,4 @@
-"""The order of the training data, and how batches of them reach the model."""
+"""The order of the training data, and the pipeline that feeds batches to the model."""
 
 import collections
 import contextlib
@@ -16,20 +16,20 @@ import numpy as np
 from tfp_ar1_cli import backend
 from tfp_ar1_cli.data import series
 
-# Batches that are read at the same time, and as many again that wait for the model.
+# Batches read in parallel; as many again wait for the model.
 _READERS = 4
 
 
 class Batches:
-    """Training data in an order that depends on the seed and the epoch alone.
+    """Training data in an order that depends only on the seed and the epoch.
 
-    Each epoch has its own order, so that a training that is resumed, at whatever step, has the
-    batches of one that never stopped. So it is with the steps of series that are hidden. A batch is
-    shared out among replicas by its indices: each reads only what it trains on.
+    Each epoch has its own order, so training resumed at any step sees the same batches, and the
+    same hidden steps of series, as uninterrupted training. Replicas divide a batch by indices, and
+    each reads only its own examples.
 
     Args:
-      x: The data `[N, ...]`, or a dictionary of such; arrays, or what can be indexed like one.
-      batch_size: Examples in a batch, for all replicas together.
+      x: The data `[N, ...]`, or a dictionary of such; arrays, or objects indexed like arrays.
+      batch_size: Examples in a batch, over all replicas.
       seed: The seed of the run.
       hide: See `series.hide`; 0 hides nothing.
     """
@@ -46,27 +46,27 @@ class Batches:
         self._lock = threading.Lock()
 
     def share(self, step: int, replica: int = 0, num_replicas: int = 1) -> list[np.ndarray]:
-        """What one replica trains on in a step: the arrays of the data, flat.
+        """One replica's share of a batch: the arrays of the data, flattened.
 
         Args:
           step: The step, counted from the beginning of the training.
-          replica: Which share.
-          num_replicas: How many shares there are; their sizes differ by 1 at most.
+          replica: The index of the share.
+          num_replicas: The number of shares; their sizes differ by at most 1.
         """
         epoch, index = divmod(step, self.steps_per_epoch)
-        with self._lock:  # Else several threads would shuffle the same epoch.
+        with self._lock:  # Otherwise, several threads would shuffle the same epoch.
             order = self._order(epoch)
         chosen = order[index * self._batch_size : (index + 1) * self._batch_size]
         if not self._hide:
             chosen = np.array_split(chosen, num_replicas)[replica]
             return [np.asarray(part[chosen]) for part in self._parts]
-        # What is hidden is drawn for the batch.
+        # Hidden steps are drawn for the whole batch, so they do not depend on the replicas.
         batch = keras.tree.map_structure(lambda part: part[chosen], self._x)
         batch = series.hide(batch, self._hide, [self._seed, epoch, index])
         return [np.array_split(part, num_replicas)[replica] for part in keras.tree.flatten(batch)]
 
     def dataset(self, first_step: int, strategy: Any) -> Any:
-        """The batches from a step on, without end: tuples `(x,)`, as `fit` takes them."""
+        """An endless dataset of batches from a step on: tuples `(x,)`, as `fit` takes them."""
         if backend.name() == "jax":
             return self._generator(first_step)
         num_replicas = strategy.num_replicas_in_sync
@@ -82,7 +82,7 @@ class Batches:
 
     @contextlib.contextmanager
     def own_errors(self) -> Iterator[None]:
-        """Raises what was wrong with the data, where TensorFlow says that an operation failed."""
+        """Raises the original error of reading data in place of TensorFlow's `OpError`."""
         try:
             yield
         except Exception as error:
@@ -95,7 +95,7 @@ class Batches:
             raise self._error from error
 
     def _shares(self, first_step: int, replicas: range, num_replicas: int) -> Any:
-        """The shares of some replicas, interleaved: all of one step, then those of the next."""
+        """The shares of some replicas, interleaved: all of one step, then all of the next."""
         import tensorflow as tf
 
         def read(number: np.int64) -> list[np.ndarray]:
@@ -116,7 +116,7 @@ class Batches:
         return numbers.map(as_batch, num_parallel_calls=_READERS).prefetch(_READERS)
 
     def _generator(self, first_step: int) -> Iterator[tuple]:
-        """As `dataset`, without TensorFlow."""
+        """Like `dataset`, without TensorFlow."""
         steps = itertools.count(first_step)
         with futures.ThreadPoolExecutor(_READERS) as pool:
             waiting: collections.deque[futures.Future] = collections.deque()

@@ -1,4 +1,4 @@
-"""What an unfinished run keeps to resume from: written while it trains, read when it is resumed."""
+"""Checkpoints of unfinished runs: written during training, read to resume."""
 
 import pathlib
 import time
@@ -18,27 +18,27 @@ _SECONDS = "seconds"
 
 
 class Checkpoint(keras.callbacks.Callback):
-    """Keeps the state of the training in the run's folder, after every epoch and every few steps.
+    """Saves the state of the training in the run's folder, after every epoch and every few steps.
 
-    The state is all variables of the model and the optimizer: weights, moments, step counter, the
-    state of the random numbers, and the means that the metrics have so far. With the order of the
-    data, which depends on the seed and the epoch alone, a training that is resumed cannot be told
-    from one that never stopped.
+    The state consists of all variables of the model and the optimizer: weights, moments, step
+    counter, states of the random number generators, and the running means of the metrics. As the
+    order of the data depends only on the seed and the epoch, resumed training gives the same
+    results as uninterrupted training.
 
-    `keras.callbacks.BackupAndRestore` writes the weights and the number of the epoch one after the
-    other and in place; killed in between, it repeats an epoch or cannot be read. Here the position
-    is in the name of the one file, which appears whole or not at all, after its history. That has
-    the seconds of each epoch too, those of the validation left out.
+    `keras.callbacks.BackupAndRestore` writes weights and epoch separately and in place: killed in
+    between, it repeats an epoch or leaves an unreadable backup. Here the position is in the name of
+    a single file, which is written atomically, after the history. The history also has the seconds
+    of each epoch, without validation.
 
-    Of several workers the first writes, but all read their variables: where the variables of
-    metrics are parts of a sum, this takes all of them.
+    Only the first worker writes, but all workers must read their variables: where a metric's
+    variables are partial sums, reading them involves all workers.
 
     Args:
       run: The run.
       model: Its model, built and compiled.
-      steps_per_epoch: How many steps an epoch has.
-      every: A backup after so many steps of each epoch; 0 for none but at its end.
-      skipped: Gives the images that were left out so far, for `Run.add_skipped`.
+      steps_per_epoch: The number of steps in an epoch.
+      every: Save after every `every` steps of an epoch; 0 saves only at its end.
+      skipped: Returns the images left out so far, for `Run.add_skipped`.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class Checkpoint(keras.callbacks.Callback):
         self._earlier_seconds = 0.0
 
     def restore(self) -> Position:
-        """Goes back to the latest checkpoint, or to what the run begins with; returns the place."""
+        """Restores the latest checkpoint, or the run's initial state; returns the position."""
         files = self._run.checkpoint_files()
         position = max(files, default=Position(0, 0))
         if files:
@@ -85,13 +85,13 @@ class Checkpoint(keras.callbacks.Callback):
                     self._save(self._run.best_file, state)
             elif loaded is not None:
                 self._model.set_weights(loaded.get_weights())
-        # Killed between history and checkpoint, the history is one epoch ahead.
+        # If the run was killed between history and checkpoint, the history is one epoch ahead.
         self._history = {name: values[: position.epoch] for name, values in self._history.items()}
         self._begin = position
         return position
 
     def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
-        """Starts the clock; where an epoch is gone on with, Keras has just reset the metrics."""
+        """Starts the clock; restores the metrics of a resumed epoch, which Keras has just reset."""
         self._epoch, self._first = epoch, 0
         if self._begin.step and self._begin.epoch == epoch:
             self._first = self._begin.step
@@ -103,7 +103,7 @@ class Checkpoint(keras.callbacks.Callback):
         self._seconds = 0.0
 
     def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
-        """Makes a backup if it is time for one."""
+        """Saves the state every few steps."""
         step = self._first + batch + 1
         if self._every and step % self._every == 0 and step < self._steps_per_epoch:
             self._write(Position(self._epoch, step))
@@ -121,7 +121,7 @@ class Checkpoint(keras.callbacks.Callback):
         if self._run.options.patience is not None:
             losses = self._history["val_loss"]
             if run_folder.best_epoch(losses) == len(losses):
-                # Before the checkpoint: killed in between, the epoch is done again, and the same.
+                # Before the checkpoint: if killed in between, the epoch is repeated identically.
                 self._save(self._run.best_file, state_of(self.model))
         self._write(Position(epoch + 1, 0))
         if run_folder.has_waited(self._history["val_loss"], self._run.options.patience):
@@ -139,7 +139,7 @@ class Checkpoint(keras.callbacks.Callback):
             path.unlink()
 
     def _save(self, place: pathlib.Path, state: dict[str, Any]) -> None:
-        """Writes a state, unless this is another worker than the first."""
+        """Writes a state; only the first worker does."""
         if self._run.worker:
             return
         place.parent.mkdir(exist_ok=True)
@@ -157,7 +157,7 @@ def state_of(model: keras.Model) -> dict[str, np.ndarray]:
 def load_state(model: keras.Model, state: dict[str, np.ndarray]) -> None:
     """Sets all variables of a model, its metrics and its optimizer.
 
-    A `UserError` if the state is that of another model.
+    Raises `UserError` if the state is that of another model.
     """
     variables = _variables(model)
     shapes = {name: tuple(variable.shape) for name, variable in variables.items()}
@@ -177,7 +177,7 @@ def load_best(run: Run) -> dict[str, np.ndarray]:
 
 
 def _variables(model: keras.Model) -> dict[str, Any]:
-    """The variables, by names that are the same in every process."""
+    """The variables, under names that are the same in every process."""
     of_metrics = _metric_variables(model)
     known = {id(variable) for variable in of_metrics.values()}
     rest = {id(v): v for v in (*model.variables, *model.optimizer.variables) if id(v) not in known}

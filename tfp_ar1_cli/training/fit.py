@@ -1,4 +1,4 @@
-"""The training of a run: batches, callbacks, checkpoints."""
+"""Training of a run: batches, callbacks and checkpoints."""
 
 import contextlib
 import functools
@@ -23,7 +23,7 @@ from tfp_ar1_cli.training import strategies
 from tfp_ar1_cli.training.batches import Batches
 from tfp_ar1_cli.training.checkpoints import Checkpoint, load_best, load_state, state_of
 
-# How often TensorBoard's log has pictures and histograms, and after how many epochs at least.
+# TensorBoard's log has pictures and histograms at most this often, at least this many epochs apart.
 _MOST_LOGGED, _LEAST_BETWEEN = 10, 3
 
 
@@ -34,23 +34,22 @@ def train(
     backup_steps: int = 0,
     on_epoch: Callable[[dict[str, float]], None] | None = None,
 ) -> keras.Model:
-    """Trains the model of a run from where it stands, and leaves `history.json`.
+    """Trains the model of a run from its current position, and writes `history.json`.
 
-    A training that was interrupted ends where it would have ended without.
+    Interrupted and resumed training gives the same results as uninterrupted training.
 
     Args:
       run: A run, new or unfinished.
       data: Its data.
-      strategy: How the training is distributed; `None` if it is not.
+      strategy: The distribution strategy; `None` if training is not distributed.
       backup_steps: See `Checkpoint`.
-      on_epoch: Is given the losses of each epoch when that is done.
+      on_epoch: Called with the losses after each epoch.
 
     Returns:
-      The trained model. It is no part of the strategy. With early stopping it is that of the best
-      epoch.
+      The trained model, outside of the strategy; with early stopping, that of the best epoch.
 
     Raises:
-      click.ClickException: If the memory is not enough, or the loss not finite (`NotFinite`).
+      click.ClickException: If memory runs out, or the loss is not finite (`NotFinite`).
     """
     options = run.options
     strategy = strategy or strategies.none()
@@ -87,9 +86,9 @@ def _train(
     checkpoint = Checkpoint(run, model, steps, backup_steps, lambda: data.skipped)
     position = checkpoint.restore()
     if run.worker == 0:
-        # Two backups while one takes the place of the other, perhaps the best one, and the model
-        # with its optimizer.
-        # By shapes: to read a variable of several workers, all of them would have to do it.
+        # Space for two backups while one replaces the other, the best one with early stopping, and
+        # the model with its optimizer. Sizes are computed from shapes, because reading variables
+        # involves all workers.
         variables = (*model.variables, *model.optimizer.variables)
         size = sum(math.prod(v.shape) * np.dtype(v.dtype).itemsize for v in variables)
         check_space(run.folder, (3 if options.patience is None else 4) * size)
@@ -102,16 +101,16 @@ def _train(
             progress = stack.enter_context(Progress("training", epochs * steps, done))
         callbacks = [_Watch(options, done, progress)]
         if options.model == "sequence":
-            # Half a cosine (arXiv:1608.03983, no restarts): the likelihood of series that are
-            # reproduced closely has a steep optimum, where with steps of one size the loss jumps
-            # by some ten nats from epoch to epoch to the end.
+            # Cosine decay (arXiv:1608.03983, no restarts): if series are reproduced closely, the
+            # likelihood has a steep optimum; with a constant rate, the loss would jump by some ten
+            # nats from epoch to epoch until the end.
             decay = keras.callbacks.LearningRateScheduler
             callbacks.append(
                 decay(lambda epoch: rate * (1 + math.cos(math.pi * epoch / epochs)) / 2)
             )
-        # On JAX there is none: TensorFlow, which writes it, would take the memory of a GPU.
+        # No TensorBoard on JAX: it is written by TensorFlow, which would take the GPU's memory.
         if progress is not None and backend.name() == "tensorflow":
-            # Several replicas are left alone: what one of them does the others would wait for.
+            # Not with several replicas: the others would wait while one draws.
             rhythm = max(_LEAST_BETWEEN, math.ceil(epochs / _MOST_LOGGED))
             every = rhythm if options.strategy == "none" else 0
             draw = functools.partial(kinds.of(options).draw_progress, run, model, data)
@@ -120,7 +119,7 @@ def _train(
             report = lambda epoch, logs: on_epoch({"epoch": epoch + 1, **logs})  # noqa: E731
             callbacks.append(keras.callbacks.LambdaCallback(on_epoch_end=report))
         while not ended:
-            # Keras begins at the first step of an epoch, so the rest of one is a `fit` of its own.
+            # Keras starts at the first step of an epoch, so the rest of one needs its own `fit`.
             last = position.epoch + 1 if position.step else epochs
             model.fit(
                 batches.dataset(position.epoch * steps + position.step, strategy),
@@ -136,7 +135,7 @@ def _train(
             position = Position(last, 0)
             ended = last == epochs or model.stop_training
     if strategy.num_replicas_in_sync > 1:
-        # Saving and evaluating are for one process, which cannot read what is shared with others.
+        # One process saves and evaluates; it cannot read variables shared with others.
         state = state_of(model)
         model = new_model()
         load_state(model, state)
@@ -146,12 +145,12 @@ def _train(
 
 
 class _TensorBoard(keras.callbacks.TensorBoard):
-    """Writes TensorBoard's log until that fails, and lets the training continue without it.
+    """Writes TensorBoard's log; if that fails, training continues without it.
 
     Args:
-      folder: Where it is written.
-      draw: Draws pictures as PNG files into a folder. It must not touch the model's random numbers.
-      every: After so many epochs it has pictures, and histograms of the weights; 0 for never.
+      folder: The folder of the log.
+      draw: Draws pictures as PNG files into a folder. It must not use the model's random numbers.
+      every: The number of epochs between pictures and histograms of the weights; 0 for none.
     """
 
     def __init__(
@@ -184,7 +183,7 @@ class _TensorBoard(keras.callbacks.TensorBoard):
 
 
 class _Watch(keras.callbacks.Callback):
-    """Shows the progress, and stops the training when the loss is no longer finite."""
+    """Shows progress, and stops training if the loss is not finite."""
 
     def __init__(self, options: RunOptions, done: int, progress: Progress | None) -> None:
         super().__init__()

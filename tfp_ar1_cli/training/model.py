@@ -1,4 +1,4 @@
-"""The models that the options of a run describe."""
+"""Builds models from the options of a run."""
 
 from typing import Any
 
@@ -31,7 +31,7 @@ def sequence_vae(options: RunOptions, data_shape: tuple[int, ...]) -> keras.Mode
 
 
 def _sizes(options: RunOptions) -> dict[str, Any]:
-    """The sizes of the networks that are given."""
+    """The network sizes given in the options."""
     given = {name: getattr(options, name) for name in SIZES[options.network]}
     return {name: value for name, value in given.items() if value is not None}
 
@@ -54,13 +54,13 @@ def _compiled(model: keras.Model, options: RunOptions, data_shape: tuple[int, ..
 
 
 def prior_correlation(model: Any) -> np.ndarray:
-    """The prior's lag-one correlation for each latent path, `[channels]`; 0 for N(0, I)."""
+    """The prior's lag-one correlation of each latent path, `[channels]`; 0 for N(0, I)."""
     learned = getattr(model.prior, "correlation_parameter", lambda: 0.0)()
     return np.broadcast_to(np.asarray(learned, np.float64), [model.channels])
 
 
 def replicate(model: Any, inputs: dict[str, np.ndarray], num: int, seed: int) -> np.ndarray:
-    """Draws of new observations of the same latent paths, `[num, N, steps, channels]`."""
+    """Draws new observations of the same latent paths, `[num, N, steps, channels]`."""
     seed_of = backend.library("_keras_backend").seed_of
     z = np.asarray(model.encode(inputs).sample(num, seed=seed_of(seed, 0)))
     x = model.decode(z.reshape(-1, *z.shape[2:])).sample(seed=seed_of(seed, 1))

@@ -1,7 +1,7 @@
-"""Training on several devices, or on several machines: `--strategy`.
+"""Training on several devices or machines: `--strategy`.
 
-The engine is `tf.distribute`. Here is what the command line adds: checks of what it is told, and a
-worker that starts again from the last backup when another one was lost.
+Uses `tf.distribute`, and adds checks of the configuration and the restart of a worker from the last
+backup after another worker was lost.
 """
 
 import contextlib
@@ -30,7 +30,7 @@ _EXAMPLE = (
     """TF_CONFIG='{"cluster": {"worker": ["HOST0:PORT", "HOST1:PORT"]}, """
     """"task": {"type": "worker", "index": 0}}'"""
 )
-# How often a worker starts again without a step done in between, and where it keeps count.
+# How often a worker restarts without a new backup, and the environment variable of the count.
 _MAX_RESTARTS = 10
 _SECONDS_BEFORE_RESTART = 1.0
 _SECONDS_FOR_BACKUP = 60.0
@@ -38,16 +38,16 @@ _RESTARTS = "TFP_AR1_RESTARTS"
 
 
 class WorkerLost(click.ClickException):
-    """Another worker does not answer any more."""
+    """Another worker no longer responds."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """What this process is among the workers of `TF_CONFIG`.
+    """This process's place among the workers of `TF_CONFIG`.
 
     Attributes:
-      index: Its number; 0 is the chief, which writes the run.
-      addresses: Host and port of each.
+      index: The number of this worker; 0 is the chief, which writes the run.
+      addresses: Host and port of each worker.
     """
 
     index: int
@@ -64,7 +64,7 @@ class Task:
 
 
 def task() -> Task:
-    """Reads `TF_CONFIG`; a `UserError` if it is not what `MultiWorkerMirroredStrategy` needs."""
+    """Reads `TF_CONFIG`; raises `UserError` if `MultiWorkerMirroredStrategy` cannot use it."""
     text = os.environ.get("TF_CONFIG")
     if not text:
         raise UserError(
@@ -93,9 +93,10 @@ def task() -> Task:
 
 
 def num_replicas(strategy: str, asked: int | None) -> int:
-    """The number of replicas that a run has, before TensorFlow starts its devices.
+    """The number of replicas of a run, before TensorFlow starts its devices.
 
-    `asked` is the value of `--replicas`; a `UserError` if there are not so many.
+    `asked` is the value of `--replicas`. Raises `UserError` if there are fewer GPUs, or if it does
+    not fit the strategy.
     """
     backend.check_strategy(strategy)
     if strategy == "none":
@@ -118,7 +119,7 @@ def num_replicas(strategy: str, asked: int | None) -> int:
 
 
 def none() -> Any:
-    """That of a training that is not distributed."""
+    """The strategy of training that is not distributed."""
     if backend.name() == "jax":
         return backend.OneDevice()
     import tensorflow as tf
@@ -127,9 +128,9 @@ def none() -> Any:
 
 
 def start(strategy: str, replicas: int) -> Any:
-    """Starts the devices, and makes the strategy on them.
+    """Starts the devices, and creates the strategy on them.
 
-    With several workers this waits until all of them are there; a `UserError` if this one cannot
+    With several workers, waits until all have started; raises `UserError` if this worker cannot
     listen on its address.
     """
     if strategy == "multiworker":
@@ -166,11 +167,11 @@ def describe_devices(strategy: str, replicas: int) -> str:
 def _start_worker() -> "tf.distribute.MultiWorkerMirroredStrategy":
     import tensorflow as tf
 
-    # TensorFlow waits for the other workers without letting Python handle a signal.
+    # While TensorFlow waits for the other workers, Python cannot handle signals.
     handler = signal.signal(signal.SIGINT, signal.SIG_DFL)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     try:
-        # Before anything else: its collective operations belong to the start of the runtime.
+        # Before anything else: collective operations are configured when the runtime starts.
         return tf.distribute.MultiWorkerMirroredStrategy()
     except tf.errors.UnknownError as error:
         me = task()
@@ -180,12 +181,12 @@ def _start_worker() -> "tf.distribute.MultiWorkerMirroredStrategy":
         ) from error
     finally:
         signal.signal(signal.SIGINT, handler)
-        # TensorFlow takes SIGTERM for the notice of a preemption, and continues.
+        # TensorFlow treats SIGTERM as a preemption notice, and continues.
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def check_alike(strategy: Any, run: Run, position: Position) -> None:
-    """A `UserError` unless all workers are at the same place of the same training."""
+    """Raises `UserError` unless all workers are at the same position of the same training."""
     if run.options.strategy != "multiworker":
         return
     import tensorflow as tf
@@ -209,16 +210,16 @@ def check_alike(strategy: Any, run: Run, position: Position) -> None:
 
 
 def what_is_alike(run: Run) -> int:
-    """A number that is the same for workers that were started for the same training."""
+    """A number that is equal on workers started for the same training."""
     options = {k: v for k, v in run.options.as_json().items() if k not in MAY_CHANGE}
     told = {"options": options, "data": run.data}
     return zlib.crc32(json.dumps(told, sort_keys=True, default=str).encode())
 
 
 def wait_for_last_backup(run: Run) -> None:
-    """Waits until worker 0 has written the end of the training, from which it can continue alone.
+    """Waits until worker 0 has written the final backup, from which it can continue alone.
 
-    A `tf.errors.UnavailableError` if it does not in a minute.
+    Raises `tf.errors.UnavailableError` if it has not after a minute.
     """
     import tensorflow as tf
 
@@ -231,16 +232,16 @@ def wait_for_last_backup(run: Run) -> None:
 
 @contextlib.contextmanager
 def restarting(run: Run) -> Iterator[None]:
-    """Starts the command again when another worker is lost: it then waits for that one.
+    """Restarts the command if another worker is lost; it then waits for that worker.
 
-    `WorkerLost` if that happened a few times already, without any progress.
+    Raises `WorkerLost` if that has happened a few times without progress.
     """
     try:
         yield
     except Exception as error:
         if run.options.strategy != "multiworker":
             raise
-        from tensorflow import errors  # Not before: `startup` imports it without its notices.
+        from tensorflow import errors  # Late, because `startup` imports it without its notices.
 
         lost: tuple = (errors.UnavailableError, errors.AbortedError, errors.CancelledError)
         lost += (errors.DeadlineExceededError, errors.InternalError)
@@ -250,7 +251,7 @@ def restarting(run: Run) -> Iterator[None]:
 
 
 def _start_again(done: Position, error: Exception) -> None:
-    """Replaces this process by a fresh one: TensorFlow cannot join workers again."""
+    """Replaces this process by a new one: TensorFlow cannot rejoin workers."""
     here = f"{done.epoch}-{done.step}"
     before, _, number = os.environ.get(_RESTARTS, "").rpartition("/")
     count = int(number) + 1 if before == here else 1
