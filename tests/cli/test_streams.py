@@ -670,7 +670,6 @@ def large_file(tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.long
 @pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_DATA counts otherwise elsewhere")
 @pytest.mark.parametrize("kind", ["stream", "npy"])
 def test_data_of_four_times_the_memory(tmp_path, large_file, kind):

@@ -172,7 +172,7 @@ def test_mmd_in_blocks(monkeypatch):
         "witness",
         lambda points, *args: rows.append(len(points)) or compute(points, *args),
     )
-    monkeypatch.setattr(batching, "MAX_OUTPUTS", 70 * 32)
+    monkeypatch.setattr(batching, "MAX_OUTPUTS", 4 * 70 * 32)
     blocks = evaluation.evaluate(model, x, 1, batch_size=70)["mmd"]
     assert rows == [32, 32, 6] * 2
     np.testing.assert_allclose(blocks, whole, rtol=1e-12)

@@ -101,7 +101,8 @@ def _mmd_to_prior(model: VAE, z: np.ndarray, seed: int) -> float:
     """Returns the squared MMD between latent vectors and as many draws from the prior."""
     draws = model.prior.sample(len(z), seed=_keras_backend.seed_of(seed, -1))
     z, from_prior = (np.asarray(x, _keras_backend.widest()) for x in (z, draws))
-    rows = max(1, batching.MAX_OUTPUTS // len(z))
+    # The Gram matrix is float64, and is made of several matrices of its size.
+    rows = max(1, batching.MAX_OUTPUTS // (4 * len(z)))
 
     def mean_witness(points: np.ndarray) -> float:
         parts = [mmd.witness(part, z, from_prior) for part in batching.batches(points, rows)]
