@@ -67,6 +67,7 @@ def assert_same_run(folder, reference, rtol=0.0):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_killed_at_any_moment(tmp_path):
     command = [*COMMAND, "--out"]
     reference = workers.start([*command, str(tmp_path / "uninterrupted")])

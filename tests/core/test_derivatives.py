@@ -176,6 +176,7 @@ for differentiate in reverse_over_reverse, forward_over_reverse:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_after_loading(tmp_path):
     """In another process, and without a warning of custom gradients."""
     function = along("AR1 by fisher_z", SOME)

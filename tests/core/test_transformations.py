@@ -71,6 +71,7 @@ def gradients_of_map(function, parameters, mapped):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("member", "size"), [*((member, 5) for member in MEMBERS), ("AR1", 600), ("OU", 150)]
 )

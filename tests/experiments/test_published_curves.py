@@ -120,6 +120,7 @@ def test_losses(sampler, loss, monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_every_variant_is_trained_once(tmp_path, monkeypatch):
     rng = np.random.default_rng(3)
     data = tmp_path / "data" / "mnist"
