@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-all test-ci test-jax test-jax-versions lint docs docs-serve clean
+.PHONY: demo test test-all test-jax test-jax-versions lint docs docs-serve clean
 
 demo: .venv/installed
 	$(BIN)/tfp-ar1 train
@@ -15,10 +15,6 @@ test: .venv/installed
 # Also the slow tests: killed processes, several workers, notebooks, long Monte Carlo.
 test-all: test
 	$(BIN)/python tests/run.py -m slow
-
-# The tests that CI has time for.
-test-ci: test
-	$(BIN)/python tests/run.py -m "slow and not long"
 
 # The core tests with the lower bounds of all dependencies, with the newest versions, on each Python
 # version, and with tfp-nightly. Each has its own environment, created on the first run; `uv` finds

@@ -358,7 +358,6 @@ def test_what_stops_a_training_says_how_to_resume(cli, monkeypatch, images, erro
     ],
 )
 @pytest.mark.slow
-@pytest.mark.long
 def test_other_models(cli, argv):
     from tfp_ar1.vae import objectives
 

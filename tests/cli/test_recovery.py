@@ -67,7 +67,6 @@ def assert_same_run(folder, reference, rtol=0.0):
 
 
 @pytest.mark.slow
-@pytest.mark.long
 def test_killed_at_any_moment(tmp_path):
     command = [*COMMAND, "--out"]
     reference = workers.start([*command, str(tmp_path / "uninterrupted")])
@@ -98,7 +97,6 @@ def test_killed_at_any_moment(tmp_path):
     assert_same_run(folder, tmp_path / "uninterrupted")
 
 
-@pytest.mark.long
 @pytest.mark.slow
 def test_one_of_two_workers_killed(tmp_path):
     """The one that is left starts again by itself; the other is started again, as it was."""

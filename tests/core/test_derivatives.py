@@ -95,7 +95,6 @@ TERMS = {
 SOME = {name: STATISTICS[name] for name in ("log_prob", "scale.matvec")}
 
 
-@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize("member", ["AR1 by fisher_z", "ANTE1 by fisher_z", "OU"])
 def test_every_result(member):
@@ -145,7 +144,6 @@ PLACES = {
 }
 
 
-@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize("place", PLACES)
 def test_in_every_place(place):
@@ -154,7 +152,6 @@ def test_in_every_place(place):
     check(differentiate(around(function), AT), differences(function))
 
 
-@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize(("member", "size"), [("OU", 3), ("ARH1", 260), ("ANTE1 by fisher_z", 130)])
 def test_of_a_function(member, size):
@@ -176,7 +173,6 @@ for differentiate in reverse_over_reverse, forward_over_reverse:
 
 
 @pytest.mark.slow
-@pytest.mark.long
 def test_after_loading(tmp_path):
     """In another process, and without a warning of custom gradients."""
     function = along("AR1 by fisher_z", SOME)
@@ -226,7 +222,6 @@ def test_second_derivatives_in_fisher_z_keep_their_accuracy(u):
     np.testing.assert_allclose(entropy, exact(lambda p: p.entropy()), rtol=2e-6)
 
 
-@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize(("size", "rho"), [(6, 0.0), (6, 1e-30), (40, -0.3), (300, 0.0)])
 def test_to_any_order_next_to_no_correlation(rho, size):

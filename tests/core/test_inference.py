@@ -321,7 +321,6 @@ def test_variational_inference_of_a_normal_likelihood_is_exact():
 
 
 @pytest.mark.slow
-@pytest.mark.long
 def test_gradients_of_the_optimized_elbo():
     y = np.where(OBSERVED, Y[3], 1.0)
 

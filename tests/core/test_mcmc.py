@@ -94,7 +94,6 @@ def check_moments(draws, posterior):
 
 
 @pytest.mark.slow
-@pytest.mark.long
 def test_nuts_finds_the_exact_posterior():
     draws, diverged = sample(tf.constant(CORRELATION, tf.float64), tf.constant([0, 1]))
     assert not np.any(diverged)

@@ -181,7 +181,6 @@ def test_what_is_missing_reaches_no_gradient():
 
 
 @pytest.mark.slow
-@pytest.mark.long
 @pytest.mark.parametrize("kind", ["AR1", "ANTE1 by fisher_z"])
 def test_second_derivatives_of_a_compiled_function(kind):
     ours, of_matrices, variables = functions(kind)

@@ -145,7 +145,6 @@ def test_forecasts_and_decompositions():
 
 
 @pytest.mark.slow
-@pytest.mark.long
 def test_fits():
     """By variational inference and then by HMC, which starts from it."""
     y = np.float32([1.0, 2.0, np.nan, 0.0, 3.0, 2.0])

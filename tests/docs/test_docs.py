@@ -150,7 +150,6 @@ def test_vae_in_keras_3(run_section):
     assert len(end["sampling"].trainable_variables) == 1  # of the prior that is learned
 
 
-@pytest.mark.long
 @pytest.mark.slow
 def test_random_effect_with_nuts(run_section):
     before, after, end = run_section("An AR(1) random effect with NUTS")
@@ -283,7 +282,6 @@ def test_gaps_and_forecasts(run_section):
     assert end["later"].event_shape == [3]
 
 
-@pytest.mark.long
 @pytest.mark.slow
 def test_counts(run_section):
     before, after, end = run_section("Counts")

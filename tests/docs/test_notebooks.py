@@ -60,7 +60,6 @@ def drawn(notebook):
     return [building.picture_of(o) for o in outputs(notebook) if "image/png" in o.get("data", {})]
 
 
-@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize("path", building.NOTEBOOKS, ids=lambda path: path.stem)
 def test_notebook_runs_and_draws(path):
@@ -92,7 +91,6 @@ def test_committed_pictures_are_small():
     assert max(sizes.values()) <= 60_000, sizes
 
 
-@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize("name", building.SMALL)
 def test_committed_picture_is_what_is_drawn(name):
@@ -103,7 +101,6 @@ def test_committed_picture_is_what_is_drawn(name):
     assert np.abs(np.asarray(new, float) - np.asarray(committed, float)).mean() < 5  # of 255
 
 
-@pytest.mark.long
 @pytest.mark.slow
 def test_elbos_below_the_picture_are_the_notebooks():
     notebook = building.executed(ROOT / "notebooks" / "sequences.py")

@@ -29,7 +29,7 @@ def example(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(name, marks=[pytest.mark.slow] if ".fit(" in code else [])
+        pytest.param(name, marks=[pytest.mark.slow] * (".fit(" in code and "readme" not in name))
         for name, code in EXAMPLES.items()
         if not name.startswith("noisy_observations")
     ],

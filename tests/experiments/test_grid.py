@@ -219,7 +219,6 @@ def test_ctrl_c_stops_all_processes(tmp_path, images):
     assert err.splitlines()[-1] == "experiments: interrupted; resume with the same command."
 
 
-@pytest.mark.long
 @pytest.mark.slow
 def test_kills_lose_and_repeat_nothing(tmp_path, images, uninterrupted):
     rng, out, before, kills = random.Random(0), tmp_path / "out", {}, 0
@@ -244,7 +243,6 @@ def test_kills_lose_and_repeat_nothing(tmp_path, images, uninterrupted):
 # Series
 
 
-@pytest.mark.long
 @pytest.mark.slow
 def test_results_of_series(tmp_path):
     """Every result says how well the model, and what needs none, imputes and forecasts."""

@@ -120,7 +120,6 @@ def test_losses(sampler, loss, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.long
 def test_every_variant_is_trained_once(tmp_path, monkeypatch):
     rng = np.random.default_rng(3)
     data = tmp_path / "data" / "mnist"
@@ -177,7 +176,6 @@ def test_every_variant_is_trained_once(tmp_path, monkeypatch):
         np.testing.assert_allclose(again[2]["curves"][name], curve, rtol=1e-4, err_msg=name)
 
 
-@pytest.mark.long
 @pytest.mark.slow
 def test_notebook_shows_the_results(monkeypatch):
     """The tables that the notebook makes against the JSON, cell by cell."""

@@ -55,14 +55,10 @@ def test_differences():
 @pytest.mark.parametrize(
     ("name", "length_scale"),
     [
-        pytest.param("chain", -1 / np.log(0.8), marks=[pytest.mark.slow, pytest.mark.long]),
+        pytest.param("chain", -1 / np.log(0.8), marks=pytest.mark.slow),
         ("chain_half_dropped", -1 / np.log(0.8)),
         # For a chain that is not told the times, the series is a faster one.
-        pytest.param(
-            "chain_half_dropped_no_times",
-            -0.5 / np.log(0.8),
-            marks=[pytest.mark.slow, pytest.mark.long],
-        ),
+        pytest.param("chain_half_dropped_no_times", -0.5 / np.log(0.8), marks=pytest.mark.slow),
     ],
 )
 def test_chain_learns_what_made_the_data(name, length_scale):

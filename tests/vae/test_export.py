@@ -38,8 +38,7 @@ assert not {"tfp_ar1", "tensorflow_probability"} & set(sys.modules)
 """
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("posterior", ["ar1", "full"])
+@pytest.mark.parametrize("posterior", ["ar1", pytest.param("full", marks=pytest.mark.slow)])
 def test_endpoints_in_a_process_without_the_package(posterior, tmp_path):
     encoder, decoder = architectures.mlp((4, 4), D, (8,))
     prior = tfp_ar1.layers.MultivariateNormalAR1Prior(D, correlation=0.5)

@@ -146,7 +146,6 @@ def test_fit_save_load(set_policy, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.long
 def test_learns_and_does_not_collapse():
     """And computes the same under XLA."""
     x = ar1_series(256, 12)

@@ -341,7 +341,6 @@ def test_a_mask_is_what_nan_is():
 
 
 @pytest.mark.slow
-@pytest.mark.long
 def test_batches_that_end_with_their_longest_series():
     """As `padded_batch` gives them, with lengths, with a mask, or with neither."""
     x, lengths = series(), np.array([3, 4, 2, 5, 1, 5])
@@ -373,7 +372,6 @@ def test_batches_that_end_with_their_longest_series():
         compiled(make()).evaluate(too_long.batch(1), verbose=0)
 
 
-@pytest.mark.long
 @pytest.mark.slow
 def test_batches_that_end_with_their_longest_series_under_xla():
     """XLA draws other noise, so that it is compared with itself."""
@@ -389,7 +387,6 @@ def test_batches_that_end_with_their_longest_series_under_xla():
 
 
 @pytest.mark.slow
-@pytest.mark.long
 def test_wrong_data_after_right_ones():
     """The functions that were traced for right data take others, and must not get them."""
     model, x, of = compiled(make()), series(), tf.constant
