@@ -32,8 +32,8 @@ _SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100, "s
 def cli(ctx: click.Context) -> None:
     """Variational autoencoders whose posterior is an AR(1) Gaussian (rho-VAE).
 
-    'tfp-ar1 train' alone trains one on handwritten digits in about a minute, and says where its
-    pictures, its model and its results are.
+    'tfp-ar1 train' without options trains one on handwritten digits in about a minute, and says
+    where its pictures, its model and its results are.
     """
     if ctx.invoked_subcommand is None:
         click.echo(ctx.get_help())
@@ -75,8 +75,8 @@ def run(argv: Sequence[str] | None = None) -> int:
         return _fail(errors.describe(error), 2)
     except UnicodeEncodeError as error:
         return _fail(
-            f"{error.object[:300]}: has letters that {error.encoding} cannot write ({error.reason})"
-            "; rename the file or folder, or set LC_ALL=C.UTF-8.",
+            f"{error.object[:300]}: has characters that {error.encoding} cannot encode "
+            f"({error.reason}); rename the file or folder, or set LC_ALL=C.UTF-8.",
             2,
         )
     finally:

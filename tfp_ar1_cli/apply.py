@@ -44,7 +44,10 @@ def to_file(
         out = new_file(options.out, options.file, verb)
         _of_series(command, run, options.file, out, of_series)
     elif of_images is None:
-        raise UserError(f"{command} is for models of series; {run.folder} is one of images.")
+        raise UserError(
+            f"{command} is for models of series, but {run.folder} holds a model of images; name a "
+            "run on series."
+        )
     else:
         out = new_file(options.out, options.file, verb, only_arrays=images_are_arrays)
         found = of_images(TrainedImages(run, load_model(run)), options.file)

@@ -42,7 +42,7 @@ def check_writable(path: pathlib.Path) -> None:
             os.fsync(file.fileno())
     except OSError as error:
         raise UserError(
-            f"{path}: {error.strerror}: it cannot be written; choose another --out."
+            f"{path}: cannot be written: {error.strerror}; choose another --out."
         ) from error
     finally:
         with contextlib.suppress(OSError):
@@ -67,7 +67,10 @@ def check_space(folder: pathlib.Path, needed: int) -> None:
     """Raises an `OSError` unless the folder's disk has room for this many bytes."""
     free = shutil.disk_usage(folder).free
     if free < needed:
-        sizes = f"model and backups take {needed / 2**20:.1f} MiB, {free / 2**20:.1f} MiB are free"
+        sizes = (
+            f"the model and its backups take {needed / 2**20:.1f} MiB, but only "
+            f"{free / 2**20:.1f} MiB are free"
+        )
         raise OSError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)}: {sizes}", str(folder))
 
 
@@ -153,7 +156,9 @@ def read_json(path: pathlib.Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: is not valid JSON ({error}).") from error
+        raise UserError(
+            f"{path}: is not valid JSON ({error}); correct it or restore it from a copy."
+        ) from error
 
 
 def read_table(path: pathlib.Path, value_is: Callable[[Any], bool]) -> dict[str, Any]:
@@ -161,8 +166,7 @@ def read_table(path: pathlib.Path, value_is: Callable[[Any], bool]) -> dict[str,
     table = read_json(path)
     if not isinstance(table, dict):
         raise UserError(
-            f"{path}: is damaged, it holds no results by name; restore it from a copy or train "
-            "again."
+            f"{path}: is damaged (it is not a JSON object); restore it from a copy or train again."
         )
     for key, value in table.items():
         if not value_is(value):
@@ -173,5 +177,5 @@ def read_table(path: pathlib.Path, value_is: Callable[[Any], bool]) -> dict[str,
 def damaged(path: pathlib.Path, what: str) -> UserError:
     """Returns the error for a file of a run in which a value is missing or of the wrong type."""
     return UserError(
-        f"{path}: is damaged, it has no valid {what!r}; restore it from a copy or train again."
+        f"{path}: is damaged (it has no valid {what!r}); restore it from a copy or train again."
     )

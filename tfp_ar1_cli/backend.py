@@ -23,9 +23,8 @@ def check() -> None:
     """Raises a `UserError` if the user has chosen a backend that the models cannot use."""
     if name() not in _LIBRARIES:
         raise UserError(
-            f"the environment variable KERAS_BACKEND is {name()!r}, but the models need "
-            "'tensorflow' or 'jax', for which there is TensorFlow Probability; set it to one of "
-            "them or unset it."
+            f"the environment variable KERAS_BACKEND is {name()!r}, but TensorFlow Probability "
+            "supports only 'tensorflow' and 'jax'; set it to one of them or unset it."
         )
 
 
@@ -33,7 +32,8 @@ def check_strategy(strategy: str) -> None:
     """Raises a `UserError` if the backend lacks this strategy."""
     if strategy != "none" and name() == "jax":
         raise UserError(
-            f"--strategy {strategy} is TensorFlow's; leave it out, or unset KERAS_BACKEND."
+            f"--strategy {strategy} needs the TensorFlow backend; leave it out, or unset "
+            "KERAS_BACKEND."
         )
 
 

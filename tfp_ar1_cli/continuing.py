@@ -37,8 +37,8 @@ def check(options: RunOptions, data: dict[str, Any]) -> None:
         was, now = getattr(before.options, name), getattr(options, name)
         if was != now:
             raise UserError(
-                f"--{name.replace('_', '-')} {_text(now)} does not go with {before.folder}, which "
-                f"has {_text(was)}; leave it out, or train a new run."
+                f"--{name.replace('_', '-')} {_text(now)} does not match {before.folder}, which "
+                f"was trained with {_text(was)}; leave it out, or train a new run."
             )
     shape = tuple(data.get("image_shape") or data["data_shape"])
     if shape != before.data_shape:
@@ -49,19 +49,19 @@ def check(options: RunOptions, data: dict[str, Any]) -> None:
     if options.extend:
         if any(before.data.get(key, value) != value for key, value in data.items()):
             raise UserError(
-                f"{options.dataset}: is not, or no longer, what {before.folder} was trained on, "
-                "and --extend goes on with the same data; begin a new run with --from instead."
+                f"{options.dataset}: differs from the data that {before.folder} was trained on, "
+                "but --extend continues on the same data; begin a new run with --from instead."
             )
         patience = before.options.patience
         if options.patience and not patience:
             raise UserError(
-                f"--patience does not go with {before.folder}, which was trained without; leave it "
-                "out, or train a new run."
+                f"--patience does not match {before.folder}, which was trained without early "
+                "stopping; leave it out, or train a new run."
             )
         if before.waited(num_epochs(before)) and (options.patience or 0) <= (patience or 0):
             raise UserError(
                 f"{before.folder}: was ended by --patience {patience}, and would be again; give a "
-                "larger one."
+                "larger --patience."
             )
 
 

@@ -182,11 +182,17 @@ def test_mistakes_in_options(refused, argv, expected):
 def test_other_keras_backend(refused, monkeypatch):
     monkeypatch.setenv("KERAS_BACKEND", "torch")
     for argv in (["train"], ["evaluate", "x"], ["sample", "x"], ["export", "x"]):
-        assert "is 'torch', but the models need 'tensorflow' or 'jax'" in refused(*argv)
+        assert (
+            "is 'torch', but TensorFlow Probability supports only 'tensorflow' and 'jax'"
+            in refused(*argv)
+        )
     assert main(["train", "--help"]) == 0
     monkeypatch.setenv("KERAS_BACKEND", "jax")
     message = refused("train", "--strategy", "mirrored")
-    assert "--strategy mirrored is TensorFlow's; leave it out, or unset KERAS_BACKEND" in message
+    assert (
+        "--strategy mirrored needs the TensorFlow backend; leave it out, or unset KERAS_BACKEND"
+        in message
+    )
 
 
 def test_runs_of_the_other_backend(refused, unfinished, finished, images, monkeypatch):
@@ -440,7 +446,7 @@ def test_wrong_types_in_a_config(copied):
         with pytest.raises(UserError) as raised:
             run_folder.read(copied)
         message = raised.value.message
-        assert f"{path}: is damaged, it has no valid {name!r}; restore it" in message, changes
+        assert f"{path}: is damaged (it has no valid {name!r}); restore it" in message, changes
 
     for wrong in ("1", None, 0):
         check("format_version", format_version=wrong)

@@ -90,14 +90,14 @@ def test_the_test_part_of_an_npz_file(tmp_path, names):
 
 def test_notes_of_an_npz_file(tmp_path):
     """Arrays that are not read, and images that are in both sets."""
-    of = f"Of {tmp_path / 'own.npz'} are read: "
+    of = f"Read from {tmp_path / 'own.npz'}: "
     data = datasets.load(npz(tmp_path, x=BYTES, y=np.arange(20), x_val=BYTES, mask=BYTES))
     assert f"{of}x, y; not read: mask, x_val." in data.notes
     walks = np.random.default_rng(0).normal(size=(12, 7))
     data = series.load(npz(tmp_path, x=walks, y=np.arange(12), mask_test=walks > 0))
     assert f"{of}x; not read: mask_test, y." in data.notes
     data = datasets.load(npz(tmp_path, x_train=BYTES[:16], x_test=BYTES[14:]))
-    assert "2 of 6 test images are among the training images too." in data.notes
+    assert "2 of 6 test images are also among the training images." in data.notes
 
 
 @pytest.mark.parametrize(
@@ -324,7 +324,7 @@ def test_archives_of_something_else(tmp_path):
         message = refusal(load, f"npz:{path}")
         assert "is a zip archive of a.png and the like, not of arrays; unpack it" in message
     message = refusal(datasets.load, f"images:{path}")
-    assert "is a file; unpack an archive, and give that of" in message
+    assert "is a file; unpack it if it is an archive, and give the folder of" in message
     assert "cannot be read as text" in refusal(series.load, f"csv:{path}")
 
 
@@ -424,7 +424,7 @@ def test_arrays_that_do_not_fit_into_memory(tmp_path):
     np.savez_compressed(tmp_path / "own.npz", x=x)
     for spec in (f"npz:{tmp_path / 'own.npz'}", npy(tmp_path, x)):
         message = refusal(datasets.load, spec)
-        assert "reading it takes 0.01 GiB of memory, and 0.00 GiB are free; " in message
+        assert "reading it takes 0.01 GiB of memory, but only 0.00 GiB are free; " in message
         assert "--dataset stream:FILE.npy" in message
         assert "give fewer series, or shorter ones" in refusal(series.load, spec)
     datasets.load(npy(tmp_path, x, "stream"))

@@ -50,12 +50,12 @@ READ = {
     "gray.png": (GRAY, {}, {}, GRAY / 255, None),
     "colour.tiff": (COLOUR, {"compression": "tiff_lzw"}, {}, HEAVY, None),
     "colour.webp": (COLOUR, {"lossless": True}, {}, HEAVY, None),
-    "colour.bmp": (COLOUR, {}, {"grayscale": True}, LUMA / 255, ": 1 in colour, made gray"),
+    "colour.bmp": (COLOUR, {}, {"grayscale": True}, LUMA / 255, ": 1 in colour, converted to gray"),
     "rgba.png": (with_alpha(COLOUR), {}, {}, over_white(COLOUR), "an alpha channel, laid over whi"),
     "rgba.webp": (with_alpha(COLOUR), {"lossless": True, "exact": True}, {}, None, "alpha channel"),
     "la.png": (with_alpha(GRAY), {}, {}, over_white(GRAY), "with an alpha channel"),
-    "16.png": (DEEP, {}, {}, DEEP / 65535, "of 16 bits for each pixel, brought to 8"),
-    "16.tif": (DEEP, {}, {}, DEEP / 65535, "of 16 bits"),
+    "16.png": (DEEP, {}, {}, DEEP / 65535, "with 16 bits per pixel, reduced to 8"),
+    "16.tif": (DEEP, {}, {}, DEEP / 65535, "with 16 bits"),
     "cmyk.tiff": (cmyk(COLOUR), {}, {}, HEAVY * 0.8, "in CMYK"),
     "palette.png": (TINT, {}, {}, np.asarray(TINT.convert("RGB")) / 255, "with a palette"),
     "palette.gif": (MOST, {}, {}, GRAY / 255, "with a palette"),
@@ -73,7 +73,7 @@ READ = {
         {},
         {"resize": (2, 6)},
         RAMP[24:56:16, 8::16] / 255,
-        "exceeds that aspect ratio is cut off",
+        "cropped on both sides to that aspect ratio",
     ),
     "both.jpg": (
         RAMP,
@@ -113,10 +113,10 @@ GRAYS = {"a.png": GRAY, "b.png": GRAY}
         (GRAYS | {"c.png": GRAY[:5]}, {}, "c.png: has shape 5x10, the others 6x10; give --resize"),
         (GRAYS | {"c.jpg": COLOUR}, {}, "has shape 6x10x3, the others 6x10; give --grayscale to"),
         (GRAYS | {"c.png": COLOUR[1:]}, {}, "the others 6x10; give --resize and --grayscale to"),
-        (GRAYS | {"c.tif": np.float32(GRAY)}, {}, "c.tif: has pixels of the kind F; store it as"),
-        (GRAYS | {"c.tif": np.int32(GRAY)}, {"resize": (4, 4)}, "has pixels of the kind I; store"),
+        (GRAYS | {"c.tif": np.float32(GRAY)}, {}, "c.tif: has the pixel mode F; store it as"),
+        (GRAYS | {"c.tif": np.int32(GRAY)}, {"resize": (4, 4)}, "has the pixel mode I; store"),
         (GRAYS | {"c.tif": [GRAY, GRAY]}, {"resize": (4, 4)}, "c.tif: has 2 pages; store each as"),
-        (GRAYS | {"c.heic.png": b"heic"}, {"resize": (4, 4)}, "c.heic.png: is no PNG, JPEG"),
+        (GRAYS | {"c.heic.png": b"heic"}, {"resize": (4, 4)}, "c.heic.png: is not a PNG, JPEG"),
         ({"a.heic": GRAY, "b.png": GRAY}, {}, "holds 1 files .png,"),
     ],
 )
@@ -150,7 +150,7 @@ def test_a_folder_of_all_kinds(tmp_path):
     (note,) = data.notes
     assert note.startswith("Of 8 test images, and likewise of the training images, are converted: ")
     assert f"{gray.sum()} in gray, among images in colour; " in note
-    assert "; 8 resized to 5x5 (bicubic; what" in note
+    assert "; 8 resized to 5x5 (bicubic; cropped" in note
     # In `train` and `test`, those of the test images.
     (tmp_path / "photos" / "all").rename(tmp_path / "photos" / "train")
     data_files.images(tmp_path / "photos" / "test", [GRAY] * 4)
@@ -289,7 +289,7 @@ def test_names_of_arrays(tmp_path, x, y, x_test, y_test):
 def test_several_labels_of_an_image_are_not_used(tmp_path):
     data = datasets.load(npz(tmp_path, ROWS, y=np.zeros((10, 14))))
     assert data.y_test is None
-    assert "y has shape (10, 14), not one label for each image: not used." in data.notes[0]
+    assert "y has shape (10, 14), not one label for each image; it is not used." in data.notes[0]
 
 
 @pytest.mark.parametrize(

@@ -121,7 +121,7 @@ def test_a_file_that_has_a_test_part(scored, tmp_path):
     spec = npz(tmp_path, x_train=BYTES[:5], x_test=255 - BYTES[:3])
     x, said = scored(run, "--dataset", spec)
     np.testing.assert_allclose(x, 1 - BYTES[:3] / 255, atol=1e-6)
-    assert f"The 3 test images of {spec} are scored, its 5 training images not." in said
+    assert f"The 3 test images of {spec} are scored, not its 5 training images." in said
     for part, images in (("train", BYTES[:5]), ("test", BYTES[:2])):
         data_files.images(tmp_path / "folder" / part, images)
     x, said = scored(run, "--dataset", f"images:{tmp_path / 'folder'}")

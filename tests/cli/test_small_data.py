@@ -221,14 +221,26 @@ def test_what_other_runs_begin_with(cli, monkeypatch, request, how, fixture):
 @pytest.mark.parametrize(
     ("argv", "expected"),
     [
-        ("--from RUN --latent-dim 5", "--latent-dim 5 does not go with RUN, which has 3; leave it"),
-        ("--from RUN --posterior diag", "--posterior diag does not go with RUN, which has ar1"),
+        (
+            "--from RUN --latent-dim 5",
+            "--latent-dim 5 does not match RUN, which was trained with 3",
+        ),
+        (
+            "--from RUN --posterior diag",
+            "--posterior diag does not match RUN, which was trained with ar1",
+        ),
         ("--from RUN --dataset npy:x.npy", "x.npy: has examples of shape (5, 5), but RUN was"),
         ("--from RUN --extend RUN", "--extend continues a run, --from begins a new one"),
         ("--extend RUN", "--extend needs --epochs N: how many more"),
-        ("--extend RUN --epochs 3 --beta 2", "--beta 2.0 does not go with RUN, which has 1.0"),
-        ("--extend RUN --epochs 3 --patience 3 --validation 0.1", "--validation 0.1 does not go"),
-        ("--extend RUN --epochs 3 --split stable", "digits: is not, or no longer, what RUN was"),
+        (
+            "--extend RUN --epochs 3 --beta 2",
+            "--beta 2.0 does not match RUN, which was trained with 1.0",
+        ),
+        (
+            "--extend RUN --epochs 3 --patience 3 --validation 0.1",
+            "--validation 0.1 does not match",
+        ),
+        ("--extend RUN --epochs 3 --split stable", "digits: differs from the data that RUN was"),
     ],
 )
 def test_runs_that_cannot_begin_with_others(refused, argv, expected):

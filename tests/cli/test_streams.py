@@ -164,7 +164,9 @@ def test_notes_of_dark_images_and_of_shards_of_two_sets(tmp_path):
         spec = data_files.shards(tmp_path, GRAY, name=name)
     assert not datasets.load(spec).notes
     (note,) = datasets.load(f"tfrecord:{tmp_path}/*").notes
-    assert "3 of 6 files are named test-0-of-3.tfrecord or the like, and become one set" in note
+    assert (
+        "3 of 6 files are named test-0-of-3.tfrecord or the like, and are read into one set" in note
+    )
 
 
 @KINDS
@@ -322,7 +324,7 @@ def test_nan_and_values_outside(refused):
 
 def test_folders_that_are_refused(refused):
     train = ("train", "--dataset", "images:x")
-    assert "x: no such folder; give that of the image files" in refused(*train)
+    assert "x: no such folder; give the folder of the image files" in refused(*train)
     pathlib.Path("x").mkdir()
     assert "x: holds 0 files .png, .jpg, .jpeg, " in refused(*train)
     pathlib.Path("x/0.png").write_bytes(encode(GRAY[0]))
@@ -340,7 +342,7 @@ def bomb():
 TURNED = Image.Exif()
 TURNED[0x0112] = 6
 PAGES = {"save_all": True, "append_images": [Image.fromarray(x) for x in GRAY[1:3]]}
-NO_IMAGE = "is no PNG, JPEG, BMP, GIF, WEBP, TIFF, PPM image"
+NO_IMAGE = "is not a PNG, JPEG, BMP, GIF, WEBP, TIFF, PPM image"
 
 
 @pytest.mark.parametrize(
@@ -354,10 +356,10 @@ NO_IMAGE = "is no PNG, JPEG, BMP, GIF, WEBP, TIFF, PPM image"
         (encode(GRAY[0][:5]), "has shape 5x5, the others 6x5"),
         (encode(COLOUR[0]), "has shape 6x5x3, the others 6x5"),
         (encode(GRAY[0], "TIFF", "CMYK"), "has shape 6x5x3, the others 6x5; give --grayscale to"),
-        (encode(GRAY[0].astype(np.int32), "TIFF"), "has pixels of the kind I; store it as gray"),
+        (encode(GRAY[0].astype(np.int32), "TIFF"), "has the pixel mode I; store it as gray"),
         (encode(GRAY[0], "JPEG", exif=TURNED), "has shape 5x6, the others 6x5; give --resize to"),
         (encode(GRAY[0], "TIFF", **PAGES), "has 3 pages; store each as a file"),
-        (2**40, f"has {2**40} bytes, more than an encoded image has"),
+        (2**40, f"has {2**40} bytes, too many for an encoded image"),
     ],
 )
 def test_images_that_are_refused(tmp_path, content, expected, monkeypatch):
@@ -377,7 +379,7 @@ def test_images_that_are_refused(tmp_path, content, expected, monkeypatch):
 def test_a_damaged_image_is_reported_before_the_shape_is_asked_for(tmp_path):
     data_files.images(tmp_path, GRAY[:6])
     (tmp_path / "a" / "000.png").write_bytes(b"nonsense")
-    with pytest.raises(streams.Corrupt, match=r"a/000\.png: is no PNG"):
+    with pytest.raises(streams.Corrupt, match=r"a/000\.png: is not a PNG"):
         datasets.load(f"images:{tmp_path}")
     assert datasets.load(f"images:{tmp_path}", corrupt="skip").data_shape == (6, 5)
     for path in tmp_path.glob("*/*.png"):
@@ -410,13 +412,13 @@ def test_patterns_and_shards_that_are_refused(tmp_path):
         (b"\x07nonsense", "is not a tf.train.Example"),
         (
             data_files.example(encode(GRAY[0]), "picture"),
-            "has no feature image or image/encoded of one bytes",
+            "has no feature image or image/encoded with one bytes",
         ),
         (
             data_files.example(b"nonsense"),
-            "is no PNG, JPEG, BMP, GIF, WEBP, TIFF, PPM image (8 bytes)",
+            "is not a PNG, JPEG, BMP, GIF, WEBP, TIFF, PPM image (8 bytes)",
         ),
-        (b"", "has no feature image or image/encoded of one bytes value, but none"),
+        (b"", "has no feature image or image/encoded with one bytes value; its features: none"),
     ):
         data_files.write_records(path, [record, *records])
         refuse(f"x-0: record 0 (byte 0): {expected}", error=streams.Corrupt)
@@ -515,7 +517,7 @@ def test_shards_that_cannot_be_followed(tmp_path, how):
     assert reason in caught.value.message
     data = datasets.load(pattern, corrupt="skip")
     assert list(data.skipped) == [position]
-    assert "what follows in this file cannot be read" in data.skipped[position]
+    assert "this record and those after it in the file cannot be read" in data.skipped[position]
     assert (len(data.x_train), len(data.x_test)) == (28, 7)
     kept = np.float32(np.delete(GRAY, np.s_[15:20], 0)) / 255
     np.testing.assert_array_equal(all_images(data), in_order(kept))

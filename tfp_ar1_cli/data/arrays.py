@@ -82,7 +82,7 @@ def read_numpy(
                 raise UserError(f"{path}: holds the arrays {held}; expected {expected}.")
             if unread := sorted(set(loaded.files) - set(names.values())):
                 notes.append(
-                    f"Of {path} are read: {', '.join(sorted(names.values()))}; not read: "
+                    f"Read from {path}: {', '.join(sorted(names.values()))}; not read: "
                     f"{', '.join(unread)}."
                 )
             for name in names.values():

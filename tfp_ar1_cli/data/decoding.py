@@ -48,7 +48,7 @@ def decode(content: bytes, form: Form) -> tuple[np.ndarray, list[str]]:
     except (Unreadable, MemoryError):
         raise
     except UnidentifiedImageError as error:
-        raise Unreadable(f"is no {', '.join(_FORMATS)} image ({len(content)} bytes)") from error
+        raise Unreadable(f"is not a {', '.join(_FORMATS)} image ({len(content)} bytes)") from error
     except Exception as error:  # Arbitrary bytes fail in many ways.
         raise Unreadable(f"cannot be decoded ({error})") from error
 
@@ -82,7 +82,7 @@ def _convert(image: Any, form: Form) -> tuple[np.ndarray, list[str]]:
     if mode in ("P", "PA"):
         said.append("with a palette")
     if deep:
-        said.append("of 16 bits for each pixel, brought to 8")
+        said.append("with 16 bits per pixel, reduced to 8")
         image = Image.fromarray(np.round(np.asarray(image) / 257).astype(np.uint8))
     elif mode in _ALPHA or "transparency" in image.info:
         said.append("with an alpha channel, laid over white")
@@ -91,16 +91,16 @@ def _convert(image: Any, form: Form) -> tuple[np.ndarray, list[str]]:
     elif mode == "CMYK":
         said.append("in CMYK")
     elif mode not in ("1", "L", "P", "RGB"):
-        raise Unreadable(f"has pixels of the kind {mode}; store it as grayscale or RGB of 8 bits")
+        raise Unreadable(f"has the pixel mode {mode}; store it as grayscale or RGB of 8 bits")
     if form.grayscale and not gray:
-        said.append("in colour, made gray")
+        said.append("in colour, converted to gray")
     elif gray and coloured:
         said.append("in gray, among images in colour")
     image = image.convert("RGB" if channels else "L")
     if form.resize and (image.height, image.width) != form.resize:
         said.append(
-            f"resized to {pixels.shape_text(form.resize)} (bicubic; what exceeds that aspect "
-            "ratio is cut off on both sides)"
+            f"resized to {pixels.shape_text(form.resize)} (bicubic; cropped on both sides to that "
+            "aspect ratio)"
         )
         image = ImageOps.fit(image, form.resize[::-1])
     decoded = np.asarray(image)
@@ -115,7 +115,7 @@ def _refuse(shape: tuple[int, ...], form: Form) -> None:
     flags += ["--grayscale"] * (len(shape) > len(expected))
     raise Unreadable(
         f"has shape {pixels.shape_text(shape)}, the others {pixels.shape_text(expected)}; give "
-        f"{' and '.join(flags)} to bring all to one"
+        f"{' and '.join(flags)} to convert all to one shape"
     )
 
 

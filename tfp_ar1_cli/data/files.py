@@ -20,14 +20,14 @@ def check_regular(path: pathlib.Path) -> os.stat_result:
     """
     if path.is_symlink() and not path.exists():
         raise UserError(
-            f"{path}: is a link to {os.readlink(path)}, which does not exist; remove or mend it."
+            f"{path}: is a link to {os.readlink(path)}, which does not exist; remove or correct it."
         )
     status = path.stat()
     if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):
         kind = "named pipe" if stat.S_ISFIFO(status.st_mode) else "device or socket"
         raise UserError(
-            f"{path}: is a {kind}, not a file; write the data to a file, and remove what is none "
-            "from a folder of data."
+            f"{path}: is a {kind}, not a file; write the data to a file, and keep anything "
+            "else out of a folder of data."
         )
     return status
 
@@ -78,7 +78,7 @@ def check_memory(path: pathlib.Path | str, needed: int, advice: str) -> None:
     available = available_memory()
     if needed > available:
         raise UserError(
-            f"{path}: reading it takes {needed / 2**30:.2f} GiB of memory, and "
+            f"{path}: reading it takes {needed / 2**30:.2f} GiB of memory, but only "
             f"{available / 2**30:.2f} GiB are free; {advice}."
         )
 

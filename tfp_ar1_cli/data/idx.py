@@ -148,7 +148,7 @@ def read_idx(path: pathlib.Path, ndim: int) -> np.ndarray:
             expected = math.prod(shape)
             # Read no more than the header announces and the file can hold.
             most = min(expected, size * (_MOST_INFLATED if compressed else 1))
-            check_memory(path, 9 * most, "it is not a data set for reading into memory")
+            check_memory(path, 9 * most, "this data set is too large to read into memory")
             content = file.read(most + _PAST_THE_END)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise UserError(

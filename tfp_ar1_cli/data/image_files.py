@@ -98,8 +98,12 @@ class ImageFiles(_Encoded):
     ) -> None:
         super().__init__()
         if not folder.is_dir():
-            what = "is a file; unpack an archive, and" if folder.is_file() else "no such folder;"
-            raise UserError(f"{folder}: {what} give that of the image files.")
+            what = (
+                "is a file; unpack it if it is an archive, and"
+                if folder.is_file()
+                else "no such folder;"
+            )
+            raise UserError(f"{folder}: {what} give the folder of the image files.")
         left_out: collections.Counter[str] = collections.Counter()
         self.files = Files(folder, list(list_images(os.fsencode(folder), left_out)))
         shown = sorted(left_out.most_common(_MOST_KINDS))
@@ -135,7 +139,7 @@ class ImageFiles(_Encoded):
 
 def _check_encoded(size: int) -> None:
     if size > _MOST_ENCODED:
-        raise Unreadable(f"has {size} bytes, more than an encoded image has")
+        raise Unreadable(f"has {size} bytes, too many for an encoded image")
 
 
 def _is_hidden(name: str) -> bool:
@@ -158,7 +162,7 @@ def list_images(folder: bytes, left_out: collections.Counter[str]) -> Iterator[b
             where = os.fsencode(below).decode(errors="replace")
             raise UserError(
                 f"{where}: holds the folders {' and '.join(parts)}, whose images would become one "
-                f"set; give images:{where}, or a folder that has these two."
+                f"set; give images:{where}, or a folder with these two at its top."
             )
         for name in names:
             suffix = os.path.splitext(name)[1].lower().decode(errors="replace")
@@ -198,7 +202,7 @@ def beside(folder: pathlib.Path, parts: tuple[str, str]) -> list[str]:
     if not others:
         return []
     more = " and more" * (len(others) > 3)
-    return [f"Of {folder} only {' and '.join(parts)} are read, not {', '.join(others[:3])}{more}."]
+    return [f"In {folder}, only {' and '.join(parts)} are read, not {', '.join(others[:3])}{more}."]
 
 
 class TFRecordFiles(_Encoded):
@@ -223,7 +227,7 @@ class TFRecordFiles(_Encoded):
                 byte = tfrecords.end(offsets, length)
                 faults.add(
                     f"{self.files.position(number)}: record {len(offsets)} (byte {byte})",
-                    f"{damage}; it and what follows in this file cannot be read",
+                    f"{damage}; this record and those after it in the file cannot be read",
                 )
         # The number of the first record of each file; at the end, the number of records.
         self._first = np.cumsum([0, *map(len, starts)])
@@ -233,7 +237,10 @@ class TFRecordFiles(_Encoded):
         self.notes = _of_shards(paths)
         # The devices start later, in a way that depends on the strategy.
         if not backend.has_tensorflow():
-            raise UserError(f"{pattern}: TFRecord files are read by TensorFlow, which is missing.")
+            raise UserError(
+                f"{pattern}: reading TFRecord files needs TensorFlow, which is not installed; run: "
+                "pip install tensorflow"
+            )
         startup.import_backend(start=lambda: None)
         import tensorflow as tf
 
@@ -268,7 +275,7 @@ class TFRecordFiles(_Encoded):
             if name in features and len(features[name].bytes_list.value) == 1:
                 return features[name].bytes_list.value[0]
         raise Unreadable(
-            f"has no feature {' or '.join(_FEATURES)} of one bytes value, but "
+            f"has no feature {' or '.join(_FEATURES)} with one bytes value; its features: "
             f"{', '.join(sorted(features)) or 'none'}"
         )
 
@@ -280,6 +287,6 @@ def _of_shards(paths: Sequence[str]) -> list[str]:
     if not others or not any(name.startswith(_TRAIN_FOLDERS) for name in names):
         return []
     return [
-        f"{len(others)} of {len(names)} files are named {min(others)} or the like, and become one "
-        "set with the others; give a pattern that leaves them out if they are test images."
+        f"{len(others)} of {len(names)} files are named {min(others)} or the like, and are read "
+        "into one set with the others; give a pattern that leaves them out if they are test images."
     ]

@@ -162,10 +162,10 @@ def _load_in_memory(
     if train.shape[1:] != test.shape[1:]:
         raise UserError(
             f"{source}: training images have shape {pixels.shape_text(train.shape[1:])} but test "
-            f"images {pixels.shape_text(test.shape[1:])}; they must be alike."
+            f"images {pixels.shape_text(test.shape[1:])}; they must match."
         )
     if file and (shared := pixels.num_shared(train, test)):
-        notes.append(f"{shared} of {len(test)} test images are among the training images too.")
+        notes.append(f"{shared} of {len(test)} test images are also among the training images.")
     return ImageData(train, test, y_test, notes=tuple(notes))
 
 
@@ -182,7 +182,7 @@ def _to_be_scored(data: ImageData, spec: str, trained: dict, split_by: str | Non
         note = f"{spec} holds the data that the model was trained on: its {number} test images "
         note += "are scored."
     else:
-        note = f"The {number} test images of {spec} are scored, its {apart} training images not."
+        note = f"The {number} test images of {spec} are scored, not its {apart} training images."
     return dataclasses.replace(data, notes=(*data.notes, note))
 
 
@@ -209,7 +209,9 @@ def _as_labels(array: np.ndarray, count: int, what: str, notes: list[str]) -> np
             "give it another name if it is something else."
         )
     if array.size != count:
-        notes.append(f"{what} has shape {array.shape}, not one label for each image: not used.")
+        notes.append(
+            f"{what} has shape {array.shape}, not one label for each image; it is not used."
+        )
         return None
     return array.reshape(count)
 
