@@ -23,8 +23,8 @@ def check() -> None:
     """Raises a `UserError` if the user has chosen a backend that the models cannot use."""
     if name() not in _LIBRARIES:
         raise UserError(
-            f"the environment variable KERAS_BACKEND is {name()!r}, but TensorFlow Probability "
-            "supports only 'tensorflow' and 'jax'; set it to one of them or unset it."
+            f"the environment variable KERAS_BACKEND is {name()!r}, but the models, which use "
+            "TensorFlow Probability, need 'tensorflow' or 'jax'; set it to one of them or unset it."
         )
 
 

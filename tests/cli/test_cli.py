@@ -183,7 +183,7 @@ def test_other_keras_backend(refused, monkeypatch):
     monkeypatch.setenv("KERAS_BACKEND", "torch")
     for argv in (["train"], ["evaluate", "x"], ["sample", "x"], ["export", "x"]):
         assert (
-            "is 'torch', but TensorFlow Probability supports only 'tensorflow' and 'jax'"
+            "but the models, which use TensorFlow Probability, need 'tensorflow' or 'jax'"
             in refused(*argv)
         )
     assert main(["train", "--help"]) == 0

@@ -103,7 +103,7 @@ def test_notes_of_an_npz_file(tmp_path):
 @pytest.mark.parametrize(
     ("x", "expected", "note"),
     [
-        (BYTES % 2, BYTES % 2, "bytes of 0 and 1 alone, which are taken as they are"),
+        (BYTES % 2, BYTES % 2, "All bytes of the images are 0 or 1, so they are not scaled"),
         (BYTES, BYTES / 255, None),
         (BYTES % 17, BYTES % 17 / 255, "at most 16, which are divided by 255; if 16 is white"),
         (BYTES % 2 == 1, BYTES % 2, None),
@@ -284,7 +284,7 @@ NPY, NPZ = content_of(np.save, GRAY), content_of(np.savez, GRAY)
             NPY[:-1],
             "truncated: expected 1328 bytes for 40x6x5 values of uint8, found 132",
         ),
-        ("stream", content_of(np.save, np.asfortranarray(GRAY)), "in Fortran order, so that no"),
+        ("stream", content_of(np.save, np.asfortranarray(GRAY)), "in Fortran order, so no image"),
         ("stream", content_of(np.save, np.zeros(4, [("ρ", "f4")])), "an .npy file of version 3.0"),
         ("npz", None, "images: No such file or directory"),
         ("stream", None, "images: No such file or directory"),
@@ -437,7 +437,7 @@ STEPS = "series,step,x\ne,0,1\ne,9001,2\n" + "".join(f"{i % 5},{i // 5},2\n" for
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
-        ("1," * 30_000 + "2\n", "a text of more than 26214 characters is too long"),
+        ("1," * 30_000 + "2\n", "holds more than 26214 bytes of text, too many for the memory"),
         ("1,2\n" * 99 + "1," * 9_000 + "2\n", "the longest of 100 rows has 9001 cells"),
         (STEPS, "give fewer series, or shorter ones"),
     ],

@@ -148,7 +148,7 @@ def test_a_folder_of_all_kinds(tmp_path):
     assert {*data.y_test[gray]} == {"dogs"}
     assert {*data.y_test[~gray]} <= {"cats", "dogs"}
     (note,) = data.notes
-    assert note.startswith("Of 8 test images, and likewise of the training images, are converted: ")
+    assert note.startswith("Conversions in 8 test images (and likewise in the training images): ")
     assert f"{gray.sum()} in gray, among images in colour; " in note
     assert "; 8 resized to 5x5 (bicubic; cropped" in note
     # In `train` and `test`, those of the test images.

@@ -155,7 +155,10 @@ def test_all_of_other_series_are_scored(scored, tmp_path, kind):
     (tmp_path / "here").rename(tmp_path / "there")
     x, said = scored(run, "--dataset", trained.replace("here", "there"))
     np.testing.assert_array_equal(x["x"], data.x_test)
-    assert "holds the data of the training, whose test series are scored: 3 windows" in said
+    assert (
+        "holds the data that the model was trained on; its test series are scored: 3 windows"
+        in said
+    )
     # A test part of their own.
     spec = npz(tmp_path, x=WALKS, x_test=WALKS[:3] + 1)
     x, said = scored(run, "--dataset", spec)

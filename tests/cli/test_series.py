@@ -136,7 +136,7 @@ def test_notes_of_arrays(tmp_path):
     spec = npz(tmp_path, x=x)
     assert f"71% of the values of {spec[4:]} are missing." in series.load(spec).notes
     _, note = series.load(npy(tmp_path, random(9, 2, 30))).notes
-    assert "series of 2 steps and 30 channels; if these stand the other way round" in note
+    assert "series of 2 steps and 30 channels; if these are swapped, store" in note
 
 
 def test_bernoulli_data_are_not_standardised(tmp_path):
@@ -179,7 +179,7 @@ def test_one_long_series_is_tested_at_its_end(tmp_path):
     np.testing.assert_array_equal(again.x_test, data.x_test)
     # Without a window one series alone is cut into eight or so.
     assert series.load(spec).data_shape == (6, 2)
-    assert "a --window that goes into it twice or more" in refusal(series.load, spec, window=30)
+    assert "a --window that fits into it at least twice" in refusal(series.load, spec, window=30)
 
 
 @pytest.mark.parametrize(
@@ -190,12 +190,12 @@ def test_one_long_series_is_tested_at_its_end(tmp_path):
         ({"x": np.zeros((4, 1))}, "shape (4, 1); at least 1 series of 2 steps is needed"),
         ({"x": np.zeros((0, 5))}, "shape (0, 5); at least 1 series"),
         ({"x": np.zeros((3, 5, 0))}, "shape (3, 5, 0); at least 1 series"),
-        ({"x": np.zeros((1, 3))}, "holds one series alone, and none is left to test on"),
+        ({"x": np.zeros((1, 3))}, "holds only one series, which leaves none to test on"),
         ({"x": np.full((4, 2), "a")}, "x has dtype <U1; series must be numbers"),
         ({"x": [[1, np.inf, 1e300], [1, 2, 3]]}, "x: 2 of 6 values are infinite (in float32)"),
         (
             {"x": [[1, 2, NAN], [NAN, NAN, NAN], [1, 2, 3]]},
-            "x: 1 of 3 series have no value that is not missing; leave them out",
+            "x: 1 of 3 series have only missing values; leave them out",
         ),
         (
             {"x": np.ones((3, 4, 2)) * [1, NAN], "x_test": np.ones((3, 4, 2))},
@@ -205,7 +205,7 @@ def test_one_long_series_is_tested_at_its_end(tmp_path):
             {"x": np.ones((3, 4, 2)), "x_test": np.ones((3, 4))},
             "training series have 2 channels but test series 1",
         ),
-        ({"x": np.ones((3, 4)), "x_test": [[NAN] * 4]}, "x_test: 1 of 1 series have no value"),
+        ({"x": np.ones((3, 4)), "x_test": [[NAN] * 4]}, "x_test: 1 of 1 series have only missi"),
         ({"x": np.ones((3, 4)), "length": [4, 4]}, "length has shape (2,) and dtype int64"),
         ({"x": np.ones((3, 4)), "length": [4.0, 4, 3]}, "dtype float64; expected a whole numbe"),
         (
@@ -216,11 +216,11 @@ def test_one_long_series_is_tested_at_its_end(tmp_path):
             ({"x": random(12, 7), "mask": mask}, "true where x was observed, of shape (12, 7)")
             for mask in (np.ones((7, 12)), np.full((12, 7), 0.5), np.ones(12), np.full(12, "a"))
         ),
-        ({"a": np.ones(3), "b": np.ones(3)}, "holds the arrays a, b; expected x, or one array"),
+        ({"a": np.ones(3), "b": np.ones(3)}, "holds the arrays a, b; expected x, or a single"),
         ({}, "holds the arrays (none); expected x"),
         (
             {"x": [[NAN, NAN, 1], [NAN, NAN, 1]]},
-            "no window of 2 steps has a value in its 2 steps or more; choose a longer --window",
+            "no window of 2 steps has a value and at least 2 steps; choose a longer --window",
         ),
         ({"x": np.ones((3, 4)), "window": 5}, "--window 5 is longer than the longest series, 4 st"),
     ],

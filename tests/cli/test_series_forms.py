@@ -137,7 +137,7 @@ def test_how_missing_values_are_written(tmp_path, missing):
 REFUSED = {
     "": "is empty; expected a row for each step",
     "1,2\n3\n": "length: 1 of 2 lengths lie outside 2 to 2",
-    "1,2\n,\n": "1 of 2 series have no value",
+    "1,2\n,\n": "1 of 2 series have only missing values",
     "1,inf\n1,2\n": "1 of 4 values are infinite",
     "series,step,x,x\na,0,1,2\n": "with a name for each column, all different",
     "series,step,x\n": "has a header and no rows",
@@ -151,10 +151,10 @@ REFUSED = {
     # What pandas writes of a table without its index.
     "0,1,2\n1.5,2.0,3.0\n4.0,5.0,6.0\n": "row 1 counts the columns or rows",
     "0,1.5,2.0\n1,4.0,5.0\n2,7.0,8.0\n": "column 1 counts the columns or rows",
-    '"1,5","2,5"\n"1,5","3"\n': "decimals by points",
+    '"1,5","2,5"\n"1,5","3"\n': "use decimal points",
     "1,2\n3,-\n": "row 2, column 2: '-' is not a number",
     "\n1,2\n\n\n3,four\n": "row 5, column 2: 'four' is not a number",
-    "a,b\nx,y\n": "no column holds values, of a, b",
+    "a,b\nx,y\n": "none of the columns a, b holds values",
     "time,x\n0,1\n1.37,2\n9,3\n9.01,1\n": "the times of column time are irregular, from 0.01 to",
     b"1,2\n3,\xe9\n": "cannot be read as text",
     b"1,2\n3,\x004\n": "it holds zero bytes; save it in UTF-8",
@@ -273,7 +273,7 @@ def test_a_dry_run_says_what_was_understood(cli, tmp_path):
         "Would train on own: 6 training and 2 test windows of 5 steps, 1 channel; ar1 posterior "
         "and ar1 prior over 2 latent paths; 1000 epochs (1000 steps, the default).",
         f"Read {path}: 1 series of 40 steps every 1 day, none missing, 1 feature (x).",
-        "One series alone is cut into windows of 5 steps (--window).",
+        "The single series is cut into windows of 5 steps (see --window).",
     ]
     assert contents(".") == {}
 

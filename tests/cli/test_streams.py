@@ -118,7 +118,7 @@ def test_folders_for_training_and_testing(tmp_path, train, test):
     data = datasets.load(f"images:{tmp_path}")
     np.testing.assert_array_equal(data.x_train[:], np.float32(GRAY[:10]) / 255)
     np.testing.assert_array_equal(data.x_test, np.float32(GRAY[10:13]) / 255)
-    assert f"Of {tmp_path} only {train} and {test} are read, not README, other." in data.notes
+    assert f"In {tmp_path}, only {train} and {test} are read, not README, other." in data.notes
     before = data.fingerprint()
     (tmp_path / test / "a" / "000.png").write_bytes(encode(GRAY[20]))
     assert datasets.load(f"images:{tmp_path}").fingerprint()["sha256"] != before["sha256"]
@@ -190,7 +190,7 @@ def test_given_test_images_are_limited(tmp_path, monkeypatch):
     monkeypatch.setattr(streams, "MAX_TEST_IMAGES", 8)
     data = datasets.load(f"images:{tmp_path}")
     assert len(data.x_test) == 8
-    assert "Of 40 test images 8 are used" in data.notes[0]
+    assert "Of 40 test images, 8 are used" in data.notes[0]
     # Not the first ones, which are of one kind if the folders below are classes.
     positions = [np.flatnonzero((np.float32(GRAY) / 255 == x).all((1, 2)))[0] for x in data.x_test]
     assert max(positions) >= 20 > min(positions)
@@ -403,11 +403,11 @@ def test_patterns_and_shards_that_are_refused(tmp_path):
     records = [data_files.example(encode(image)) for image in GRAY[:8]]
     for options in ("stop", "skip"):
         data_files.write_records(path, records, "GZIP")
-        refuse("x-0: is compressed by gzip", corrupt=options)
+        refuse("x-0: is compressed with gzip", corrupt=options)
         path.write_bytes(gzip.compress(b""))
-        refuse("x-0: is compressed by gzip", corrupt=options)
+        refuse("x-0: is compressed with gzip", corrupt=options)
     data_files.write_records(path, records, "ZLIB")
-    refuse("x-0: record 0 (byte 0): the length of the record does not have its CRC (no TFRecord")
+    refuse("x-0: record 0 (byte 0): the length of the record does not match its CRC (not a TFR")
     for record, expected in (
         (b"\x07nonsense", "is not a tf.train.Example"),
         (

@@ -53,7 +53,7 @@ def white_of(greatest: int) -> int:
 def of_bytes(white: int, greatest: int) -> list[str]:
     """A note on how bytes up to `greatest` are scaled, if the images are binary or dark."""
     if white == 1:
-        return ["The images are bytes of 0 and 1 alone, which are taken as they are."]
+        return ["All bytes of the images are 0 or 1, so they are not scaled."]
     if 0 < greatest <= DARK:
         return [
             f"The images are bytes of at most {greatest}, which are divided by 255; if "

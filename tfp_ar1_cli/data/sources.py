@@ -44,7 +44,7 @@ class Faults:
         if not self.skip:
             raise Corrupt(
                 f"{position}: {problem}. Repair or remove it, or train with --corrupt skip, which "
-                "leaves out what is corrupt."
+                "leaves out corrupt images."
             )
         self.found[position] = str(problem)
 
@@ -108,8 +108,8 @@ class NpyFile:
         pixels.check_array(shape, self._dtype, str(path), at_least)
         if fortran_order:
             raise UserError(
-                f"{path}: is in Fortran order, so that no image lies in one piece; write it in C "
-                "order, with numpy.save(file, numpy.ascontiguousarray(x))."
+                f"{path}: is in Fortran order, so no image lies in one piece; write it in C order, "
+                "with numpy.save(file, numpy.ascontiguousarray(x))."
             )
         self._row_shape, self._count = shape[1:], shape[0]
         self._channels_first = pixels.channels_first(shape)

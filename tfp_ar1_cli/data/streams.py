@@ -92,7 +92,7 @@ class Stream:
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NoReturn:
         """Refuses conversion: `numpy.asarray` would silently read everything into memory."""
         raise TypeError(
-            f"these {len(self)} images stay on disk and do not become an array as a whole; index "
+            f"these {len(self)} images stay on disk and cannot be converted to one array; index "
             "them with a slice or an array of integers."
         )
 
@@ -167,10 +167,10 @@ def load(
     if trained is not None and sha256 != trained:
         if not parts:
             train, test = np.arange(0), np.arange(len(source))
-        check_memory(place, image_bytes * len(test), "hand it over in parts")
+        check_memory(place, image_bytes * len(test), "give it in parts")
     elif len(test) > max_test:
         notes.append(
-            f"Of {len(test)} test images {max_test} are used, chosen at random, the same in "
+            f"Of {len(test)} test images, {max_test} are used, chosen at random, the same in "
             f"every run: at most {MAX_TEST_IMAGES}, and {MAX_TEST_BYTES // 2**20} MiB."
             + " --split shuffled trains on the others."
             * (not parts and split_by == "stable")
@@ -185,9 +185,9 @@ def load(
     if not isinstance(test_source, NpyFile):  # The test images stand for all images.
         notes += pixels.of_bytes(255, round(255 * float(x_test.max())))
         if done := "; ".join(f"{n} {what}" for what, n in sorted(test_source.converted.items())):
-            likewise = ", and likewise of the training images," * bool(len(train))
+            likewise = " (and likewise in the training images)" * bool(len(train))
             tests = counted(len(x_test), "test image")
-            notes.append(f"Of {tests}{likewise} are converted: {done}.")
+            notes.append(f"Conversions in {tests}{likewise}: {done}.")
     if isinstance(test_source, image_files.ImageFiles):
         read = [row for row in test.tolist() if test_source.position(row) not in faults.found]
         labels = test_source.labels(np.array(read))

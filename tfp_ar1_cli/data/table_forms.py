@@ -146,7 +146,7 @@ def _check_counts(path: Any, frame: pd.DataFrame, notes: list[str]) -> None:
     if sure:
         raise UserError(
             f"{path}: {counts} the columns or rows of a table, and would be read as values; write "
-            "it without them, in pandas by to_csv(header=False, index=False), or name the column "
+            "it without them, in pandas with to_csv(header=False, index=False), or name the column "
             "in a header. If they are values, write them as 0.0, 1.0, ..."
         )
     if counts:
@@ -198,7 +198,7 @@ def of_frame(path: Any, frame: pd.DataFrame, columns: str = "features") -> Serie
     what = _choose(path, frame, names, notes)
     if not what.values:
         raise UserError(
-            f"{path}: no column holds values, of {', '.join(names)}; expected {EXPECTED}."
+            f"{path}: none of the columns {', '.join(names)} holds values; expected {EXPECTED}."
         )
     numbers = np.stack([_numbers(path, frame, column) for column in what.values], axis=-1)
     groups: dict[Any, list[int]] = {}
@@ -231,7 +231,7 @@ def of_frame(path: Any, frame: pd.DataFrame, columns: str = "features") -> Serie
         except times.Irregular as error:
             raise UserError(
                 f"{path}: the times of column {names[what.time]} {error}. Steps must be equally "
-                "spaced: bring them to a grid first, in pandas by "
+                "spaced: resample them to a grid first, in pandas with "
                 "frame.resample('1h').mean(), and leave steps without a value empty."
             ) from error
         positions = [spacing.positions(mine) for mine in sorted_times]
@@ -308,7 +308,7 @@ def _choose(path: Any, frame: pd.DataFrame, names: list[str], notes: list[str]) 
         # Whole numbers that make times unique, such as numbers of shops or sensors.
         series = first(lambda c: _tells_series_apart(frame, c, time) and kinds[c] == "number")
         if series is not None:
-            notes.append(f"Column {names[series]} of {path} is read as what tells series apart.")
+            notes.append(f"Column {names[series]} of {path} is read as the names of the series.")
             rest.remove(series)
     unread = [column for column in rest if kinds[column] != "number"]
     for column in unread:
@@ -316,7 +316,7 @@ def _choose(path: Any, frame: pd.DataFrame, names: list[str], notes: list[str]) 
         if any(map(is_number, cells)) or len(rest) == len(unread) == 1:
             _numbers(path, frame, column)  # Raises an error that names the cell.
     if unread:
-        notes.append(f"Not read of {path}: {', '.join(names[column] for column in unread)}.")
+        notes.append(f"Not read from {path}: {', '.join(names[column] for column in unread)}.")
     return Columns(series, time, [column for column in rest if column not in unread])
 
 
@@ -357,9 +357,7 @@ def _as_number(cell: Any, where: str) -> float:
     if not is_number(str(cell)):
         hint = ""
         if re.search(r"[;\t]|^[-+]?\d+,\d+$", str(cell)):
-            hint = (
-                "cells must be separated by commas, and decimals by points, or cells by ; or tab; "
-            )
+            hint = "separate cells with commas and use decimal points, or separate with ; or tab; "
         raise UserError(
             f"{where}: {cell!r} is not a number; {hint}expected {EXPECTED}, and empty cells where "
             "values are missing."

@@ -88,7 +88,7 @@ def read_text(path: pathlib.Path, least: str) -> Cells:
         check_memory(
             path,
             len(rows) * width * _BYTES_PER_CELL,
-            f"the longest of {len(rows)} rows has {width} cells; look whether that is right",
+            f"the longest of {len(rows)} rows has {width} cells; check whether that is right",
         )
         frame = pd.read_csv(
             io.StringIO("\n".join(lines)),
@@ -143,14 +143,16 @@ def _text(path: pathlib.Path) -> str:
                 f"{path}: truncated or damaged gzip file ({error}); copy or compress it again."
             ) from error
     if len(content) > most:
-        raise UserError(f"{path}: a text of more than {most} characters is too long; {ADVICE}.")
+        raise UserError(
+            f"{path}: holds more than {most} bytes of text, too many for the memory; {ADVICE}."
+        )
     utf16 = content[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
     try:
         text = content.decode("utf-16" if utf16 else "utf-8-sig")
     except UnicodeError as error:
         raise UserError(
-            f"{path}: cannot be read as text: {error}; unpack it if it is compressed in another "
-            "way than gzip, or save it as text in UTF-8."
+            f"{path}: cannot be read as text: {error}; unpack it if it is compressed other "
+            "than with gzip, or save it as text in UTF-8."
         ) from error
     if "\0" in text:
         raise UserError(f"{path}: cannot be read as text: it holds zero bytes; save it in UTF-8.")
@@ -196,7 +198,7 @@ def read_parquet(path: pathlib.Path) -> pd.DataFrame:
         return pd.read_parquet(path)
     except ImportError as error:
         raise UserError(
-            f"{path}: pandas reads parquet files by the package pyarrow, which is not installed; "
+            f"{path}: pandas reads parquet files with the package pyarrow, which is not installed; "
             "run: pip install pyarrow"
         ) from error
     except Exception as error:  # Arbitrary bytes fail in many ways.

@@ -31,7 +31,7 @@ def index(path: pathlib.Path) -> tuple[np.ndarray, np.ndarray, str | None]:
     with open_raw(path) as file:
         if size >= 2 and read_at(file, 0, 2) == b"\x1f\x8b":
             raise UserError(
-                f"{path}: is compressed by gzip, so that its records cannot be read by position; "
+                f"{path}: is compressed with gzip, so its records cannot be read by position; "
                 "write it without compression, or decompress it with gunzip."
             )
         while offset < size and damage is None:
@@ -41,8 +41,8 @@ def index(path: pathlib.Path) -> tuple[np.ndarray, np.ndarray, str | None]:
                 length, crc = _HEADER.unpack(header)
                 end += length + _FOOTER.size
                 if masked_crc32c(bytes(header[:8])) != crc:
-                    hint = "" if offset else " (no TFRecord file, or a compressed one, or damaged)"
-                    damage = f"the length of the record does not have its CRC{hint}"
+                    hint = "" if offset else " (not a TFRecord file, or compressed or damaged)"
+                    damage = f"the length of the record does not match its CRC{hint}"
                     break
             if end > size:
                 damage = f"truncated: the file ends at byte {size}, before the record's end"
@@ -64,7 +64,7 @@ def read(path: pathlib.Path, offset: int, length: int) -> bytes:
         content = read_at(file, offset + _HEADER.size, length + _FOOTER.size)
     data, (crc,) = bytes(content[:length]), _FOOTER.unpack(content[length:])
     if masked_crc32c(data) != crc:
-        raise Unreadable("the data of the record do not have their CRC")
+        raise Unreadable("the data of the record do not match their CRC")
     return data
 
 
