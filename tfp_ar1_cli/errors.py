@@ -39,7 +39,7 @@ def dispensable(what: object) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # No error of a picture may cost hours of training.
-        warn(f"{what}: left out, because it failed: {reason(error)}. All else is written.")
+        warn(f"{what}: left out because it failed: {reason(error)}. Everything else is written.")
 
 
 def warn(message: str) -> None:

@@ -56,8 +56,8 @@ def _load_data(run: Run, options: EvaluateOptions) -> Data:
         if not own:
             raise
         raise UserError(
-            f"{describe(error)} {run.folder} was trained on it; if it was moved, give its place "
-            "with --dataset."
+            f"{describe(error)} {run.folder} was trained on it; if it has moved, give its new "
+            "path with --dataset."
         ) from error
     if data.data_shape != run.data_shape:
         raise UserError(
@@ -69,7 +69,7 @@ def _load_data(run: Run, options: EvaluateOptions) -> Data:
     elif _place(dataset) == _place(run.options.dataset) and not data.is_that_of(run.data):
         click.echo(
             f"{dataset} has changed since {run.folder} was trained on it, or was read in another "
-            "way: what is scored may hold data of the training.",
+            "way: the scored data may include training data.",
             err=True,
         )
     return data
@@ -104,7 +104,10 @@ def _why_not(run: Run, error: Exception) -> str:
         return f", though the same packages wrote it: {first_line}"
     before = ", ".join(f"{name} {wrote.get(name, 'unknown')}" for name in other)
     after = ", ".join(f"{name} {now.get(name, 'missing')}" for name in other)
-    return f". It was written with {before}; here are {after}. Install the former. ({first_line})"
+    return (
+        f". It was written with {before}, but this environment has {after}; install the former. "
+        f"({first_line})"
+    )
 
 
 def _is_whole(archive: pathlib.Path) -> bool:

@@ -28,7 +28,7 @@ def export(options: ExportOptions) -> tuple[pathlib.Path, dict[str, Any] | None]
     run = run_folder.read_finished(options.run)
     if backend.name() != "tensorflow":
         raise UserError(
-            "a SavedModel is TensorFlow's: export the run, whichever backend trained it, with "
+            "a SavedModel needs TensorFlow: export the run, whichever backend trained it, with "
             "KERAS_BACKEND=tensorflow, where TensorFlow is installed."
         )
     if options.serving:

@@ -27,7 +27,7 @@ def command(folder: pathlib.Path) -> None:
         raise UserError(f"{folder}: no such folder; name one that holds runs.")
     names = sorted(path.parent for path in folder.glob("*/config.json"))
     if not names:
-        raise UserError(f"{folder}: holds no runs; name the folder that they lie in.")
+        raise UserError(f"{folder}: holds no runs; name the folder that holds them.")
     table = rich.table.Table(title=str(folder))
     for heading in ("run", "data", "posterior", "epochs", "-ELBO", "state"):
         table.add_column(heading, overflow="fold")

@@ -21,15 +21,15 @@ POSTERIORS = {
 }
 POSTERIOR_HELP = (
     "Covariance of the posterior q(z | x): with correlations of neighbouring latents (ar1, "
-    "arh1, ante1), of all latents (full), or none (diag, isotropic). Sequences: or with those "
-    "that the prior gives (sites)."
+    "arh1, ante1), of all latents (full), or none (diag, isotropic). Sequences: also with the "
+    "correlations of the prior (sites)."
 )
 # The networks of each model.
 NETWORKS = {
     "image": {
-        "mlp": "multilayer perceptrons, the decoder the mirror of the encoder",
+        "mlp": "multilayer perceptrons; the decoder mirrors the encoder",
         "cnn": "convolutional networks",
-        "dcgan": "convolutional networks in the manner of DCGAN",
+        "dcgan": "convolutional networks in the style of DCGAN",
     },
     "sequence": {
         "convolutional": "an encoder of dilated convolutions over time, a decoder of single steps",
@@ -52,7 +52,7 @@ PRIORS = ("ar1", "normal")
 STRATEGIES = ("none", "mirrored", "multiworker")
 MODELS = tuple(NETWORKS)
 SPLITS = {
-    "stable": "one of every five in a row, so that examples which are appended later change "
-    "nothing for those before",
+    "stable": "one of every five in a row, so appending examples later does not move earlier ones "
+    "between the sets",
     "shuffled": "20% of all, drawn anew when their number changes",
 }

@@ -68,7 +68,7 @@ _DATASET_HELP = (
 )
 _DATA_DIR_HELP = (
     "Folder of the four IDX files of mnist or fashion_mnist, gzipped or not, or of folders mnist "
-    "and fashion_mnist (MNIST/raw and FashionMNIST/raw too) that hold them."
+    "and fashion_mnist (or MNIST/raw and FashionMNIST/raw) that hold them."
 )
 IMPORTANCE_HELP = "Samples per image, or window, for the importance-weighted likelihood."
 
@@ -107,11 +107,11 @@ class RunOptions:
     resize: tuple[int, int] | None = option(
         Size(),
         f"Images of {streams.ENCODED_CHOICES}: resize to HEIGHTxWIDTH pixels, or NxN. They are "
-        "cropped around the centre to that aspect ratio, so that nothing is distorted, and "
+        "cropped around the centre to that aspect ratio, so nothing is distorted, and "
         "resampled (bicubic).",
         {"image": None},
         metavar="HxW|N",
-        show_default="the size that they have",
+        show_default="their own size",
         later=True,
     )
     grayscale: bool | None = option(
@@ -155,7 +155,7 @@ class RunOptions:
         Counts(),
         "Filters of each convolution of the encoder, separated by commas, for the networks cnn, "
         "dcgan and convolutional.",
-        show_default="64,128 for cnn, from 64 on doubled for dcgan, six times 32 for convolutional",
+        show_default="64,128 for cnn, doubling from 64 for dcgan, six times 32 for convolutional",
         later=True,
     )
     units: int | None = option(
@@ -194,15 +194,15 @@ class RunOptions:
     channels: int | None = option(COUNT, "Sequences: number of latent paths.", {"sequence": 2})
     hide: float | None = option(
         Finite(0, 1),
-        "Sequences: in training, up to this share of the steps of every other window is hidden, "
-        "so that the encoder learns to impute.",
+        "Sequences: in training, hide up to this share of the steps of half of the windows, so the "
+        "encoder learns to impute.",
         {"sequence": 0.5},
     )
     epochs: int = option(
         COUNT,
         "Passes over the training data; with --extend, additional passes.",
         show_default=f"{', '.join(f'{n} for {name}' for name, n in _EPOCHS.items())}; for your own "
-        f"data as many as make {_STEPS_OWN_DATA['image']} steps of the optimizer, for sequences "
+        f"data as many as make {_STEPS_OWN_DATA['image']} optimizer steps, for sequences "
         f"{_STEPS_OWN_DATA['sequence']}, from {_FEWEST_EPOCHS} to {_MOST_EPOCHS}",
     )
     validation: float = option(
@@ -465,7 +465,7 @@ class ExportOptions:
     serving: bool = option(
         click.BOOL,
         "Write what TensorFlow Serving loads: the folder --out/1, or the one with the next "
-        "free number, so that exporting again adds a version.",
+        "free number, so exporting again adds a version.",
         False,
         is_flag=True,
         metavar=None,

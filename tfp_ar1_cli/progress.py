@@ -15,7 +15,7 @@ import rich.progress
 
 _SECONDS_BETWEEN_LINES = 5.0
 _SECONDS_OF_SILENCE = 4.0
-_COMPILES = "compiling the first step, which takes some seconds"
+_COMPILES = "compiling the first step, which takes a few seconds"
 
 
 def counted(number: int, noun: str) -> str:

@@ -29,14 +29,14 @@ def run_remarks(run: Run) -> list[str]:
     curve = np.add(history["reconstruction"], history["kl"])
     if epochs > 1 and curve[0] - curve.min() < _HARDLY * max(abs(curve[0]), 1):
         remarks.append(
-            f"The run ended about as it began, with a -ELBO of {curve[-1]:.2f} after "
-            f"{curve[0]:.2f}: {longer}, or anew with a higher --learning-rate or more data."
+            f"The run ended about where it began, with a -ELBO of {curve[-1]:.2f} (at first "
+            f"{curve[0]:.2f}): {longer}, or anew with a higher --learning-rate or more data."
         )
     correlations = run.metrics().get("prior_correlation", [])
     if options.prior == "ar1" and max(map(abs, correlations), default=1) < _ABOUT_ZERO:
         remarks.append(
-            "The prior correlations are still about 0, where they started, so that the model has "
-            f"learned nothing of how steps follow each other: {longer}, or with more or longer "
-            "windows; if the series are noise, this is right."
+            "The prior correlations are still about 0, where they started, so the model has "
+            f"learned nothing about how steps follow each other: {longer}, or with more or longer "
+            "windows; if the series are white noise, this is right."
         )
     return remarks

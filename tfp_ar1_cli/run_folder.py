@@ -363,7 +363,7 @@ def claim(
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
                 raise Claimed(
-                    f"{out}: another process is at work on this run; choose another --out."
+                    f"{out}: another process is working on this run; choose another --out."
                 ) from error
         for folder in (out, run.checkpoints):
             for leftover in folder.glob(f"{TEMPORARY}*"):  # From a killed process.
@@ -405,8 +405,8 @@ def check_data(run: Run, data: dict[str, Any]) -> None:
         kind = "windows" if run.options.model == "sequence" else "images"
         raise UserError(
             f"{dataset}: has changed since {run.folder} was trained on it ({was} {kind} then, "
-            f"{now} now), so that its test {kind} are not those that the training left out; "
-            f"restore it, or give --dataset {dataset} to have all of it scored as it is now."
+            f"{now} now), so its test {kind} are not those that the training left out; "
+            f"restore it, or give --dataset {dataset} to score all of it as it is now."
         )
 
 

@@ -37,8 +37,8 @@ def prepare(options: RunOptions, before: RunOptions | None = None) -> tuple[RunO
     replicas = strategies.num_replicas(options.strategy, options.replicas)
     if options.batch_size < replicas:
         raise UserError(
-            f"--batch-size {options.batch_size} is too small for {replicas} replicas; it is that "
-            "of all of them together."
+            f"--batch-size {options.batch_size} is too small for {replicas} replicas, "
+            "which share it; give at least one example for each."
         )
     split = options.split or (before.split if before else default_split(options.dataset))
     options = dataclasses.replace(options, split=split)
@@ -49,7 +49,7 @@ def prepare(options: RunOptions, before: RunOptions | None = None) -> tuple[RunO
     num_train = len(data.x_train)
     if options.validation and num_train < 2:
         raise UserError(
-            f"{options.dataset}: has 1 training {data.noun}, and none is left for validation; "
+            f"{options.dataset}: has 1 training {data.noun}, which leaves none for validation; "
             "leave --validation and --patience out, or choose a shorter --window."
         )
     apart = max(1, round(options.validation * num_train)) if options.validation else 0
@@ -155,7 +155,7 @@ def _train(
     start = functools.partial(strategies.start, name, options.replicas or 1)
     with strategies.restarting(run):
         strategy = startup.import_backend(start)
-    click.echo(f"Computed on {strategies.describe_devices(name, options.replicas or 1)}.")
+    click.echo(f"Running on {strategies.describe_devices(name, options.replicas or 1)}.")
     from tfp_ar1_cli.training import fit
 
     try:
@@ -213,7 +213,7 @@ def _announce(what: str, options: RunOptions, data: Data, already: str = "") -> 
         f"posterior {kinds.of(options).describe_latents(options)}; {length}{already}."
     )
     if options.extend or options.warm_start:
-        begins = "Goes on from the end of" if options.extend else "Begins with the weights of"
+        begins = "Continues from the end of" if options.extend else "Begins with the weights of"
         click.echo(f"{begins} {options.extend or options.warm_start}.")
     for note in data.notes:
         click.echo(note)
@@ -296,7 +296,7 @@ def command(
     """  # noqa: D301
     if _is_given(ctx, "extend"):
         if not _is_given(ctx, "epochs"):
-            raise click.UsageError("--extend needs --epochs N: how many more.")
+            raise click.UsageError("--extend needs --epochs N, the number of additional epochs.")
         done = continuing.num_epochs(run_folder.read_finished(pathlib.Path(str(options.extend))))
         options = dataclasses.replace(options, epochs=done + options.epochs)
     if dry_run:

@@ -327,7 +327,7 @@ def test_out_with_an_unfinished_run_of_another_kind(
 def test_out_at_which_another_process_is_at_work(refused, tmp_path, images, tiny):
     with run_folder.claim(tmp_path / "run", "", *tiny):
         argv = ["train", "--dataset", f"npz:{images}", *TINY, "--out", tmp_path / "run"]
-        assert "another process is at work on this run" in refused(*argv)
+        assert "another process is working on this run" in refused(*argv)
 
 
 # Runs of earlier versions, of other formats, and damaged ones
@@ -416,8 +416,8 @@ def test_a_model_that_is_damaged(cli, copied, damage):
     [
         (
             {"keras": "3.0.1"},
-            f"It was written with keras 3.0.1; here are keras {keras.__version__}. Install the "
-            "former. (Could not deserialize)",
+            f"It was written with keras 3.0.1, but this environment has keras {keras.__version__}; "
+            "install the former. (Could not deserialize)",
         ),
         ({}, "cannot be loaded, though the same packages wrote it: Could not deserialize"),
         (None, "It was written with python unknown, "),

@@ -94,8 +94,8 @@ def test_a_picture_that_fails_costs_neither_the_run_nor_the_others(
     code, out, err = cli("train", "--dataset", f"npz:{images}", *TINY, "--out", folder)
     assert code == 0
     assert [line for line in err.splitlines() if "warning" in line] == [
-        f"tfp-ar1: warning: {folder}/samples.png: left out, because it failed: no such. All else "
-        "is written."
+        f"tfp-ar1: warning: {folder}/samples.png: left out because it failed: no such. "
+        "Everything else is written."
     ]
     assert run_folder.read_finished(folder).metrics() == quick
     written = {path.name for path in folder.iterdir()}

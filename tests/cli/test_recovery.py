@@ -127,7 +127,7 @@ def test_one_of_two_workers_killed(tmp_path):
     assert_same_run(tmp_path / "killed", tmp_path / "uninterrupted", rtol=1e-6)
     survivor = (tmp_path / "log1").read_text()
     assert "Another worker was lost" in survivor
-    assert "; starting again from the last backup." in survivor
+    assert "; restarting from the last backup." in survivor
 
 
 @pytest.mark.slow

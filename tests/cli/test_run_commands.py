@@ -94,7 +94,7 @@ def test_json_and_quiet_of_a_repeated_run(cli, no_pictures, finished):
         assert line["loss"] == before.history()["loss"][number]
     assert results.pop("run") == "again"
     (remark,) = results.pop("remarks")
-    assert "The run ended about as it began" in remark
+    assert "The run ended about where it began" in remark
     assert results == run_folder.read(pathlib.Path("again")).metrics()
 
 

@@ -96,11 +96,11 @@ def test_data_of_a_run_that_have_changed(scored, cli, tmp_path, kind):
     assert (code, out) == (2, "")
     assert err.startswith(f"tfp-ar1: error: {spec}: has changed since {run} was trained on it (12")
     assert "(12 training and 3 test images then, 16 training and 4 test now)" in err
-    assert f"restore it, or give --dataset {spec} to have all of it scored" in err
+    assert f"restore it, or give --dataset {spec} to score all of it" in err
     x, said = scored(run, "--dataset", spec)
     np.testing.assert_allclose(in_order(x), in_order(BYTES / 255), rtol=1e-6)
     assert f"All 20 images of {spec} are scored." in said
-    assert "what is scored may hold data of the training" in said
+    assert "the scored data may include training data" in said
 
 
 def test_the_file_of_the_run_read_in_another_way(scored, tmp_path):
@@ -113,7 +113,7 @@ def test_the_file_of_the_run_read_in_another_way(scored, tmp_path):
     os.chdir(tmp_path / "run")
     x, said = scored(run, "--dataset", "npy:../own.npy")
     assert len(x) == 20
-    assert "what is scored may hold data of the training" in said
+    assert "the scored data may include training data" in said
 
 
 def test_a_file_that_has_a_test_part(scored, tmp_path):
@@ -134,7 +134,7 @@ def test_a_file_that_is_gone(refused, tmp_path):
     (tmp_path / "own.npy").unlink()
     message = refused("evaluate", run)
     assert "own.npy: No such file or directory" in message
-    assert "if it was moved, give its place with --dataset" in message
+    assert "if it has moved, give its new path with --dataset" in message
 
 
 SEQUENCE = ("--model", "sequence", "--dataset")

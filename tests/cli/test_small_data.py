@@ -92,7 +92,7 @@ def test_each_kind_of_data_is_split_by_place(tmp_path, kind):
 def test_one_window_cannot_be_split(refused):
     np.save("x.npy", np.random.default_rng(0).random((2, 9)))
     argv = ["train", "--model", "sequence", "--dataset", "npy:x.npy", "--patience", "2"]
-    assert "has 1 training window, and none is left for validation" in refused(*argv)
+    assert "has 1 training window, which leaves none for validation" in refused(*argv)
 
 
 # Early stopping, and runs that begin with others
@@ -204,7 +204,7 @@ def test_what_other_runs_begin_with(cli, monkeypatch, request, how, fixture):
     argv = (f"--{how}", folder, "--learning-rate", 0.5, "--epochs", 4, "--out", "new")
     code, out, _ = cli("train", *argv)
     assert code == 130
-    words = {"from": "Begins with the weights of", "extend": "Goes on from the end of"}[how]
+    words = {"from": "Begins with the weights of", "extend": "Continues from the end of"}[how]
     assert f"\n{words} {folder}.\n" in out
     run, before = (run_folder.read(pathlib.Path(x)) for x in ("new", folder))
     changed = {"from": {"warm_start": str(folder), "epochs": 4}}
@@ -231,7 +231,7 @@ def test_what_other_runs_begin_with(cli, monkeypatch, request, how, fixture):
         ),
         ("--from RUN --dataset npy:x.npy", "x.npy: has examples of shape (5, 5), but RUN was"),
         ("--from RUN --extend RUN", "--extend continues a run, --from begins a new one"),
-        ("--extend RUN", "--extend needs --epochs N: how many more"),
+        ("--extend RUN", "--extend needs --epochs N, the number of"),
         (
             "--extend RUN --epochs 3 --beta 2",
             "--beta 2.0 does not match RUN, which was trained with 1.0",
@@ -278,7 +278,7 @@ def test_sizes_of_networks(argv, layer, shapes):
 @pytest.mark.parametrize(
     ("history", "metrics", "expected"),
     [
-        ({"reconstruction": [40, 39.9], "kl": [0.5, 0.3]}, {}, ["ended about as it began"]),
+        ({"reconstruction": [40, 39.9], "kl": [0.5, 0.3]}, {}, ["ended about where it began"]),
         ({"reconstruction": [40, 30], "kl": [0.5, 3]}, {}, []),
         ({"reconstruction": [-0.3, -0.4], "kl": [0.0, 0.0]}, {}, []),
         ({"reconstruction": [9], "kl": [0.5]}, {}, []),  # Nothing to compare.

@@ -50,7 +50,7 @@ def test_who_is_who(monkeypatch, config, index, number):
         ("[]", "TF_CONFIG cannot be read (TypeError"),
         ('{"cluster": {}}', "TF_CONFIG cannot be read (KeyError: 'task')"),
         (tf_config("ps"), "TF_CONFIG cannot be read (KeyError: 'ps')"),
-        (tf_config(index=2), "has 2 of type worker, so that there is no index 2"),
+        (tf_config(index=2), "has 2 of type worker, so there is no index 2"),
         (tf_config(index=-1), "there is no index -1"),
         (tf_config("chief"), "has 0 of type chief"),
     ],

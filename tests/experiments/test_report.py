@@ -290,7 +290,7 @@ def test_other_files_are_left_alone_and_a_picture_that_fails_is_told(
     for name in ("_curves", "_samples", "_differences"):
         monkeypatch.setattr(report.pictures, name, fail)
     assert report.write(file, out) == report.write(file, out) == [out / "tables.md"]
-    assert "differences.png: left out, because it failed: no such" in capsys.readouterr().err
+    assert "differences.png: left out because it failed: no such" in capsys.readouterr().err
     assert (out / "mine.txt").read_text() == "precious"
     (out / "tables.md").write_text("precious")
     with pytest.raises(UserError, match=r"tables\.md: was not written by this command"):

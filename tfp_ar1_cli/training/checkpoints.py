@@ -163,8 +163,8 @@ def load_state(model: keras.Model, state: dict[str, np.ndarray]) -> None:
     shapes = {name: tuple(variable.shape) for name, variable in variables.items()}
     if shapes != {name: array.shape for name, array in state.items()}:
         raise UserError(
-            "the checkpoint is of another model than this version makes; finish the run with the "
-            "version that began it, or choose another --out."
+            "the checkpoint does not match the model that this version builds; finish the run with "
+            "the version that began it, or choose another --out."
         )
     for name, variable in variables.items():
         variable.assign(state[name])

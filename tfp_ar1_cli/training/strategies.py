@@ -69,7 +69,7 @@ def task() -> Task:
     if not text:
         raise UserError(
             "--strategy multiworker needs the environment variable TF_CONFIG, which says where the "
-            f"workers are and which of them this one is; for two: {_EXAMPLE}"
+            f"workers are and which of them this one is; for two workers it is {_EXAMPLE}"
         )
     try:
         config = json.loads(text)
@@ -86,8 +86,8 @@ def task() -> Task:
         ) from error
     if not 0 <= index < len(of_kind):
         raise UserError(
-            f"TF_CONFIG has {len(of_kind)} of type {kind}, so that there is no index {index}; "
-            "count from 0."
+            f"TF_CONFIG has {len(of_kind)} of type {kind}, so there is no index {index}; count "
+            "from 0."
         )
     return Task(number, addresses)
 
@@ -104,7 +104,9 @@ def num_replicas(strategy: str, asked: int | None) -> int:
     if strategy == "multiworker":
         workers = len(task().addresses)
         if asked not in (None, workers):
-            raise UserError("--replicas is for --strategy mirrored, not for multiworker.")
+            raise UserError(
+                "--replicas is for --strategy mirrored, not for multiworker; leave it out."
+            )
         return workers
 
     def find() -> list:
@@ -114,7 +116,10 @@ def num_replicas(strategy: str, asked: int | None) -> int:
 
     gpus = len(startup.import_backend(find) or [])
     if asked is not None and gpus and asked > gpus:
-        raise UserError(f"--replicas {asked} is more than there are: {counted(gpus, 'GPU')}.")
+        raise UserError(
+            f"--replicas {asked} is too many for {counted(gpus, 'GPU')}; give fewer, or "
+            "leave it out."
+        )
     return asked or gpus or _DEFAULT_CPU_REPLICAS
 
 
@@ -177,7 +182,8 @@ def _start_worker() -> "tf.distribute.MultiWorkerMirroredStrategy":
         me = task()
         raise UserError(
             f"worker {me.index} cannot listen on {me.addresses[me.index]}, its address in "
-            f"TF_CONFIG: the port is taken, or the address is not of this machine ({error.message})"
+            f"TF_CONFIG: the port is taken, or this machine does not have the address "
+            f"({error.message})"
         ) from error
     finally:
         signal.signal(signal.SIGINT, handler)
@@ -204,7 +210,7 @@ def check_alike(strategy: Any, run: Run, position: Position) -> None:
             f"{counted(epoch, 'epoch')} and {counted(step, 'step')}" for _, epoch, step in everyones
         )
         raise UserError(
-            f"the workers do not stand at the same place ({places}); {run.folder} must be a folder "
+            f"the workers are at different positions ({places}); {run.folder} must be a folder "
             "that all of them share."
         )
 
@@ -258,12 +264,12 @@ def _start_again(done: Position, error: Exception) -> None:
     if count > _MAX_RESTARTS:
         raise WorkerLost(
             f"the other workers were lost {_MAX_RESTARTS} times without a backup in between; see "
-            f"what they say. TensorFlow says: {error}"
+            f"their output. TensorFlow says: {error}"
         ) from error
     os.environ[_RESTARTS] = f"{here}/{count}"
     click.echo(
-        "Another worker was lost (if it stopped by itself, it says why); starting again from the "
-        "last backup.",
+        "Another worker was lost (if it stopped by itself, its output says why); restarting from "
+        "the last backup.",
         err=True,
     )
     time.sleep(_SECONDS_BEFORE_RESTART)
