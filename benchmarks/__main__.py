@@ -61,7 +61,7 @@ def main() -> None:
 # The suites of JAX need a process of their own, as its threads slow down TensorFlow.
 @click.option("--suite", "suites", multiple=True, type=click.Choice(_SUITES), default=_SUITES[:-2])
 @click.option("--mode", "modes", multiple=True, type=click.Choice(_MODES), default=_MODES)
-@click.option("--seconds", default=2.0, show_default=True, help="For each comparison.")
+@click.option("--seconds", default=2.0, show_default=True, help="Time per comparison.")
 def run(
     out: pathlib.Path | None, suites: tuple[str, ...], modes: tuple[str, ...], seconds: float
 ) -> None:
@@ -345,7 +345,9 @@ def training_on_jax(modes: tuple[str, ...], seconds: float) -> Any:
 @main.command()
 @click.argument("results", type=click.Path(exists=True, path_type=pathlib.Path), default=_RESULTS)
 @click.option("--readme", type=click.Path(exists=True, path_type=pathlib.Path))
-@click.option("--page", type=click.Path(exists=True, path_type=pathlib.Path), help="For JAX.")
+@click.option(
+    "--page", type=click.Path(exists=True, path_type=pathlib.Path), help="For the JAX tables."
+)
 def report(results: pathlib.Path, readme: pathlib.Path | None, page: pathlib.Path | None) -> None:
     """Write tables (.md) and the picture (.png) beside RESULTS, and tables in README and docs."""
     from benchmarks import report as reports

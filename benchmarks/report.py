@@ -76,7 +76,9 @@ def with_section(page: str, marks: tuple[str, str], section: str) -> str:
     """
     begin, end = marks
     if begin not in page or end not in page:
-        raise ValueError(f"The page has no lines {begin!r} and {end!r} to write between.")
+        raise ValueError(
+            f"The page lacks the lines {begin!r} and {end!r} to write between; add them."
+        )
     head, rest = page.split(begin, 1)
     return f"{head}{begin}\n\n{section}\n\n{end}{rest.split(end, 1)[1]}"
 

@@ -12,7 +12,7 @@ from tfp_ar1_cli.errors import Interrupted
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 def cli() -> None:
-    """Grids of experiments, and the tables, pictures and pages that are made of their results."""
+    """Grids of experiments, and tables, pictures and pages of their results."""
 
 
 @cli.command(
@@ -35,18 +35,18 @@ def cli() -> None:
     default=1,
     help="Runs at a time; each has its share of the cores.",
 )
-@click.option("--dry-run", is_flag=True, help="Say what would be run, and what is done.")
+@click.option("--dry-run", is_flag=True, help="Print what would be run and what is done.")
 def run(train: tuple[str, ...], out: pathlib.Path, jobs: int, dry_run: bool) -> None:
     r"""Run a grid of experiments: every combination of the values of options.
 
     The options are those of 'tfp-ar1 train', which checks them. --dataset, --network, --objective,
-    --beta, --latent-dim, --channels, --prior, --posterior and --seed may have several values, with
-    commas between, as in --seed 0,1,2. By default there are the posteriors ar1 and diag, three
+    --beta, --latent-dim, --channels, --prior, --posterior and --seed may have several values,
+    separated by commas, as in --seed 0,1,2. The defaults are the posteriors ar1 and diag, three
     seeds, and 100 samples for the importance-weighted likelihood.
 
     Each run is what 'tfp-ar1 train' makes of its options, in a folder of its own in FOLDER, and
     leaves a result.json there. 'cat FOLDER/*/result.json' is a file of results. Stopped in any way
-    and started again, the command resumes what was under way. Several processes may work on one
+    and started again, the command resumes unfinished runs. Several processes may work on one
     FOLDER, each started with the same command or with another.
 
     A run whose loss is not finite leaves a failed.txt instead, and is not tried again until its
@@ -62,7 +62,7 @@ def run(train: tuple[str, ...], out: pathlib.Path, jobs: int, dry_run: bool) -> 
     backend.check()
     words = [word for x in train for word in (x.split("=", 1) if x.startswith("--") else [x])]
     if len(words) % 2 or not all(word.startswith("--") for word in words[::2]):
-        raise click.UsageError(f"expected options with a value each, got {' '.join(train)}")
+        raise click.UsageError(f"expected options, each with a value, got {' '.join(train)}")
     names = (word.removeprefix("--").replace("-", "_") for word in words[::2])
     experiments = grid.make(dict(zip(names, words[1::2], strict=True)))
     if dry_run:

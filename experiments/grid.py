@@ -154,7 +154,7 @@ def run(experiments: list[Experiment], out: pathlib.Path, jobs: int) -> None:
         for number, line in enumerate(ends, 1):
             click.echo(f"{number}/{len(todo)}  {line}", err=True)
     except TerminatedWorkerError as error:
-        message = "a process was killed, perhaps for its memory; resume with the same command."
+        message = "a process was killed, perhaps for lack of memory; resume with the same command."
         raise click.ClickException(message) from error
     states = [experiment.state(out) for experiment in experiments]
     click.echo(f"{states.count('done')} of {total} done.")
@@ -175,7 +175,7 @@ def run_one(experiment: Experiment, out: pathlib.Path, code: str, jobs: int, com
         # Ctrl-C reaches the command, which ends this process.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         if os.getppid() != command:  # The command was killed: start nothing new.
-            return f"{folder.name}: left"
+            return f"{folder.name}: not started"
         os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
         for threads in ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS"):
             os.environ.setdefault(threads, str(max(1, joblib.cpu_count() // jobs)))
@@ -190,7 +190,7 @@ def run_one(experiment: Experiment, out: pathlib.Path, code: str, jobs: int, com
             train(experiment.options, folder)
         record = result_of(experiment, folder, code)
     except run_folder.Claimed:
-        return f"{folder.name}: another process is at work on it"
+        return f"{folder.name}: another process is working on it"
     except NotFinite as error:
         with atomic(folder / "failed.txt") as file:
             file.write_text(error.format_message(), encoding="utf-8")

@@ -27,7 +27,7 @@ class MethodTables:
     def __init__(self, records: list[dict[str, Any]]) -> None:
         keys = [tuple(record[key] for key in self.settings) for record in records]
         if repeated := {key for key in keys if keys.count(key) > 1}:
-            raise ValueError(f"These runs are there twice: {sorted(repeated)}.")
+            raise ValueError(f"These runs appear twice: {sorted(repeated)}; remove one of each.")
         self._frame = pd.DataFrame(records)
 
     def write(self, template: pathlib.Path, page: pathlib.Path, command: str) -> None:

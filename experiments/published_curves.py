@@ -223,12 +223,12 @@ def _evaluate(model: tfp_ar1.RhoVAE, x: np.ndarray) -> dict:
     "--data-dir",
     required=True,
     type=click.Path(exists=True, file_okay=False),
-    help="Folder of the folders fashion_mnist and mnist, each with its four IDX files.",
+    help="Folder with the folders fashion_mnist and mnist, each with its four IDX files.",
 )
 @click.option("--dataset", "names", multiple=True, type=click.Choice(DATASETS), default=DATASETS)
 @click.option("--out", type=click.Path(path_type=pathlib.Path), default=RESULTS, show_default=True)
 def main(data_dir: str, names: tuple[str, ...], out: pathlib.Path) -> None:
-    """Train every variant that OUT has no result of."""
+    """Train every variant that has no result in OUT yet."""
     entries = json.loads(out.read_text(encoding="utf-8"))["results"] if out.exists() else []
     done = {(entry["dataset"], entry["sampler"], entry["loss"]) for entry in entries}
     for name in names:

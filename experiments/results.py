@@ -149,11 +149,13 @@ def load(path: pathlib.Path) -> pd.DataFrame:
     if not records:
         raise UserError(f"{path}: holds no results yet; 'python -m experiments run' adds them.")
     if len({settings_of(record) for record in records.values()}) > 1:
-        raise UserError(f"{path}: holds results of images and of series; make it two.")
+        raise UserError(f"{path}: holds results of images and of series; split it in two.")
     frame = pd.DataFrame(list(records.values()))
     for key in _ALIKE:
         if (frame.groupby("dataset")[key].nunique() > 1).any():
-            raise UserError(f"{path}: holds results of one data set with other {key}; make it two.")
+            raise UserError(
+                f"{path}: holds results of one data set with different {key}; split it in two."
+            )
     frame["setting"] = [_setting(record) for record in records.values()]
     frame["variant"] = frame.posterior + ("/" + frame.prior if "prior" in frame else "")
     order = ["setting", "num_covariance_parameters", "variant", "seed"]

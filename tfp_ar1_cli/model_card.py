@@ -112,7 +112,7 @@ def _signatures(
     draws = {"num_samples": number, "seed": seed}
     more = {
         "impute": endpoint(
-            "draws of whole series, whose values are NaN where they were not observed",
+            "draws of whole series; in x, values that were not observed are NaN",
             {"x": data, **draws},
             draws=spec(None, *data["shape"], axes="SN"),
             mean=data,
@@ -136,7 +136,9 @@ def _signatures(
         ),
         "decode": endpoint("the mean of p(x | z)", {"z": latents}, output_0=data),
         "reconstruct": endpoint(mean, {"x": data}, output_0=data),
-        "serve": endpoint(f"the same, as `serving_default` is: {mean}", {"x": data}, output_0=data),
+        "serve": endpoint(
+            f"the same as `reconstruct` and `serving_default`: {mean}", {"x": data}, output_0=data
+        ),
         "generate": endpoint(
             "new data: the mean of p(x | z) for n draws z of the prior",
             {"n": number, "seed": seed},

@@ -221,7 +221,7 @@ def _write(file: Any, record: dict[str, Any]) -> None:
     try:
         file.write(json.dumps(record, allow_nan=False) + "\n")
     except ValueError:
-        print(f"{record['method']} seed {record['seed']}: not finite, no line", flush=True)
+        print(f"{record['method']} seed {record['seed']}: not finite, so not written", flush=True)
     file.flush()
 
 

@@ -15,7 +15,9 @@ def main(argv: list[str] | None = None) -> None:
     )
     run.set_defaults(function=_run)
     run.add_argument("--data-dir", type=pathlib.Path, required=True, help="MNIST's IDX files")
-    run.add_argument("--out", type=pathlib.Path, required=True, help="file of results, continued")
+    run.add_argument(
+        "--out", type=pathlib.Path, required=True, help="file of results, continued if it exists"
+    )
     run.add_argument("--decoders", nargs="+", choices=DECODERS, default=list(DECODERS))
     run.add_argument("--orders", nargs="+", choices=ORDERS, default=ORDERS)
     run.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)

@@ -12,15 +12,20 @@ def main(argv: list[str] | None = None) -> None:
     commands = parser.add_subparsers(required=True)
     run = commands.add_parser("run", help="train and measure variants")
     run.set_defaults(function=_run)
-    run.add_argument("--variants", required=True, help="names, with commas between")
+    run.add_argument("--variants", required=True, help="names, separated by commas")
     run.add_argument("--seeds", default="0,1,2,3,4")
     run.add_argument("--epochs", type=int, required=True)
-    baselines = commands.add_parser("baselines", help="measure what needs no network")
+    baselines = commands.add_parser(
+        "baselines", help="measure the baselines, which need no network"
+    )
     baselines.set_defaults(function=_baselines)
     for command in (run, baselines):
         command.add_argument("--dataset", choices=DATASETS, required=True)
         command.add_argument(
-            "--out", type=pathlib.Path, required=True, help="file of results, continued"
+            "--out",
+            type=pathlib.Path,
+            required=True,
+            help="file of results, continued if it exists",
         )
     page = commands.add_parser("page", help="fill in a page from results")
     page.set_defaults(function=_page)

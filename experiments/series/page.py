@@ -36,7 +36,7 @@ class Numbers:
     def __init__(self, records: list[dict[str, Any]]) -> None:
         keys = [key_of(record) for record in records]
         if repeated := {key for key in keys if keys.count(key) > 1}:
-            raise ValueError(f"These runs are there twice: {sorted(repeated)}.")
+            raise ValueError(f"These runs appear twice: {sorted(repeated)}; remove one of each.")
         self._records = records
         self._frame = pd.DataFrame([dict(_flat(record)) for record in records])
 
@@ -102,7 +102,9 @@ class Numbers:
         if chosen.empty:
             raise ValueError(f"There is no run of {variant} on {dataset}.")
         if chosen.epochs.nunique() > 1:
-            raise ValueError(f"There are runs of {variant} on {dataset} with other epochs.")
+            raise ValueError(
+                f"The runs of {variant} on {dataset} have different numbers of epochs."
+            )
         return chosen
 
 

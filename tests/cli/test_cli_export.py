@@ -235,7 +235,7 @@ def test_what_a_card_says_of_some_runs_only():
     assert "cross-entropy" in text
     card, text = card_of("sequence")
     assert "AR(1) of mean 0 and variance 1, with a learned" in card["model"]["prior"]
-    assert "Only windows of 50 steps." in text
+    assert "takes only windows of 50 steps." in text
     assert "here of the standardised values" in text
     assert "| hand position | " in text
     units = {**run_folder.read(RUNS["sequence"]).data["units"], "names": ["a|b"]}

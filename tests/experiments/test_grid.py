@@ -91,7 +91,7 @@ def test_names_tell_every_setting_apart(model):
         ("--dataset npz:nowhere.npz", "nowhere.npz: No such file"),
         ("--jobs 0", "0 is not in the range x>=1"),
         ("--foo 3", "No such option '--foo'"),
-        ("--seed", "expected options with a value each"),
+        ("--seed", "expected options, each with a value"),
         ("--likelihood gaussian", "a grid has no --likelihood"),
         ("--data-dir . --dataset digits", "--data-dir is for"),
     ],

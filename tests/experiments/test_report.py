@@ -314,9 +314,9 @@ def test_mistakes(file, tmp_path, records, series_records, capsys):
     assert "latin.template.md: is not UTF-8 text" in refused(file, "--page", str(latin))
     for wrong, message in (
         (records[2], f"line {len(records) + 1} repeats the run mnist-mlp-elbo-"),
-        (series_records[0], "holds results of images and of series; make it two"),
-        (records[2] | {"batch_size": 64}, "of one data set with other batch_size"),
-        (records[2] | {"data_sha256": "c" * 64}, "of one data set with other data_sha256"),
+        (series_records[0], "holds results of images and of series; split it in two"),
+        (records[2] | {"batch_size": 64}, "of one data set with different batch_size"),
+        (records[2] | {"data_sha256": "c" * 64}, "of one data set with different data_sha256"),
         ([1], f"line {len(records) + 1} is not a result"),
         ({key: records[2][key] for key in records[2] if key != "mmd"}, "has no valid 'mmd'"),
         *((records[2] | {key: value}, f"has no valid '{key}'") for key, value in (
