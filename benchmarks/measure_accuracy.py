@@ -343,7 +343,7 @@ def main() -> None:
     )
     arguments = parser.parse_args()
     if arguments.out != RESULTS and arguments.out.exists():
-        parser.error(f"{arguments.out} exists already; choose another --out or remove it first.")
+        parser.error(f"{arguments.out} already exists; choose another --out or remove it first.")
     results = {
         "command": "python benchmarks/measure_accuracy.py",
         "versions": {

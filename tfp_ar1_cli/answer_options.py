@@ -103,7 +103,7 @@ def new_file(
     if only_arrays and out.suffix != ".npz":
         raise UserError(f"{out}: images are written to .npz files; choose another --out.")
     if out.exists():
-        raise UserError(f"{out}: exists already; choose another --out.")
+        raise UserError(f"{out}: already exists; choose another --out.")
     if not out.parent.is_dir():
         raise UserError(f"{out.parent}: no such folder; make it or choose another --out.")
     check_writable(out)

@@ -60,7 +60,7 @@ def check_new_folder(folder: pathlib.Path) -> None:
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder}: is a file; choose another --out.")
     if folder.exists() and any(folder.iterdir()):
-        raise UserError(f"{folder}: exists already and is not empty; choose another --out.")
+        raise UserError(f"{folder}: already exists and is not empty; choose another --out.")
 
 
 def check_space(folder: pathlib.Path, needed: int) -> None:

@@ -41,7 +41,7 @@ def command(folder: pathlib.Path) -> None:
         f"Data: {chosen.dataset}, {parts} of shape {_text(list(run.data_shape))}.",
         f"Model: {chosen.network} ({network}); {chosen.posterior} posterior "
         f"{kinds.of(chosen).describe_latents(chosen)}.",
-        f"Options that are not the default: {' '.join(flags) or 'none'}",
+        f"Options other than the defaults: {' '.join(flags) or 'none'}",
     ):
         click.echo(line)
     if run.finished:

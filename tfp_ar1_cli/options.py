@@ -222,7 +222,7 @@ class RunOptions:
     )
     split: str | None = option(
         click.Choice(tuple(SPLITS)),
-        "Which examples are test examples, where the data do not say: "
+        "Which examples are test examples, if the data do not say: "
         + "; ".join(f"{name}: {text}" for name, text in SPLITS.items())
         + ". One long series is always tested at its end.",
         show_default="shuffled for digits, stable for your own data",

@@ -37,7 +37,7 @@ def sample(options: SampleOptions) -> pathlib.Path:
         known = ", ".join(f"{suffix} ({what})" for suffix, what in _SUFFIXES.items())
         raise UserError(f"{out}: --out must end in {known} or / (a picture of each).")
     elif out.exists():
-        raise UserError(f"{out}: exists already; choose another --out.")
+        raise UserError(f"{out}: already exists; choose another --out.")
     if not out.parent.is_dir():
         raise UserError(f"{out.parent}: no such folder; make it or choose another --out.")
     check_writable(out)

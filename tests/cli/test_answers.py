@@ -70,7 +70,7 @@ def test_impute_is_what_the_model_gives_to_the_last_digit(cli, run, series, tmp_
     assert str(answer_options.new_file(None, "own.npz", "imputed")) == "own-imputed-2.npz"
     code, _, err = cli("impute", folder, tmp_path / "own.npz", "--out", "filled.parquet")
     assert code == 2
-    assert "filled.parquet: exists already" in err
+    assert "filled.parquet: already exists" in err
 
 
 def test_forecasts_go_on_with_the_dates(run, series, tmp_path):

@@ -273,7 +273,7 @@ def test_folders_that_are_taken(refused):
     pathlib.Path("full").mkdir()
     pathlib.Path("full/file").write_text("precious")
     export = ("export", RUNS["image"], "--out")
-    assert "full: exists already and is not empty; choose another" in refused(*export, "full")
+    assert "full: already exists and is not empty; choose another" in refused(*export, "full")
     assert "full/file: is a file; choose another --out" in refused(*export, "full/file")
 
 

@@ -225,10 +225,10 @@ def test_sample(cli, run, kind):
 @pytest.mark.parametrize(
     ("out", "expected"),
     [
-        ("there.png", "there.png: exists already; choose another --out"),
+        ("there.png", "there.png: already exists; choose another --out"),
         ("nowhere/x.png", "nowhere: no such folder; make it or choose another --out"),
         ("x.jpg", "x.jpg: --out must end in .png (a picture), .npy (an array), .npz (an array)"),
-        ("full/", "full: exists already and is not empty; choose another --out"),
+        ("full/", "full: already exists and is not empty; choose another --out"),
         ("there.png/", "there.png: is a file; choose another --out"),
     ],
 )

@@ -117,7 +117,7 @@ GRAYS = {"a.png": GRAY, "b.png": GRAY}
         (GRAYS | {"c.tif": np.int32(GRAY)}, {"resize": (4, 4)}, "has the pixel mode I; store"),
         (GRAYS | {"c.tif": [GRAY, GRAY]}, {"resize": (4, 4)}, "c.tif: has 2 pages; store each as"),
         (GRAYS | {"c.heic.png": b"heic"}, {"resize": (4, 4)}, "c.heic.png: is not a PNG, JPEG"),
-        ({"a.heic": GRAY, "b.png": GRAY}, {}, "holds 1 files .png,"),
+        ({"a.heic": GRAY, "b.png": GRAY}, {}, "holds 1 files ending in .png,"),
     ],
 )
 def test_photos_that_are_refused(tmp_path, monkeypatch, files, form, expected):

@@ -27,7 +27,7 @@ def test_info_of_a_finished_run(cli):
         "Data: gunpoint, 150 training and 450 test windows of shape 50,1.\n",
         "Model: recurrent (a recurrent encoder, a decoder of single steps); ar1 posterior and ar1 "
         "prior over 1 latent path.\n",
-        "Options that are not the default: --model sequence --dataset gunpoint --window 50 "
+        "Options other than the defaults: --model sequence --dataset gunpoint --window 50 "
         "--network recurrent --channels 1 --epochs 1 --num-importance-samples 5\n",
         "Trained for 1 epoch, with tfp_ar1 0.1.0.\n",
         "importance-weighted NLL, 5 samples",

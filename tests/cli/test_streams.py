@@ -326,7 +326,7 @@ def test_folders_that_are_refused(refused):
     train = ("train", "--dataset", "images:x")
     assert "x: no such folder; give the folder of the image files" in refused(*train)
     pathlib.Path("x").mkdir()
-    assert "x: holds 0 files .png, .jpg, .jpeg, " in refused(*train)
+    assert "x: holds 0 files ending in .png, .jpg, .jpeg, " in refused(*train)
     pathlib.Path("x/0.png").write_bytes(encode(GRAY[0]))
     assert "x: holds 1 files" in refused(*train)
 

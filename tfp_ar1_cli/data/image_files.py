@@ -112,7 +112,7 @@ class ImageFiles(_Encoded):
             others += f", {rest} others"
         self.notes = [f"Left out of {folder}: {others}."] if others else []
         others = f" (and {others})" * bool(others)
-        what = f"{folder}: holds {len(self)} files {', '.join(_SUFFIXES)}{others}"
+        what = f"{folder}: holds {len(self)} files ending in {', '.join(_SUFFIXES)}{others}"
         pixels.check_count(len(self), what, at_least)
         self.form = self._with_shape(form, faults)
 

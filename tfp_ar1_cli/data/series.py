@@ -31,7 +31,7 @@ from tfp_ar1_cli.progress import counted
 
 CHOICES = (
     "pig_cvp, basic_motions, gunpoint, or a FILE of text (.csv, .tsv, .txt, .gz), .parquet, .ts, "
-    ".npz or .npy (csv:FILE, parquet:FILE and so on, if its name does not say it)"
+    ".npz or .npy (csv:FILE, parquet:FILE and so on, if its suffix does not tell)"
 )
 # Without --window, a single series is cut into this many windows, of at most this many steps.
 _WINDOWS, _MOST_STEPS = 8, 100
