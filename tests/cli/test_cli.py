@@ -182,10 +182,7 @@ def test_mistakes_in_options(refused, argv, expected):
 def test_other_keras_backend(refused, monkeypatch):
     monkeypatch.setenv("KERAS_BACKEND", "torch")
     for argv in (["train"], ["evaluate", "x"], ["sample", "x"], ["export", "x"]):
-        assert (
-            "but the models, which use TensorFlow Probability, need 'tensorflow' or 'jax'"
-            in refused(*argv)
-        )
+        assert "KERAS_BACKEND is 'torch', but the models, which use Tens" in refused(*argv)
     assert main(["train", "--help"]) == 0
     monkeypatch.setenv("KERAS_BACKEND", "jax")
     message = refused("train", "--strategy", "mirrored")
