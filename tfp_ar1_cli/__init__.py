@@ -28,7 +28,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("tfp-ar1: interrupted.", file=sys.stderr)
         return 130 if type(error) is KeyboardInterrupt else 143
     except ModuleNotFoundError as error:
-        # The library is installed without what only the program needs.
-        needs = "run, in the project's folder: pip install '.[cli]'"
+        # The library is installed without what only the program, or only JAX, needs.
+        extras = "cli,jax" if error.name == "jax" else "cli"
+        needs = f"run, in the project's folder: pip install '.[{extras}]'"
         print(f"tfp-ar1: error: {error.name} is not installed; {needs}", file=sys.stderr)
         return 2

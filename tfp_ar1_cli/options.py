@@ -126,7 +126,7 @@ class RunOptions:
         click.IntRange(min=2),
         "Sequences: cut each series into windows of N steps.",
         {"sequence": None},
-        show_default="100 for pig_cvp, else whole series",
+        show_default="100 for pig_cvp; else whole series, but a single one is cut",
     )
     columns: str = option(
         click.Choice(("features", "series")),
@@ -426,7 +426,7 @@ class EvaluateOptions:
     dataset: str | None = option(
         click.STRING, _DATASET_HELP, metavar="NAME", show_default="that of the run"
     )
-    data_dir: str | None = option(FOLDER, _DATA_DIR_HELP, show_default="download")
+    data_dir: str | None = option(FOLDER, _DATA_DIR_HELP, show_default="that of the run")
     num_importance_samples: int | None = option(
         COUNT, IMPORTANCE_HELP, show_default="as in the training"
     )
@@ -448,7 +448,7 @@ class SampleOptions:
         "A new file: .png draws the images, or the first windows; .npy and .npz store an array; "
         ".csv has a row for each image, or step. FOLDER/ gets a .png file for each.",
         metavar="FILE",
-        show_default="RUN/samples-seed<seed>.png, -2, -3, ...",
+        show_default="RUN/samples[-noise]-seed<seed>.png, -2, -3, ...",
     )
 
 

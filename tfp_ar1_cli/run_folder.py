@@ -436,7 +436,7 @@ def _check_same(run: Run, now: RunOptions, data: dict[str, Any]) -> None:
             was, given = (",".join(map(str, x)) if isinstance(x, tuple) else x for x in values)
             raise UserError(
                 f"{run.folder}: holds {a_run} with --{key.replace('_', '-')} {was}, not {given}; "
-                "resume it with the same options or choose another --out."
+                "give the same options or choose another --out."
             )
     if other_data:
         raise UserError(

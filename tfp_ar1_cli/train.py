@@ -48,9 +48,10 @@ def prepare(options: RunOptions, before: RunOptions | None = None) -> tuple[RunO
     window = data.data_shape[0] if options.model == "sequence" else None
     num_train = len(data.x_train)
     if options.validation and num_train < 2:
+        shorter = ", or choose a shorter --window" * (options.model == "sequence")
         raise UserError(
             f"{options.dataset}: has 1 training {data.noun}, which leaves none for validation; "
-            "leave --validation and --patience out, or choose a shorter --window."
+            f"leave --validation and --patience out{shorter}."
         )
     apart = max(1, round(options.validation * num_train)) if options.validation else 0
     epochs = options.epochs or (

@@ -184,7 +184,7 @@ def test_mistakes(refused, run, finished, tmp_path):
         ("no.csv: No such file", "forecast", folder, "no.csv", "--steps", 2),
         ("Missing option '--steps'", "forecast", folder, pair),
         (
-            "--out must end in .csv, .tsv (also .gz), .parquet",
+            "--out must end in .csv, .tsv, .txt, .dat (also .gz), .parquet",
             "impute",
             folder,
             pair,

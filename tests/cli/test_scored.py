@@ -209,4 +209,4 @@ def test_training_is_not_resumed_on_other_data(refused, tmp_path):
     spec = npy(tmp_path, WALKS)
     resume = of(tmp_path / "series", spec, "--model", "sequence", "--window", 3)
     message = refused(*resume, "--window", 4)
-    assert "with --window 3, not 4; resume it with the same options" in message
+    assert "with --window 3, not 4; give the same options" in message

@@ -17,7 +17,7 @@ def check_array(shape: tuple[int, ...], dtype: np.dtype, what: str, at_least: in
     """
     if dtype.kind not in "buif":
         raise UserError(
-            f"{what} has dtype {dtype}; images must be uint8 (0 to 255) or floating-point."
+            f"{what} has dtype {dtype}; images must be uint8 (0 to 255) or other real numbers."
         )
     what += f" has shape {shape}"
     if len(shape) not in (2, 3, 4):

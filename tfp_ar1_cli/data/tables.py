@@ -210,7 +210,8 @@ def check_output(path: pathlib.Path) -> None:
     """Raises `UserError` unless the suffix is one of the output formats."""
     unpacked = pathlib.Path(path.name.removesuffix(".gz")).suffix
     if unpacked not in TEXT_SUFFIXES and path.suffix not in (*PARQUET_SUFFIXES, ".npz"):
-        raise UserError(f"{path}: --out must end in .csv, .tsv (also .gz), .parquet or .npz.")
+        text, parquet = ", ".join(TEXT_SUFFIXES), ", ".join(PARQUET_SUFFIXES)
+        raise UserError(f"{path}: --out must end in {text} (also .gz), {parquet} or .npz.")
 
 
 def write(path: pathlib.Path, frame: pd.DataFrame, dialect: Dialect | None = None) -> None:

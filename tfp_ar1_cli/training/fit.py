@@ -61,8 +61,9 @@ def train(
         if not backend.out_of_memory(error):
             raise
         raise click.ClickException(
-            "not enough memory; start a new run with a smaller --batch-size, --latent-dim or "
-            f"--hidden-units (or --window, --channels). {run.folder} stays unfinished."
+            "not enough memory; start a new run with a smaller --batch-size, --hidden-units, "
+            f"--filters or --latent-dim (for series: --window, --channels). {run.folder} stays "
+            "unfinished."
         ) from error
 
 
