@@ -176,9 +176,10 @@ def _family(entries: list[dict[str, Any]]) -> str:
         return _table(["parameters", "B × d", "", *map(_label, columns)], rows)
 
     return (
-        "Graph mode. *Shared*: one law, with `loc` and scales `[d]` and correlations `[d - 1]`, "
-        "for all B paths; its KL and entropy are one number each. *Per member*: all of these with "
-        "the batch in front. AR1 has one scale and one correlation, OU one of each and its times."
+        "Graph mode. *Shared*: one distribution, with `loc` and scales `[d]` and correlations "
+        "`[d - 1]`, for all B paths; its KL and entropy are one number each. *Per member*: all of "
+        "these with the batch in front. AR1 has one scale and one correlation, OU one of each and "
+        "its times."
         "\n\nTime relative to `MultivariateNormalDiag`, whose own is in µs:\n\n"
         f"{table('Diag')}\n\nThe same relative to `MultivariateNormalAR1`:\n\n{table('AR1')}"
     )

@@ -66,7 +66,7 @@ def test_recursions_have_the_same_covariance(name):
 @pytest.mark.parametrize("shared", [True, False])
 @pytest.mark.parametrize("name", contenders.FAMILY)
 def test_family_draws_once_for_each_member(name, shared):
-    """A batch of laws, or one law for all: b paths either way."""
+    """A batch of distributions, or one for all: b paths either way."""
     b, d = 30, 40
     options = {"among": contenders.FAMILY, "shared": shared}
     f = contenders.function(name, "sample", False, b, d, "graph", **options)

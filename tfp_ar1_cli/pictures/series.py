@@ -142,7 +142,7 @@ def forecasts(
         _band(ax, first + np.arange(ahead), draws[:, i, :ahead, channel], "forecast", half=True)
         _points(ax, np.where(steps < first, x[i, :, channel], np.nan), BLACK, "observed")
         future = np.where(steps < first, np.nan, x[i, :, channel])
-        _points(ax, future, ORANGE, "what came")
+        _points(ax, future, ORANGE, "actual")
 
     _grid(path, units, len(x), panel, "Forecasts from the first half of test windows")
 
