@@ -83,7 +83,8 @@ def make(given: dict[str, str]) -> list[Experiment]:
     Args:
       given: Options of `train`, as text; those in `AXES` may hold comma-separated values.
     """
-    if no_settings := {"likelihood", "corrupt", "strategy", "replicas"} & given.keys():
+    others = {"likelihood", "warmup_steps", "corrupt", "strategy", "replicas"}
+    if no_settings := others & given.keys():
         raise click.UsageError(f"a grid has no --{min(no_settings)}; leave it out.")
     prior = {"prior": "ar1,normal"} if given.get("model") == "sequence" else {}
     given = _DEFAULTS | prior | given

@@ -14,7 +14,7 @@ _NETWORK = (
     *("model", "network", "hidden_units", "filters", "units", "posterior", "prior", "likelihood"),
     *("latent_dim", "channels"),
 )
-_TRAINING = ("objective", "beta", "hide", "seed", "batch_size", "validation")
+_TRAINING = ("objective", "beta", "warmup_steps", "hide", "seed", "batch_size", "validation")
 
 
 def source(options: RunOptions) -> Run | None:

@@ -173,6 +173,13 @@ class RunOptions:
         later=True,
     )
     beta: float = option(Finite(min=0), "Weight of the KL, for the objective elbo.", 1.0)
+    warmup_steps: int = option(
+        click.IntRange(min=0),
+        "Optimizer steps in which the weight of the KL grows from 0 to --beta, against posteriors "
+        "that stay at the prior.",
+        0,
+        later=True,
+    )
     posterior: str = option(
         click.Choice(tuple(POSTERIORS)),
         POSTERIOR_HELP,
@@ -308,8 +315,9 @@ class RunOptions:
             raise click.UsageError(
                 "--extend continues a run, --from begins a new one; leave one of them out."
             )
-        if self.beta != 1 and self.objective != "elbo":
-            self._refuse("beta", f"--objective elbo, not for {self.objective}")
+        for name, value in (("beta", self.beta != 1), ("warmup_steps", self.warmup_steps)):
+            if value and self.objective != "elbo":
+                self._refuse(name, f"--objective elbo, not for {self.objective}")
         if self.corrupt == "skip" and not loading.is_stream(self.dataset):
             self._refuse("corrupt", f"{streams.CHOICES}, not for {self.dataset}")
         for name in ("resize", "grayscale"):

@@ -6,7 +6,7 @@ from tfp_ar1_cli import run_folder
 from tfp_ar1_cli.progress import counted
 from tfp_ar1_cli.run_folder import Run
 
-# A fall of the -ELBO below this share of where it began, and of correlations below this number.
+# A fall of the -ELBO below this share of where it began; correlations, and a KL, below this number.
 _HARDLY = 0.01
 _ABOUT_ZERO = 0.05
 
@@ -27,7 +27,13 @@ def run_remarks(run: Run) -> list[str]:
         remarks.append(f"{ended}The weights are those after epoch {best}, the best one.")
     longer = f"train longer (tfp-ar1 train --extend {run.folder} --epochs {max(epochs, 10)})"
     curve = np.add(history["reconstruction"], history["kl"])
-    if epochs > 1 and curve[0] - curve.min() < _HARDLY * max(abs(curve[0]), 1):
+    if epochs > 1 and history["kl"][-1] < _ABOUT_ZERO and options.objective == "elbo":
+        remarks.append(
+            f"The posteriors ended at the prior, with a KL of {history['kl'][-1]:.2f} nats, so the "
+            f"latents say nothing about the data: {longer}, or anew with --warmup-steps, for "
+            "example half of all optimizer steps; if the data are white noise, this is right."
+        )
+    elif epochs > 1 and curve[0] - curve.min() < _HARDLY * max(abs(curve[0]), 1):
         remarks.append(
             f"The run ended about where it began, with a -ELBO of {curve[-1]:.2f} (at first "
             f"{curve[0]:.2f}): {longer}, or anew with a higher --learning-rate or more data."

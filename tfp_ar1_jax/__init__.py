@@ -1,7 +1,7 @@
 """`tfp_ar1` on JAX: the same distributions, operators and KL divergences, on TFP's JAX substrate.
 
-Nothing here imports TensorFlow. `layers`, `vae`, `RhoVAE` and `SequenceVAE` need Keras 3 on its JAX
-backend.
+Nothing here imports TensorFlow; TFP's substrate does if it is installed, to copy docstrings.
+`layers`, `vae`, `RhoVAE` and `SequenceVAE` need Keras 3 on its JAX backend.
 """
 
 import importlib

@@ -139,6 +139,10 @@ def test_the_next_commands_can_be_called_where_the_program_is_not_on_the_path(mo
         ("train --data-dir nowhere", "Directory 'nowhere' does not exist"),
         ("train --data-dir .", "--data-dir is for mnist and fashion_mnist, not for digits"),
         ("train --objective iwae --beta 4", "--beta is for --objective elbo, not for iwae"),
+        (
+            "train --objective infovae --warmup-steps 9",
+            "--warmup-steps is for --objective elbo, not for infovae",
+        ),
         ("train --network cnn --hidden-units 9", "--hidden-units is for --network mlp, not for c"),
         ("train --network recurrent", "--network recurrent is not for --model image; choose mlp"),
         ("train --channels 3", "--channels is for --model sequence, not for image; leave it out"),
@@ -297,7 +301,7 @@ def test_out_that_holds_something_else(refused):
         assert expected in refused("train", "--out", out)
     pathlib.Path("runs").write_text("a file where the folder of the runs should be")
     assert "runs" in refused("train")
-    assert "runs/x: Not a directory" in refused("train", "--out", "runs/x")
+    assert "runs/x: cannot be written: Not a directory" in refused("train", "--out", "runs/x")
 
 
 @pytest.mark.parametrize(

@@ -272,6 +272,12 @@ def test_sizes_of_networks(argv, layer, shapes):
         assert made.decoder.layers[0].units == 9
 
 
+def test_the_weight_of_the_kl_is_that_of_the_options():
+    chosen = options_of("--beta", "2", "--warmup-steps", "7")
+    objective = model.rho_vae(chosen, (8, 8)).objective
+    assert (objective.beta, objective.warmup_steps) == (2, 7)
+
+
 # Remarks
 
 
@@ -280,7 +286,7 @@ def test_sizes_of_networks(argv, layer, shapes):
     [
         ({"reconstruction": [40, 39.9], "kl": [0.5, 0.3]}, {}, ["ended about where it began"]),
         ({"reconstruction": [40, 30], "kl": [0.5, 3]}, {}, []),
-        ({"reconstruction": [-0.3, -0.4], "kl": [0.0, 0.0]}, {}, []),
+        ({"reconstruction": [-0.3, -0.4], "kl": [0.1, 0.1]}, {}, []),
         ({"reconstruction": [9], "kl": [0.5]}, {}, []),  # Nothing to compare.
         (
             {"reconstruction": [40, 30], "kl": [0.5, 3]},
@@ -288,6 +294,11 @@ def test_sizes_of_networks(argv, layer, shapes):
             ["The prior correlations are still about 0"],
         ),
         ({"reconstruction": [9, 5], "kl": [0, 1]}, {"prior_correlation": [0.01, 0.4]}, []),
+        (
+            {"reconstruction": [40, 30], "kl": [2, 0.01]},
+            {},
+            ["ended at the prior, with a KL of 0.01"],
+        ),
     ],
 )
 def test_a_run_that_ends_as_it_began_says_so(tmp_path, history, metrics, expected):

@@ -37,11 +37,12 @@ def _sizes(options: RunOptions) -> dict[str, Any]:
 
 
 def _arguments(options: RunOptions) -> dict[str, Any]:
-    beta = {"beta": options.beta} if options.objective == "elbo" else {}
+    names = ("beta", "warmup_steps") if options.objective == "elbo" else ()
+    weight = {name: getattr(options, name) for name in names}
     return {
         "posterior": options.posterior,
         "likelihood": options.likelihood,
-        "objective": backend.library("vae.objectives").get(options.objective, **beta),
+        "objective": backend.library("vae.objectives").get(options.objective, **weight),
         "seed": options.seed,
     }
 
