@@ -1,11 +1,12 @@
 """What is stored of TensorFlow's numbers, for comparison with JAX, is what it gives."""
 
 import both
-import models
 import numpy as np
 import pytest
 
-tf = pytest.importorskip("tensorflow")
+pytest.importorskip("tensorflow")
+
+import models
 
 
 @pytest.mark.parametrize("case", ["ANTE1", "constructors", "forecasts", "priors"])
