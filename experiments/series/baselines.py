@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
+import scipy.optimize
 import scipy.stats
 import tensorflow as tf
 import tensorflow_probability as tfp
@@ -31,7 +32,11 @@ class Chain(NamedTuple):
 
 
 def fit_chain(values: np.ndarray, times: np.ndarray, observed: np.ndarray) -> Chain:
-    """Maximum likelihood for paths `[N, n]` at `times` `[N, n]`, known where `observed`."""
+    """Maximum likelihood for paths `[N, n]` at `times` `[N, n]`, known where `observed`.
+
+    Raises:
+      RuntimeError: if the search for the maximum fails.
+    """
     values, times = (tf.constant(x, tf.float64) for x in (values, times))
 
     def loss(parameters: Any) -> Any:
@@ -41,8 +46,16 @@ def fit_chain(values: np.ndarray, times: np.ndarray, observed: np.ndarray) -> Ch
         return -tf.reduce_mean(noisy.log_prob(values))
 
     gradient = tf.function(lambda x: tfp.math.value_and_gradient(loss, x))
-    found = tfp.optimizer.bfgs_minimize(gradient, np.float64([0, 0, 3, -3]), tolerance=1e-5)
-    mean, *logs = found.position.numpy()
+    found = scipy.optimize.minimize(
+        lambda x: [y.numpy() for y in gradient(tf.constant(x))],
+        np.float64([0, 0, 0, -1]),
+        jac=True,
+        method="L-BFGS-B",
+        bounds=[(None, None), *[(-15, 15)] * 3],  # The noise of smooth series falls to nothing.
+    )
+    if not found.success:
+        raise RuntimeError(f"The chain could not be fitted: {found.message}")
+    mean, *logs = found.x
     return Chain(mean, *np.exp(logs))
 
 

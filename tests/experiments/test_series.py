@@ -84,6 +84,17 @@ def test_chain_learns_what_made_the_data(name, length_scale):
     np.testing.assert_allclose(draws.stddev[..., 0], np.tile(np.sqrt(variance), (50, 1)), atol=1e-8)
 
 
+def test_a_chain_of_fast_series():
+    """From a start far from it; the noise adds to a process that is nearly noise itself."""
+    covariance = oracles.ar1_covariance(1.5, 0.3, 40) + 0.3**2 * np.eye(40)
+    x = np.random.default_rng(0).normal(size=(400, 40)) @ np.linalg.cholesky(covariance).T
+    times = np.tile(np.arange(40.0), (400, 1))
+    chain = baselines.fit_chain(x, times, np.ones_like(x, bool))
+    assert chain.stddev**2 + chain.noise**2 == pytest.approx(covariance[0, 0], rel=0.05)
+    neighbours = chain.stddev**2 * np.exp(-1 / chain.length_scale)
+    assert neighbours == pytest.approx(covariance[0, 1], rel=0.1)
+
+
 def test_page(tmp_path):
     made = {"dataset": "d", "versions": {"python": "3"}, "code": "c", "command": "run"}
     lines = [
