@@ -31,7 +31,7 @@ def paths(complement, sign, size, count=4, seed=0):
 
 def by_decimals(x):
     """`fisher_z` and scale of AR(1), by bisection in the correlation, with 80 digits."""
-    with decimal.localcontext(prec=80):
+    with decimal.localcontext(decimal.Context(prec=80)):
         n, d = x.shape
         columns = [[Decimal(float(v)) for v in column] for column in x.T]
         w = [[v - sum(column) / n for v in column] for column in columns]
@@ -120,7 +120,7 @@ def test_near_the_unit_root(dtype, sign, loc):
 
 def test_antedependence_near_the_unit_root():
     x = paths(1e-12, 1, 2)
-    with decimal.localcontext(prec=80):
+    with decimal.localcontext(decimal.Context(prec=80)):
         a, b = ([Decimal(float(v)) for v in column] for column in x.T)
         a, b = ([v - sum(y) / len(y) for v in y] for y in (a, b))
         r = sum(u * v for u, v in zip(a, b, strict=True))

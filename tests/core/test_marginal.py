@@ -51,7 +51,7 @@ def test_marginal_of_long_steps_against_decimals(near):
     rng = np.random.default_rng(0)
     size = rng.uniform(6, 16, 899) if near == "one" else 3.0 + rng.normal(size=899)
     u = np.float32(rng.choice([-1.0, 1.0], 899) * size)
-    with decimal.localcontext(prec=50):
+    with decimal.localcontext(decimal.Context(prec=50)):
         exponentials = [(2 * decimal.Decimal(float(x))).exp() for x in u[305:605]]
         rhos = [(e - 1) / (e + 1) for e in exponentials]
         product = math.prod(rhos)
