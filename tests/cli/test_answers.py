@@ -191,7 +191,7 @@ def test_mistakes(refused, run, finished, tmp_path):
             "--out",
             "a.xls",
         ),
-        (".csv, .tsv (also .gz), .parquet or .npz", "impute", folder, pair, "--out", "a.npz.gz"),
+        (".pq or .npz", "impute", folder, pair, "--out", "a.npz.gz"),
         ("images are written to .npz files", "reconstruct", images, pair, "--out", "a.csv"),
         ("nowhere: no such folder", "encode", folder, pair, "--out", "nowhere/a.csv"),
         (
