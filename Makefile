@@ -43,7 +43,7 @@ test-jax: .venv/installed
 	KERAS_BACKEND=jax PYTHONPATH=tests/substrate .venv-jax/bin/python -m pytest -n auto --dist loadfile --noconftest \
 		-p core_on_jax -m "not slow" tests/substrate tests/core
 
-# Python, TFP, and the oldest and the newest JAX that this TFP is tested with: the table in docs/jax.md.
+# Python, TFP, and the oldest and the newest JAX that this TFP is tested with: docs/versions.md.
 JAX_VERSIONS := 3.11/tensorflow-probability==0.25.0/0.4.36 3.11/tensorflow-probability==0.25.0/0.6.2 \
 	3.11/tfp-nightly/0.7.2 3.12/tfp-nightly/0.11.2
 test-jax-versions: .venv/installed
