@@ -85,7 +85,7 @@ def test_chain_learns_what_made_the_data(name, length_scale):
 
 
 def test_a_chain_of_fast_series():
-    """From a start far from it; the noise adds to a process that is nearly noise itself."""
+    """The search must not stop at its start, though the process is nearly noise itself."""
     covariance = oracles.ar1_covariance(1.5, 0.3, 40) + 0.3**2 * np.eye(40)
     x = np.random.default_rng(0).normal(size=(400, 40)) @ np.linalg.cholesky(covariance).T
     times = np.tile(np.arange(40.0), (400, 1))
