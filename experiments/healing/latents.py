@@ -30,7 +30,6 @@ class Method(NamedTuple):
         `ar1_fixed` with the correlation of `matern`.
       over_time: whether the encoder sees the neighbouring frames, by a convolution over time.
       masked: whether only the likelihood of observed pixels counts.
-      scale: the initial standard deviations of this library's posteriors.
       rectified: whether the single output channel of the convolutions over a frame passes a ReLU.
     """
 
@@ -38,7 +37,6 @@ class Method(NamedTuple):
     prior: str
     over_time: bool = True
     masked: bool = True
-    scale: float = 1.0
     rectified: bool = True
 
 
@@ -50,22 +48,21 @@ METHODS = {
     "gp_vae_matern": Method("banded", "matern"),
     # With the distributions and the KL divergences of this library.
     "ante1_ar1": Method("ante1", "ar1"),
-    "ante1_ar1_narrow": Method("ante1", "ar1", scale=0.2),
     "ante1_ar1_fixed": Method("ante1", "ar1_fixed"),
     "diag_ar1": Method("diag", "ar1"),
     "sites_ar1": Method("sites", "ar1"),
-    # In between, to separate the effects of encoder, posterior and prior.
-    "hi_vae_over_time": Method("softplus", "normal"),
-    "softplus_cauchy": Method("softplus", "cauchy"),
-    "signed_matern": Method("banded_signed", "matern"),
-    "ante1_cauchy": Method("ante1", "cauchy"),
-    "ante1_cauchy_narrow": Method("ante1", "cauchy", scale=0.2),
-    "banded_ar1": Method("banded", "ar1"),
     # Without the final ReLU of the convolutions, which dies for some seeds.
     "gp_vae_cauchy_linear": Method("banded", "cauchy", rectified=False),
     "gp_vae_matern_linear": Method("banded", "matern", rectified=False),
     "ante1_ar1_linear": Method("ante1", "ar1", rectified=False),
     "sites_ar1_linear": Method("sites", "ar1", rectified=False),
+    # In between, to separate the effects of encoder, posterior and prior.
+    "hi_vae_over_time_linear": Method("softplus", "normal", rectified=False),
+    "softplus_cauchy_linear": Method("softplus", "cauchy", rectified=False),
+    "ante1_cauchy_linear": Method("ante1", "cauchy", rectified=False),
+    "signed_matern_linear": Method("banded_signed", "matern", rectified=False),
+    "banded_ar1_linear": Method("banded", "ar1", rectified=False),
+    "sites_ar1_fixed_linear": Method("sites", "ar1_fixed", rectified=False),
 }
 # Encoder outputs per frame and latent.
 POSTERIORS = {"softplus": 2, "diag": 2, "sites": 2, "banded": 3, "banded_signed": 3, "ante1": 3}

@@ -50,10 +50,6 @@ def initial(method: Method, seed: Any) -> State:
         "decoder_4": (UNITS, PIXELS),
     }
     parameters, key = weights(shapes, seed)
-    if method.scale != 1:  # Outputs: the means, the log variances, and more.
-        weight, bias = parameters["encoder_3"]
-        bias = bias.at[LATENTS : 2 * LATENTS].set(2 * jnp.log(method.scale))
-        parameters["encoder_3"] = (weight, bias)
     if method.prior == "ar1":
         fisher_z = jnp.arctanh(jnp.exp(jnp.float32(-1 / LENGTH_SCALE)))
         parameters["prior"] = jnp.full(LATENTS, fisher_z)

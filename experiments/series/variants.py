@@ -34,6 +34,8 @@ VARIANTS = {
     # As large as the typical error of a straight line, not learned.
     "noise_0.03": Variant(noise=0.03),
     "channels_4": Variant(channels=4),
+    # A decoder that also sees the 14 steps before.
+    "reach_15": Variant(reach=15),
     "scales_4_reach_15": Variant(channels=4, prior=_SCALES, reach=15),
     # As scales_4, without the fastest path, which is nearly white noise.
     "slow_3": Variant(channels=3, prior=_SCALES[1:]),

@@ -103,7 +103,7 @@ def test_kl_divergence_of_each_method(method):
 def test_posteriors_without_correlation_learn_scales_alike():
     """At zero outputs ours is N(0, I), and the negative correlations of GP-VAE are there."""
     ours, _ = latents.posterior_and_kl(
-        LIBRARY, latents.METHODS["ante1_cauchy"], 0 * outputs(3), None
+        LIBRARY, latents.METHODS["ante1_cauchy_linear"], 0 * outputs(3), None
     )
     np.testing.assert_allclose(ours.covariance()[0, 0], np.eye(FRAMES), atol=1e-12)
     theirs, _ = latents.posterior_and_kl(
