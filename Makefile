@@ -23,7 +23,8 @@ RESOLUTION_lowest := lowest-direct
 PYTHON_3.10 := python3.10
 PYTHON_3.12 := python3.12
 PYTHON_3.13 := python3.13
-INSTEAD_nightly := --prerelease allow tfp-nightly
+# It has the files of tensorflow-probability, which the line before has just removed.
+INSTEAD_nightly := --prerelease allow --reinstall-package tfp-nightly tfp-nightly
 VERSIONS := lowest newest 3.10 3.12 3.13 nightly
 $(VERSIONS:%=test-%): test-%: .venv/installed
 	$(BIN)/uv venv --quiet --allow-existing --python $(or $(PYTHON_$*),$(BIN)/python) .venv-$*

@@ -39,6 +39,8 @@ VARIANTS = {
     "scales_4_reach_15": Variant(channels=4, prior=_SCALES, reach=15),
     # As scales_4, without the fastest path, which is nearly white noise.
     "slow_3": Variant(channels=3, prior=_SCALES[1:]),
+    "slow_3_reach_15": Variant(channels=3, prior=_SCALES[1:], reach=15),
+    "slow_3_sites": Variant(posterior="sites", channels=3, prior=_SCALES[1:]),
 }
 
 
