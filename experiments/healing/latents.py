@@ -56,7 +56,9 @@ METHODS = {
     "gp_vae_matern_linear": Method("banded", "matern", rectified=False),
     "ante1_ar1_linear": Method("ante1", "ar1", rectified=False),
     "sites_ar1_linear": Method("sites", "ar1", rectified=False),
-    # In between, to separate the effects of encoder, posterior and prior.
+}
+# In between those above, to separate the effects of encoder, posterior and prior.
+IN_BETWEEN = {
     "hi_vae_over_time_linear": Method("softplus", "normal", rectified=False),
     "softplus_cauchy_linear": Method("softplus", "cauchy", rectified=False),
     "ante1_cauchy_linear": Method("ante1", "cauchy", rectified=False),
@@ -64,6 +66,7 @@ METHODS = {
     "banded_ar1_linear": Method("banded", "ar1", rectified=False),
     "sites_ar1_fixed_linear": Method("sites", "ar1_fixed", rectified=False),
 }
+METHODS |= IN_BETWEEN
 # Encoder outputs per frame and latent.
 POSTERIORS = {"softplus": 2, "diag": 2, "sites": 2, "banded": 3, "banded_signed": 3, "ante1": 3}
 POSTERIORS |= {"ar1": 3}

@@ -4,7 +4,7 @@ import pathlib
 from typing import Any
 
 from experiments.healing.data import FRAMES
-from experiments.healing.latents import LATENTS, METHODS, least_kl
+from experiments.healing.latents import IN_BETWEEN, LATENTS, METHODS, least_kl
 from experiments.healing.results import SETTINGS, read
 from experiments.method_tables import MethodTables
 from experiments.report import markdown, number_text
@@ -18,7 +18,9 @@ MEASURES = {
     "neg_elbo": Measure("−ELBO", 1),
     "kl": Measure("KL", 1),
     "posterior_correlation": Measure("posterior correlation", 3),
-    "prior_correlation": Measure("prior correlation", 3),
+    "prior_correlation_10": Measure("prior correlation, 10%", 3),
+    "prior_correlation": Measure("50%", 3),
+    "prior_correlation_90": Measure("90%", 3),
     "seconds_per_epoch": Measure("s per epoch", 2),
     "seen": Measure("pixels seen", 2),
 }
@@ -53,6 +55,7 @@ class Tables(MethodTables):
         super().__init__(records)
         self._paths = paths
         self._frame["rectified"] = [METHODS[name].rectified for name in self._frame.method]
+        self._frame["in_between"] = self._frame.method.isin(list(IN_BETWEEN))
         # Whether the decoder ignores the latents: other draws of them give the same images.
         gain = self._frame.nll - self._frame.nll_mixed
         self._frame["collapsed"] = gain.abs() < 1e-3 * self._frame.nll
