@@ -12,7 +12,7 @@ from tfp_ar1_cli.run_folder import Run
 # Options that must be the same for the weights to fit; and for the same training to continue.
 _NETWORK = (
     *("model", "network", "hidden_units", "filters", "units", "posterior", "prior", "likelihood"),
-    *("latent_dim", "channels"),
+    *("prior_correlations", "latent_dim", "channels"),
 )
 _TRAINING = ("objective", "beta", "warmup_steps", "hide", "seed", "batch_size", "validation")
 

@@ -89,6 +89,25 @@ class Levels(click.ParamType):
         return levels
 
 
+class Correlations(click.ParamType):
+    """Numbers between -1 and 1, separated by commas."""
+
+    name = "numbers"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[float, ...]:  # noqa: D102
+        try:
+            correlations = tuple(float(part) for part in value.split(","))
+        except ValueError:
+            correlations = (1.0,)
+        if not all(-1 < correlation < 1 for correlation in correlations):
+            self.fail(
+                f"{value!r} is not a list of numbers between -1 and 1 like 0.9,0.99,0.999.",
+                param,
+                ctx,
+            )
+        return correlations
+
+
 def option(
     kind: Any,
     help_text: str,

@@ -35,6 +35,7 @@ from tfp_ar1_cli.option_fields import (
     OTHER_RUN,
     PATH,
     SEED,
+    Correlations,
     Counts,
     Finite,
     Size,
@@ -53,6 +54,7 @@ _OPTIONAL = (
     "hidden_units",
     "filters",
     "units",
+    "prior_correlations",
     "patience",
     "extend",
     "warm_start",
@@ -191,6 +193,14 @@ class RunOptions:
         "correlation.",
         {"sequence": "ar1"},
     )
+    prior_correlations: tuple[float, ...] | None = option(
+        Correlations(),
+        "Sequences: at which correlations the AR(1) priors start, one for each latent path, "
+        "separated by commas. Forecasts of many steps may need slow paths, such as 0.9,0.99,0.999.",
+        {"sequence": None},
+        show_default="0 for each",
+        later=True,
+    )
     likelihood: str = option(
         click.Choice(tuple(LIKELIHOODS)),
         "Distribution of the data given the latents, p(x | z): bernoulli for values from 0 to 1, "
@@ -318,6 +328,15 @@ class RunOptions:
         for name, value in (("beta", self.beta != 1), ("warmup_steps", self.warmup_steps)):
             if value and self.objective != "elbo":
                 self._refuse(name, f"--objective elbo, not for {self.objective}")
+        if self.prior_correlations:
+            if self.prior != "ar1":
+                self._refuse("prior_correlations", f"--prior ar1, not for {self.prior}")
+            number = len(self.prior_correlations)
+            if number != self.channels:
+                raise click.UsageError(
+                    f"--prior-correlations needs a number for each of the {self.channels} latent "
+                    f"paths, not {number}; give --channels {number} too?"
+                )
         if self.corrupt == "skip" and not loading.is_stream(self.dataset):
             self._refuse("corrupt", f"{streams.CHOICES}, not for {self.dataset}")
         for name in ("resize", "grayscale"):
@@ -420,6 +439,8 @@ def _is_valid(field: dataclasses.Field, value: Any) -> bool:
         return is_count(value) or (value == 0 and type(value) is int and kind.min == 0)
     if isinstance(kind, click.FloatRange):
         return is_number(value)
+    if isinstance(kind, Correlations):
+        return isinstance(value, list) and all(is_number(x) and -1 < x < 1 for x in value)
     if isinstance(kind, Counts | Size):
         right_length = len(value) == 2 if isinstance(kind, Size) else value
         return isinstance(value, list) and bool(right_length) and all(map(is_count, value))

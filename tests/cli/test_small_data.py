@@ -278,6 +278,14 @@ def test_the_weight_of_the_kl_is_that_of_the_options():
     assert (objective.beta, objective.warmup_steps) == (2, 7)
 
 
+def test_the_priors_start_at_the_correlations_of_the_options():
+    of_data = ("--model", "sequence", "--window", "8", "--split", "stable")
+    chosen = options_of(*of_data, "--channels", "3", "--prior-correlations", "0.9,-0.5,0.999")
+    assert options.RunOptions.from_json(json.loads(json.dumps(chosen.as_json()))) == chosen
+    prior = model.sequence_vae(chosen, (8, 1)).prior
+    np.testing.assert_allclose(prior.correlation_parameter(), [0.9, -0.5, 0.999], rtol=1e-5)
+
+
 # Remarks
 
 

@@ -77,7 +77,7 @@ class SequenceVAE(VAE):
         constant parameters; or a layer that learns one,
         `MultivariateNormalAR1Prior(steps, channels=channels)`. For forecasts beyond the data's fast
         movements, different initial time scales may help, such as
-        `correlation=[0.4, 0.9, 0.99, 0.999]` for 4 channels.
+        `correlation=[0.9, 0.99, 0.999]` for 3 channels.
       objective: what to minimize, as for `RhoVAE`; default `ELBO()`.
       likelihood: `"gaussian"`, `"bernoulli"`, or a `tfp_ar1.vae.likelihoods.Likelihood` with
         independent values.

@@ -24,6 +24,10 @@ def sequence_vae(options: RunOptions, data_shape: tuple[int, ...]) -> keras.Mode
     channels = options.channels or 1
     make = backend.library("vae.sequence_networks").NETWORKS[options.network]
     prior = None if options.prior == "normal" else options.prior
+    if options.prior_correlations:
+        prior = backend.library("layers").MultivariateNormalAR1Prior(
+            data_shape[0], correlation=options.prior_correlations, channels=channels, name="prior"
+        )
     networks = make(data_shape, channels, **_sizes(options))
     arguments = {"prior": prior, **_arguments(options)}
     model = backend.library().SequenceVAE(*networks, channels, data_shape[0], **arguments)
