@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from tfp_ar1_cli.atomic import check_writable, free_name
+from tfp_ar1_cli.atomic import check_new_file, free_name
 from tfp_ar1_cli.data import tables
 from tfp_ar1_cli.errors import UserError
 from tfp_ar1_cli.option_fields import COUNT, PATH, SEED, Levels, option, run_argument
@@ -102,9 +102,5 @@ def new_file(
     tables.check_output(out)
     if only_arrays and out.suffix != ".npz":
         raise UserError(f"{out}: images are written to .npz files; choose another --out.")
-    if out.exists():
-        raise UserError(f"{out}: already exists; choose another --out.")
-    if not out.parent.is_dir():
-        raise UserError(f"{out.parent}: no such folder; make it or choose another --out.")
-    check_writable(out)
+    check_new_file(out)
     return out

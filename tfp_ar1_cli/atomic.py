@@ -55,12 +55,22 @@ def free_name(path: pathlib.Path) -> pathlib.Path:
     return next(each for each in itertools.chain([path], numbered) if not each.exists())
 
 
+def check_new_file(file: pathlib.Path) -> None:
+    """Raises a `UserError` unless `atomic` can write this file, and it is new."""
+    if file.exists():
+        raise UserError(f"{file}: already exists; choose another --out.")
+    if not file.parent.is_dir():
+        raise UserError(f"{file.parent}: no such folder; make it or choose another --out.")
+    check_writable(file)
+
+
 def check_new_folder(folder: pathlib.Path) -> None:
-    """Raises a `UserError` unless a folder for `atomic_folder` is new or empty."""
+    """Raises a `UserError` unless `atomic_folder` can write this folder, and it is new or empty."""
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder}: is a file; choose another --out.")
     if folder.exists() and any(folder.iterdir()):
         raise UserError(f"{folder}: already exists and is not empty; choose another --out.")
+    check_writable(folder)
 
 
 def check_space(folder: pathlib.Path, needed: int) -> None:

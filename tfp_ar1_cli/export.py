@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 from tfp_ar1_cli import backend, model_card, run_folder
-from tfp_ar1_cli.atomic import atomic_folder, check_new_folder, check_writable, write_json
+from tfp_ar1_cli.atomic import atomic_folder, check_new_folder, write_json
 from tfp_ar1_cli.errors import UserError, dispensable
 from tfp_ar1_cli.evaluate import load_model
 from tfp_ar1_cli.option_fields import takes
@@ -36,7 +36,6 @@ def export(options: ExportOptions) -> tuple[pathlib.Path, dict[str, Any] | None]
     else:
         out = options.out or run.folder / "export"
     check_new_folder(out)
-    check_writable(out)
     metrics = run.metrics()
     model = load_model(run)
     dtype = model.distribution_dtype.name

@@ -9,7 +9,7 @@ import click
 import numpy as np
 
 from tfp_ar1_cli import kinds, run_folder
-from tfp_ar1_cli.atomic import atomic, atomic_folder, check_new_folder, check_writable, free_name
+from tfp_ar1_cli.atomic import atomic, atomic_folder, check_new_file, check_new_folder, free_name
 from tfp_ar1_cli.errors import UserError, reason
 from tfp_ar1_cli.evaluate import load_model
 from tfp_ar1_cli.option_fields import takes
@@ -36,11 +36,8 @@ def sample(options: SampleOptions) -> pathlib.Path:
     elif out.suffix not in _SUFFIXES:
         known = ", ".join(f"{suffix} ({what})" for suffix, what in _SUFFIXES.items())
         raise UserError(f"{out}: --out must end in {known} or / (a picture of each).")
-    elif out.exists():
-        raise UserError(f"{out}: already exists; choose another --out.")
-    if not out.parent.is_dir():
-        raise UserError(f"{out.parent}: no such folder; make it or choose another --out.")
-    check_writable(out)
+    else:
+        check_new_file(out)
     kind, noise = kinds.of(run.options), options.noise
     model = load_model(run)
     new = np.asarray(model.generate(options.num_samples, seed=options.seed, noise=noise))
