@@ -232,7 +232,7 @@ def test_a_run_has_the_options_of_its_model_alone():
     assert options_of("--network", "cnn").hidden_units is None
     of_images, of_sequences = images.as_json().keys(), sequences.as_json().keys()
     assert of_sequences - of_images == {
-        *("prior", "channels", "window", "hide", "units", "columns")
+        *("prior", "prior_correlations", "channels", "window", "hide", "units", "columns")
     }
     assert of_images - of_sequences == {
         *("latent_dim", "data_dir", "corrupt", "resize", "grayscale")

@@ -269,6 +269,7 @@ def test_an_interrupted_run_is_resumed_where_it_stood(
             patch.setattr(kinds.ImageKind, "draw", interrupt)
         else:
             patch.setattr(checkpoints, "atomic", interrupt)
+            patch.setattr(checkpoints, "SECONDS_BETWEEN", 0)
         code, _, err = cli(*argv)
     assert code == 130
     assert err.splitlines()[-1] == (

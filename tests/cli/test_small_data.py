@@ -143,6 +143,7 @@ def test_early_stopping(cli, monkeypatch, only_training, stopped):
 
     interrupted = []
     monkeypatch.setattr(checkpoints.Checkpoint, "_write", interrupt)
+    monkeypatch.setattr(checkpoints, "SECONDS_BETWEEN", 0)
     assert cli(*argv)[0] == 130
     assert cli(*argv)[0] == 0
     run = run_folder.read_finished(folder)
@@ -183,6 +184,28 @@ def test_an_extended_run_is_one_that_was_longer_from_the_start(cli, only_trainin
     dataset = run_folder.read(folder).options.dataset
     assert cli("train", "--dataset", dataset, *TINY, "--epochs", 5, "--out", "whole")[0] == 0
     assert_same_run("extended", "whole")
+
+
+def test_quick_epochs_share_a_checkpoint(cli, monkeypatch, only_training, finished):
+    """Interrupted later, a run repeats the epochs after it, and is as if it were not."""
+
+    def stop(checkpoint, epoch, logs=None):
+        if epoch == 3:
+            raise KeyboardInterrupt
+        begin(checkpoint, epoch, logs)
+
+    folder, _, _ = finished
+    argv = ["train", "--dataset", run_folder.read(folder).options.dataset, *TINY, "--epochs", 5]
+    begin = checkpoints.Checkpoint.on_epoch_begin
+    monkeypatch.setattr(checkpoints, "SECONDS_BETWEEN", 1e9)
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints.Checkpoint, "on_epoch_begin", stop)
+        assert cli(*argv, "--out", "run")[0] == 130
+    run = run_folder.read(pathlib.Path("run"))
+    assert (run.position(), len(run.history()["loss"])) == ((1, 0), 1)
+    for name in ("run", "whole"):
+        assert cli(*argv, "--out", name)[0] == 0
+    assert_same_run("run", "whole")
 
 
 @pytest.mark.parametrize(

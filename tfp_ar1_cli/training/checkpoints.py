@@ -1,5 +1,6 @@
 """Checkpoints of unfinished runs: written during training, read to resume."""
 
+import math
 import pathlib
 import time
 import zipfile
@@ -15,10 +16,14 @@ from tfp_ar1_cli.errors import UserError
 from tfp_ar1_cli.run_folder import Position, Run
 
 _SECONDS = "seconds"
+# Epochs that take less time share a checkpoint: writing it can take longer than they do.
+SECONDS_BETWEEN = 1.0
 
 
 class Checkpoint(keras.callbacks.Callback):
-    """Saves the state of the training in the run's folder, after every epoch and every few steps.
+    """Saves the state of the training in the run's folder, after epochs and every few steps.
+
+    It is saved after every epoch, unless the last time was less than `SECONDS_BETWEEN` ago.
 
     The state consists of all variables of the model and the optimizer: weights, moments, step
     counter, states of the random number generators, and the running means of the metrics. As the
@@ -57,6 +62,7 @@ class Checkpoint(keras.callbacks.Callback):
         self._state: dict[str, np.ndarray] = {}
         self._history = run.history()
         self._earlier_seconds = 0.0
+        self._written = -math.inf
 
     def restore(self) -> Position:
         """Restores the latest checkpoint, or the run's initial state; returns the position."""
@@ -113,19 +119,21 @@ class Checkpoint(keras.callbacks.Callback):
         self._seconds = self._elapsed()
 
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
-        """Writes history and checkpoint."""
+        """Writes history and checkpoint, unless it has just done so."""
         for name, value in {**(logs or {}), "seconds": self._seconds}.items():
             self._history.setdefault(name, []).append(float(value))
-        if self._run.worker == 0:
-            write_json(self._run.history_file, self._history)
         if self._run.options.patience is not None:
             losses = self._history["val_loss"]
             if run_folder.best_epoch(losses) == len(losses):
                 # Before the checkpoint: if killed in between, the epoch is repeated identically.
                 self._save(self._run.best_file, state_of(self.model))
-        self._write(Position(epoch + 1, 0))
         if run_folder.has_waited(self._history["val_loss"], self._run.options.patience):
             self.model.stop_training = True
+        ended = self.model.stop_training or epoch + 1 == self.params["epochs"]
+        # Workers read variables together, so their clocks must not decide.
+        together = self._run.options.strategy != "none"
+        if ended or together or time.perf_counter() - self._written >= SECONDS_BETWEEN:
+            self._write(Position(epoch + 1, 0))
 
     def _elapsed(self) -> float:
         return self._earlier_seconds + time.perf_counter() - self._start
@@ -133,10 +141,13 @@ class Checkpoint(keras.callbacks.Callback):
     def _write(self, position: Position) -> None:
         state: dict[str, Any] = {_SECONDS: self._elapsed(), **state_of(self.model)}
         self._run.add_skipped(self._skipped())
+        if self._run.worker == 0:
+            write_json(self._run.history_file, self._history)
         old = {} if self._run.worker else self._run.checkpoint_files()
         self._save(self._run.checkpoints / f"{position.epoch}-{position.step}.npz", state)
         for path in old.values():
             path.unlink()
+        self._written = time.perf_counter()
 
     def _save(self, place: pathlib.Path, state: dict[str, Any]) -> None:
         """Writes a state; only the first worker does."""
