@@ -194,8 +194,8 @@ def tables(results: dict[str, Any]) -> str:
         f"{results['versions']['tensorflow']}, Keras {results['versions']['keras']}. The paper's "
         "network (784-400-10-400-784), Adam, random images; the batch is that of all replicas",
         "together; medians. A step has its input; the loop of `fit` around it is not counted. All",
-        "layouts share the same cores, so more replicas cannot be faster; the table shows what they",
-        "cost.",
+        "layouts share the same cores, so more replicas cannot be faster; the table shows what",
+        "they cost.",
         "",
         "| batch | layout | images per second | relative |",
         "| --- | --- | --- | --- |",
