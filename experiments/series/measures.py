@@ -7,8 +7,7 @@ import numpy as np
 
 from tfp_ar1_cli import backend
 
-# The levels of the quantiles kept from draws, for central intervals and for the histogram of the
-# probability integral transform.
+# The levels of the quantiles kept from draws, for central intervals.
 LEVELS = np.arange(1, 20) / 20
 HORIZONS = (1, 2, 5, 10, 20, 50)
 LAGS = (1, 2, 5, 10, 20, 50)
@@ -46,9 +45,9 @@ def of_model(model: Any) -> Predictor:
 def scores(draws: Draws, x: np.ndarray, where: np.ndarray) -> dict[str, Any]:
     """Errors and intervals of the values `where`.
 
-    The root mean square error; the mean and the median of the absolute errors, which are not
-    dominated by a few windows with artefacts; the coverage of central 50% and 90% intervals; the
-    root of the mean predicted variance; and the share of values between neighbouring `LEVELS`.
+    The root mean square error; the median of the absolute errors, which is not dominated by a few
+    windows with artefacts; the coverage of central 50% and 90% intervals; and the root of the mean
+    predicted variance.
     """
     if not where.any():
         return {}
@@ -56,7 +55,6 @@ def scores(draws: Draws, x: np.ndarray, where: np.ndarray) -> dict[str, Any]:
     error = np.abs(truth - mean)
     found = {
         "rmse": np.sqrt(np.mean(error**2)),
-        "mae": np.mean(error),
         "median_error": np.median(error),
     }
     if not np.isnan(draws.stddev[where]).any():
@@ -66,8 +64,6 @@ def scores(draws: Draws, x: np.ndarray, where: np.ndarray) -> dict[str, Any]:
             "coverage": share[1:-1].sum(),
             "coverage_50": share[5:15].sum(),
             "spread": np.sqrt(np.mean(draws.stddev[where].astype(np.float64) ** 2)),
-            "median_spread": np.median(draws.stddev[where]),
-            "pit": share,
         }
         found["ratios"] = error / draws.stddev[where]
     return found
