@@ -328,15 +328,14 @@ class RunOptions:
         for name, value in (("beta", self.beta != 1), ("warmup_steps", self.warmup_steps)):
             if value and self.objective != "elbo":
                 self._refuse(name, f"--objective elbo, not for {self.objective}")
-        if self.prior_correlations:
-            if self.prior != "ar1":
-                self._refuse("prior_correlations", f"--prior ar1, not for {self.prior}")
-            number = len(self.prior_correlations)
-            if number != self.channels:
-                raise click.UsageError(
-                    f"--prior-correlations needs a number for each of the {self.channels} latent "
-                    f"paths, not {number}; give --channels {number} too?"
-                )
+        if self.prior != "ar1":
+            self._refuse("prior_correlations", f"--prior ar1, not for {self.prior}")
+        number = len(self.prior_correlations or ())
+        if number not in (0, self.channels):
+            raise click.UsageError(
+                f"--prior-correlations needs a number for each of the {self.channels} latent "
+                f"paths, not {number}; give --channels {number} too?"
+            )
         if self.corrupt == "skip" and not loading.is_stream(self.dataset):
             self._refuse("corrupt", f"{streams.CHOICES}, not for {self.dataset}")
         for name in ("resize", "grayscale"):
