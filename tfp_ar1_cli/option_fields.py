@@ -31,23 +31,55 @@ class Finite(click.FloatRange):
         return number
 
 
-class Counts(click.ParamType):
+class _List(click.ParamType):
+    """Numbers, separated by commas."""
+
+    name = "numbers"
+    type_of_each: type = float
+    described: str
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> tuple:
+        if isinstance(value, tuple):
+            return value
+        try:
+            numbers = tuple(self.type_of_each(part) for part in value.split(","))
+        except ValueError:
+            numbers = ()
+        if not numbers or not self.allows(numbers):
+            self.fail(f"{value!r} is not a list of {self.described}.", param, ctx)
+        return numbers
+
+    def allows(self, numbers: tuple) -> bool:
+        """Whether these may be given."""
+        raise NotImplementedError
+
+
+class Counts(_List):
     """Positive whole numbers, separated by commas."""
 
-    name = "integers"
+    name, type_of_each = "integers", int
+    described = "positive whole numbers like 400 or 400,200"
 
-    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[int, ...]:  # noqa: D102
-        try:
-            numbers = tuple(int(part) for part in value.split(","))
-        except ValueError:
-            numbers = (0,)
-        if min(numbers) < 1:
-            self.fail(
-                f"{value!r} is not a list of positive whole numbers like 400 or 400,200.",
-                param,
-                ctx,
-            )
-        return numbers
+    def allows(self, numbers: tuple[int, ...]) -> bool:  # noqa: D102
+        return min(numbers) >= 1
+
+
+class Levels(_List):
+    """Increasing numbers between 0 and 1, separated by commas."""
+
+    described = "increasing numbers between 0 and 1 like 0.05,0.95"
+
+    def allows(self, numbers: tuple[float, ...]) -> bool:  # noqa: D102
+        return all(0 < x < 1 for x in numbers) and list(numbers) == sorted(set(numbers))
+
+
+class Correlations(_List):
+    """Numbers between -1 and 1, separated by commas."""
+
+    described = "numbers between -1 and 1 like 0.9,0.99,0.999"
+
+    def allows(self, numbers: tuple[float, ...]) -> bool:  # noqa: D102
+        return all(-1 < x < 1 for x in numbers)
 
 
 class Size(click.ParamType):
@@ -66,46 +98,6 @@ class Size(click.ParamType):
                 ctx,
             )
         return int(match[1]), int(match[2] or match[1])
-
-
-class Levels(click.ParamType):
-    """Increasing numbers between 0 and 1, separated by commas."""
-
-    name = "numbers"
-
-    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[float, ...]:  # noqa: D102
-        if isinstance(value, tuple):
-            return value
-        try:
-            levels = tuple(float(part) for part in value.split(","))
-        except ValueError:
-            levels = (0.0,)
-        if not all(0 < level < 1 for level in levels) or list(levels) != sorted(set(levels)):
-            self.fail(
-                f"{value!r} is not a list of increasing numbers between 0 and 1 like 0.05,0.95.",
-                param,
-                ctx,
-            )
-        return levels
-
-
-class Correlations(click.ParamType):
-    """Numbers between -1 and 1, separated by commas."""
-
-    name = "numbers"
-
-    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[float, ...]:  # noqa: D102
-        try:
-            correlations = tuple(float(part) for part in value.split(","))
-        except ValueError:
-            correlations = (1.0,)
-        if not all(-1 < correlation < 1 for correlation in correlations):
-            self.fail(
-                f"{value!r} is not a list of numbers between -1 and 1 like 0.9,0.99,0.999.",
-                param,
-                ctx,
-            )
-        return correlations
 
 
 def option(

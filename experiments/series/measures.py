@@ -8,7 +8,7 @@ import numpy as np
 from tfp_ar1_cli import backend
 
 # The levels of the quantiles kept from draws, for central intervals.
-LEVELS = np.arange(1, 20) / 20
+LEVELS = np.array([0.05, 0.25, 0.75, 0.95])
 HORIZONS = (1, 2, 5, 10, 20, 50)
 LAGS = (1, 2, 5, 10, 20, 50)
 _SAMPLES = 100
@@ -61,8 +61,8 @@ def scores(draws: Draws, x: np.ndarray, where: np.ndarray) -> dict[str, Any]:
         above = (truth > draws.quantiles[:, where]).sum(axis=0)
         share = np.bincount(above, minlength=len(LEVELS) + 1) / len(truth)
         found |= {
-            "coverage": share[1:-1].sum(),
-            "coverage_50": share[5:15].sum(),
+            "coverage": share[1:4].sum(),
+            "coverage_50": share[2],
             "spread": np.sqrt(np.mean(draws.stddev[where].astype(np.float64) ** 2)),
         }
         found["ratios"] = error / draws.stddev[where]

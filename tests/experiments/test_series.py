@@ -20,7 +20,7 @@ def normal_predictor(mean, stddev):
     def predict(x, length, steps):
         shape = x[:, steps].shape
         quantiles = mean + stddev * scipy.stats.norm.ppf(measures.LEVELS)
-        quantiles = np.broadcast_to(quantiles[:, None, None, None], (19, *shape))
+        quantiles = np.broadcast_to(quantiles[:, None, None, None], (len(quantiles), *shape))
         return measures.Draws(np.full(shape, mean), np.full(shape, stddev), quantiles)
 
     return predict
