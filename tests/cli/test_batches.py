@@ -74,6 +74,15 @@ def test_a_dataset_begins_at_any_step():
     assert spec == tf.TensorSpec([None, 1], tf.float32)
 
 
+def test_validation_is_in_order():
+    x = {"x": X, "length": np.arange(10, dtype=np.int32)}
+    fit = Batches(X, 4, seed=0).validation(x, tf.distribute.get_strategy())
+    batches = [batch for (batch,) in fit["validation_data"].as_numpy_iterator()]
+    assert [len(batch["length"]) for batch in batches] == [4, 4, 2]
+    for name, array in x.items():
+        np.testing.assert_array_equal(np.concatenate([batch[name] for batch in batches]), array)
+
+
 def test_errors_of_the_data_are_kept():
     class Broken:
         shape, dtype, ndim = (4, 1), np.dtype(np.float32), 2

@@ -128,8 +128,7 @@ def _train(
                 initial_epoch=position.epoch,
                 steps_per_epoch=steps - position.step,
                 shuffle=False,
-                validation_data=(data.monitored,),
-                validation_batch_size=options.batch_size,
+                **batches.validation(data.monitored, strategy),
                 verbose=0,
                 callbacks=[*callbacks, checkpoint],
             )
