@@ -26,7 +26,7 @@ if keras.config.backend() != "tensorflow":
     )
 
 # Decorator: compiles a method of a model, once for each model.
-compiled_method = tf.function(reduce_retracing=True)
+compiled_method = tf.function(reduce_retracing=True, autograph=False)
 is_symbolic = tf.is_symbolic_tensor
 
 

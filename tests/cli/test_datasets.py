@@ -235,7 +235,7 @@ def test_arrays_that_are_no_images(refused, kind, x, expected):
         (
             {"x": np.linspace(-0.5, 1.5, 16).reshape(4, 4)},
             "8 of 16 values lie outside [0, 1] (they range from -0.5 to 1.5); rescale them, store "
-            "0 to 255 as uint8, or use --likelihood gaussian",
+            "0 to 255 as uint8, or train with --likelihood gaussian",
         ),
         ({"x": BYTES.astype(float)}, "they range from 0 to 255); rescale them, store 0 to 255 as"),
         ({"x": np.full((4, 4), 255)}, "16 of 16 values lie outside [0, 1]"),

@@ -77,7 +77,8 @@ def wrong_values(x: np.ndarray, likelihood: str) -> str | None:
     if likelihood == "bernoulli" and (outside := np.count_nonzero((x < 0) | (x > 1))):
         return (
             f"{outside} of {x.size} values lie outside [0, 1] (they range from {x.min():.6g} to "
-            f"{x.max():.6g}); rescale them, store 0 to 255 as uint8, or use --likelihood gaussian"
+            f"{x.max():.6g}); rescale them, store 0 to 255 as uint8, or train with --likelihood "
+            "gaussian"
         )
     return None
 

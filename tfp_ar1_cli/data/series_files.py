@@ -210,7 +210,7 @@ def check_values(table: SeriesTable, what: str, likelihood: str, empty: bool = F
     if likelihood == "bernoulli" and (outside := np.count_nonzero((x < 0) | (x > 1))):
         raise UserError(
             f"{what}: {outside} of {x.size} values lie outside [0, 1] (they range from "
-            f"{np.nanmin(x):.6g} to {np.nanmax(x):.6g}); use --likelihood gaussian."
+            f"{np.nanmin(x):.6g} to {np.nanmax(x):.6g}); train with --likelihood gaussian."
         )
     check_length(table.length, len(x), x.shape[1], f"{what}: length")
     if not empty and (number := np.count_nonzero(np.isnan(x).all(axis=(1, 2)))):
